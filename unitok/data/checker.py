@@ -1,0 +1,349 @@
+"""Reads a `shapes` picture back without any learned part, so that "does it show what the caption says" is a fact.
+
+    pixels -> pieces that stand out from white -> colour (unmixed from white) -> best of the eight outlines -> objects
+
+It forgives what a VQ decoder does to a good picture (a blur of about a pixel, noise, small specks) and nothing else: a
+blob without a clear outline has no shape, a colour far from the palette is no colour, and both then count as wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+import numpy as np
+import torch
+
+from tokenizers_vq.errors import UserError
+
+from .shapes import (
+    COLOURS,
+    MIN_SIZE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Facts,
+    Kind,
+    Object,
+    Scene,
+    box,
+    coverage,
+    describe,
+    holds,
+    parse,
+)
+
+ATTRIBUTES = ("count", "shape", "colour", "size", "relation")
+
+# "Ink" is what a pixel lacks to white, 255 - rgb. Mixing with white scales it and keeps its direction.
+_NAMES = list(COLOURS)
+_INK = 255.0 - np.array([COLOURS[name] for name in _NAMES])  # (C, 3)
+_DIRECTION = _INK / np.linalg.norm(_INK, axis=1, keepdims=True)  # (C, 3)
+_KINDS = [Kind(size, _NAMES[0], shape) for size in SIZES for shape in SHAPES]  # templates; the colour plays no part
+
+FOREGROUND = 90.0
+"""Ink in the strongest channel from which a pixel belongs to an object: about 0.4 of any of the colours."""
+SMALLEST = 0.35
+"""A piece with less area than this share of the smallest object is a speck and is ignored."""
+COLOUR_LIMIT = 60.0
+"""Largest RGB distance between an object's colour and a palette colour; any two of these are at least 110 apart."""
+FIT_LIMIT = 0.75
+"""Least overlap (intersection over union of soft masks) of an object with the best outline."""
+MOST = 6
+"""Only so many pieces, the largest, are compared with the outlines: the count is wrong by then."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object found in a picture. An attribute that cannot be told is None; x and y are as in `Object`."""
+
+    size: str | None
+    colour: str | None
+    shape: str | None
+    x: float
+    y: float
+    fit: float
+    """Overlap with the best outline, 0 to 1; clean pictures give about 0.95, see `FIT_LIMIT`."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far a picture shows what a caption says.
+
+    The caption's objects are assigned to found objects one to one, such that most attributes and relations come out
+    right; an object that the picture lacks has no attribute right. Shares are over the caption's objects (or relations).
+    """
+
+    count: bool
+    """The picture has as many objects as the caption."""
+    shape: float
+    colour: float
+    size: float
+    relation: float | None
+    """None for a caption without a relation."""
+    found: tuple[Found, ...] = ()
+
+    @property
+    def all(self) -> bool:
+        """Everything is right: the picture shows this scene."""
+        return self.count and self.shape == self.colour == self.size == 1 and self.relation in (None, 1)
+
+
+def accuracy(verdicts: list[Verdict]) -> dict[str, float]:
+    """Accuracy per attribute (the mean of the pictures' shares) and "scene", the share of pictures that are all right.
+
+    "relation" is the mean over captions that have one, and missing when there is none.
+    """
+    if not verdicts:
+        raise UserError("no pictures to average over: check at least one picture")
+    result = {}
+    for name in ATTRIBUTES:
+        shares = [float(getattr(v, name)) for v in verdicts if getattr(v, name) is not None]
+        if shares:
+            result[name] = sum(shares) / len(shares)
+    return {**result, "scene": sum(v.all for v in verdicts) / len(verdicts)}
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_picture(picture: np.ndarray | torch.Tensor) -> list[Found]:
+    """The objects of a picture, in no special order.
+
+    Args:
+        picture: uint8, (N, N, 3) array or (3, N, N) tensor, N at least 24.
+
+    Raises:
+        UserError: Another type or shape.
+    """
+    pixels = _pixels(picture)
+    ink = 255.0 - pixels  # (N, N, 3)
+    found = []
+    for piece, others in _pieces(ink):
+        found.append(_identify(ink, piece, others))
+    return found
+
+
+def caption_from_picture(picture: np.ndarray | torch.Tensor) -> str | None:
+    """The canonical caption of a picture as the checker reads it, or None when it is not clearly a scene."""
+    objects = []
+    for thing in read_picture(picture):
+        if thing.size is None or thing.colour is None or thing.shape is None:
+            return None
+        objects.append(Object(Kind(thing.size, thing.colour, thing.shape), thing.x, thing.y))
+    return describe(Scene(tuple(objects))) if 1 <= len(objects) <= 3 else None
+
+
+def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
+    """As (N, N, 3) float64."""
+    array = picture.detach().cpu().permute(1, 2, 0).numpy() if isinstance(picture, torch.Tensor) else picture
+    square = array.ndim == 3 and array.shape[0] == array.shape[1] >= MIN_SIZE and array.shape[2] == 3
+    if array.dtype != np.uint8 or not square:
+        raise UserError(
+            f"a picture to check is {picture.dtype} {tuple(picture.shape)}: give uint8, (N, N, 3) as an array or "
+            f"(3, N, N) as a tensor, N at least {MIN_SIZE}"
+        )
+    return array.astype(np.float64)
+
+
+def _pieces(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(mask, mask of all other pieces) of the connected pieces that are no specks, largest first, at most `MOST`."""
+    smallest = SMALLEST * min(_area(kind) for kind in _KINDS) * ink.shape[0] ** 2
+    foreground = ink.max(axis=2) > FOREGROUND
+    pieces = []
+    for mask in _components(foreground):
+        if mask.sum() < smallest:
+            continue
+        # Two objects that touch are one component; tell them apart when they differ in colour.
+        # A colour counts where it is solid: blurred edges can look like another colour, but only a pixel wide.
+        likeness = ink @ _DIRECTION.T  # (N, N, C)
+        nearest = np.argmax(likeness, axis=2)
+        present = [c for c in np.unique(nearest[mask]) if _core(mask & (nearest == c)).any()]
+        if len(present) > 1:
+            nearest = np.argmax(likeness[:, :, present], axis=2)
+            parts = [part for i in range(len(present)) for part in _components(mask & (nearest == i))]
+            pieces += [part for part in parts if part.sum() >= smallest]
+        else:
+            pieces.append(mask)
+    pieces.sort(key=lambda mask: -int(mask.sum()))
+    return [(mask, foreground & ~mask) for mask in pieces]
+
+
+def _components(mask: np.ndarray) -> list[np.ndarray]:
+    """The 4-connected components of a boolean (H, W) mask, each a mask; by union-find over horizontal runs."""
+    runs: list[tuple[int, int, int]] = []  # (row, start, stop)
+    parent: list[int] = []
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # (H, W + 1)
+    starts, stops = (
+        np.argwhere(edges == 1),
+        np.argwhere(edges == -1),
+    )  # row-major, so the k-th start meets the k-th stop
+    above = 0  # first run that may touch the current one
+    for k, ((row, start), (_, stop)) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        runs.append((row, start, stop))
+        parent.append(k)
+        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] <= start):
+            above += 1
+        for j in range(above, k):
+            if runs[j][0] == row or runs[j][1] >= stop:
+                break
+            parent[root(j)] = root(k)
+    components: dict[int, np.ndarray] = {}
+    for k, (row, start, stop) in enumerate(runs):
+        components.setdefault(root(k), np.zeros_like(mask))[row, start:stop] = True
+    return list(components.values())
+
+
+def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
+    """Colour, outline and place of one piece."""
+    n = ink.shape[0]
+    direction = _DIRECTION[np.argmax(_DIRECTION @ ink[piece].sum(axis=0))]
+    nearest = _INK[np.argmax(_INK @ direction / np.linalg.norm(_INK, axis=1))]
+    # Soft mask: the share of the colour in each pixel, with the faint rim around the piece.
+    rim = _grown(piece, max(1, round(n / 32))) & ~others
+    soft = np.where(rim, np.clip(ink @ nearest / (nearest @ nearest), 0, 1), 0)  # (N, N)
+    mass = soft.sum()
+    grid = np.arange(n) + 0.5
+    cx, cy = float(soft.sum(axis=0) @ grid / mass), float(soft.sum(axis=1) @ grid / mass)
+
+    # Compare with each outline at this centroid, on a window that holds the largest; both sides smoothed, so that a
+    # sharp and a slightly blurred picture fit equally well.
+    radius = _radius(n)
+    x0, y0 = int(cx), int(cy)
+    window = np.pad(soft, radius)[y0 : y0 + 2 * radius + 1, x0 : x0 + 2 * radius + 1]
+    outlines = _outlines(n, round((cx - x0) * _STEPS), round((cy - y0) * _STEPS))  # (8, K, K)
+    smooth = _smooth(window[None])
+    best = int(np.argmin(((outlines - smooth) ** 2).sum(axis=(1, 2))))
+    outline = outlines[best]
+    fit = float(np.minimum(outline, smooth[0]).sum() / np.maximum(outline, smooth[0]).sum())
+    kind = _KINDS[best]
+
+    # The colour that, mixed with white as the outline says, comes nearest to the pixels.
+    patch = np.pad(np.where(rim[:, :, None], ink, 0), ((radius, radius), (radius, radius), (0, 0)))
+    patch = _smooth(patch[y0 : y0 + 2 * radius + 1, x0 : x0 + 2 * radius + 1].transpose(2, 0, 1))  # (3, K, K)
+    colour = (patch * outline).sum(axis=(1, 2)) / (outline**2).sum()
+    distance = np.linalg.norm(_INK - colour, axis=1)
+    clear = fit >= FIT_LIMIT
+    return Found(
+        size=kind.size if clear else None,
+        colour=_NAMES[int(np.argmin(distance))] if distance.min() <= COLOUR_LIMIT else None,
+        shape=kind.shape if clear else None,
+        x=cx / n,
+        y=cy / n - _centroid_drop(kind),
+        fit=fit,
+    )
+
+
+_STEPS = 8  # outlines are rendered at centroids on a grid of 1/8 pixel
+
+
+def _area(kind: Kind) -> float:
+    width, height = box(kind)
+    return width * height * {"circle": 0.7854, "square": 1.0, "triangle": 0.5, "cross": 0.5904}[kind.shape]
+
+
+def _centroid_drop(kind: Kind) -> float:
+    """How far the centroid lies below the centre of the box, as a share of the canvas: not 0 for triangles alone."""
+    return box(kind)[1] / 6 if kind.shape == "triangle" else 0.0
+
+
+def _radius(n: int) -> int:
+    return int(0.5 * max(max(box(kind)) for kind in _KINDS) * n * 1.34) + 3
+
+
+@lru_cache(maxsize=256)
+def _outlines(n: int, x: int, y: int) -> np.ndarray:
+    """Smoothed soft masks of the eight outlines, (8, K, K); centroids x, y eighths of a pixel into the middle pixel."""
+    radius = _radius(n)
+    width = 2 * radius + 1
+    masks = np.zeros((len(_KINDS), width, width))
+    for i, kind in enumerate(_KINDS):
+        # `coverage` draws at sizes of the canvas; the window is a cut-out of a canvas of n pixels around its middle.
+        middle = n // 2
+        rows, columns, counts = coverage(
+            kind, (middle + x / _STEPS) / n, (middle + y / _STEPS) / n - _centroid_drop(kind), n
+        )
+        top, left = rows.start - middle + radius, columns.start - middle + radius
+        masks[i, top : top + counts.shape[0], left : left + counts.shape[1]] = counts / 64
+    return _smooth(masks)
+
+
+def _smooth(stack: np.ndarray) -> np.ndarray:
+    """(..., H, W) under the binomial filter 1 2 1 along both axes, a blur of 0.7 pixels; zeros outside."""
+    stack = np.pad(stack, [(0, 0)] * (stack.ndim - 2) + [(1, 1), (1, 1)])
+    stack = stack[..., :-2, :] + 2 * stack[..., 1:-1, :] + stack[..., 2:, :]
+    return (stack[..., :-2] + 2 * stack[..., 1:-1] + stack[..., 2:]) / 16
+
+
+def _core(mask: np.ndarray) -> np.ndarray:
+    """The pixels whose four neighbours are in the mask too."""
+    padded = np.pad(mask, 1)
+    return mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def _grown(mask: np.ndarray, steps: int) -> np.ndarray:
+    for _ in range(steps):
+        padded = np.pad(mask, 1)
+        mask = padded[:-2] | padded[1:-1] | padded[2:]
+        mask = mask[:, :-2] | mask[:, 1:-1] | mask[:, 2:]
+    return mask
+
+
+# --- checking -------------------------------------------------------------------------------------------------------
+
+
+def check(picture: np.ndarray | torch.Tensor, caption: str) -> Verdict:
+    """Compares a picture with a caption; see `Verdict`, and `read_picture` for the picture.
+
+    Raises:
+        UserError: The caption is not a sentence of the shapes language.
+    """
+    facts = parse(caption)
+    if facts is None:
+        raise UserError(
+            f"{caption!r} is not a shapes caption: write such as 'a large blue square left of a small red circle', "
+            f"with {' / '.join(SIZES)}, {' / '.join(COLOURS)}, {' / '.join(SHAPES)}, {' / '.join(RELATIONS)}"
+        )
+    return judge(read_picture(picture), facts)
+
+
+def judge(found: list[Found], facts: Facts) -> Verdict:
+    """Compares found objects with the facts of a caption under the best assignment."""
+    wanted = len(facts.kinds)
+    # Missing objects are None, so that a caption of three can be compared with a picture of one.
+    candidates: list[Found | None] = [*found[:MOST], *[None] * max(0, wanted - len(found))]
+    shape, colour, size, related = max(
+        (_right(things, facts) for things in permutations(candidates, wanted)), key=lambda right: sum(right)
+    )
+    relations = len(facts.relations)
+    return Verdict(
+        count=len(found) == wanted,
+        shape=shape / wanted,
+        colour=colour / wanted,
+        size=size / wanted,
+        relation=related / relations if relations else None,
+        found=tuple(found),
+    )
+
+
+def _right(things: tuple[Found | None, ...], facts: Facts) -> tuple[int, int, int, int]:
+    """How many shapes, colours, sizes and relations are right when the caption's objects are these things."""
+    pairs = [(thing, kind) for thing, kind in zip(things, facts.kinds, strict=True) if thing is not None]
+    return (
+        sum(thing.shape == kind.shape for thing, kind in pairs),
+        sum(thing.colour == kind.colour for thing, kind in pairs),
+        sum(thing.size == kind.size for thing, kind in pairs),
+        sum(_holds(things[subject], name, things[other]) for subject, name, other in facts.relations),
+    )
+
+
+def _holds(subject: Found | None, name: str, other: Found | None) -> bool:
+    return subject is not None and other is not None and holds(subject, name, other)
