@@ -1,0 +1,140 @@
+"""The commands that use a model. Free of torch until one runs, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tokenizers_vq.errors import Problems
+
+from .config import SampleSettings
+
+
+def sample(
+    prompts: list[str],
+    model: Path,
+    captions: Path | None = None,
+    n: int = 4,
+    out: Path = Path("runs/samples"),
+    seed: int = 0,
+    guidance: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    steps: int = 12,
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Draw pictures from captions.
+
+    Writes PNGs, a labelled contact sheet (sheet.png) and one JSON line per picture (pictures.jsonl) that reproduces
+    it. Run again with the same options to go on where it stopped.
+
+    Args:
+        prompts: Captions to draw.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        captions: File with one caption per line, instead of or in addition to the captions given.
+        n: Pictures for each caption, with the seeds seed, seed + 1, ...
+        out: Folder for the results.
+        seed: Seed of the first picture of each caption.
+        guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
+        temperature: Divides the logits; 0 takes the most likely code.
+        top_k: Keep the k most likely codes; 0 keeps all.
+        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all.
+        steps: Passes of masked-token decoding.
+        batch_size: Pictures that are decoded together; changes the speed, not the pictures.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok sample --model runs/demo/generator "a small red circle left of a large blue square" --n 4
+    """
+    settings = SampleSettings(guidance, temperature, top_k, top_p, steps)
+    problems = Problems()
+    wanted = list(prompts)
+    if captions is not None:
+        problems.check(captions.is_file(), f"--captions {captions} is not a file")
+        if captions.is_file():
+            wanted += [line.strip() for line in captions.read_text().splitlines() if line.strip()]
+    problems.check(bool(wanted), 'nothing to draw: give captions, as in unitok sample --model DIR "a red circle"')
+    problems.check(n >= 1, f"--n is {n}: choose 1 or more")
+    problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
+    problems.raise_if_any()
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+
+    from .outputs import PictureFolder
+    from .pipeline import draw
+
+    loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    for caption in wanted:
+        loaded.text_ids(caption)  # one that is too long is refused before anything is written
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
+    jobs = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
+    jobs = [job for job in jobs if job not in folder.done]
+    for start in track(range(0, len(jobs), batch_size), "drawing", console=Console(stderr=True)):
+        part = jobs[start : start + batch_size]
+        pictures = draw(
+            loaded,
+            [caption for caption, _ in part],
+            settings,
+            [number for _, number in part],
+            batch_size=batch_size,
+            precision=precision,
+        )
+        for (caption, number), picture in zip(part, pictures, strict=True):
+            folder.add(caption, number, picture)
+    print(folder.write_sheet(columns=n))
+
+
+def caption(
+    pictures: list[Path],
+    model: Path,
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Write captions of pictures, one line each: file, tab, caption.
+
+    Args:
+        pictures: Picture files.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        batch_size: Pictures that are read together; changes the speed, not the captions.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok caption --model runs/demo/generator runs/pictures/00000-a-small-red-circle-s0.png
+    """
+    problems = Problems()
+    problems.check(bool(pictures), "nothing to caption: give picture files")
+    problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
+    for path in pictures:
+        problems.check(path.is_file(), f"{path} is not a file")
+    problems.raise_if_any()
+
+    import torch
+
+    from unitok.data.decoding import PictureError, decode
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+
+    from .pipeline import caption as write_captions
+
+    loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    size = loaded.image_tokenizer.image_size
+    images = []
+    for path in pictures:
+        try:
+            images.append(decode(path.read_bytes(), size))
+        except PictureError as error:
+            problems.check(False, f"{path} cannot be read as a picture: {error}")
+    problems.raise_if_any()
+    texts = write_captions(loaded, torch.stack(images), batch_size=batch_size, precision=precision)
+    for path, text in zip(pictures, texts, strict=True):
+        print(f"{path}\t{text}")

@@ -1,0 +1,53 @@
+"""From logits to ids: a row of small pure functions. Logits are (..., V) float32."""
+
+from __future__ import annotations
+
+import torch
+
+from .config import SampleSettings
+
+
+def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2207.12598) over 2B rows, conditional ones first, to B rows."""
+    if scale == 1:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Minus infinity for all but the k largest; 0 keeps all."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    smallest = logits.topk(k, -1).values[..., -1:]
+    return logits.masked_fill(logits < smallest, float("-inf"))
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Minus infinity outside the smallest set with probability p (nucleus sampling, arXiv:1904.09751); 0 or 1 keep
+    all."""
+    if p == 0 or p == 1:
+        return logits
+    ordered, index = logits.sort(-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    outside = probabilities.cumsum(-1) - probabilities >= p  # the first id that reaches p still belongs
+    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), float("-inf"))
+
+
+def probabilities(logits: torch.Tensor, settings: SampleSettings) -> torch.Tensor:
+    """Temperature, top-k and top-p, then softmax. Temperature 0 puts everything on the most likely id."""
+    if settings.temperature == 0:
+        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = keep_top_k(logits / settings.temperature, settings.top_k)
+    return keep_top_p(logits, settings.top_p).softmax(-1)
+
+
+def pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF sampling: probabilities (..., V) and uniform draws (...) in [0, 1) to ids (...).
+
+    One number per id decides, so a row's draw is the same in any batch and on any device.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    point = uniform.double() * cumulative[..., -1]
+    ids = (cumulative <= point[..., None]).sum(-1)
+    return ids.clamp(max=probabilities.shape[-1] - 1)

@@ -1,0 +1,35 @@
+"""Errors that a user can act on.
+
+They live in the lowest room so that every room can raise them. The command line prints a `UserError` as one line,
+without a traceback, and leaves with exit code 2; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong: says what, the value, what is allowed, and what to do next."""
+
+
+class Problems:
+    """Collects everything that is wrong with a request, so that it is reported together.
+
+    >>> problems = Problems()
+    >>> problems.check(False, "sample.top_p is 1.5: choose a value above 0 and up to 1")
+    >>> problems.raise_if_any()
+    Traceback (most recent call last):
+    tokenizers_vq.errors.UserError: sample.top_p is 1.5: choose a value above 0 and up to 1
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def check(self, ok: bool, message: str) -> None:
+        if not ok:
+            self.messages.append(message)
+
+    def raise_if_any(self) -> None:
+        if len(self.messages) == 1:
+            raise UserError(self.messages[0])
+        if self.messages:
+            raise UserError("\n  ".join([f"{len(self.messages)} problems:", *self.messages]))

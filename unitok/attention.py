@@ -1,0 +1,114 @@
+"""The group rule and its backends.
+
+    position q may attend to position k  <=>  same document, k is not padding, and group[k] <= group[q]
+
+Text opens a group per token (causal); an image that is filled in by confidence is one group (full attention inside);
+an image drawn code by code opens a group per code; a picture given as context is one group (prefix attention). No
+other mask is written anywhere. `visibility` turns groups and documents into what a backend wants, `attend` runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tokenizers_vq.errors import UserError
+
+
+@dataclass
+class Visibility:
+    """Who sees whom, in a backend's own form."""
+
+    backend: str
+    causal: bool = False
+    """Plain causal attention of equally many queries and keys; then `mask` is None."""
+    mask: Any = None
+    """None: everyone sees everyone. sdpa, xformers: (B, 1, Q, K) bool, True = may attend. flex: a BlockMask."""
+
+
+def allowed(
+    query_groups: torch.Tensor, query_documents: torch.Tensor, key_groups: torch.Tensor, key_documents: torch.Tensor
+) -> torch.Tensor:
+    """The rule itself: (B, Q) queries and (B, K) keys give (B, 1, Q, K) bool. Documents of -1 are padding."""
+    same = query_documents[:, :, None] == key_documents[:, None, :]
+    seen = key_groups[:, None, :] <= query_groups[:, :, None]
+    return (same & seen & (key_documents >= 0)[:, None, :])[:, None]
+
+
+def visibility(
+    query_groups: torch.Tensor,
+    query_documents: torch.Tensor,
+    key_groups: torch.Tensor,
+    key_documents: torch.Tensor,
+    *,
+    causal: bool = False,
+    backend: str = "sdpa",
+) -> Visibility:
+    """Groups and documents, (B, Q) and (B, K), in the form that `backend` wants.
+
+    `causal` says that the rule is known to reduce to plain causal attention: one document to a row, each position a
+    group of its own, padding only at the end.
+    """
+    if backend == "flex":
+        return Visibility(backend, mask=_block_mask(query_groups, query_documents, key_groups, key_documents))
+    if causal and backend == "sdpa":
+        return Visibility(backend, causal=True)
+    return Visibility(backend, mask=allowed(query_groups, query_documents, key_groups, key_documents))
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:
+    """Attention of q (B, H, Q, D) over k, v (B, G, K, D), where G divides H; gives (B, H, Q, D)."""
+    if seen.backend == "flex":
+        return _flex()(q, k, v, block_mask=seen.mask, enable_gqa=q.shape[1] != k.shape[1])
+    if seen.backend == "xformers":
+        return _xformers(q, k, v, seen.mask)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen.mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _block_mask(
+    query_groups: torch.Tensor, query_documents: torch.Tensor, key_groups: torch.Tensor, key_documents: torch.Tensor
+) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        same = query_documents[b, q] == key_documents[b, k]
+        return same & (key_documents[b, k] >= 0) & (key_groups[b, k] <= query_groups[b, q])
+
+    (batch, queries), keys = query_groups.shape, key_groups.shape[1]
+    return create_block_mask(rule, batch, None, queries, keys, device=str(query_groups.device))
+
+
+@cache
+def _flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Uncompiled FlexAttention materialises all scores; on a CPU the compiled form saves nothing.
+    return torch.compile(flex_attention) if torch.cuda.is_available() else flex_attention
+
+
+def _xformers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError:
+        raise UserError(
+            "trunk.attention is 'xformers' but xformers is not installed: pip install unitok-vq[xformers]"
+        ) from None
+    if not q.is_cuda:
+        raise UserError("trunk.attention is 'xformers', which needs a CUDA device: choose sdpa")
+    repeat = q.shape[1] // k.shape[1]
+    if repeat > 1:
+        k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    bias = None
+    if mask is not None:
+        # A row of padding sees nobody; minus infinity throughout would give NaN, so such a row sees everyone.
+        mask = mask | ~mask.any(-1, keepdim=True)
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
+        bias = bias.expand(-1, q.shape[1], -1, -1)
+    out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
+    return out.transpose(1, 2)

@@ -1,0 +1,189 @@
+"""Settings of a model. Free of torch, so that the command line can show them quickly.
+
+Presets are functions that return a full configuration; `TRUNK_PRESETS` names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from tokenizers_vq.errors import Problems, UserError
+
+FORMAT = 1
+"""Version of the model folder's layout."""
+
+
+@dataclass
+class TrunkConfig:
+    """The decoder-only transformer."""
+
+    width: int = 768
+    """Size of a token's vector; a multiple of 8 * heads."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Query heads; width / heads is the head size."""
+    kv_heads: int | None = None
+    """Key and value heads for grouped-query attention; must divide heads. None: as many as heads."""
+    hidden: int | None = None
+    """Inner size of the SwiGLU. None: 8/3 of the width, rounded up to a multiple of 64."""
+    dropout: float = 0.0
+    """Share of a block's output that is dropped while training."""
+    tied_head: bool = False
+    """Whether the output head uses the embedding table."""
+    attention: Literal["sdpa", "flex", "xformers"] = "sdpa"
+    """Attention backend; flex and xformers need a CUDA device."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(self.depth >= 1, f"trunk.depth is {self.depth}: choose at least 1")
+        problems.check(
+            self.heads >= 1 and self.width >= 8 and self.width % (8 * max(self.heads, 1)) == 0,
+            f"trunk.width is {self.width} with trunk.heads {self.heads}: choose a multiple of 8 * heads",
+        )
+        problems.check(
+            self.kv_heads is None or (self.kv_heads >= 1 and self.heads % self.kv_heads == 0),
+            f"trunk.kv_heads is {self.kv_heads}: choose a divisor of trunk.heads ({self.heads})",
+        )
+        problems.check(0 <= self.dropout < 1, f"trunk.dropout is {self.dropout}: choose a value from 0 to below 1")
+        problems.raise_if_any()
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def inner(self) -> int:
+        return self.hidden or -(-self.width * 8 // 3 // 64) * 64
+
+    def parameters(self, vocabulary_size: int) -> dict[str, int]:
+        """Parameter counts by part, without building anything."""
+        attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads) + 2 * self.head_size
+        block = attention + 3 * self.width * self.inner + 2 * self.width
+        counts = {
+            "embedding": vocabulary_size * self.width,
+            "blocks": self.depth * block + self.width,
+            "head": 0 if self.tied_head else vocabulary_size * self.width,
+        }
+        return {**counts, "total": sum(counts.values())}
+
+
+def debug() -> TrunkConfig:
+    """Tiny; trains in seconds on a CPU."""
+    return TrunkConfig(width=64, depth=2, heads=2)
+
+
+def shapes() -> TrunkConfig:
+    """For the rendered shapes: minutes on two CPU cores."""
+    return TrunkConfig(width=256, depth=6, heads=4)
+
+
+def emoji() -> TrunkConfig:
+    """For some thousand small pictures: an hour on two CPU cores, minutes on a GPU."""
+    return TrunkConfig(width=384, depth=8, heads=6, dropout=0.1)
+
+
+def small() -> TrunkConfig:
+    """About 100 M parameters with a vocabulary of some 10,000 ids."""
+    return TrunkConfig(width=768, depth=12, heads=12)
+
+
+def base() -> TrunkConfig:
+    """About 350 M parameters with a vocabulary of some 20,000 ids."""
+    return TrunkConfig(width=1024, depth=24, heads=16)
+
+
+def large() -> TrunkConfig:
+    """About 800 M parameters with a vocabulary of some 20,000 ids."""
+    return TrunkConfig(width=1536, depth=26, heads=24)
+
+
+TRUNK_PRESETS: dict[str, Callable[[], TrunkConfig]] = {
+    preset.__name__: preset for preset in (debug, shapes, emoji, small, base, large)
+}
+
+
+@dataclass
+class TaskConfig:
+    """One thing the model learns to do."""
+
+    share: float
+    """Share of the batch's pictures that are used for this task; the shares are normalised to sum to 1."""
+    weight: float
+    """Weight of the task's mean loss in the sum."""
+
+
+@dataclass
+class TasksConfig:
+    """What a batch is made of. Loss = sum over tasks of weight x mean loss (weights after Show-o,
+    arXiv:2408.12528)."""
+
+    text_to_image: TaskConfig = field(default_factory=lambda: TaskConfig(share=0.75, weight=1.0))
+    """Draw the picture of a caption."""
+    image_to_text: TaskConfig = field(default_factory=lambda: TaskConfig(share=0.2, weight=1.0))
+    """Write the caption of a picture."""
+    text_only: TaskConfig = field(default_factory=lambda: TaskConfig(share=0.05, weight=0.1))
+    """Write captions without a picture."""
+    caption_dropout: float = 0.1
+    """Share of text_to_image captions that are replaced by an empty one, which guidance needs."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for name, task in self.items():
+            problems.check(task.share >= 0, f"tasks.{name}.share is {task.share}: choose 0 or more")
+            problems.check(task.weight >= 0, f"tasks.{name}.weight is {task.weight}: choose 0 or more")
+        total = sum(max(task.share, 0) for _, task in self.items())
+        problems.check(total > 0, "all tasks have share 0: give at least one task a share above 0")
+        problems.check(
+            0 <= self.caption_dropout <= 1,
+            f"tasks.caption_dropout is {self.caption_dropout}: choose a value from 0 to 1",
+        )
+        problems.raise_if_any()
+
+    def items(self) -> list[tuple[str, TaskConfig]]:
+        """(name, settings) of every task, in the order of the task ids."""
+        return [
+            ("text_to_image", self.text_to_image),
+            ("image_to_text", self.image_to_text),
+            ("text_only", self.text_only),
+        ]
+
+
+@dataclass
+class ModelConfig:
+    """Everything that `config.json` of a model folder says."""
+
+    trunk: TrunkConfig
+    objective: str
+    text_size: int
+    """Ids of the text tokenizer."""
+    codebook_size: int
+    """Codes of the image tokenizer."""
+    text_length: int = 128
+    """Longest caption in tokens."""
+    image_tokenizer: str = ""
+    """Fingerprint of the image tokenizer that the model was trained with."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "family": "unitok", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> ModelConfig:
+        """The inverse of `to_json`; `where` names the file in errors."""
+        data = dict(data)
+        family, version = data.pop("family", None), data.pop("format", None)
+        if family != "unitok":
+            raise UserError(f"{where} is not a unitok model: family is {family!r}, expected 'unitok'")
+        if version != FORMAT:
+            raise UserError(f"{where} has format {version!r}, this unitok reads {FORMAT}: update unitok or retrain")
+        try:
+            return cls(**{**data, "trunk": TrunkConfig(**data["trunk"])})
+        except (KeyError, TypeError) as error:
+            known = ", ".join(f.name for f in fields(cls))
+            raise UserError(f"{where} has missing or unknown fields ({error}): expected {known}") from None

@@ -1,0 +1,65 @@
+"""What a data set yields, one picture at a time and in batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names one use of one picture. `slot` is its place in the global batch of the step (over all micro-batches and
+    ranks)."""
+
+    epoch: int
+    index: int
+    slot: int
+
+
+@dataclass
+class Record:
+    """One captioned picture: pixels, or codes when the data set was encoded before."""
+
+    name: str
+    """File name (or another name) for logs."""
+    caption: str | None = None
+    image: torch.Tensor | None = None
+    """(3, H, W) uint8."""
+    codes: torch.Tensor | None = None
+    """(L,) int64."""
+    problem: str | None = None
+    """Why this record cannot be used; then image and codes are None."""
+
+
+class RecordDataset(Protocol):
+    """A map-style data set of records; index in [0, len)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def endless(self) -> bool:
+        """True when every index is a new picture and no epoch needs shuffling (rendered data)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+@dataclass
+class RecordBatch:
+    """Usable records of one micro-batch. Broken records are left out and listed in `problems`."""
+
+    keys: list[Key]
+    names: list[str]
+    captions: list[str]
+    images: torch.Tensor | None
+    """(B, 3, H, W) uint8, or None when there are codes."""
+    codes: torch.Tensor | None
+    """(B, L) int64, or None when there are images."""
+    problems: list[tuple[int, str, str]] = field(default_factory=list)
+    """(index, name, reason) of the records that were left out."""

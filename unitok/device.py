@@ -1,0 +1,44 @@
+"""Where arithmetic happens and how precisely: decided here for training, sampling and measuring."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from tokenizers_vq.errors import UserError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device named by `auto` (a GPU where there is one), `cpu` or `cuda`, for one process of a machine."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}: choose auto, cpu or cuda")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("device is cuda, but torch sees no GPU: choose cpu, or check the driver (nvidia-smi)")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+            "start at most one process per GPU (--nproc-per-node), or choose the device cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def bf16_supported(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself. (On a CPU without it, bf16 is emulated and slow.)"""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    facts = torch.cpu.get_capabilities()
+    return bool(facts.get("avx512_bf16") or facts.get("amx_bf16"))
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """bf16 autocast, or none; `auto` is bf16 where the hardware has it. Never fp16: on CPUs it is hundreds of times
+    slower."""
+    if precision == "bf16" or (precision == "auto" and bf16_supported(device)):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,27 @@
+"""Next token: codes in the order of the layout, each from those before it (VQGAN, arXiv:2012.09841; LlamaGen,
+2406.06525)."""
+
+from __future__ import annotations
+
+import torch
+
+from tokenizers_vq.layout import Layout
+
+from ..vocabulary import Vocabulary
+from .base import ImageSegments, Objective
+
+
+class NextToken(Objective):
+    """Input: the code before, start-of-image first. Target: this code. Each code is a group."""
+
+    name = "next_token"
+
+    def segments(
+        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, generators: list[torch.Generator]
+    ) -> ImageSegments:
+        ids = vocabulary.image_ids(codes)
+        start = torch.full_like(ids[:, :1], vocabulary.boi)
+        return ImageSegments(torch.cat([start, ids[:, :-1]], 1), ids, self.groups(layout))
+
+    def groups(self, layout: Layout) -> torch.Tensor:
+        return torch.arange(layout.length)

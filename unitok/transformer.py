@@ -1,0 +1,178 @@
+"""The decoder-only transformer over one vocabulary of text and image codes.
+
+Pre-norm RMSNorm, QK-norm, SwiGLU, optional grouped-query heads, rotary positions over (order, row, column).
+
+Letters: B rows, T positions, C width, H heads, G key heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .attention import Visibility, attend
+from .cache import KVCache
+from .config import TrunkConfig
+from .sequence import PackedBatch
+
+ORDER_BASE = 10_000.0
+GRID_BASE = 100.0
+"""Rotary bases. Rows and columns count to some dozens, so their slowest wave is shorter than that of the order."""
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+
+
+class Rotary(nn.Module):
+    """Rotary embedding (arXiv:2104.09864) over three axes: half of a head turns with the order, a quarter each with
+    row and column. Text stands at row 0, column 0, so an image position reads its absolute place off any text
+    token."""
+
+    frequencies: torch.Tensor
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__()
+        pairs = head_size // 2
+        parts = [(pairs // 2, ORDER_BASE), (pairs // 4, GRID_BASE), (pairs // 4, GRID_BASE)]
+        table = torch.zeros(3, pairs)  # (axis, pair)
+        start = 0
+        for axis, (count, base) in enumerate(parts):
+            table[axis, start : start + count] = base ** -(torch.arange(count) / count)
+            start += count
+        self.register_buffer("frequencies", table, persistent=False)
+
+    def forward(self, places: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places (B, T, 3) to cosine and sine, each (B, 1, T, D/2)."""
+        # Multiply and add in float32 whatever the autocast: bf16 cannot count to 300.
+        angles = (places.float()[..., None] * self.frequencies).sum(-2)[:, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
+    cosine, sine = turn
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_size = config.heads, config.key_heads, config.head_size
+        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * self.head_size, bias=False)
+        self.query_norm = RMSNorm(self.head_size)
+        self.key_norm = RMSNorm(self.head_size)
+        self.out = nn.Linear(self.heads * self.head_size, config.width, bias=False)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        seen: Visibility,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        batch, length, _ = x.shape
+        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
+        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
+        q, k = rotate(self.query_norm(q), turn), rotate(self.key_norm(k), turn)
+        if cache is not None:
+            k, v = cache.store(layer, k, v)
+        out = attend(q, k, v, seen)  # (B, H, T, D)
+        return self.out(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated linear unit (arXiv:2002.05202)."""
+
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
+        self.down = nn.Linear(config.inner, config.width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TrunkConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.width)
+        self.mlp = SwiGLU(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        turn: tuple[torch.Tensor, torch.Tensor],
+        seen: Visibility,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> torch.Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), turn, seen, cache, layer))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Ids in, logits out."""
+
+    def __init__(self, config: TrunkConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
+        self.embedding = nn.Embedding(vocabulary_size, config.width)
+        self.rotary = Rotary(config.head_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(config.width)
+        self.head = nn.Linear(config.width, vocabulary_size, bias=False)
+        self._initialise()
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def _initialise(self) -> None:
+        """Normal with deviation 0.02; what is added to the residual stream is smaller, by the number of additions."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.depth) if residual else 0.02)
+
+    def hidden(
+        self, ids: torch.Tensor, places: torch.Tensor, seen: Visibility, cache: KVCache | None = None
+    ) -> torch.Tensor:
+        """Ids (B, T) at places (B, T, 3) to the normed last states (B, T, C)."""
+        x = self.embedding(ids)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        turn = self.rotary(places, dtype)
+        for layer, block in enumerate(self.blocks):
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, turn, seen, use_reentrant=False)
+            else:
+                x = block(x, turn, seen, cache, layer)
+        return self.norm(x)
+
+    def logits(self, hidden: torch.Tensor, ids: slice | None = None) -> torch.Tensor:
+        """Logits (..., V), or of a range of ids alone, float32."""
+        weight = self.head.weight if ids is None else self.head.weight[ids]
+        return F.linear(hidden, weight).float()
+
+    def forward(self, batch: PackedBatch, at: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits (R, T, V), or (N, V) at the flat positions `at` (N,)."""
+        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention))
+        if at is not None:
+            hidden = hidden.flatten(0, 1)[at]
+        return self.logits(hidden)
