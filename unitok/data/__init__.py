@@ -1,0 +1,36 @@
+"""Captioned pictures: rendered shapes, folders, parquet, WebDataset tars, the hub, code shards: one spec string."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .loader import BadPictures, StepSampler, make_loader
+    from .open import open_data
+    from .records import Key, Record, RecordBatch, RecordDataset
+
+__all__ = [
+    "BadPictures",
+    "Key",
+    "Record",
+    "RecordBatch",
+    "RecordDataset",
+    "StepSampler",
+    "make_loader",
+    "open_data",
+]
+
+_HOMES = {
+    "BadPictures": "loader",
+    "StepSampler": "loader",
+    "make_loader": "loader",
+    "open_data": "open",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use: torch and datasets take seconds to import.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("." + _HOMES.get(name, "records"), __name__), name)

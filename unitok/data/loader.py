@@ -1,0 +1,226 @@
+"""From a data set to micro-batches: which pictures a step sees, and how they are read.
+
+The step number is the whole state. What a step sees follows from (seed, step) alone, so a resumed run, any number of
+workers, any number of ranks and any micro-batch size read the same pictures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tokenizers_vq.errors import UserError
+
+from ..seeding import keyed_generator
+from .records import Key, Record, RecordBatch, RecordDataset
+
+logger = logging.getLogger(__name__)
+
+Transform = Callable[[Record, Key, torch.Generator], Record]
+"""Augmentation of one usable record; the generator is keyed by (seed, "augment", epoch, index)."""
+
+
+@lru_cache(maxsize=2)  # a step touches at most the end of one epoch and the start of the next, unless it spans epochs
+def _epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
+    return torch.randperm(length, generator=keyed_generator(seed, "order", epoch))
+
+
+class StepSampler(Sampler[list[Key]]):
+    """Yields the keys of one micro-batch after the other, for one rank, without end.
+
+    Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each shuffled by its own key;
+    no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and micro-batches
+    contiguous parts of a rank's. An endless data set is read in order: its index is the place.
+
+    Args:
+        length: number of records.
+        endless: the data set renders a new picture for each index, so nothing is shuffled.
+        batch_size: pictures per step over all ranks and micro-batches.
+        micro_batch: pictures per yielded list.
+        start_step: the first step to yield.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        endless: bool,
+        seed: int,
+        batch_size: int,
+        micro_batch: int,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+    ) -> None:
+        assert 0 <= rank < world and start_step >= 0, (rank, world, start_step)
+        if length < 1:
+            raise UserError("the data set is empty: give one with at least one picture")
+        if batch_size < 1 or micro_batch < 1 or batch_size % (world * micro_batch):
+            raise UserError(
+                f"batch_size {batch_size} is not a multiple of {world} process(es) x micro_batch {micro_batch} = "
+                f"{world * micro_batch}: change one of them"
+            )
+        self.length, self.endless, self.seed = length, endless, seed
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.rank, self.world, self.start_step = rank, world, start_step
+
+    def keys(self, step: int) -> list[Key]:
+        """This rank's keys of a step, in slot order."""
+        share = self.batch_size // self.world
+        slots = range(self.rank * share, (self.rank + 1) * share)
+        return [self._key(step * self.batch_size + slot, slot) for slot in slots]
+
+    def _key(self, place: int, slot: int) -> Key:
+        epoch, index = divmod(place, self.length)
+        if not self.endless:
+            index = int(_epoch_order(self.seed, epoch, self.length)[index])
+        return Key(epoch, index, slot)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for step in itertools.count(self.start_step):
+            keys = self.keys(step)
+            for start in range(0, len(keys), self.micro_batch):
+                yield keys[start : start + self.micro_batch]
+
+
+def collate(keys: Sequence[Key], records: Sequence[Record]) -> RecordBatch:
+    """Stack the usable records; the others are listed in `problems`. With none usable, images and codes are None.
+
+    Raises:
+        UserError: the pictures differ in size.
+    """
+    good = [(key, record) for key, record in zip(keys, records, strict=True) if record.problem is None]
+    problems = [(k.index, r.name, r.problem) for k, r in zip(keys, records, strict=True) if r.problem is not None]
+    images = [record.image for _, record in good if record.image is not None]
+    codes = [record.codes for _, record in good if record.codes is not None]
+    assert not (images and codes) and len(images) + len(codes) == len(good), "a data set yields images or codes"
+    for parts, what in ((images, "pictures"), (codes, "codes")):
+        shapes = sorted({tuple(part.shape) for part in parts})
+        if len(shapes) > 1:
+            raise UserError(
+                f"{what} of different shapes in one batch, {shapes[0]} and {shapes[-1]}: give an image size"
+            )
+    return RecordBatch(
+        keys=[key for key, _ in good],
+        names=[record.name for _, record in good],
+        captions=[record.caption or "" for _, record in good],
+        images=torch.stack(images) if images else None,
+        codes=torch.stack(codes) if codes else None,
+        problems=problems,
+    )
+
+
+class _Batches(Dataset[RecordBatch]):
+    """What a worker runs: keys of one micro-batch -> RecordBatch. A UserError is a value here, because the DataLoader
+    would wrap one raised in a worker into a page of traceback."""
+
+    def __init__(self, dataset: RecordDataset, seed: int, transform: Transform | None) -> None:
+        self.dataset, self.seed, self.transform = dataset, seed, transform
+
+    def _record(self, key: Key) -> Record:
+        record = self.dataset[key.index]
+        if self.transform is None or record.problem is not None:
+            return record
+        return self.transform(record, key, keyed_generator(self.seed, "augment", key.epoch, key.index))
+
+    def __getitems__(self, keys: list[Key]) -> RecordBatch | UserError:
+        try:
+            return collate(keys, [self._record(key) for key in keys])
+        except UserError as error:
+            return error
+
+
+def _as_is(batch: RecordBatch | UserError) -> RecordBatch | UserError:
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    # Ctrl-C and SIGTERM reach the whole process group. The parent decides when to stop (it may save first), and workers
+    # end with it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def make_loader(
+    dataset: RecordDataset,
+    *,
+    seed: int,
+    batch_size: int,
+    micro_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    start_step: int = 0,
+    workers: int = 0,
+    transform: Transform | None = None,
+) -> Iterator[RecordBatch]:
+    """One `RecordBatch` per micro-batch, without end, from `start_step` on.
+
+    `batch_size` counts the pictures of a step over all ranks; this rank gets batch_size / world / micro_batch batches
+    per step. A batch may hold fewer than `micro_batch` records, even none, when some are broken. The number of workers
+    changes nothing but speed.
+
+    Raises:
+        UserError: the sizes do not divide, or (while iterating) pictures of different sizes.
+    """
+    sampler = StepSampler(
+        len(dataset),
+        endless=dataset.endless,
+        seed=seed,
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        rank=rank,
+        world=world,
+        start_step=start_step,
+    )
+    loader = DataLoader(
+        _Batches(dataset, seed, transform),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_leave_signals_to_the_parent,
+        prefetch_factor=2 if workers else None,
+        generator=torch.Generator(),  # the DataLoader draws a base seed for its workers: not from the global generator
+    )
+    return _unwrap(loader)
+
+
+def _unwrap(loader: DataLoader[RecordBatch]) -> Iterator[RecordBatch]:
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class BadPictures:
+    """Counts the distinct broken records of a data set, names each once in the log, and stops the run when they are
+    more than a share `limit` of it."""
+
+    def __init__(self, dataset_length: int, limit: float = 0.01) -> None:
+        if not 0 <= limit <= 1:
+            raise UserError(f"--max-bad is {limit}: choose a share from 0 to 1, such as 0.01")
+        self.length, self.limit = dataset_length, limit
+        self.reasons: dict[int, tuple[str, str]] = {}
+        """index -> (name, reason)"""
+
+    def note(self, problems: Sequence[tuple[int, str, str]]) -> None:
+        """Take note of a batch's `problems`.
+
+        Raises:
+            UserError: more broken pictures than the limit allows.
+        """
+        for index, name, reason in problems:
+            if index not in self.reasons:
+                self.reasons[index] = (name, reason)
+                logger.warning("skipped %s: %s", name, reason)
+        if len(self.reasons) > self.limit * self.length:
+            name, reason = next(iter(self.reasons.values()))
+            raise UserError(
+                f"{len(self.reasons)} of {self.length} pictures cannot be used, more than --max-bad {self.limit:g} "
+                f"allows (the first: {name}: {reason}): repair or remove them, or raise --max-bad"
+            )

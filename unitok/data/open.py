@@ -1,0 +1,101 @@
+"""`open_data`: a data spec string -> a data set of records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers_vq.errors import UserError
+
+from .decoding import MAX_PIXELS
+from .records import Record, RecordDataset
+from .spec import DataSpec, parse_spec
+
+if TYPE_CHECKING:
+    pass
+
+
+def open_data(
+    spec: str,
+    image_size: int | tuple[int, int] | None = None,
+    *,
+    captions: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> RecordDataset:
+    """Open the data set that a spec string names; its syntax is in `unitok.data.spec` and docs/data.md.
+
+    Args:
+        spec: `SOURCE[@SPLIT][?key=value&...]`.
+        image_size: pictures are scaled to cover this square or (H, W) and cropped at the centre; None keeps each
+            picture's own size. Code shards ignore it.
+        captions: without captions a record is broken. False: captions are not read at all.
+        max_pixels: larger pictures are refused before decoding.
+
+    Raises:
+        UserError: the source, split, key or column does not exist, or there is nothing in it.
+    """
+    parsed = parse_spec(spec)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if size is not None and min(size) < 1:
+        raise UserError(f"image size is {image_size}: give at least 1 pixel, such as 64")
+    dataset = _open(parsed, size, captions, max_pixels)
+    limit = parsed.integer("limit")
+    if len(dataset) == 0:
+        raise UserError(f"data {spec!r} is empty: it has no rows")
+    return dataset if limit is None or limit >= len(dataset) else FirstRecords(dataset, limit)
+
+
+class FirstRecords:
+    """The first `count` records of a data set, as a finite one."""
+
+    endless = False
+
+    def __init__(self, dataset: RecordDataset, count: int) -> None:
+        self.dataset, self.count = dataset, count
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.name} (first {self.count})"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.name} has {self.count} records, index is {index}")
+        return self.dataset[index]
+
+
+def _open(spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int) -> RecordDataset:
+    if spec.source == "shapes":
+        return _open_shapes(spec, size)
+    from .folders import choose_split, shard_files  # `datasets` takes a second to import
+    from .sources import PictureDataset, caption_template, find_image_column, load_hub, load_parquet
+
+    where = str(spec)
+    if spec.source.startswith("hf:"):
+        spec.check_keys("caption", "image", "limit", "config")
+        table = load_hub(spec, lambda wanted, splits: choose_split(wanted, splits, where))
+    else:
+        path = Path(spec.source).expanduser()
+        spec.check_keys("caption", "image", "limit")
+        files = shard_files(path, "*.parquet", spec.split, where)
+        table = load_parquet(files, where)
+    template = caption_template(spec.options.get("caption"), table.column_names, where) if captions else None
+    image_column = find_image_column(table, spec.options.get("image"), where)
+    return PictureDataset(
+        table, name=where, image_column=image_column, caption=template, size=size, max_pixels=max_pixels
+    )
+
+
+def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
+    from .shapes import ShapesDataset
+
+    spec.check_keys("size", "seed", "limit")
+    side = spec.integer("size", size[0] if size else 32)
+    if size is not None and size != (side, side):
+        raise UserError(
+            f"data {str(spec)!r} is drawn at {side}x{side}, but pictures of {size[0]}x{size[1]} are wanted: "
+            "remove size= from the spec, and use a square image size"
+        )
+    return ShapesDataset(size=side, split=spec.split or "train", seed=spec.integer("seed", 0))

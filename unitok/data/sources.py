@@ -1,0 +1,268 @@
+"""Captioned pictures as rows of a Hugging Face `datasets` table, read undecoded and decoded by our own guarded decoder.
+
+A table has a picture column and the columns that the caption is made of. The picture column holds file bytes (parquet,
+the hub), or says where they are (`folders`), so a worker reads them when their turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import string
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, Image, Value
+
+from tokenizers_vq.errors import UserError
+
+from .decoding import MAX_PIXELS, PictureError, decode
+from .records import Record
+from .spec import DataSpec
+
+CAPTION_COLUMNS = ("caption", "text", "txt")
+"""Where captions are looked for, in this order, when the spec does not say."""
+
+
+class CaptionTemplate:
+    """How a row becomes a caption: a column's name, or a text with {column} in it.
+
+    >>> CaptionTemplate("{text}, {style} style").render({"text": "crab", "style": "noto"})
+    'crab, noto style'
+    """
+
+    def __init__(self, template: str) -> None:
+        self.template = template if "{" in template or "}" in template else "{" + template + "}"
+        try:
+            parts = list(string.Formatter().parse(self.template))
+        except ValueError as error:
+            raise UserError(f"caption template {template!r}: {error}: write {{column}}, and {{{{ for a brace") from None
+        self.columns = [column for _, column, _, _ in parts if column is not None]
+        if not self.columns or any(not c or f or v for _, c, f, v in parts if c is not None):
+            raise UserError(f"caption template {template!r}: write plain column names in braces, such as {{text}}")
+        self._parts = [(text, column) for text, column, _, _ in parts]
+
+    def render(self, row: Mapping[str, Any]) -> str | None:
+        """The caption, or None when a column is missing or empty in this row. Lists are joined with commas."""
+        out = ""
+        for text, column in self._parts:
+            out += text
+            if column is not None:
+                value = row.get(column)
+                if isinstance(value, list | tuple):
+                    value = ", ".join(str(item) for item in value)
+                value = "" if value is None else str(value).strip()
+                if not value:
+                    return None
+                out += value
+        return out.strip()
+
+
+def caption_template(wanted: str | None, columns: Sequence[str], where: str) -> CaptionTemplate:
+    """The template of the spec's `caption` key, or the first of `CAPTION_COLUMNS` that there is.
+
+    Raises:
+        UserError: a column that there is not, or no column that looks like a caption.
+    """
+    have = f"it has {', '.join(columns)}" if columns else "it has no text columns"
+    if wanted is None:
+        found = [column for column in CAPTION_COLUMNS if column in columns]
+        if not found:
+            raise UserError(
+                f"data {where!r} has no column named {', '.join(CAPTION_COLUMNS)}; {have}: say ?caption=COLUMN"
+            )
+        return CaptionTemplate(found[0])
+    template = CaptionTemplate(wanted)
+    for column in template.columns:
+        if column not in columns:
+            raise UserError(f"data {where!r} has no column {column!r} for the caption; {have}: choose one of them")
+    return template
+
+
+class PictureDataset:
+    """Rows of a table as records.
+
+    A picture that cannot be decoded, or has no caption when one is wanted, becomes a record with a `problem`.
+
+    Args:
+        table: with `image_column`, whose cells are bytes, {"bytes", "path"}, or {"path", "offset", "size"}.
+        caption: None when captions are not wanted.
+        size: (H, W) of every record, None for each picture's own size.
+    """
+
+    endless = False
+
+    def __init__(
+        self,
+        table: Dataset,
+        *,
+        name: str,
+        image_column: str,
+        caption: CaptionTemplate | None,
+        size: tuple[int, int] | None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.name = name
+        self.image_column, self.caption, self.size, self.max_pixels = image_column, caption, size, max_pixels
+        wanted = [image_column, *(caption.columns if caption else ())]
+        self._table = table.select_columns(list(dict.fromkeys(wanted)))
+        self._labels: dict[str, Callable[[int], str]] = {
+            column: feature.int2str
+            for column, feature in self._table.features.items()
+            if isinstance(feature, ClassLabel)
+        }
+        if caption and len(table) and not any(self._caption(row) for row in self._caption_rows(1000)):
+            raise UserError(
+                f"data {name!r}: none of the first {min(len(table), 1000)} pictures has a caption in {wanted[1:]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
+        row = self._table[index]
+        cell = row[self.image_column]
+        path = cell.get("path") if isinstance(cell, dict) else None
+        name = (cell.get("name") or path if isinstance(cell, dict) else None) or f"row {index}"
+        caption = self._caption(row)
+        if self.caption is not None and not caption:
+            return Record(name=name, problem="has no caption")
+        try:
+            image = decode(_read(cell), self.size, max_pixels=self.max_pixels)
+        except PictureError as error:
+            return Record(name=name, caption=caption, problem=str(error))
+        return Record(name=name, caption=caption, image=image)
+
+    def _caption_rows(self, count: int) -> Iterator[Mapping[str, Any]]:
+        assert self.caption is not None
+        columns = self._table.select_columns(list(dict.fromkeys(self.caption.columns)))
+        yield from columns.select(range(min(count, len(columns))))
+
+    def _caption(self, row: Mapping[str, Any]) -> str | None:
+        if self.caption is None:
+            return None
+        named = {c: name(row[c]) for c, name in self._labels.items() if c in row and row[c] is not None}
+        return self.caption.render({**row, **named})
+
+
+def _read(cell: Any) -> bytes:
+    """The file bytes of a picture cell."""
+    if isinstance(cell, bytes):
+        return cell
+    if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
+        raise PictureError("the row has no picture")
+    if cell.get("bytes"):
+        return cell["bytes"]
+    try:
+        with open(cell["path"], "rb") as file:
+            if cell.get("size") is None:
+                return file.read()
+            file.seek(cell["offset"])
+            return file.read(cell["size"])
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror}") from None
+
+
+def find_image_column(table: Dataset, wanted: str | None, where: str) -> str:
+    """The column that holds pictures.
+
+    Raises:
+        UserError: the wanted column is missing or holds something else, or the choice is not clear.
+    """
+    columns = ", ".join(table.column_names)
+    found = [column for column, feature in table.features.items() if _holds_pictures(feature)]
+    if wanted is not None:
+        if wanted not in table.column_names:
+            raise UserError(f"data {where!r} has no column {wanted!r}; it has {columns}: choose with ?image=COLUMN")
+        if wanted not in found:
+            raise UserError(f"data {where!r}: column {wanted!r} holds {table.features[wanted]}, not picture files")
+        return wanted
+    if not found:
+        raise UserError(f"data {where!r} has no column with picture files; it has {columns}")
+    if len(found) > 1 and "image" not in found:
+        raise UserError(f"data {where!r} has pictures in {', '.join(found)}: choose with ?image=COLUMN")
+    return "image" if "image" in found else found[0]
+
+
+def _holds_pictures(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature or {"path", "offset", "size"} <= set(feature)
+    return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
+
+
+def load_parquet(files: Sequence[Path], where: str) -> Dataset:
+    """Parquet files in the given order. `datasets` keeps a memory-mapped copy in the user's cache, or, where that cannot
+    be written, in a temporary folder that goes with this process."""
+    with _quiet(), _reported(where, f"cannot be read as parquet ({files[0].name} ...)"):
+        return undecoded(Dataset.from_parquet([str(file) for file in files], cache_dir=_cache_dir()))
+
+
+def load_hub(spec: DataSpec, split_of: Callable[[str | None, Sequence[str]], str]) -> Dataset:
+    """A data set of the Hugging Face hub, downloaded once; `split_of` picks among the splits it has."""
+    repository, config = spec.source.removeprefix("hf:"), spec.options.get("config")
+    with _quiet(), _reported(str(spec), "cannot be opened from the Hugging Face hub"):
+        splits = datasets.get_dataset_split_names(repository, config)
+        split = split_of(spec.split, splits)
+        return undecoded(datasets.load_dataset(repository, config, split=split, cache_dir=_cache_dir()))
+
+
+def undecoded(table: Dataset) -> Dataset:
+    """The table with its picture columns left as file bytes."""
+    for column, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(column, Image(decode=False))
+    return table
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars and notices of `datasets` off, and as they were afterwards."""
+    bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _reported(where: str, what: str) -> Iterator[None]:
+    """Errors of `datasets` as one line for the user."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # it raises its own, pyarrow's, fsspec's and the hub client's
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+            raise UserError(
+                f"data {where!r}: the disk of the cache {_cache_dir()} is full: set HF_HOME elsewhere"
+            ) from error
+        reason = " ".join(str(cause).split())
+        raise UserError(f"data {where!r} {what}: {type(cause).__name__}: {reason[:300]}") from error
+
+
+_temporary_cache: tempfile.TemporaryDirectory[str] | None = None
+
+
+def _cache_dir() -> str:
+    global _temporary_cache
+    cache = Path(datasets.config.HF_DATASETS_CACHE)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return str(cache)
+    except OSError:
+        if _temporary_cache is None:
+            _temporary_cache = tempfile.TemporaryDirectory(prefix="unitok-data-")
+        return _temporary_cache.name
