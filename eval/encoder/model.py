@@ -1,0 +1,216 @@
+"""A small image-text dual encoder, so that a machine without a network can measure something.
+
+It has CLIP's form (Radford et al. 2021) at a hundredth of the size: a few convolutions and attention blocks for
+pictures, hashed word pieces and attention blocks for captions, one shared space. It knows the `shapes` scenes and
+emoji, nothing else; README.md beside this file says what was measured. Its numbers are not an Inception FID and not an
+OpenAI CLIPScore.
+
+Letters: B pictures or captions, N image positions, T words, K pieces of a word, C width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tokenizers_vq.errors import UserError
+
+WEIGHTS = Path(__file__).parent / "unitok-embedded-v1.safetensors"
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the dual encoder; the defaults are version 1."""
+
+    image_size: int = 64
+    image_width: int = 160
+    """Also the dimension of the pooled feature that FID uses."""
+    image_layers: int = 3
+    text_buckets: int = 4096
+    """Rows of the table that the hashes of words and letter triples point into."""
+    text_width: int = 128
+    text_layers: int = 2
+    words: int = 64
+    """Words read of a caption; the rest is ignored."""
+    pieces: int = 12
+    """Pieces read of one word."""
+    heads: int = 4
+    embedding: int = 128
+
+
+def split_words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+@lru_cache(maxsize=65536)
+def word_pieces(word: str, buckets: int, limit: int) -> tuple[int, ...]:
+    """1-based rows for a word: two hashes of the whole word, then its letter triples. 0 is kept for padding."""
+    marked = f"<{word}>"
+    names = [f"1{marked}", f"2{marked}", *(marked[i : i + 3] for i in range(len(marked) - 2))]
+    return tuple(1 + zlib.crc32(name.encode()) % buckets for name in names[:limit])
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, N, C); mask (B, 1, 1, N), True where a position may be looked at."""
+        batch, length, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        scores = qkv[0] @ qkv[1].transpose(-2, -1) * (width // self.heads) ** -0.5  # (B, heads, N, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        seen = (
+            scores.softmax(dim=-1).to(qkv.dtype) @ qkv[2]
+        )  # written out: SDPA's backward takes thrice as long on CPUs
+        x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class ResidualConv(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+def down(channels_in: int, channels_out: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
+
+
+class ImageTower(nn.Module):
+    """Pictures to one pooled vector each."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, side = config.image_width, config.image_size // 8
+        self.stem = nn.Sequential(down(3, 32), down(32, 64), ResidualConv(64), down(64, width))
+        self.position = nn.Parameter(0.02 * torch.randn(side * side, width))
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.image_layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, S, S) in [-1, 1] -> (B, C)."""
+        x = self.stem(images).flatten(2).transpose(1, 2) + self.position  # (B, N, C)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(dim=1)
+
+
+class TextTower(nn.Module):
+    """Captions to one pooled vector each."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.table = nn.Embedding(config.text_buckets + 1, config.text_width, padding_idx=0)
+        self.position = nn.Parameter(0.02 * torch.randn(config.words, config.text_width))
+        self.blocks = nn.ModuleList(Block(config.text_width, config.heads) for _ in range(config.text_layers))
+        self.norm = nn.LayerNorm(config.text_width)
+
+    def pieces(self, captions: list[str]) -> Tensor:
+        """(B, T, K) rows of the table, 0 where there is no word or no piece."""
+        config = self.config
+        split = [split_words(caption)[: config.words] or ["."] for caption in captions]
+        rows = np.zeros((len(split), max(map(len, split)), config.pieces), dtype=np.int64)
+        for b, words in enumerate(split):
+            for t, word in enumerate(words):
+                found = word_pieces(word, config.text_buckets, config.pieces)
+                rows[b, t, : len(found)] = found
+        return torch.from_numpy(rows)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """rows (B, T, K) -> (B, C)."""
+        count = (rows > 0).sum(dim=-1, keepdim=True)  # (B, T, 1) pieces of each word
+        seen = count > 0
+        x = self.table(rows).sum(dim=2) / count.clamp(min=1).sqrt()
+        x = x + self.position[: rows.shape[1]]
+        for block in self.blocks:
+            x = block(x, seen.transpose(1, 2)[:, None])
+        return (self.norm(x) * seen).sum(dim=1) / seen.sum(dim=1)
+
+
+class DualEncoder(nn.Module):
+    """Pictures and captions in one space: the cosine of the two embeddings says how well they fit."""
+
+    def __init__(self, config: EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or EncoderConfig()
+        self.image, self.text = ImageTower(self.config), TextTower(self.config)
+        self.image_head = nn.Linear(self.config.image_width, self.config.embedding, bias=False)
+        self.text_head = nn.Linear(self.config.text_width, self.config.embedding, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(2.7))
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_scale.device
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) of any size -> float (B, 3, S, S) in [-1, 1]; antialiased bilinear."""
+        size = (self.config.image_size, self.config.image_size)
+        x = images.to(self.device).float() / 127.5 - 1
+        if x.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def image_embeddings(self, features: Tensor) -> Tensor:
+        """Pooled image features (B, C) -> (B, E) of length 1."""
+        return F.normalize(self.image_head(features).float(), dim=-1)
+
+    def text_embeddings(self, captions: list[str]) -> Tensor:
+        """Captions -> (B, E) of length 1."""
+        features = self.text(self.text.pieces(captions).to(self.device))
+        return F.normalize(self.text_head(features).float(), dim=-1)
+
+
+def save_encoder(model: DualEncoder, path: Path, notes: dict[str, str]) -> None:
+    """Safetensors (matrices in bf16) with the config and notes in the header; written whole or not at all."""
+    weights = {
+        name: value.detach().to(torch.bfloat16 if value.ndim > 1 else value.dtype).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    temporary = path.with_name(path.name + ".part")
+    save_file(weights, temporary, metadata={"format": "pt", "config": json.dumps(asdict(model.config)), **notes})
+    temporary.replace(path)
+
+
+def load_encoder(path: Path = WEIGHTS) -> DualEncoder:
+    """The encoder in eval mode, float32 on the CPU."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = EncoderConfig(**json.loads(file.metadata()["config"]))
+        model = DualEncoder(config)
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise UserError(f"the embedded encoder's weights {path} are missing: reinstall unitok") from None
+    except Exception as error:
+        raise UserError(f"{path} does not hold an embedded encoder ({error}): reinstall unitok") from error
+    return model.eval().requires_grad_(False)
+
+
+def file_hash(path: Path = WEIGHTS) -> str:
+    """sha256 hex of the weights file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,116 @@
+"""Trains the embedded dual encoder: CLIP's symmetric contrastive loss on `shapes` scenes and emoji.
+
+    python -m unitok.eval.encoder.train --emoji DIR --out encoder.safetensors --steps 4000
+
+Half of a batch are scenes, each with false captions that get one attribute wrong, which count as further negatives of
+their own picture. The weights written are a running average, so a stopped run leaves a usable file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unitok.seeding import fold, keyed_generator
+
+from .data import Batch, Emoji, Scenes, augment
+from .measure import measure
+from .model import DualEncoder, load_encoder, save_encoder
+
+
+def contrastive_loss(model: DualEncoder, images: Tensor, batch: Batch) -> Tensor:
+    """Mean of picture -> caption (own false captions included) and caption -> picture cross entropies."""
+    count = len(batch.captions)
+    false = [caption for captions in batch.wrong for caption in captions]
+    owner = torch.tensor([row for row, captions in enumerate(batch.wrong) for _ in captions], dtype=torch.int64)
+    picture = model.image_embeddings(model.image(images))
+    text = model.text_embeddings(batch.captions + false)
+    logits = model.log_scale.exp().clamp(max=100) * picture @ text.T  # (B, B + false)
+    true = batch.targets()
+    weight = true.float() / true.sum(dim=1, keepdim=True)
+    foreign = torch.ones(count, len(false), dtype=torch.bool)
+    foreign[owner, torch.arange(len(false))] = False
+    logits[:, count:] = logits[:, count:].masked_fill(foreign, -torch.inf)
+    to_text = torch.logsumexp(logits, dim=1) - (weight * logits[:, :count]).sum(dim=1)
+    back = logits[:, :count].T
+    weight = true.T.float() / true.T.sum(dim=1, keepdim=True)
+    to_picture = torch.logsumexp(back, dim=1) - (weight * back).sum(dim=1)
+    return (to_text.mean() + to_picture.mean()) / 2
+
+
+def average_weights(average: DualEncoder, model: DualEncoder, decay: float) -> None:
+    with torch.no_grad():
+        for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            if new.is_floating_point():
+                kept.lerp_(new, 1 - decay)
+            else:
+                kept.copy_(new)
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.manual_seed(fold(args.seed, "encoder"))
+    model = load_encoder(args.init).requires_grad_(True).train() if args.init else DualEncoder()
+    model = model.to(memory_format=torch.channels_last)
+    average = copy.deepcopy(model).eval()
+    scenes, emoji = Scenes(args.seed), Emoji(args.emoji, "train", args.seed)
+    matrices = [value for value in model.parameters() if value.ndim > 1]
+    vectors = [value for value in model.parameters() if value.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
+    notes = {"command": f"--steps {args.steps} --batch {args.batch} --lr {args.lr} --seed {args.seed}"}
+    start, seen, losses = time.time(), 0, []
+    for step in range(args.steps):
+        shown = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / args.steps)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * shown
+        batch = Batch()
+        for slot in range(args.batch):
+            kind, index = (scenes, emoji)[slot % 2], args.first + (step * args.batch + slot) // 2
+            kind.add(batch, index)
+        images = augment(
+            model.prepare(torch.stack(batch.images)), keyed_generator(args.seed, "encoder", "augment", step)
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = contrastive_loss(model, images, batch)
+        if not torch.isfinite(loss):
+            raise SystemExit(f"the loss is not finite at step {step}: lower --lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average_weights(average, model, min(0.995, (step + 1) / (step + 10)))
+        seen += args.batch
+        losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            speed = seen / (time.time() - start)
+            print(f"step {step + 1} loss {sum(losses[-50:]) / 50:.3f} images/s {speed:.0f}", flush=True)
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            save_encoder(average, args.out, notes | {"steps": str(step + 1), "seconds": f"{time.time() - start:.0f}"})
+    print(json.dumps(measure(load_encoder(args.out), args.emoji), indent=2))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--emoji", type=Path, required=True, help="folder of the emoji data set (train-*.parquet)")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, rewritten as the run goes on")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=128, help="pictures per step, half of them scenes")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, default=None, help="start from the weights of this file")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first picture, to go on with fresh ones after --init"
+    )
+    parser.add_argument("--save-every", type=int, default=250)
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
