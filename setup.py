@@ -1,7 +1,8 @@
 """Where the packages stand; everything else is in pyproject.toml.
 
 `train/`, `sample/` and `eval/` keep their place at the top level and install as `unitok.train`, `unitok.sample` and
-`unitok.eval`, so that names that generic never reach site-packages. The list is computed: a new sub-package needs no entry.
+`unitok.eval`, so that names that generic never reach site-packages. The list is computed: a new sub-package needs no
+entry.
 """
 
 from setuptools import find_packages, setup

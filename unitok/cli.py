@@ -1,0 +1,112 @@
+"""The command line: `unitok COMMAND [--option VALUE ...]`.
+
+This module only finds the command and reports errors; it imports nothing heavy, so that `unitok --help` is immediate.
+What a command accepts is read from the signature of its function (arguments.py); commands.py lists the commands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from tokenizers_vq.errors import UserError
+
+from . import __version__
+from .commands import COMMANDS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns the exit code: 0 done, 2 for what the user can put right, 130 after Ctrl-C.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        message = storage_problem(error)
+        if message is None:
+            raise
+        return _fail(message)
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """One line for a refused path or a full disk, the latter wherever in the chain of causes it hides; else None."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        path = repr(str(error.filename)) if error.filename else "a file"
+        return f"no permission for {path}: choose another folder or change its permissions"
+    cause: BaseException | None = error
+    while cause is not None:
+        code = cause.errno if isinstance(cause, OSError) else None
+        # Libraries written in Rust or C++ wrap the system's error into their own type and keep only its text.
+        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+            path = f" while writing {str(cause.filename)!r}" if isinstance(cause, OSError) and cause.filename else ""
+            return f"the disk is full{path}: free some space and run the same command again"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"unitok {__version__}")
+        return 0
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            from .arguments import parse
+
+            function, values = parse(name, COMMANDS[name], words[length:])
+            function(**values)
+            return 0
+    group = words[0]
+    if any(name.startswith(f"{group} ") for name in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
+        print(_overview(group))
+        return 0
+    raise UserError(_unknown(words))
+
+
+def _overview(group: str = "") -> str:
+    """The help of `unitok` or of a group such as `unitok train`."""
+    lines = [
+        f"usage: unitok {group or 'COMMAND'}{' COMMAND' if group else ''} [--option VALUE ...]",
+        "",
+        *([] if group else ["Unified discrete-token image and text models.", ""]),
+        "commands:",
+        *(f"  {name:<16} {command.summary}" for name, command in COMMANDS.items() if name.startswith(group)),
+        "",
+        "`unitok COMMAND --help` shows the options of a command and an example. Every command takes --config FILE.yaml",
+        "(options on the command line win over it) and --print_config, which writes such a file.",
+    ]
+    return "\n".join(lines)
+
+
+def _unknown(words: list[str]) -> str:
+    firsts = list(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    if words[0] in firsts:
+        given, known = " ".join(words[:2]), [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    else:
+        given, known = words[0], firsts
+    close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1) or difflib.get_close_matches(
+        given, known, n=1
+    )
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown command {given!r}: {hint}choose one of {', '.join(known)}"
