@@ -332,7 +332,7 @@ def _one_line(message: str, choices: tuple[type, ...]) -> str:
     return " ".join(message.split())
 
 
-def _descendants(kind: type) -> Iterator[type]:
+def _descendants(kind: type[Any]) -> Iterator[type[Any]]:
     for child in kind.__subclasses__():
         if not child.__name__.startswith("_"):
             yield child

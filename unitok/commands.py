@@ -1,4 +1,4 @@
-"""The commands of `unitok`: the words that name them and the functions that run. Data only: it costs nothing to load."""
+"""The commands of `unitok`: the words that name them, the functions that run. Data only: it costs nothing to load."""
 
 from __future__ import annotations
 
