@@ -1,0 +1,57 @@
+"""tokenizers_vq: image tokenizers, pixels <-> discrete codes. Names are loaded when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
+    from .config import FSQ, LFQ, TOKENIZER_PRESETS, VQ, ConvVQConfig, Cosine, LossConfig, QuantizerConfig, SimVQ
+    from .errors import UserError
+    from .layout import Layout
+    from .usage import CodebookUsage
+
+_HOMES = {
+    "ImageTokenizer": "base",
+    "TokenizerOutput": "base",
+    "build_tokenizer": "base",
+    "load_tokenizer": "base",
+    "TOKENIZER_PRESETS": "config",
+    "ConvVQConfig": "config",
+    "LossConfig": "config",
+    "QuantizerConfig": "config",
+    "VQ": "config",
+    "Cosine": "config",
+    "SimVQ": "config",
+    "FSQ": "config",
+    "LFQ": "config",
+    "UserError": "errors",
+    "Layout": "layout",
+    "CodebookUsage": "usage",
+}
+
+__all__ = [
+    "FSQ",
+    "LFQ",
+    "TOKENIZER_PRESETS",
+    "VQ",
+    "CodebookUsage",
+    "ConvVQConfig",
+    "Cosine",
+    "ImageTokenizer",
+    "Layout",
+    "LossConfig",
+    "QuantizerConfig",
+    "SimVQ",
+    "TokenizerOutput",
+    "UserError",
+    "build_tokenizer",
+    "load_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)

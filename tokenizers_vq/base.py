@@ -1,0 +1,193 @@
+"""The contract of every image tokenizer, and its folder on disk.
+
+B = images, L = codes per image, H, W = pixels
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import TokenizerConfig, check_size, config_from_dict, config_to_dict
+from .errors import Problems, UserError
+from .files import atomic_path, read_json, write_json
+from .layout import Layout
+from .quantizers import check_codes
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer"}
+"""Family -> where its class lives; looked up when needed, because the classes build on this module."""
+
+
+@dataclass
+class TokenizerOutput:
+    """What `forward` returns, in training and in evaluation alike."""
+
+    reconstruction: Tensor
+    """(B, 3, H, W) float32, about [-1, 1], not clamped."""
+    codes: Tensor
+    """(B, L) int64."""
+    losses: dict[str, Tensor]
+    """Scalars of the quantizer, already weighted: add them to the reconstruction loss."""
+
+
+class ImageTokenizer(nn.Module, ABC):
+    """Pixels <-> codes.
+
+    Images are float (B, 3, H, W) in [-1, 1]; codes are (B, L) int64, scale-major then row-major. Keep the parameters in
+    float32 and use autocast for speed: `encode` switches it off, so the codes of a picture never depend on it.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.codebook_size: int = config.quantizer.size
+        self.stride: int = config.stride
+        self.image_size: tuple[int, int] = config.size
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the default image size."""
+        return self.layout_for(*self.image_size)
+
+    def layout_for(self, height: int, width: int) -> Layout:
+        """Layout of any image size that the stride divides; UserError for others."""
+        check_size(height, width, self.stride)
+        return Layout(((height // self.stride, width // self.stride),))
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> Tensor:
+        """The weight that makes the pixels, for losses that balance themselves by its gradient."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
+        """Reconstructs. `accumulate=True` on all but the last micro-batch of a step puts off the codebook's move."""
+
+    @abstractmethod
+    def _encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) checked float32 -> (B, L)."""
+
+    @abstractmethod
+    def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
+        """(B, L) checked -> (B, 3, H, W)."""
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (B, L) int64. Never changes the tokenizer, whatever its mode; float32 whatever the autocast.
+
+        Raises:
+            UserError: not (B, 3, H, W) float, or a size that the stride does not divide.
+        """
+        self.check_images(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._encode(images.float())
+
+    def decode(self, codes: Tensor, layout: Layout | None = None) -> Tensor:
+        """Images (B, 3, H, W) float32, about [-1, 1]; `layout` is needed for other than the default image size.
+
+        Raises:
+            UserError: not (B, L) with the layout's L, or ids outside the codebook.
+        """
+        layout = layout or self.layout
+        if codes.ndim != 2 or codes.shape[1] != layout.length:
+            raise UserError(
+                f"codes have shape {tuple(codes.shape)}, but layout {_grids(layout)} takes (images, {layout.length}): "
+                "pass the layout of the image size they were made from"
+            )
+        check_codes(codes, self.codebook_size)
+        return self._decode(codes.long(), layout).float()
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises UserError unless images are (B, 3, H, W) float of a size that the stride divides."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(f"images have shape {tuple(images.shape)}: give (images, 3, height, width)")
+        if not images.is_floating_point():
+            raise UserError(f"images are {images.dtype}: convert them with tokenizers_vq.images.to_float first")
+        check_size(images.shape[2], images.shape[3], self.stride)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of configuration and weights: equal if and only if two tokenizers are the same to the bit."""
+        digest = hashlib.sha256(json.dumps(config_to_dict(self.config), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` and `model.safetensors`, each whole or not at all; inverse of `load_tokenizer`."""
+        folder = Path(folder)
+        with atomic_path(folder / WEIGHTS_FILE) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
+        write_json(folder / CONFIG_FILE, config_to_dict(self.config))
+
+
+def _grids(layout: Layout) -> str:
+    return " + ".join(f"{height}x{width}" for height, width in layout.scales)
+
+
+def build_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
+    """A tokenizer with fresh weights from torch's random state."""
+    module, name = _CLASSES[config.family].split(":")
+    return getattr(importlib.import_module(module, __package__), name)(config)
+
+
+def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+    """The tokenizer that `save_pretrained` wrote, in evaluation mode. Leaves torch's random state as it was.
+
+    Raises:
+        UserError: the folder is missing, foreign or damaged.
+    """
+    folder = Path(path)
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        what = f"lacks {' and '.join(missing)}" if folder.is_dir() else "is not a folder"
+        raise UserError(
+            f"no image tokenizer at {folder}: it {what}; expected {CONFIG_FILE} and {WEIGHTS_FILE}, "
+            "as `unitok train tokenizer` writes them"
+        )
+    values = read_json(folder / CONFIG_FILE)
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / CONFIG_FILE} holds a {type(values).__name__}, not a configuration")
+    config = config_from_dict(values, where=str(folder / CONFIG_FILE))
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read as safetensors ({error}): restore the file") from error
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = build_tokenizer(config)
+    _check_weights(tokenizer.state_dict(), weights, folder / WEIGHTS_FILE)
+    tokenizer.load_state_dict(weights)
+    return tokenizer.eval().to(device)
+
+
+def _check_weights(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError that lists every missing, unexpected and misshapen tensor (ten of each kind at most)."""
+
+    def some(names: list[str]) -> str:
+        return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+    missing = sorted(wanted.keys() - given.keys())
+    unexpected = sorted(given.keys() - wanted.keys())
+    shapes = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & given.keys())
+        if given[name].shape != wanted[name].shape
+    ]
+    problems = Problems()
+    advice = "weights and configuration are of different tokenizers"
+    problems.check(not missing, f"{path} lacks {some(missing)}: {advice}")
+    problems.check(not unexpected, f"{path} has unexpected {some(unexpected)}: {advice}")
+    problems.check(not shapes, f"{path} has {some(shapes)}: {advice}")
+    problems.raise_if_any()

@@ -1,0 +1,192 @@
+"""The convolutional encoder and decoder of VQGAN (arXiv 2012.09841), with its wiring and its parameter names.
+
+Names and order of layers are those of taming-transformers, so that its checkpoints map one to one. Departures, all
+off by default: pixels folded into channels (`stem`), fewer groups where 32 do not divide the channels, attention left out.
+
+B = images, C = channels, H, W = pixels, h, w = codes (H/stride, W/stride)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ConvVQConfig
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups as published where they divide the channels, else the most groups of at least 4 channels."""
+    groups = 32
+    if channels % groups:
+        groups = max(count for count in range(1, max(1, channels // 4) + 1) if channels % count == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through a 1x1 when the channel count changes)."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels_in)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = group_norm(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """One head of self-attention over all positions, plus the input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        h = self.norm(x)
+
+        def rows(t: Tensor) -> Tensor:  # (B, C, h, w) -> (B, 1, h*w, C); a view when the memory is channels-last
+            return t.permute(0, 2, 3, 1).reshape(batch, 1, height * width, channels)
+
+        h = F.scaled_dot_product_attention(rows(self.q(h)), rows(self.k(h)), rows(self.v(h)))
+        h = h.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return x + self.proj_out(h)
+
+
+class Downsample(nn.Module):
+    """Halves the resolution; pads right and bottom only, as published."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest, then 3x3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, each followed by attention where the level has it, and the change of resolution."""
+
+    def __init__(self, blocks: Iterable[ResidualBlock], attention: Iterable[AttentionBlock]) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+        self.attn = nn.ModuleList(attention)
+        self.downsample: Downsample | None = None
+        self.upsample: Upsample | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, block in enumerate(self.block):
+            x = block(x)
+            if self.attn:
+                x = self.attn[index](x)
+        if self.downsample is not None:
+            x = self.downsample(x)
+        if self.upsample is not None:
+            x = self.upsample(x)
+        return x
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, attention: bool) -> None:
+        super().__init__()
+        self.block_1 = ResidualBlock(channels, channels)
+        self.attn_1 = AttentionBlock(channels) if attention else None
+        self.block_2 = ResidualBlock(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block_1(x)
+        if self.attn_1 is not None:
+            x = self.attn_1(x)
+        return self.block_2(x)
+
+
+def _level(config: ConvVQConfig, index: int, channels_in: int, channels_out: int, blocks: int) -> Level:
+    lowest = index == len(config.channel_multipliers) - 1
+    inputs = [channels_in] + [channels_out] * (blocks - 1)
+    attention = blocks if config.attention == "lowest" and lowest else 0
+    return Level(
+        [ResidualBlock(width, channels_out) for width in inputs],
+        [AttentionBlock(channels_out) for _ in range(attention)],
+    )
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) -> (B, latent_dim, h, w)."""
+
+    def __init__(self, config: ConvVQConfig) -> None:
+        super().__init__()
+        widths = [config.channels * factor for factor in config.channel_multipliers]
+        self.stem = config.stem
+        self.conv_in = nn.Conv2d(3 * config.stem**2, config.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = config.channels
+        for index, width_out in enumerate(widths):
+            level = _level(config, index, width, width_out, config.blocks)
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width_out)
+            self.down.append(level)
+            width = width_out
+        self.mid = Middle(width, attention=config.attention != "none")
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, config.latent_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stem > 1:
+            x = F.pixel_unshuffle(x, self.stem)  # (B, 3*stem*stem, H/stem, W/stem)
+        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        for level in self.down:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.mid(x))))
+
+
+class Decoder(nn.Module):
+    """(B, latent_dim, h, w) -> (B, 3, H, W), not clamped."""
+
+    def __init__(self, config: ConvVQConfig) -> None:
+        super().__init__()
+        widths = [config.channels * factor for factor in config.channel_multipliers]
+        self.stem = config.stem
+        width = widths[-1]
+        self.conv_in = nn.Conv2d(config.latent_dim, width, 3, padding=1)
+        self.mid = Middle(width, attention=config.attention != "none")
+        levels = []
+        for index, width_out in reversed(list(enumerate(widths))):
+            level = _level(config, index, width, width_out, config.blocks + 1)
+            if index > 0:
+                level.upsample = Upsample(width_out)
+            levels.append(level)
+            width = width_out
+        # As published, up[0] is the full resolution and runs last.
+        self.up = nn.ModuleList(reversed(levels))
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3 * config.stem**2, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        for level in reversed(self.up):
+            x = level(x)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.stem) if self.stem > 1 else x

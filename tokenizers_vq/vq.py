@@ -1,0 +1,51 @@
+"""The single-scale convolutional VQ tokenizer (VQGAN, arXiv 2012.09841).
+
+image -> encoder -> 1x1 -> quantizer -> codes -> vectors -> 1x1 -> decoder -> image
+
+B = images, H, W = pixels, h, w = grid, D = width of a code vector
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import ImageTokenizer, TokenizerOutput
+from .config import ConvVQConfig
+from .conv import Decoder, Encoder
+from .layout import Layout
+from .quantizers import make_quantizer
+
+
+class ConvVQTokenizer(ImageTokenizer):
+    """Convolutions, one grid of codes, any image size that the stride divides."""
+
+    def __init__(self, config: ConvVQConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.quantizer = make_quantizer(config.quantizer)
+        self.quant_conv = nn.Conv2d(config.latent_dim, self.quantizer.width, 1)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.width, config.latent_dim, 1)
+        self.decoder = Decoder(config)
+        # Channels-last convolutions are the faster ones, on CPUs and on GPUs in bf16.
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.decoder.conv_out.weight
+
+    def latents(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, h, w), before quantization."""
+        return self.quant_conv(self.encoder(images))
+
+    def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
+        self.check_images(images)
+        quantized = self.quantizer(self.latents(images), accumulate)
+        reconstruction = self.decoder(self.post_quant_conv(quantized.latents)).float()
+        return TokenizerOutput(reconstruction, quantized.codes, quantized.losses)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.quantizer.nearest(self.latents(images))
+
+    def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
+        return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout.grid)))
