@@ -1,7 +1,7 @@
 """The convolutional encoder and decoder of VQGAN (arXiv 2012.09841), with its wiring and its parameter names.
 
 Names and order of layers are those of taming-transformers, so that its checkpoints map one to one. Departures, all
-off by default: pixels folded into channels (`stem`), fewer groups where 32 do not divide the channels, attention left out.
+off by default: pixels folded into channels (`stem`), fewer groups where 32 do not divide the channels, less attention.
 
 B = images, C = channels, H, W = pixels, h, w = codes (H/stride, W/stride)
 """
