@@ -41,23 +41,10 @@ def parse(name: str, command: Command, argv: list[str]) -> tuple[Callable[..., o
     """The function of a command and its arguments; prints and exits for `--help` and `--print_config`.
 
     A value comes from the command line, else from the last `--config` file that has it, else from the preset, else it
-    is the default of the function.
+    is the default of the function. Raises UserError with all that is wrong.
     """
-    function = load(command.function)
-    choices = tuple(load(choice) for choice in command.choices)
-    parser = _build_parser(name, command, function, choices)
-    problems = Problems()
-    options = _read_options(parser, command, function, choices, argv, problems)
-    configs = [_read_config(parser, Path(option.value or ""), problems) for option in options if option.key == "config"]
-    if command.presets is not None:
-        _set_preset(parser, command.presets, function, choices, options, configs)
-    if any(option.key == "help" for option in options):
-        parser.print_help()
-        raise SystemExit(0)
-    if None in configs:
-        problems.raise_if_any()
-    values = _check_values(parser, options, name, choices, problems)
-    return function, values
+    line = _CommandLine(name, command)
+    return line.function, line.parse(argv)
 
 
 def load(path: str) -> Any:
@@ -66,7 +53,213 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-# --- the parser ------------------------------------------------------------------------------------------------------
+class _CommandLine:
+    """One command while its arguments are read."""
+
+    def __init__(self, name: str, command: Command) -> None:
+        self.name = name
+        self.command = command
+        self.function: Callable[..., object] = load(command.function)
+        self.parameters = inspect.signature(self.function).parameters
+        self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
+        self.problems = Problems()
+        self.parser = self._build_parser()
+        self.types = {
+            action.dest: action._typehint
+            for action in self.parser._actions
+            if hasattr(action, "_typehint") and not action.dest.endswith(".help")
+        }
+        """The type of every option that holds a value, by its dotted name."""
+
+    def parse(self, argv: list[str]) -> dict[str, Any]:
+        options = self._read_options(argv)
+        configs = [self._read_config(Path(option.value or "")) for option in options if option.key == "config"]
+        if self.command.presets is not None:
+            self._set_preset(*self.command.presets, options, configs)
+        if any(option.key == "help" for option in options):
+            self.parser.print_help()
+            raise SystemExit(0)
+        if None in configs:
+            self.problems.raise_if_any()
+        given = {option.key for option in options}.union(*(config or {} for config in configs))
+        for parameter in self.command.positional:
+            if parameter not in given and self._is_list(parameter):
+                options.append(Option(parameter, "[]"))  # no words make an empty list; the function judges it
+        return self._check_values(options)
+
+    def _build_parser(self) -> ArgumentParser:
+        set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_enabled=list(self.choices))
+        description, example = _split_docstring(self.function)
+        words = [f"[{word.upper()} ...]" if self._is_list(word) else word.upper() for word in self.command.positional]
+        epilog = [f"Presets: {', '.join(load(self.command.presets[0]))}", ""] if self.command.presets else []
+        parser = ArgumentParser(
+            prog=f"unitok {self.name}",
+            usage=" ".join(["unitok", self.name, *words, "[--option VALUE ...]"]),
+            description=description,
+            epilog="\n".join([*epilog, *(["Example:", example] if example else [])]),
+            formatter_class=_HelpFormatter,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        parser.add_argument(
+            "--config", action="config", help="YAML file with any of these options; the command line wins over it"
+        )
+        parser.add_function_arguments(self.function, as_group=False)
+        return parser
+
+    def _is_list(self, parameter: str) -> bool:
+        return "list[" in str(self.parameters[parameter].annotation)
+
+    def _read_options(self, argv: list[str]) -> list[Option]:
+        """Every known option of the command line in the form `--key=value`; notes the unknown ones.
+
+        A dash in a name is an underscore, a switch without a value is true, and words without a name go to the
+        command's positional parameters.
+        """
+        known = [text[2:] for text in self.parser._option_string_actions if text.startswith("--")]
+        options: list[Option] = []
+        words: list[str] = []
+        rest = ["--help" if token == "-h" else token for token in argv]
+        while rest:
+            token = rest.pop(0)
+            if token == "--":
+                words += rest
+                break
+            if not re.match(r"-[-A-Za-z]", token):
+                words.append(token)
+                continue
+            key, equals, value = token.lstrip("-").partition("=")
+            key = key.replace("-", "_")
+            in_choice = any(key.startswith(f"{name}.") and kind in self.choices for name, kind in self.types.items())
+            next_is_value = bool(rest) and not rest[0].startswith("--")
+            if not token.startswith("--") or (key not in known and not in_choice):
+                if next_is_value and not equals:
+                    rest.pop(0)
+                self._note(f"unknown option {token.partition('=')[0]}: {self._suggest(key, known, '--')}")
+            elif equals:
+                options.append(Option(key, value))
+            elif key in ("help", "print_config"):
+                options.append(Option(key, None))
+            elif self.types.get(key) is bool and not (next_is_value and rest[0] in ("true", "false")):
+                options.append(Option(key, "true"))
+            elif next_is_value:
+                options.append(Option(key, rest.pop(0)))
+            elif key.endswith(".help"):
+                options.append(Option(key, None))
+            else:
+                self._note(f"--{key} has no value: write --{key}=VALUE")
+        return options + self._name_words(words, options)
+
+    def _name_words(self, words: list[str], options: list[Option]) -> list[Option]:
+        """Options for the words that were given without a name."""
+        named: list[Option] = []
+        rest = list(words)
+        for parameter in self.command.positional:
+            if not rest:
+                break
+            if any(option.key == parameter for option in options):
+                self._note(f"{parameter} is given twice, with --{parameter} and as {rest[0]!r}: choose one")
+            if self._is_list(parameter):
+                named.append(Option(parameter, json.dumps(rest, ensure_ascii=False)))
+                rest = []
+            else:
+                named.append(Option(parameter, rest.pop(0)))
+        if rest:
+            self._note(f"unexpected word {rest[0]!r}: options look like --name VALUE, and texts need quotes")
+        return named
+
+    def _read_config(self, path: Path) -> dict[str, Any] | None:
+        """The content of a YAML file, or None after noting what is wrong with it."""
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            self._note(f"--config {str(path)!r} cannot be read ({reason}): give a YAML file")
+            return None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+            self._note(f"--config {str(path)!r} is not valid YAML: {where}{getattr(error, 'problem', error)}")
+            return None
+        if not isinstance(values, dict):
+            self._note(f"--config {str(path)!r} has no options: write lines such as 'data: pictures/'")
+            return None
+        groups = {name[: dot.start()] for name in self.types for dot in re.finditer(r"\.", name)}
+        before = len(self.problems.messages)
+        for key, value in _walk(values, groups):
+            if key in groups:  # a text would name a further YAML file with the options of the group
+                if not isinstance(value, str):
+                    allowed = ", ".join(name for name in self.types if name.startswith(f"{key}."))
+                    self._note(f"{key} in {path} is {value!r}: it holds options, {allowed}")
+            elif key not in self.types:
+                self._note(f"unknown key {key!r} in {path}: {self._suggest(key, self.types)}")
+        return values if len(self.problems.messages) == before else None
+
+    def _set_preset(
+        self, registry_path: str, parameter: str, options: list[Option], configs: list[dict[str, Any] | None]
+    ) -> None:
+        """Makes the chosen preset the default of its group."""
+        registry = load(registry_path)
+        given = [config["preset"] for config in configs if config and "preset" in config]
+        given += [option.value for option in options if option.key == "preset"]
+        preset = given[-1] if given else self.parameters["preset"].default
+        if preset not in registry:
+            close = difflib.get_close_matches(str(preset), registry, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            self._note(f"unknown preset {preset!r}: {hint}choose one of {', '.join(registry)}")
+            return
+        self.parser.set_defaults({parameter: _group_values(registry[preset](), self.choices)})
+
+    def _check_values(self, options: list[Option]) -> dict[str, Any]:
+        """The arguments of the function. jsonargparse stops at a wrong value, so each is noted and left out in turn."""
+        dropped: set[str] = set()
+        while True:
+            kept = [option for option in options if option.key not in dropped]
+            kept.sort(key=lambda option: option.key != "config")  # the place of a file does not matter
+            try:
+                namespace = self.parser.parse_args([option.text for option in kept])
+                break
+            except UserError as error:  # from the checks of a dataclass
+                first, *several = str(error).split("\n  ")
+                for message in several or [first]:
+                    self._note(message)
+                break
+            except ArgumentError as error:
+                message = str(error)
+                if missing := re.match(r"the following arguments are required: (.*)", message):
+                    self._note_missing(missing[1].split(", "), dropped)
+                    break
+                self._note(_one_line(message, self.choices))
+                key = _error_key(message)
+                wrong = {option.key for option in kept if option.key == key or option.key.startswith(f"{key}.")}
+                if not wrong:  # it came from a file, which is read as a whole
+                    break
+                dropped |= wrong
+        self.problems.raise_if_any()
+        values = vars(self.parser.instantiate(namespace))
+        return {key: value for key, value in values.items() if key != "config"}
+
+    def _note_missing(self, keys: list[str], dropped: set[str]) -> None:
+        told = " ".join(self.problems.messages)
+        lacking = [key for key in keys if key not in dropped and f"--{key} has no value" not in told]
+        if lacking:
+            what = " and ".join(key.upper() if key in self.command.positional else f"--{key}" for key in lacking)
+            self._note(f"{what} missing: `unitok {self.name} --help` explains and gives an example")
+
+    def _note(self, message: str) -> None:
+        self.problems.check(False, message)
+
+    def _suggest(self, key: str, known: Iterable[str], dashes: str = "") -> str:
+        """What was probably meant: the options of that last name, else the one spelled most alike."""
+        known = [name for name in known if not name.endswith("help")]
+        close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+        close = close or difflib.get_close_matches(key, known, n=1)
+        if close:
+            return f"did you mean {' or '.join(f'{dashes}{name}' for name in close)}?"
+        return f"`unitok {self.name} --help` lists what there is"
+
+
+# --- documentation ---------------------------------------------------------------------------------------------------
 
 
 class _HelpFormatter(DefaultHelpFormatter):
@@ -79,31 +272,6 @@ class _HelpFormatter(DefaultHelpFormatter):
         return super()._split_lines(_type_names(text), width)
 
 
-def _build_parser(
-    name: str, command: Command, function: Callable[..., object], choices: tuple[type, ...]
-) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_enabled=list(choices))
-    description, example = _split_docstring(function)
-    words = "".join(
-        f" [{word.upper()} ...]" if _is_list(function, word) else f" {word.upper()}" for word in command.positional
-    )
-    epilog = [f"Presets: {', '.join(load(command.presets[0]))}", ""] if command.presets else []
-    parser = ArgumentParser(
-        prog=f"unitok {name}",
-        usage=f"unitok {name}{words} [--option VALUE ...]",
-        description=description,
-        epilog="\n".join([*epilog, *(["Example:", example] if example else [])]),
-        formatter_class=_HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", action="config", help="YAML file with any of these options; the command line wins over it"
-    )
-    parser.add_function_arguments(function, as_group=False)
-    return parser
-
-
 def _split_docstring(function: Callable[..., object]) -> tuple[str, str]:
     """(what stands before "Args:", the block under "Example:") of a Google style docstring."""
     text = inspect.getdoc(function) or ""
@@ -112,117 +280,7 @@ def _split_docstring(function: Callable[..., object]) -> tuple[str, str]:
     return description, example[1].rstrip() if example else ""
 
 
-def _is_list(function: Callable[..., object], parameter: str) -> bool:
-    return "list[" in str(inspect.signature(function).parameters[parameter].annotation)
-
-
-def _leaves(parser: ArgumentParser) -> dict[str, Any]:
-    """The type of every option that holds a value, by its dotted name."""
-    return {
-        action.dest: action._typehint
-        for action in parser._actions
-        if hasattr(action, "_typehint") and not action.dest.endswith(".help")
-    }
-
-
-# --- reading the command line and the files --------------------------------------------------------------------------
-
-
-def _read_options(
-    parser: ArgumentParser,
-    command: Command,
-    function: Callable[..., object],
-    choices: tuple[type, ...],
-    argv: list[str],
-    problems: Problems,
-) -> list[Option]:
-    """Every known option of the command line in the form `--key=value`; notes the unknown ones.
-
-    A dash in a name is an underscore, a switch without a value is true, and words without a name go to the command's
-    positional parameters.
-    """
-    leaves = _leaves(parser)
-    known = {text[2:]: action for text, action in parser._option_string_actions.items() if text.startswith("--")}
-    options: list[Option] = []
-    words: list[str] = []
-    rest = ["--help" if token == "-h" else token for token in argv]
-    while rest:
-        token = rest.pop(0)
-        if token == "--":
-            words += rest
-            break
-        if not re.match(r"-[-A-Za-z]", token):
-            words.append(token)
-            continue
-        key, equals, value = token.lstrip("-").partition("=")
-        key = key.replace("-", "_")
-        inside_choice = any(key.startswith(f"{leaf}.") and kind in choices for leaf, kind in leaves.items())
-        next_is_value = bool(rest) and not rest[0].startswith("--")
-        if not token.startswith("--") or (key not in known and not inside_choice):
-            if next_is_value and not equals:
-                rest.pop(0)
-            problems.check(False, f"unknown option {token.partition('=')[0]}: {_suggest(key, known, parser, '--')}")
-        elif equals:
-            options.append(Option(key, value))
-        elif key in ("help", "print_config"):
-            options.append(Option(key, None))
-        elif leaves.get(key) is bool and not (next_is_value and rest[0] in ("true", "false")):
-            options.append(Option(key, "true"))
-        elif next_is_value:
-            options.append(Option(key, rest.pop(0)))
-        elif key.endswith(".help"):
-            options.append(Option(key, None))
-        else:
-            problems.check(False, f"--{key} has no value: write --{key}=VALUE")
-    return options + _name_words(words, command, function, options, problems)
-
-
-def _name_words(
-    words: list[str], command: Command, function: Callable[..., object], options: list[Option], problems: Problems
-) -> list[Option]:
-    """Options for the words that were given without a name."""
-    named: list[Option] = []
-    rest = list(words)
-    for parameter in command.positional:
-        if rest:
-            if any(option.key == parameter for option in options):
-                problems.check(False, f"{parameter} is given twice, with --{parameter} and as {rest[0]!r}: choose one")
-            if _is_list(function, parameter):
-                named.append(Option(parameter, json.dumps(rest, ensure_ascii=False)))
-                rest = []
-            else:
-                named.append(Option(parameter, rest.pop(0)))
-    if rest:
-        problems.check(False, f"unexpected word {rest[0]!r}: options look like --name VALUE, and texts need quotes")
-    return named
-
-
-def _read_config(parser: ArgumentParser, path: Path, problems: Problems) -> dict[str, Any] | None:
-    """The content of a YAML file, or None after noting what is wrong with it."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text file"
-        problems.check(False, f"--config {str(path)!r} cannot be read ({reason}): give a YAML file")
-        return None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        problems.check(False, f"--config {str(path)!r} is not valid YAML: {where}{getattr(error, 'problem', error)}")
-        return None
-    if not isinstance(values, dict):
-        problems.check(False, f"--config {str(path)!r} has no options: write lines such as 'data: pictures/'")
-        return None
-    leaves = _leaves(parser)
-    groups = {leaf[: dot.start()] for leaf in leaves for dot in re.finditer(r"\.", leaf)}
-    before = len(problems.messages)
-    for key, value in _walk(values, groups):
-        if key in groups:  # a text would name a further YAML file with the options of the group
-            allowed = ", ".join(leaf for leaf in leaves if leaf.startswith(f"{key}."))
-            problems.check(isinstance(value, str), f"{key} in {path} is {value!r}: it holds options: {allowed}")
-        else:
-            problems.check(key in leaves, f"unknown key {key!r} in {path}: {_suggest(key, leaves, parser)}")
-    return values if len(problems.messages) == before else None
+# --- values and messages ---------------------------------------------------------------------------------------------
 
 
 def _walk(values: Mapping[Any, Any], groups: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,79 +293,11 @@ def _walk(values: Mapping[Any, Any], groups: set[str], prefix: str = "") -> Iter
             yield name, value
 
 
-def _suggest(key: str, known: Iterable[str], parser: ArgumentParser, dashes: str = "") -> str:
-    """What was probably meant: the option of that last name, else the one spelled most alike."""
-    known = [name for name in known if not name.endswith("help")]
-    close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    close = close or difflib.get_close_matches(key, known, n=1)
-    if close:
-        return f"did you mean {' or '.join(f'{dashes}{name}' for name in close)}?"
-    return f"`{parser.prog} --help` lists what there is"
-
-
-# --- presets ---------------------------------------------------------------------------------------------------------
-
-
-def _set_preset(
-    parser: ArgumentParser,
-    presets: tuple[str, str],
-    function: Callable[..., object],
-    choices: tuple[type, ...],
-    options: list[Option],
-    configs: list[dict[str, Any] | None],
-) -> None:
-    """Makes the chosen preset the default of its group."""
-    registry, parameter = load(presets[0]), presets[1]
-    given = [config["preset"] for config in configs if config and "preset" in config]
-    given += [option.value for option in options if option.key == "preset"]
-    preset = given[-1] if given else inspect.signature(function).parameters["preset"].default
-    if preset not in registry:
-        close = difflib.get_close_matches(str(preset), registry, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown preset {preset!r}: {hint}choose one of {', '.join(registry)}")
-    parser.set_defaults({parameter: _group_values(registry[preset](), choices)})
-
-
 def _group_values(config: Any, choices: tuple[type, ...]) -> Any:
     """A dataclass as nested dictionaries; a choice stays whole, for it is one value of its group."""
     if not dataclasses.is_dataclass(config) or isinstance(config, choices):
         return config
     return {field.name: _group_values(getattr(config, field.name), choices) for field in dataclasses.fields(config)}
-
-
-# --- values and messages ---------------------------------------------------------------------------------------------
-
-
-def _check_values(
-    parser: ArgumentParser, options: list[Option], name: str, choices: tuple[type, ...], problems: Problems
-) -> dict[str, Any]:
-    """The arguments of the function. jsonargparse stops at a wrong value, so each is noted and left out in turn."""
-    dropped: set[str] = set()
-    while True:
-        kept = [option for option in options if option.key not in dropped]
-        try:
-            # Files first: their place on the command line does not matter.
-            namespace = parser.parse_args([option.text for option in sorted(kept, key=lambda it: it.key != "config")])
-            break
-        except ArgumentError as error:
-            message = str(error)
-            if missing := re.match(r"the following arguments are required: (.*)", message):
-                told = " ".join([*problems.messages, ""])
-                lacking = [
-                    f"--{key}" for key in missing[1].split(", ") if key not in dropped and f"--{key} " not in told
-                ]
-                what = " and ".join(lacking)
-                problems.check(not lacking, f"{what} missing: `unitok {name} --help` explains and gives an example")
-                break
-            problems.check(False, _one_line(message, choices))
-            key = _error_key(message)
-            wrong = {option.key for option in kept if option.key == key or option.key.startswith(f"{key}.")}
-            if not wrong:  # it came from a file, which is read as a whole
-                break
-            dropped |= wrong
-    problems.raise_if_any()
-    values = vars(parser.instantiate(namespace))
-    return {key: value for key, value in values.items() if key != "config"}
 
 
 def _error_key(message: str) -> str:
