@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .loader import BadPictures, StepSampler, make_loader
+    from .loader import BadPictures, StepSampler, make_loader, read_in_order
     from .open import open_data
     from .records import Key, Record, RecordBatch, RecordDataset
 
@@ -19,6 +19,7 @@ __all__ = [
     "StepSampler",
     "make_loader",
     "open_data",
+    "read_in_order",
 ]
 
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "StepSampler": "loader",
     "make_loader": "loader",
     "open_data": "open",
+    "read_in_order": "loader",
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -116,7 +116,7 @@ def collate(keys: Sequence[Key], records: Sequence[Record]) -> RecordBatch:
     )
 
 
-class _Batches(Dataset[RecordBatch]):
+class _Batches(Dataset[RecordBatch | UserError]):
     """What a worker runs: keys of one micro-batch -> RecordBatch. A UserError is a value here, because the DataLoader
     would wrap one raised in a worker into a page of traceback."""
 
@@ -178,19 +178,40 @@ def make_loader(
         world=world,
         start_step=start_step,
     )
-    loader = DataLoader(
-        _Batches(dataset, seed, transform),
-        batch_sampler=sampler,
+    return _unwrap(_data_loader(_Batches(dataset, seed, transform), sampler, workers))
+
+
+def read_in_order(
+    dataset: RecordDataset, *, batch_size: int, start: int = 0, stop: int | None = None, workers: int = 0
+) -> Iterator[RecordBatch]:
+    """Records `start` to `stop` (the end) once, in order, in batches; a key's slot is its place in its batch.
+
+    Raises:
+        UserError: (while iterating) pictures of different sizes.
+    """
+    stop = len(dataset) if stop is None else stop
+    batches = [
+        [Key(0, index, index - first) for index in range(first, min(first + batch_size, stop))]
+        for first in range(start, stop, batch_size)
+    ]
+    return _unwrap(_data_loader(_Batches(dataset, 0, None), batches, workers))
+
+
+def _data_loader(
+    batches: _Batches, batch_sampler: Iterable[list[Key]], workers: int
+) -> DataLoader[RecordBatch | UserError]:
+    return DataLoader(
+        batches,
+        batch_sampler=batch_sampler,
         num_workers=workers,
         collate_fn=_as_is,
         worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=2 if workers else None,
         generator=torch.Generator(),  # the DataLoader draws a base seed for its workers: not from the global generator
     )
-    return _unwrap(loader)
 
 
-def _unwrap(loader: DataLoader[RecordBatch]) -> Iterator[RecordBatch]:
+def _unwrap(loader: DataLoader[RecordBatch | UserError]) -> Iterator[RecordBatch]:
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

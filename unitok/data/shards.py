@@ -1,0 +1,307 @@
+"""Code shards: a data set tokenized once. A folder with `codes.json` and `codes-00000.safetensors`, ...
+
+Row i of the shards, laid end to end, is record i of the source, broken pictures included, so training from shards reads
+the same records at the same steps as training from pixels. A shard holds, for its N rows:
+
+    codes    (N, L) uint16 or uint32, zeros for a broken picture
+    text     (T,)   uint8, one JSON list [name, caption, problem] per row, UTF-8, laid end to end
+    ends     (N,)   int64, where each row's text ends
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import atomic_path, read_json, write_json
+from tokenizers_vq.layout import Layout
+
+from .records import Record
+
+INDEX = "codes.json"
+FORMAT = "unitok codes 1"
+_CHUNK = 65536  # rows read at once when a shard is checked
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One finished file of a folder of codes."""
+
+    file: str
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CodesIndex:
+    """What `codes.json` says."""
+
+    tokenizer_fingerprint: str
+    """Of the tokenizer that wrote the codes; a model must use the same one."""
+    layout: Layout
+    codebook_size: int
+    image_size: tuple[int, int]
+    """(H, W) of the pictures that were encoded."""
+    source: str
+    """The data spec that was encoded."""
+    total: int
+    """Records of the source."""
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Records encoded so far."""
+        return sum(shard.count for shard in self.shards)
+
+    def save(self, folder: Path) -> None:
+        facts = asdict(self) | {"layout": self.layout.scales, "count": self.count, "complete": self.count == self.total}
+        write_json(folder / INDEX, {"format": FORMAT} | facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> CodesIndex:
+        """Raises UserError when the file is missing, foreign, or damaged."""
+        facts = read_json(folder / INDEX)
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise UserError(f"{folder / INDEX} is not an index of format {FORMAT!r}: encode the data again")
+        try:
+            shards = tuple(Shard(Path(s["file"]).name, int(s["count"]), str(s["sha256"])) for s in facts["shards"])
+            height, width = facts["image_size"]
+            index = cls(
+                tokenizer_fingerprint=str(facts["tokenizer_fingerprint"]),
+                layout=Layout(facts["layout"]),
+                codebook_size=int(facts["codebook_size"]),
+                image_size=(int(height), int(width)),
+                source=str(facts["source"]),
+                total=int(facts["total"]),
+                shards=shards,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{folder / INDEX} is damaged ({reason}): encode the data again") from error
+        if index.codebook_size < 1 or index.count > index.total or any(shard.count < 1 for shard in shards):
+            raise UserError(f"{folder / INDEX} is damaged (its counts do not add up): encode the data again")
+        return index
+
+
+class ShardWriter:
+    """Writes the records of a data set, in order, as code shards.
+
+    Opening an unfinished folder of the same source and tokenizer goes on: `next_index` is the first missing record. A shard
+    is written to a temporary name, renamed, and only then listed, so a kill at any moment loses one shard at most.
+
+    Args:
+        out: the folder; made when missing.
+        source: the data spec that is encoded.
+        total: records of the source.
+        shard_size: records per file.
+
+    Raises:
+        UserError: the folder holds codes of another tokenizer or source, or other files, or cannot be written.
+
+    >>> writer = ShardWriter(out, ...)                          # doctest: +SKIP
+    >>> for index in range(writer.next_index, total):           # doctest: +SKIP
+    ...     writer.add(name, caption, codes)
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        tokenizer_fingerprint: str,
+        layout: Layout,
+        codebook_size: int,
+        image_size: tuple[int, int],
+        source: str,
+        total: int,
+        shard_size: int = 8192,
+    ) -> None:
+        self.out, self.shard_size = Path(out), shard_size
+        if shard_size < 1:
+            raise UserError(f"shard_size is {shard_size}: choose a number above 0, such as 8192")
+        self.index = CodesIndex(tokenizer_fingerprint, layout, codebook_size, tuple(image_size), source, total)
+        self._rows: list[tuple[str, str | None, str | None]] = []
+        self._codes: list[np.ndarray] = []
+        if (self.out / INDEX).is_file():
+            self._continue()
+        else:
+            if self.out.exists() and not self.out.is_dir():
+                raise UserError(f"{self.out} is a file: choose another folder for the codes")
+            if self.out.is_dir() and any(file.suffix != ".tmp" for file in self.out.iterdir()):
+                raise UserError(f"{self.out} holds other files and no {INDEX}: choose an empty folder for the codes")
+            self.index.save(self.out)
+
+    def _continue(self) -> None:
+        found, wanted = CodesIndex.load(self.out), self.index
+        for what, old, new in (
+            ("tokenizer", found.tokenizer_fingerprint[:12], wanted.tokenizer_fingerprint[:12]),
+            ("layout", found.layout.scales, wanted.layout.scales),
+            ("codebook size", found.codebook_size, wanted.codebook_size),
+            ("image size", found.image_size, wanted.image_size),
+            ("source", found.source, wanted.source),
+            ("number of pictures", found.total, wanted.total),
+        ):
+            if old != new:
+                raise UserError(
+                    f"{self.out} holds codes of another {what}: {old}, and now it is {new}: choose another folder"
+                )
+        for shard in found.shards:
+            if not (self.out / shard.file).is_file() or _sha256(self.out / shard.file) != shard.sha256:
+                raise UserError(f"{self.out / shard.file} is missing or damaged: remove {self.out} and encode again")
+        self.index = found
+        for leftover in self.out.glob(".*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
+
+    @property
+    def next_index(self) -> int:
+        """Index of the record that `add` expects next."""
+        return self.index.count + len(self._rows)
+
+    def add(self, name: str, caption: str | None, codes: torch.Tensor | None, problem: str | None = None) -> None:
+        """Append the next record: its (L,) codes, or the problem that left it without."""
+        assert (codes is None) == (problem is not None), "a record has codes or a problem"
+        assert self.next_index < self.index.total, "more records than the source has"
+        length = self.index.layout.length
+        row = np.zeros(length, np.int64) if codes is None else codes.detach().cpu().numpy()
+        assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
+        assert 0 <= row.min() and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
+        self._codes.append(row.astype(_dtype(self.index.codebook_size)))
+        self._rows.append((name, caption, problem))
+        if len(self._rows) == self.shard_size or self.next_index == self.index.total:
+            self._flush()
+
+    def _flush(self) -> None:
+        texts = [json.dumps(row, ensure_ascii=False).encode() for row in self._rows]
+        data = save(
+            {
+                "codes": np.stack(self._codes),
+                "text": np.frombuffer(b"".join(texts), np.uint8),
+                "ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+            }
+        )
+        file = f"codes-{len(self.index.shards):05d}.safetensors"
+        with atomic_path(self.out / file) as temporary:
+            temporary.write_bytes(data)
+        shard = Shard(file, len(self._rows), hashlib.sha256(data).hexdigest())
+        self.index = CodesIndex(**{**vars(self.index), "shards": (*self.index.shards, shard)})
+        self.index.save(self.out)
+        self._codes, self._rows = [], []
+
+
+class CodesDataset:
+    """A finished folder of codes as records. Shards are memory-mapped; a row is read when it is asked for.
+
+    Opening reads every shard once and compares it with what `codes.json` claims: digests, sizes, and that all ids lie in
+    the codebook (about 1 s per gigabyte).
+
+    Args:
+        path: the folder.
+        captions: a record without a caption is broken.
+
+    Raises:
+        UserError: the folder is unfinished, foreign or damaged.
+    """
+
+    endless = False
+
+    def __init__(self, path: str | Path, *, captions: bool = True) -> None:
+        self.path, self.captions = Path(path), captions
+        self.name = str(path)
+        self.index = CodesIndex.load(self.path)
+        if self.index.count < self.index.total:
+            raise UserError(
+                f"{self.path} holds {self.index.count} of {self.index.total} records: run unitok encode again to finish it"
+            )
+        for shard in self.index.shards:
+            _check(self.path / shard.file, shard, self.index)
+        self._starts = np.cumsum([0, *(shard.count for shard in self.index.shards)])
+        self._open_shards: dict[int, Any] = {}
+
+    @property
+    def layout(self) -> Layout:
+        return self.index.layout
+
+    @property
+    def codebook_size(self) -> int:
+        return self.index.codebook_size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.index.image_size
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        return self.index.tokenizer_fingerprint
+
+    def __len__(self) -> int:
+        return self.index.count
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        row = index - int(self._starts[number])
+        shard = self._shard(number)
+        ends = shard.get_slice("ends")
+        begin, end = (int(ends[row - 1]) if row else 0), int(ends[row])
+        try:
+            name, caption, problem = json.loads(shard.get_slice("text")[begin:end].tobytes())
+        except ValueError as error:
+            raise UserError(f"{self.path}: the caption of record {index} is damaged: encode the data again") from error
+        if problem is None and self.captions and not caption:
+            problem = "has no caption"
+        if problem is not None:
+            return Record(name=name, caption=caption, problem=problem)
+        codes = shard.get_slice("codes")[row].astype(np.int64)  # (L,)
+        return Record(name=name, caption=caption, codes=torch.from_numpy(codes))
+
+    def _shard(self, number: int) -> Any:
+        if number not in self._open_shards:
+            file = self.path / self.index.shards[number].file
+            self._open_shards[number] = safe_open(file, framework="numpy").__enter__()
+        return self._open_shards[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open_shards": {}}  # a worker opens its own
+
+
+def _dtype(codebook_size: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint16 if codebook_size <= 2**16 else np.uint32
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check(file: Path, shard: Shard, index: CodesIndex) -> None:
+    """Raises UserError when a shard is not what the index claims."""
+
+    def require(ok: bool, what: str) -> None:
+        if not ok:
+            raise UserError(f"{file} is damaged ({what}): encode the data again")
+
+    try:
+        require(_sha256(file) == shard.sha256, f"its digest is not the one in {INDEX}")
+        with safe_open(file, framework="numpy") as tensors:
+            require(set(tensors.keys()) == {"codes", "text", "ends"}, "it has other contents")
+            codes, ends = tensors.get_slice("codes"), tensors.get_tensor("ends")
+            shape = [shard.count, index.layout.length]
+            require(codes.get_shape() == shape, f"codes of shape {codes.get_shape()} instead of {shape}")
+            require(codes.get_dtype() in ("U16", "U32"), f"codes are {codes.get_dtype()}")
+            require(ends.shape == (shard.count,) and ends.dtype == np.int64, "its captions do not match its codes")
+            text_length = tensors.get_slice("text").get_shape()[0]
+            require(bool((np.diff(ends, prepend=0) > 0).all()) and ends[-1] == text_length, "its captions are cut off")
+            for start in range(0, shard.count, _CHUNK):
+                worst = int(codes[start : min(start + _CHUNK, shard.count)].max())
+                require(worst < index.codebook_size, f"id {worst} is outside the codebook of {index.codebook_size}")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read ({error}): encode the data again") from error
