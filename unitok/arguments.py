@@ -213,11 +213,14 @@ class _CommandLine:
     def _check_values(self, options: list[Option]) -> dict[str, Any]:
         """The arguments of the function. jsonargparse stops at a wrong value, so each is noted and left out in turn."""
         dropped: set[str] = set()
+        printing = any(option.key == "print_config" for option in options)
         while True:
             kept = [option for option in options if option.key not in dropped]
+            if self.problems.messages:  # nothing wrong is printed
+                kept = [option for option in kept if option.key != "print_config"]
             kept.sort(key=lambda option: option.key != "config")  # the place of a file does not matter
             try:
-                namespace = self.parser.parse_args([option.text for option in kept])
+                namespace = self.parser.instantiate(self.parser.parse_args([option.text for option in kept]))
                 break
             except UserError as error:  # from the checks of a dataclass
                 first, *several = str(error).split("\n  ")
@@ -227,7 +230,8 @@ class _CommandLine:
             except ArgumentError as error:
                 message = str(error)
                 if missing := re.match(r"the following arguments are required: (.*)", message):
-                    self._note_missing(missing[1].split(", "), dropped)
+                    if not printing:
+                        self._note_missing(missing[1].split(", "), dropped)
                     break
                 self._note(_one_line(message, self.choices))
                 key = _error_key(message)
@@ -236,8 +240,7 @@ class _CommandLine:
                     break
                 dropped |= wrong
         self.problems.raise_if_any()
-        values = vars(self.parser.instantiate(namespace))
-        return {key: value for key, value in values.items() if key != "config"}
+        return {key: value for key, value in vars(namespace).items() if key != "config"}
 
     def _note_missing(self, keys: list[str], dropped: set[str]) -> None:
         told = " ".join(self.problems.messages)
@@ -302,7 +305,7 @@ def _group_values(config: Any, choices: tuple[type, ...]) -> Any:
 
 def _error_key(message: str) -> str:
     """The dotted name of the option that jsonargparse complains about; it names each level apart."""
-    return ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
 
 
 def _one_line(message: str, choices: tuple[type, ...]) -> str:
@@ -319,6 +322,8 @@ def _one_line(message: str, choices: tuple[type, ...]) -> str:
     if match := re.search(r"Subtypes: \[(.*)\][\s\S]*Given value: ([\s\S]*)", message):
         kinds = re.sub(r", (?![^\[]*\])", " or ", match[1])
         return f"{key} is {match[2]!r}: expected {_type_names(kinds)}"
+    if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
+        return f"{key} is {match[1]!r}: give a YAML file with its options, or single options such as --{key}.NAME"
     return " ".join(message.split())
 
 
