@@ -1,0 +1,133 @@
+"""A toy that trains in milliseconds: a linear autoencoder of 8x8 pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from unitok.data.records import Record
+from unitok.seeding import keyed_generator
+from unitok.train.config import OptimConfig, RunConfig
+from unitok.train.distributed import World
+from unitok.train.folder import RunFolder
+from unitok.train.log import read_log
+from unitok.train.loop import train
+from unitok.train.trainee import MicroBatch
+
+
+class Pictures:
+    """48 noise pictures; those in `broken` cannot be read, those in `poisoned` hold a NaN for the trainee."""
+
+    name, endless = "noise", False
+
+    def __init__(self, broken: tuple[int, ...] = (), poisoned: tuple[int, ...] = ()) -> None:
+        self.broken, self.poisoned = broken, poisoned
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> Record:
+        if index in self.broken:
+            return Record(f"{index}.png", problem="torn file")
+        name = f"poison-{index}.png" if index in self.poisoned else f"{index}.png"
+        generator = keyed_generator("noise", index)
+        return Record(name, caption="", image=torch.randint(256, (3, 8, 8), generator=generator).to(torch.uint8))
+
+
+class Toy:
+    parts = ("even", "odd")
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Dropout(0.1), nn.Linear(8, 192))
+        self.seen: list[str] = []
+        self.drawn: list[int] = []
+
+    def augment(self, record: Record, key: Any, generator: torch.Generator) -> Record:
+        return record
+
+    def compile(self) -> None:
+        self.model.compile()
+
+    def prepare(self, records: Any, step: int) -> MicroBatch:
+        self.seen += [f"{step}:{name}" for name in records.names]
+        images = records.images.float() / 255
+        for row, name in enumerate(records.names):
+            if name.startswith("poison"):
+                images[row] = float("nan")
+        part = torch.tensor([key.index % 2 for key in records.keys])
+        counts = torch.bincount(part, minlength=2).double()
+        return MicroBatch((images, part), counts, records.names)
+
+    def loss(self, forward: Any, data: Any, totals: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        images, part = data
+        errors = (forward(images) - images.flatten(1)).float().square().mean(1)
+        sums = torch.zeros(2).index_add(0, part, errors)
+        return (sums / totals).sum(), {"error": errors.sum(), "count": torch.tensor(float(len(images)))}
+
+    def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {"loss/error": float(sums["error"] / sums["count"]), "images/s": float(sums["count"])}
+
+    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
+        return {"loss": float(sum(weight.detach().abs().sum() for weight in model.parameters()))}
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        from PIL import Image
+
+        Image.new("RGB", (8, 8)).save(path)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        torch.save(model.state_dict(), folder / "model.pt")
+
+
+@dataclass
+class Outcome:
+    facts: dict[str, Any] = field(default_factory=dict)
+    toy: Toy = field(default_factory=Toy)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def losses(self) -> list[float]:
+        return [entry["loss"] for entry in self.log if entry["kind"] == "train"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Sums in another order differ in the last bit, and the tests share the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_toy() -> Any:
+    def run(out: Path, dataset: Any = None, toy: Toy | None = None, optim: Any = None, **run: Any) -> Outcome:
+        settings = {"steps": 6, "batch_size": 8, "log_every": 1, "device": "cpu", "precision": "fp32", **run}
+        config = RunConfig(**settings)
+        folder = RunFolder(out)
+        folder.claim(config.resume)
+        outcome = Outcome(toy=toy or Toy())
+        moves = OptimConfig(**{"lr": 1e-2, "warmup_steps": 2, **(optim or {})})
+        told = {"run": dict(settings), "optim": optim or {}}
+        outcome.facts = train(
+            outcome.toy, dataset or Pictures(), folder, told, moves, config, World(torch.device("cpu"))
+        )
+        outcome.log = read_log(folder.log)
+        return outcome
+
+    return run
+
+
+@pytest.fixture
+def pictures() -> type[Pictures]:
+    return Pictures
+
+
+@pytest.fixture
+def toy_class() -> type[Toy]:
+    return Toy

@@ -1,0 +1,169 @@
+"""The engine: exact accumulation, exact resume, guards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tokenizers_vq.errors import UserError
+
+
+def without_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in entry.items() if name not in ("time", "images/s")} for entry in log]
+
+
+def same_weights(a: Any, b: Any) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_loss_falls_and_the_folder_is_complete(tmp_path: Path, run_toy: Any) -> None:
+    outcome = run_toy(tmp_path / "out", steps=60, save_every=20)
+    assert outcome.losses()[-1] < 0.7 * outcome.losses()[0]
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"run.json", "log.jsonl", "loss.png", "model.pt", "samples/step-00000060.png"} <= names
+    assert {path.name for path in (tmp_path / "out" / "checkpoints").iterdir()} == {"step-00000040", "step-00000060"}
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["finished"] and record["steps"] == 60 and record["parameters"] == 192 * 8 * 2 + 8 + 192
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, run_toy: Any, toy_class: Any) -> None:
+    runs = []
+    for micro_batch in (8, 2, 1):
+        toy = toy_class()
+        toy.model[2].p = 0.0  # dropout draws per forward pass
+        runs.append(run_toy(tmp_path / str(micro_batch), toy=toy, micro_batch=micro_batch))
+    assert runs[0].toy.seen == runs[1].toy.seen == runs[2].toy.seen
+    for other in runs[1:]:
+        assert other.losses() == pytest.approx(runs[0].losses(), rel=1e-5)
+        for mine, theirs in zip(runs[0].toy.model.parameters(), other.toy.model.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resume_equals_the_unbroken_run(tmp_path: Path, run_toy: Any, toy_class: Any, ema: float) -> None:
+    """Stopped by SIGTERM in the middle of a log interval and of an epoch."""
+    whole = run_toy(tmp_path / "whole", steps=20, log_every=4, optim={"ema": ema}, eval_every=5)
+
+    stopped = toy_class()
+    prepare = stopped.prepare
+
+    def stop_in_step_11(records: Any, step: int) -> Any:
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(records, step)
+
+    stopped.prepare = stop_in_step_11
+    with pytest.raises(SystemExit) as left:
+        run_toy(tmp_path / "out", toy=stopped, steps=20, log_every=4, optim={"ema": ema}, eval_every=5)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000010"]
+
+    rest = run_toy(tmp_path / "out", steps=20, log_every=4, optim={"ema": ema}, eval_every=5, resume=True)
+    assert rest.toy.seen == [name for name in whole.toy.seen if int(name.split(":")[0]) >= 10]
+    assert without_time(rest.log) == without_time(whole.log)
+    assert same_weights(rest.toy.model, whole.toy.model)
+    averages = [torch.load(tmp_path / name / "model.pt") for name in ("out", "whole")]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def test_a_crash_between_checkpoints_logs_no_step_twice(tmp_path: Path, run_toy: Any, toy_class: Any) -> None:
+    class Crash(Exception):
+        pass
+
+    crashing = toy_class()
+    prepare = crashing.prepare
+
+    def crash(records: Any, step: int) -> Any:
+        if step == 8:
+            raise Crash
+        return prepare(records, step)
+
+    crashing.prepare = crash
+    with pytest.raises(Crash):
+        run_toy(tmp_path / "out", toy=crashing, steps=10, save_every=5)
+    with (tmp_path / "out" / "log.jsonl").open("a") as lines:
+        lines.write('{"kind": "train", "st')
+    rest = run_toy(tmp_path / "out", steps=10, save_every=5, resume=True)
+    whole = run_toy(tmp_path / "whole", steps=10, save_every=5)
+    assert without_time(rest.log) == without_time(whole.log)
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path, run_toy: Any) -> None:
+    first = run_toy(tmp_path / "out")
+    again = run_toy(tmp_path / "out", resume=True)
+    assert again.toy.seen == [] and again.log == first.log and same_weights(first.toy.model, again.toy.model)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
+    tmp_path: Path, run_toy: Any, toy_class: Any, pictures: Any, late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`late` is the way of GPUs: the optimizer skips on the device, and the number is read one step later."""
+    from unitok.train import loop
+
+    guard = loop.Guard
+    monkeypatch.setattr(loop, "Guard", lambda optimizer, late: guard(optimizer, late=wanted))
+    wanted = late
+    good = run_toy(tmp_path / "good", steps=20)
+    place = next(i for i, name in enumerate(good.toy.seen) if name.startswith("3:"))
+    index = int(re.findall(r":(\d+)", good.toy.seen[place + 5])[0])
+
+    toy = toy_class()
+    before: dict[int, list[torch.Tensor]] = {}
+    prepare = toy.prepare
+
+    def watch(records: Any, step: int) -> Any:
+        before.setdefault(step, [weight.detach().clone() for weight in toy.model.parameters()])
+        return prepare(records, step)
+
+    toy.prepare = watch
+    with pytest.raises(UserError, match=rf"step 4: the loss is nan.*poison-{index}\.png") as caught:
+        run_toy(tmp_path / "out", pictures(poisoned=(index,)), toy=toy, steps=20, micro_batch=4, log_every=50)
+    assert str(caught.value).count(".png") == 4  # the micro-batch alone, not the step
+    assert all(torch.equal(a, b) for a, b in zip(before[3], toy.model.parameters(), strict=True))
+
+
+def test_broken_pictures_are_left_out_and_too_many_stop_the_run(tmp_path: Path, run_toy: Any, pictures: Any) -> None:
+    outcome = run_toy(tmp_path / "one", pictures(broken=(7,)), max_bad=0.05, steps=12, micro_batch=1)
+    assert len(outcome.toy.seen) == 96 - 2  # two epochs
+    with pytest.raises(UserError, match=r"3 of 48 pictures cannot be used.*torn file"):
+        run_toy(tmp_path / "three", pictures(broken=(1, 2, 3)), max_bad=0.05, steps=12)
+
+
+def test_a_step_without_a_readable_picture_is_skipped(tmp_path: Path, run_toy: Any, pictures: Any) -> None:
+    outcome = run_toy(tmp_path / "out", pictures(broken=(7,)), max_bad=1, steps=48, batch_size=1, log_every=12)
+    assert len(outcome.toy.seen) == 47 and outcome.facts["steps"] == 48
+
+
+def test_folders_that_are_refused(tmp_path: Path, run_toy: Any) -> None:
+    run_toy(tmp_path / "out", steps=1)
+    with pytest.raises(UserError, match=r"already holds a run: add --run.resume true .* or choose another folder"):
+        run_toy(tmp_path / "out")
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match=r"else is not empty: choose another folder"):
+        run_toy(tmp_path / "else")
+    with pytest.raises(UserError, match=r"else holds no run to resume"):
+        run_toy(tmp_path / "else", resume=True)
+    with pytest.raises(UserError, match=r"letter.txt is a file"):
+        run_toy(tmp_path / "else" / "letter.txt")
+    with pytest.raises(UserError, match=r"optim.lr is 0.5, but the run in .* was started with None"):
+        run_toy(tmp_path / "out", resume=True, optim={"lr": 0.5})
+    with pytest.raises(UserError, match=r"(?s)run.batch_size is 4, but .*run.seed is 3, but"):
+        run_toy(tmp_path / "out", resume=True, batch_size=4, seed=3)
+    assert run_toy(tmp_path / "out", resume=True, steps=3, log_every=2).facts["steps"] == 3
+    assert run_toy(tmp_path / "fresh", resume=True, steps=1).facts["steps"] == 1
+
+
+def test_sizes_that_do_not_divide(tmp_path: Path, run_toy: Any) -> None:
+    with pytest.raises(UserError, match=r"run.micro_batch is 3: choose a divisor of 8"):
+        run_toy(tmp_path / "out", micro_batch=3)
+    assert not (tmp_path / "out").exists()

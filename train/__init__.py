@@ -1,0 +1,1 @@
+"""Makes tokenizers and models: the engine (`loop`), the two trainers (`tokenizer`, `generator`) and `encode`."""

@@ -1,0 +1,133 @@
+"""What a training run can be told. Free of torch, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenizers_vq.errors import Problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move: AdamW, linear warm-up, then a cosine down to `min_lr`."""
+
+    lr: float = 3e-4
+    """Learning rate at the end of the warm-up."""
+    min_lr: float = 0.0
+    """Learning rate at the last step."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Averaging of the gradient and of its square."""
+    weight_decay: float = 0.05
+    """Decay of weight matrices; norms, biases, embeddings and codebooks never decay."""
+    clip: float = 1.0
+    """Longest gradient (global norm); 0 = no clipping."""
+    ema: float = 0.999
+    """Averaging of the weights that are evaluated, sampled and saved; slower steps come first. 0 = no averaging."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(self.lr > 0, f"optim.lr is {self.lr}: choose a value above 0")
+        problems.check(
+            0 <= self.min_lr <= self.lr, f"optim.min_lr is {self.min_lr}: choose a value from 0 to optim.lr ({self.lr})"
+        )
+        problems.check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: choose 0 or more")
+        problems.check(
+            all(0 <= beta < 1 for beta in self.betas), f"optim.betas is {self.betas}: choose two values in [0, 1)"
+        )
+        problems.check(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}: choose 0 or more")
+        problems.check(self.clip >= 0, f"optim.clip is {self.clip}: choose 0 (off) or more")
+        problems.check(0 <= self.ema < 1, f"optim.ema is {self.ema}: choose 0 (off) or a value below 1")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long, on what and how often."""
+
+    steps: int = 10_000
+    """Optimizer steps of the whole run."""
+    batch_size: int = 64
+    """Pictures per step, over all processes."""
+    micro_batch: int | None = None
+    """Pictures per forward pass of one process; null = its share at once. Smaller needs less memory, same result."""
+    seed: int = 0
+    """Seed of the weights, the data order and every other draw."""
+    workers: int | None = None
+    """Loader processes; null = 0 on a CPU, up to 8 beside a GPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto = a GPU where there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto = bf16 autocast where the hardware has it, CPUs too. The weights stay fp32."""
+    compile: bool = False
+    """torch.compile the model (worth it on a GPU)."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    threads: int | None = None
+    """CPU threads of one process; null = torch's choice. The same number is needed to repeat a run to the bit."""
+    log_every: int = 20
+    """Steps between two log entries."""
+    eval_every: int = 1000
+    """Steps between two evaluations of the validation data; 0 = only at the end."""
+    sample_every: int = 1000
+    """Steps between two picture grids; 0 = only at the end."""
+    save_every: int = 1000
+    """Steps between two checkpoints; 0 = only at the end."""
+    keep: int = 2
+    """Checkpoints to keep."""
+    eval_pictures: int = 512
+    """Pictures of the validation data that one evaluation uses."""
+    max_bad: float = 0.01
+    """Share of the data set that may be unreadable before the run stops."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the output folder."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None:
+                problems.check(value >= least, f"run.{name} is {value}: choose {least} or more")
+        problems.check(0 <= self.max_bad <= 1, f"run.max_bad is {self.max_bad}: choose a share from 0 to 1")
+        problems.raise_if_any()
+
+    def micro_batch_for(self, processes: int) -> int:
+        """Pictures per forward pass of one process; raises UserError when the numbers do not divide."""
+        problems = Problems()
+        share, left = divmod(self.batch_size, processes)
+        problems.check(
+            left == 0 and share > 0,
+            f"run.batch_size is {self.batch_size}: choose a multiple of the number of processes ({processes})",
+        )
+        micro_batch = self.micro_batch or share
+        problems.check(
+            share == 0 or share % micro_batch == 0,
+            f"run.micro_batch is {micro_batch}: choose a divisor of {share}, one process's share of run.batch_size",
+        )
+        problems.raise_if_any()
+        return micro_batch
+
+
+_LEAST = {
+    "steps": 1,
+    "batch_size": 1,
+    "micro_batch": 1,
+    "workers": 0,
+    "threads": 1,
+    "log_every": 1,
+    "eval_every": 0,
+    "sample_every": 0,
+    "save_every": 0,
+    "keep": 1,
+    "eval_pictures": 1,
+}
+
+FREE_ON_RESUME = frozenset(
+    {"val_data"}
+    | {f"run.{name}" for name in ("steps", "workers", "device", "compile", "checkpointing", "threads", "micro_batch")}
+    | {f"run.{name}_every" for name in ("log", "eval", "sample", "save")}
+    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad", "resume")}
+)
+"""Settings that a resumed run may change, for they do not alter what is learned. (`steps` stretches the schedule.)"""

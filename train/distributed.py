@@ -1,0 +1,74 @@
+"""One process, or several started by torchrun.
+
+Every process runs the same program; rank 0 alone writes files. Small facts (counts, "stop now") travel between the CPUs
+through gloo, so that agreeing on them never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from tokenizers_vq.errors import UserError
+from unitok.device import pick_device
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: object) -> list:
+        """One value per process, in rank order, in every process."""
+        if self.size == 1:
+            return [value]
+        values: list = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str = "auto") -> Iterator[World]:
+    """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = pick_device(device, local_rank)
+    if size == 1:
+        yield World(place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    try:
+        if dist.get_world_size() != size:
+            raise UserError(
+                f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
+            )
+        yield World(place, rank=dist.get_rank(), size=size)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,52 @@
+"""The watch over loss and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError
+
+FILES_NAMED = 16
+"""File names that an error about a step lists."""
+
+
+class Guard:
+    """Stops a run whose loss or gradient is not finite, before the weights are touched.
+
+    On a GPU (`late`) the fused optimizer is told on the device to leave the weights alone, and the number is read one
+    step later: the CPU never waits for the GPU.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, late: bool) -> None:
+        self._optimizer: Any = optimizer
+        self._late = late
+        self._waiting: tuple[int, torch.Tensor, list[torch.Tensor], list[list[str]]] | None = None
+
+    def check(self, step: int, norm: torch.Tensor, losses: list[torch.Tensor], names: list[list[str]]) -> None:
+        """After the backward passes of `step` (from 1), before the optimizer."""
+        broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(losses)).all())
+        self.settle()
+        self._waiting = (step, broken, losses, names)
+        if self._late:
+            self._optimizer.found_inf = broken.float()
+        else:
+            self.settle()
+
+    def settle(self) -> None:
+        """Raises UserError when the step last checked was not finite."""
+        if self._waiting is None:
+            return
+        step, broken, losses, names = self._waiting
+        self._waiting = None
+        if not bool(broken):
+            return
+        guilty = [index for index, loss in enumerate(losses) if not torch.isfinite(loss)]
+        what = f"the loss is {losses[guilty[0]].item()}" if guilty else "the gradient is not finite"
+        files = [name for index in guilty or range(len(names)) for name in names[index]]
+        more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
+        raise UserError(
+            f"step {step}: {what}; the weights are still those of step {step - 1}. Look at these files, or lower"
+            f" optim.lr and start again: {', '.join(files[:FILES_NAMED])}{more}"
+        )

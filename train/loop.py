@@ -1,0 +1,303 @@
+"""The engine: load, loss, backward, guard, clip, step, average, log; then evaluate, sample, save.
+
+Both trainers run through it. A step's micro-batches are prepared first, so that every loss is divided by what it is
+averaged over in the WHOLE step, over all micro-batches and processes: 8 x 1 pictures teach the same as 2 x 4.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unitok.data.loader import BadPictures, make_loader
+from unitok.data.records import RecordBatch, RecordDataset
+from unitok.device import autocast
+from unitok.seeding import fold
+
+from .checkpoint import TrainState, load, save
+from .config import OptimConfig, RunConfig
+from .distributed import World
+from .folder import RunFolder, environment
+from .guard import Guard
+from .log import RunLog, plot_losses
+from .optim import AveragedWeights, build_optimizer, learning_rate
+from .signals import StopRequest
+from .trainee import MicroBatch, Trainee
+
+
+def train(
+    trainee: Trainee,
+    dataset: RecordDataset,
+    folder: RunFolder,
+    settings: dict[str, Any],
+    optim: OptimConfig,
+    run: RunConfig,
+    world: World,
+) -> dict[str, Any]:
+    """Runs to the end, or to a signal (then it saves and raises SystemExit). Returns what run.json says at the end.
+
+    Raises:
+        UserError: settings that do not fit the checkpoint, too many broken pictures, a loss that is not finite, a full
+            disk.
+    """
+    micro_batch = run.micro_batch_for(world.size)
+    micro_batches = run.batch_size // world.size // micro_batch
+    settings = {**settings, "pictures": len(dataset)}
+    newest = folder.checkpoint_to_resume(settings) if run.resume else None
+
+    model = trainee.model
+    state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizer(model, optim), step=0, sums={})
+    if newest:
+        load(newest, state)
+    if run.compile:
+        trainee.compile()
+    parallel = None
+    if world.size > 1:
+        devices = [world.device] if world.device.type == "cuda" else None
+        parallel = DistributedDataParallel(
+            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    bad = BadPictures(len(dataset), run.max_bad)
+    guard = Guard(state.optimizer, late=world.device.type == "cuda")
+
+    world.wait()  # nobody writes before everybody has looked
+    started = time.perf_counter()
+    facts = {"kind": type(trainee).__name__, "parameters": sum(weight.numel() for weight in model.parameters())}
+    if world.is_main:
+        folder.open()
+        folder.describe(settings, **facts, processes=world.size, finished=False)
+
+    with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
+        _announce(log, folder, newest, run, world)
+        batches = make_loader(
+            dataset,
+            seed=run.seed,
+            batch_size=run.batch_size,
+            micro_batch=micro_batch,
+            rank=world.rank,
+            world=world.size,
+            start_step=state.step,
+            workers=_workers(run, world),
+            transform=trainee.augment,
+        )
+        with autocast(world.device, run.precision):
+            trainee.evaluate(
+                state.average.model, pictures=2 * world.size
+            )  # what is broken here shows in the first minute
+        speed = Speed()
+
+        def save_now() -> None:
+            guard.settle()
+            if world.is_main:
+                about = {"settings": settings, **environment()}
+                save(folder.checkpoints, state, about, run.keep)
+                trainee.export(state.average.model, folder.path)
+            world.wait()
+
+        numbers: dict[str, float] = {}
+        model.train()
+        while state.step < run.steps:
+            step = state.step
+            torch.manual_seed(fold(run.seed, "step", step, world.rank))
+
+            # load
+            micros = _load(trainee, batches, bad, micro_batches, step)
+            totals, stopping, usable = _agree(trainee, micros, stop, world)
+            if stopping:
+                save_now()
+                log.say(
+                    f"stopped by a signal after step {step} of {run.steps}, saved in {folder.path}:"
+                    " repeat the command with --run.resume true to go on"
+                )
+                raise SystemExit(128 + stopping)
+            if not usable:
+                log.say(f"step {step + 1} is skipped: a process has no readable picture for it")
+            else:
+                # loss, backward
+                losses = []
+                for index, micro in enumerate(micros):
+                    last = index == len(micros) - 1
+                    with (
+                        nullcontext() if last or parallel is None else parallel.no_sync(),
+                        autocast(world.device, run.precision),
+                    ):
+                        loss, sums = trainee.loss(parallel or model, micro.data, totals)
+                        # DDP takes the mean over processes; the loss is a share of the whole step's.
+                        (loss * world.size).backward()
+                    losses.append(loss.detach())
+                    _add(state.sums, sums)
+                # guard, clip
+                norm = nn.utils.clip_grad_norm_(weights, optim.clip or float("inf"))
+                guard.check(step + 1, norm, losses, [micro.names for micro in micros])
+                # step, average
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate(step, run.steps, optim)
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
+                state.average.update(step)
+                _add(
+                    state.sums,
+                    {
+                        "step.loss": torch.stack(losses).sum(),
+                        "step.grad_norm": norm.detach() / world.size,
+                        "step.count": torch.tensor(1 / world.size),
+                    },
+                )
+            state.step = step = step + 1
+
+            # log
+            log.advance(step)
+            if step % run.log_every == 0 or step == run.steps:
+                guard.settle()
+                numbers = _interval(trainee, state, world, speed)
+                log.numbers("train", step, {**numbers, "lr": state.optimizer.param_groups[0]["lr"]})
+            # evaluate, sample, save
+            if _due(step, run.eval_every, run.steps):
+                with speed.pause(), autocast(world.device, run.precision):
+                    validation = trainee.evaluate(state.average.model, run.eval_pictures)
+                if validation:
+                    log.numbers("val", step, validation)
+                    numbers |= {f"val {name}": value for name, value in validation.items()}
+            if _due(step, run.sample_every, run.steps):
+                with speed.pause():
+                    if world.is_main:
+                        path = folder.samples / f"step-{step:08d}.png"
+                        trainee.draw(state.average.model, path)
+                        log.picture(step, path)
+                    world.wait()
+            if _due(step, run.save_every, run.steps):
+                with speed.pause():
+                    save_now()
+            model.train()
+
+        guard.settle()
+        seconds = round(time.perf_counter() - started, 1)
+        facts |= {"processes": world.size, "steps": state.step, "seconds": seconds, "numbers": numbers}
+        facts["unreadable_pictures"] = sum(world.gather(len(bad.reasons)))
+        facts |= {"peak_memory_gb": round(_peak_memory(world.device) / 1e9, 2), "finished": True}
+        if world.is_main:
+            plot_losses(folder.log, folder.path / "loss.png")
+            folder.describe(settings, **facts)
+        world.wait()
+    return facts
+
+
+class Speed:
+    """Seconds of training since the last question, pauses left out."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return max(seconds, 1e-9)
+
+    def pause(self) -> _Pause:
+        return _Pause(self)
+
+    def shift(self, seconds: float) -> None:
+        self._since += seconds
+
+
+class _Pause:
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._speed.shift(time.perf_counter() - self._start)
+
+
+def _load(
+    trainee: Trainee, batches: Iterator[RecordBatch], bad: BadPictures, micro_batches: int, step: int
+) -> list[MicroBatch]:
+    """This process's share of the step; micro-batches without a readable picture are left out."""
+    micros = []
+    for _ in range(micro_batches):
+        records = next(batches)
+        bad.note(records.problems)
+        if records.names:
+            micros.append(trainee.prepare(records, step))
+    return micros
+
+
+def _agree(
+    trainee: Trainee, micros: list[MicroBatch], stop: StopRequest, world: World
+) -> tuple[torch.Tensor, int, bool]:
+    """What all processes must know before a step: (totals of the loss's parts, signal to stop or 0, step is usable)."""
+    counts = torch.stack([micro.counts for micro in micros]).sum(0) if micros else torch.zeros(len(trainee.parts))
+    one_hot = torch.zeros(65)
+    one_hot[stop.signal or 0] = 1
+    mine = torch.cat([counts.double(), one_hot.double(), torch.tensor([float(not micros)], dtype=torch.double)])
+    agreed = world.sum(mine)
+    signals = agreed[len(trainee.parts) : -1].nonzero().flatten().tolist()
+    totals = agreed[: len(trainee.parts)].clamp(min=1).float()
+    return totals.to(world.device, non_blocking=True), max(signals), bool(agreed[-1] == 0)
+
+
+def _add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
+    for name, value in more.items():
+        value = value.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
+
+
+def _interval(trainee: Trainee, state: TrainState, world: World, speed: Speed) -> dict[str, float]:
+    """The numbers since the last log entry; starts the next interval."""
+    if not state.sums:
+        return {}
+    names = list(state.sums)
+    shapes = [state.sums[name].shape for name in names]
+    together = world.sum(torch.cat([state.sums[name].to(world.device).flatten() for name in names])).cpu()
+    parts = together.split([shape.numel() for shape in shapes])
+    sums = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+    state.sums.clear()
+    seconds = speed.lap()
+    steps = sums["step.count"]
+    numbers = {"loss": float(sums["step.loss"] / steps)}
+    for name, value in trainee.summarise(sums).items():
+        numbers[name] = value / seconds if name.endswith("/s") else value
+    numbers["grad_norm"] = float(sums["step.grad_norm"] / steps)
+    return numbers
+
+
+def _due(step: int, every: int, steps: int) -> bool:
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def _workers(run: RunConfig, world: World) -> int:
+    if run.workers is not None:
+        return run.workers
+    if world.device.type == "cpu":
+        return 0
+    import os
+
+    return max(1, min(8, (os.cpu_count() or 1) // world.size - 1))
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfig, world: World) -> None:
+    with autocast(world.device, run.precision):
+        precision = "bf16" if torch.is_autocast_enabled(world.device.type) else "fp32"
+    log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
+    if newest:
+        log.say(f"going on from {newest}")
+    elif run.resume:
+        log.say(f"{folder.path} holds no checkpoint yet: starting at step 0")

@@ -1,0 +1,79 @@
+"""AdamW with decay groups, the learning-rate schedule as a function of the step, and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+from .config import OptimConfig
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """The rate of step 0 .. steps-1: linear warm-up, then half a cosine from `lr` to `min_lr`.
+
+    >>> config = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=4)
+    >>> [round(learning_rate(step, 8, config), 3) for step in (0, 3, 4, 7)]
+    [0.25, 1.0, 0.775, 0.1]
+    """
+    warmup = min(config.warmup_steps, steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    share = (step + 1 - warmup) / max(1, steps - warmup)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """(weights that decay, weights that do not). Norms, biases, embeddings and codebooks do not."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    decayed: dict[str, nn.Parameter] = {}
+    kept: dict[str, nn.Parameter] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            free = weight.ndim < 2 or id(weight) in embeddings or "codebook" in name
+            (kept if free else decayed)[name] = weight
+    return decayed, kept
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable weights; the fused kernel updates all of them in one pass."""
+    decayed, kept = decay_groups(model)
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": list(kept.values()), "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=1e-8, fused=True
+    )
+
+
+class AveragedWeights:
+    """An exponential moving average of a model: a second model of the same shape, in eval mode.
+
+    The decay of step t is min(decay, (1 + t) / (10 + t)), so that short runs are not dominated by their first weights.
+    Floating buffers (such as codebooks learned by averaging) move along with the weights; others are copied.
+    With decay 0 the average is the model itself.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        self._moving = [pair for pair in pairs if pair[1].is_floating_point()]
+        self._copied = [pair for pair in pairs if not pair[1].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the weights of `step` (from 0) have moved."""
+        if not self.decay:
+            return
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([mean for mean, _ in self._moving], [now for _, now in self._moving], 1 - decay)
+        for mean, now in self._copied:
+            mean.copy_(now)
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*(weight.data for weight in model.parameters()), *model.buffers()]

@@ -1,0 +1,69 @@
+"""What a trainer brings to the engine (`loop.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from unitok.data.records import Key, Record, RecordBatch
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass, ready on the device."""
+
+    data: Any
+    counts: torch.Tensor
+    """(parts,) float64 on the CPU: what each part of the loss is averaged over, here alone."""
+    names: list[str]
+    """Files, for errors."""
+
+
+class Trainee(Protocol):
+    """What a trainer brings to the engine."""
+
+    model: nn.Module
+    """What trains, on its device. The engine averages, saves and exports it."""
+
+    parts: tuple[str, ...]
+    """Names of the loss's parts: `MicroBatch.counts` has one number for each."""
+
+    def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:
+        """Changes one training record; every draw comes from `generator`."""
+        ...
+
+    def compile(self) -> None:
+        """Compiles the model, or its hot parts, in place, so that the names of the weights stay."""
+        ...
+
+    def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
+        """Moves a batch to the device and counts it."""
+        ...
+
+    def loss(
+        self, forward: Callable[..., Any], data: Any, totals: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of one micro-batch, its parts divided by `totals` ((parts,) float32 on the device, at least 1), and
+        detached sums for the log. `forward` calls the model (wrapped for several processes)."""
+        ...
+
+    def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The numbers to log, from the sums over a log interval and all processes; `.../s` is divided by time."""
+        ...
+
+    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
+        """Validation numbers on at most `pictures` pictures (all processes together); empty without validation data."""
+        ...
+
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """Writes the picture grid."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes the finished model directory."""
+        ...
