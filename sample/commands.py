@@ -137,4 +137,4 @@ def caption(
     problems.raise_if_any()
     texts = write_captions(loaded, torch.stack(images), batch_size=batch_size, precision=precision)
     for path, text in zip(pictures, texts, strict=True):
-        print(f"{path}\t{text}")
+        print(f"{path}\t{' '.join(text.split())}")

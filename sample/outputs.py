@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import load_png, save_grid, save_png
+from tokenizers_vq.files import atomic_path
+from tokenizers_vq.images import save_grid, save_png
+from unitok.data.decoding import decode
+from unitok.seeding import fold
 
 from .config import SampleSettings
 
@@ -19,6 +22,14 @@ RECORDS = "pictures.jsonl"
 SHEET = "sheet.png"
 SHEET_LIMIT = 256
 """The contact sheet shows at most this many pictures."""
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of `pictures.jsonl`, or None for one that was cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 class PictureFolder:
@@ -40,30 +51,25 @@ class PictureFolder:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--out {folder} is a file: choose a folder") from None
-        for record in self._read():
+        path = folder / RECORDS
+        lines = path.read_text().splitlines() if path.exists() else []
+        for record in filter(None, map(_record, lines)):
             if record.get("model_sha256") != fingerprint or record.get("settings") != self.origin["settings"]:
                 raise UserError(
                     f"--out {folder} already holds pictures of another model or other settings: choose another folder"
                 )
             if (folder / record["file"]).is_file():
                 self.done[record["caption"], record["seed"]] = record
-
-    def _read(self) -> list[dict[str, Any]]:
-        path = self.folder / RECORDS
-        if not path.exists():
-            return []
-        records = []
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue  # a line cut off by a crash: its picture is drawn again
-        return records
+        if len(self.done) < len(lines):  # a crash cut the last line off, or a picture is gone: it is drawn again
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.done.values()))
 
     def add(self, caption: str, seed: int, picture: torch.Tensor) -> None:
         """Writes a picture (3, H, W) uint8, then its record."""
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:48].strip("-") or "picture"
-        name = f"{len(self.done):05d}-{slug}-s{seed}.png"
+        name = f"{slug}-s{seed}.png"
+        if any(record["file"] == name for record in self.done.values()):  # a caption with the same letters
+            name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
         save_png(self.folder / name, picture)
         record = {"file": name, "caption": caption, "seed": seed, **self.origin}
         with open(self.folder / RECORDS, "a") as file:
@@ -73,7 +79,8 @@ class PictureFolder:
     def write_sheet(self, columns: int) -> Path:
         """The labelled contact sheet of the first pictures."""
         records = list(self.done.values())[:SHEET_LIMIT]
-        pictures = torch.stack([load_png(self.folder / record["file"]) for record in records])
+        pictures = torch.stack([decode((self.folder / record["file"]).read_bytes()) for record in records])
         labels = [f"{record['caption']} (seed {record['seed']})" for record in records]
-        save_grid(self.folder / SHEET, pictures, columns=columns, labels=labels)
+        scale = max(1, 144 // pictures.shape[-1])  # small pictures are enlarged, so that their labels fit below
+        save_grid(self.folder / SHEET, pictures, columns=columns, labels=labels, scale=scale)
         return self.folder / SHEET

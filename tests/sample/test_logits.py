@@ -52,5 +52,7 @@ def test_pick_follows_the_probabilities() -> None:
 
 
 def test_bad_settings_name_the_option() -> None:
-    with pytest.raises(UserError, match=r"2 problems:\n  --guidance is -1.*\n  --top-p is 1.5: choose a value in \(0, 1\]"):
+    with pytest.raises(
+        UserError, match=r"2 problems:\n  --guidance is -1.*\n  --top-p is 1.5: choose a value in \(0, 1\]"
+    ):
         SampleSettings(guidance=-1, top_p=1.5)

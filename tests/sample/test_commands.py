@@ -1,0 +1,111 @@
+"""`unitok sample` and `unitok caption` as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unitok.cli import main
+from unitok.model import UniTok
+
+
+@pytest.fixture
+def folder(make_model: Callable[..., UniTok], tmp_path: Path) -> Path:
+    make_model().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+
+
+def test_pictures_records_and_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["sample", "a red circle", "a blue square", "--model", str(folder), "--n", "2", "--out", str(out)]
+    assert main([*words, "--guidance", "2", "--top-k", "9"]) == 0
+    assert capsys.readouterr().out.strip() == str(out / "sheet.png")
+    found = records(out)
+    assert [(r["caption"], r["seed"]) for r in found] == [
+        ("a red circle", 0), ("a red circle", 1), ("a blue square", 0), ("a blue square", 1)
+    ]  # fmt: skip
+    assert found[0]["settings"]["top_k"] == 9 and len(found[0]["model_sha256"]) == 64
+    for record in found:
+        assert Image.open(out / record["file"]).size == (32, 32)
+    assert Image.open(out / "sheet.png").size[0] > 2 * 32
+
+
+def test_a_record_reproduces_its_picture(folder: Path, tmp_path: Path) -> None:
+    base = ["sample", "--model", str(folder), "--guidance", "2", "--out"]
+    assert main([*base, str(tmp_path / "a"), "a red circle", "a blue square", "--n", "3"]) == 0
+    record = records(tmp_path / "a")[4]
+    assert main([*base, str(tmp_path / "b"), record["caption"], "--seed", str(record["seed"]), "--n", "1"]) == 0
+    one, two = tmp_path / "a" / record["file"], tmp_path / "b" / records(tmp_path / "b")[0]["file"]
+    difference = np.asarray(Image.open(one)).astype(int) - np.asarray(Image.open(two))
+    assert np.abs(difference).max() <= 1  # convolutions round differently in another batch
+
+
+def test_captions_from_a_file_go_on_where_they_stopped(folder: Path, tmp_path: Path) -> None:
+    captions, out = tmp_path / "captions.txt", tmp_path / "out"
+    captions.write_text("one\ntwo\n\nthree\n")
+    words = ["sample", "--model", str(folder), "--captions", str(captions), "--n", "1", "--out", str(out)]
+    assert main(words) == 0
+    whole = records(out)
+    assert [r["caption"] for r in whole] == ["one", "two", "three"]
+    # As after a crash: a picture without its record, and a record cut off in the middle.
+    lines = (out / "pictures.jsonl").read_text().splitlines()
+    (out / "pictures.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
+    before = (out / whole[0]["file"]).stat().st_mtime_ns
+    assert main(words) == 0
+    assert sorted(r["caption"] for r in records(out)) == ["one", "three", "two"]
+    assert (out / whole[0]["file"]).stat().st_mtime_ns == before
+
+
+def test_captions_of_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (50, 40), colour).save(tmp_path / name)
+    assert main(["caption", "--model", str(folder), str(tmp_path / "a.png"), str(tmp_path / "b.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "a"], "model"),
+        (["sample", "--model", "MODEL"], "nothing to draw: give captions"),
+        (["sample", "a", "--model", "nowhere"], "model folder nowhere does not exist"),
+        (["sample", "a", "--model", "MODEL", "--guidance", "-1"], "--guidance is -1.0: choose 0 or more"),
+        (["sample", "a", "--model", "MODEL", "--top-p", "1.5"], "--top-p is 1.5: choose a value in (0, 1]"),
+        (["sample", "a", "--model", "MODEL", "--n", "0"], "--n is 0: choose 1 or more"),
+        (["sample", "word " * 99, "--model", "MODEL"], "tokens, this model takes 48"),
+        (["sample", "--model", "MODEL", "--captions", "no.txt"], "--captions no.txt is not a file"),
+        (["sample", "a", "--model", "MODEL", "--out", "FILE"], "is a file: choose a folder"),
+        (["caption", "--model", "MODEL"], "nothing to caption: give picture files"),
+        (["caption", "--model", "MODEL", "FILE"], "cannot be read as a picture"),
+        (["caption", "--model", "MODEL", "no.png"], "no.png is not a file"),
+    ],
+)
+def test_bad_input(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    places = {"MODEL": str(folder), "FILE": str(tmp_path / "file")}
+    words = [places.get(word, word) for word in words]
+    if words[0] == "sample" and "--out" not in words:
+        words += ["--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "out").exists(), "nothing half-written"
+
+
+def test_a_folder_of_another_run_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "a", "--model", str(folder), "--n", "1", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert main([*words, "--temperature", "0.5"]) == 2
+    assert "already holds pictures of another model or other settings" in capsys.readouterr().err
