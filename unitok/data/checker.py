@@ -9,7 +9,6 @@ blob without a clear outline has no shape, a colour far from the palette is no c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import permutations
 
 import numpy as np
@@ -19,6 +18,7 @@ from tokenizers_vq.errors import UserError
 
 from .shapes import (
     COLOURS,
+    CROSS_ARM,
     MIN_SIZE,
     RELATIONS,
     SHAPES,
@@ -27,7 +27,6 @@ from .shapes import (
     Kind,
     Object,
     Scene,
-    box,
     coverage,
     describe,
     holds,
@@ -40,7 +39,9 @@ ATTRIBUTES = ("count", "shape", "colour", "size", "relation")
 _NAMES = list(COLOURS)
 _INK = 255.0 - np.array([COLOURS[name] for name in _NAMES])  # (C, 3)
 _DIRECTION = _INK / np.linalg.norm(_INK, axis=1, keepdims=True)  # (C, 3)
-_KINDS = [Kind(size, _NAMES[0], shape) for size in SIZES for shape in SHAPES]  # templates; the colour plays no part
+_SHAPES = list(SHAPES)
+_FILLED = np.array([0.7854, 1.0, 0.5, 1 - (1 - CROSS_ARM) ** 2])  # share of each shape's box that it covers
+_AREA = _FILLED * [width * height for width, height in SHAPES.values()]  # (S,) in squared diameters
 
 FOREGROUND = 90.0
 """Ink in the strongest channel from which a pixel belongs to an object: about 0.4 of any of the colours."""
@@ -48,8 +49,10 @@ SMALLEST = 0.35
 """A piece with less area than this share of the smallest object is a speck and is ignored."""
 COLOUR_LIMIT = 60.0
 """Largest RGB distance between an object's colour and a palette colour; any two of these are at least 110 apart."""
-FIT_LIMIT = 0.75
-"""Least overlap (intersection over union of soft masks) of an object with the best outline."""
+FIT_LIMIT = 0.8
+"""Least overlap (intersection over union of soft masks) of an object with the best outline of the same area."""
+SIZE_TOLERANCE = 1.2
+"""A size is told up to this factor in the diameter; an object between small and large has no size."""
 MOST = 6
 """Only so many pieces, the largest, are compared with the outlines: the count is wrong by then."""
 
@@ -72,7 +75,7 @@ class Verdict:
     """How far a picture shows what a caption says.
 
     The caption's objects are assigned to found objects one to one, such that most attributes and relations come out
-    right; an object that the picture lacks has no attribute right. Shares are over the caption's objects (or relations).
+    right; an object that the picture lacks has no attribute right. Shares are over the caption's objects or relations.
     """
 
     count: bool
@@ -149,7 +152,7 @@ def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
 
 def _pieces(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(mask, mask of all other pieces) of the connected pieces that are no specks, largest first, at most `MOST`."""
-    smallest = SMALLEST * min(_area(kind) for kind in _KINDS) * ink.shape[0] ** 2
+    smallest = SMALLEST * float(_AREA.min()) * (min(SIZES.values()) * ink.shape[0]) ** 2
     foreground = ink.max(axis=2) > FOREGROUND
     pieces = []
     for mask in _components(foreground):
@@ -205,75 +208,60 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
 def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
     """Colour, outline and place of one piece."""
     n = ink.shape[0]
-    direction = _DIRECTION[np.argmax(_DIRECTION @ ink[piece].sum(axis=0))]
-    nearest = _INK[np.argmax(_INK @ direction / np.linalg.norm(_INK, axis=1))]
+    nearest = _INK[np.argmax(_DIRECTION @ ink[piece].sum(axis=0))]  # (3,)
     # Soft mask: the share of the colour in each pixel, with the faint rim around the piece.
     rim = _grown(piece, max(1, round(n / 32))) & ~others
     soft = np.where(rim, np.clip(ink @ nearest / (nearest @ nearest), 0, 1), 0)  # (N, N)
-    mass = soft.sum()
-    grid = np.arange(n) + 0.5
-    cx, cy = float(soft.sum(axis=0) @ grid / mass), float(soft.sum(axis=1) @ grid / mass)
+    mass = float(soft.sum())
+    grid = (np.arange(n) + 0.5) / n
+    x, y = float(soft.sum(axis=0) @ grid) / mass, float(soft.sum(axis=1) @ grid) / mass  # centroid
 
-    # Compare with each outline at this centroid, on a window that holds the largest; both sides smoothed, so that a
-    # sharp and a slightly blurred picture fit equally well.
-    radius = _radius(n)
-    x0, y0 = int(cx), int(cy)
-    window = np.pad(soft, radius)[y0 : y0 + 2 * radius + 1, x0 : x0 + 2 * radius + 1]
-    outlines = _outlines(n, round((cx - x0) * _STEPS), round((cy - y0) * _STEPS))  # (8, K, K)
-    smooth = _smooth(window[None])
-    best = int(np.argmin(((outlines - smooth) ** 2).sum(axis=(1, 2))))
-    outline = outlines[best]
-    fit = float(np.minimum(outline, smooth[0]).sum() / np.maximum(outline, smooth[0]).sum())
-    kind = _KINDS[best]
+    # Each shape with the area and centroid of the piece. Both sides are smoothed and outlines come sharp and blurred, so
+    # that the pictures of a decoder fit as well as rendered ones.
+    diameters = np.sqrt(mass / _AREA) / n  # (S,)
+    drops = [
+        diameter * SHAPES[shape][1] / 6 if shape == "triangle" else 0.0
+        for shape, diameter in zip(_SHAPES, diameters, strict=True)
+    ]
+    sharp = np.zeros((len(_SHAPES), n, n))
+    for i, shape in enumerate(_SHAPES):
+        rows, columns, counts = coverage(shape, diameters[i], x, y - drops[i], n)
+        sharp[i, rows, columns] = counts / 64
+    ys, xs = _window(rim, n)
+    sharp = _smooth(sharp[:, ys, xs])
+    outlines = np.concatenate([sharp, _smooth(sharp)])  # (2 S, h, w)
+    soft = _smooth(soft[ys, xs])
+    best = int(np.argmin(((outlines - soft) ** 2).sum(axis=(1, 2))))
+    outline, best = outlines[best], best % len(_SHAPES)
+    fit = float(np.minimum(outline, soft).sum() / np.maximum(outline, soft).sum())
 
     # The colour that, mixed with white as the outline says, comes nearest to the pixels.
-    patch = np.pad(np.where(rim[:, :, None], ink, 0), ((radius, radius), (radius, radius), (0, 0)))
-    patch = _smooth(patch[y0 : y0 + 2 * radius + 1, x0 : x0 + 2 * radius + 1].transpose(2, 0, 1))  # (3, K, K)
+    patch = _smooth(np.where(rim[ys, xs], ink[ys, xs].transpose(2, 0, 1), 0))  # (3, h, w)
     colour = (patch * outline).sum(axis=(1, 2)) / (outline**2).sum()
     distance = np.linalg.norm(_INK - colour, axis=1)
-    clear = fit >= FIT_LIMIT
     return Found(
-        size=kind.size if clear else None,
+        size=_size(float(diameters[best])),
         colour=_NAMES[int(np.argmin(distance))] if distance.min() <= COLOUR_LIMIT else None,
-        shape=kind.shape if clear else None,
-        x=cx / n,
-        y=cy / n - _centroid_drop(kind),
+        shape=_SHAPES[best] if fit >= FIT_LIMIT else None,
+        x=x,
+        y=y - drops[best],
         fit=fit,
     )
 
 
-_STEPS = 8  # outlines are rendered at centroids on a grid of 1/8 pixel
+def _size(diameter: float) -> str | None:
+    """The size with about this diameter."""
+    return next((name for name, d in SIZES.items() if d / SIZE_TOLERANCE < diameter < d * SIZE_TOLERANCE), None)
 
 
-def _area(kind: Kind) -> float:
-    width, height = box(kind)
-    return width * height * {"circle": 0.7854, "square": 1.0, "triangle": 0.5, "cross": 0.5904}[kind.shape]
-
-
-def _centroid_drop(kind: Kind) -> float:
-    """How far the centroid lies below the centre of the box, as a share of the canvas: not 0 for triangles alone."""
-    return box(kind)[1] / 6 if kind.shape == "triangle" else 0.0
-
-
-def _radius(n: int) -> int:
-    return int(0.5 * max(max(box(kind)) for kind in _KINDS) * n * 1.34) + 3
-
-
-@lru_cache(maxsize=256)
-def _outlines(n: int, x: int, y: int) -> np.ndarray:
-    """Smoothed soft masks of the eight outlines, (8, K, K); centroids x, y eighths of a pixel into the middle pixel."""
-    radius = _radius(n)
-    width = 2 * radius + 1
-    masks = np.zeros((len(_KINDS), width, width))
-    for i, kind in enumerate(_KINDS):
-        # `coverage` draws at sizes of the canvas; the window is a cut-out of a canvas of n pixels around its middle.
-        middle = n // 2
-        rows, columns, counts = coverage(
-            kind, (middle + x / _STEPS) / n, (middle + y / _STEPS) / n - _centroid_drop(kind), n
-        )
-        top, left = rows.start - middle + radius, columns.start - middle + radius
-        masks[i, top : top + counts.shape[0], left : left + counts.shape[1]] = counts / 64
-    return _smooth(masks)
+def _window(mask: np.ndarray, n: int) -> tuple[slice, slice]:
+    """The box of a mask with a margin in which an outline of the same area fits, cut to the picture."""
+    ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    margin = 2 + n // 16
+    return (
+        slice(max(0, int(ys[0]) - margin), int(ys[-1]) + 1 + margin),
+        slice(max(0, int(xs[0]) - margin), int(xs[-1]) + 1 + margin),
+    )
 
 
 def _smooth(stack: np.ndarray) -> np.ndarray:
@@ -346,4 +334,4 @@ def _right(things: tuple[Found | None, ...], facts: Facts) -> tuple[int, int, in
 
 
 def _holds(subject: Found | None, name: str, other: Found | None) -> bool:
-    return subject is not None and other is not None and holds(subject, name, other)
+    return subject is not None and other is not None and holds(name, subject.x - other.x, subject.y - other.y)

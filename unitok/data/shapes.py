@@ -163,7 +163,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
 
 def _places(kinds: tuple[Kind, ...], draw: Any) -> list[list[float]]:
     """Random centres under the rules of this module: borders, gaps and clear relations."""
-    extents = [box(kind) for kind in kinds]
+    extents = [box(kind.shape, SIZES[kind.size]) for kind in kinds]
     first_axis = int(draw() * 2)
     while True:
         places = [[_spread(draw, [extent[axis]])[0] for axis in (0, 1)] for extent in extents]
@@ -203,18 +203,18 @@ def _clear(places: list[list[float]], extents: list[tuple[float, float]], first_
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def box(kind: Kind) -> tuple[float, float]:
-    """Width and height of a kind as shares of the canvas."""
-    width, height = SHAPES[kind.shape]
-    return width * SIZES[kind.size], height * SIZES[kind.size]
+def box(shape: str, diameter: float) -> tuple[float, float]:
+    """Width and height of a shape, in the unit of the diameter."""
+    width, height = SHAPES[shape]
+    return width * diameter, height * diameter
 
 
-def coverage(kind: Kind, x: float, y: float, size: int) -> tuple[slice, slice, np.ndarray]:
-    """How much of each pixel an object covers.
+def coverage(shape: str, diameter: float, x: float, y: float, size: int) -> tuple[slice, slice, np.ndarray]:
+    """How much of each pixel a shape covers; diameter and centre are shares of the canvas of `size` pixels.
 
-    Returns (rows, columns, (h, w) int64 counts of covered samples out of 64) for the object's box, cut to the canvas.
+    Returns (rows, columns, (h, w) int64 counts of covered samples out of 64) for the shape's box, cut to the canvas.
     """
-    width, height = box(kind)
+    width, height = box(shape, diameter)
     rows = slice(max(0, int((y - 0.5 * height) * size)), min(size, int((y + 0.5 * height) * size) + 1))
     columns = slice(max(0, int((x - 0.5 * width) * size)), min(size, int((x + 0.5 * width) * size) + 1))
     # Sample k of a pixel lies at (k + 0.5) / _SAMPLES of it. Offsets from the centre in samples: (h, 1), (1, w).
@@ -222,11 +222,11 @@ def coverage(kind: Kind, x: float, y: float, size: int) -> tuple[slice, slice, n
     dy = (np.arange(rows.start * _SAMPLES, rows.stop * _SAMPLES) + 0.5 - y * scale)[:, None]
     dx = (np.arange(columns.start * _SAMPLES, columns.stop * _SAMPLES) + 0.5 - x * scale)[None, :]
     w, h = width * scale, height * scale
-    if kind.shape == "circle":
+    if shape == "circle":
         inside = dx * dx + dy * dy <= 0.25 * w * w
-    elif kind.shape == "square":
+    elif shape == "square":
         inside = (abs(dx) <= 0.5 * w) & (abs(dy) <= 0.5 * h)
-    elif kind.shape == "triangle":  # apex up
+    elif shape == "triangle":  # apex up
         inside = (abs(dx) * (2 * h) <= (dy + 0.5 * h) * w) & (dy <= 0.5 * h)
     else:
         arm = 0.5 * CROSS_ARM * w
@@ -240,8 +240,9 @@ def render(scene: Scene, size: int) -> np.ndarray:
     picture = np.full((size, size, 3), 255, dtype=np.int64)
     total = _SAMPLES * _SAMPLES
     for thing in scene.objects:
-        rows, columns, counts = coverage(thing.kind, thing.x, thing.y, size)
-        colour = np.array(COLOURS[thing.kind.colour])
+        kind = thing.kind
+        rows, columns, counts = coverage(kind.shape, SIZES[kind.size], thing.x, thing.y, size)
+        colour = np.array(COLOURS[kind.colour])
         counts = counts[:, :, None]
         picture[rows, columns] = (picture[rows, columns] * (total - counts) + colour * counts + total // 2) // total
     return picture.astype(np.uint8)
@@ -258,10 +259,9 @@ def relation(subject: Object, other: Object) -> str:
     return "above" if dy < 0 else "below"
 
 
-def holds(subject: Object, name: str, other: Object) -> bool:
-    """Whether a relation is true: the subject lies on that side, and at least as far along it as across it."""
+def holds(name: str, dx: float, dy: float) -> bool:
+    """Whether a relation is true when the subject lies at (dx, dy) from the other: at least as far along as across."""
     x, y = RELATIONS[name]
-    dx, dy = subject.x - other.x, subject.y - other.y
     along, across = (x * dx, abs(dy)) if x else (y * dy, abs(dx))
     return along > 0 and along >= across
 
@@ -306,7 +306,7 @@ def matches(facts: Facts, scene: Scene) -> bool:
     """Whether everything a caption claims is true of a scene, and names all of its objects."""
     return len(facts.kinds) == len(scene.objects) and any(
         all(thing.kind == kind for thing, kind in zip(things, facts.kinds, strict=True))
-        and all(holds(things[subject], name, things[other]) for subject, name, other in facts.relations)
+        and all(holds(name, things[i].x - things[j].x, things[i].y - things[j].y) for i, name, j in facts.relations)
         for things in permutations(scene.objects)
     )
 
