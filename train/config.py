@@ -44,6 +44,22 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Changes of the training pictures, drawn anew for every use of a picture."""
+
+    flip: float = 0.0
+    """Chance of mirroring left and right."""
+    crop: float = 1.0
+    """Smallest side of a random crop as a share of the picture; the crop is scaled back. 1 = whole pictures."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(0 <= self.flip <= 1, f"augment.flip is {self.flip}: choose a chance from 0 to 1")
+        problems.check(0 < self.crop <= 1, f"augment.crop is {self.crop}: choose a share above 0 and up to 1")
+        problems.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How long, on what and how often."""
 

@@ -37,6 +37,15 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_all(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The sums of all processes, by name, float64 on the CPU; one message for all of them.
+
+        Every process brings the same names and shapes.
+        """
+        flat = torch.cat([value.detach().to(self.device, torch.double).flatten() for value in sums.values()])
+        parts = self.sum(flat).cpu().split([value.numel() for value in sums.values()])
+        return {name: part.reshape(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
+
     def gather(self, value: object) -> list:
         """One value per process, in rank order, in every process."""
         if self.size == 1:
@@ -52,8 +61,10 @@ class World:
 
 
 @contextmanager
-def join(device: str = "auto") -> Iterator[World]:
+def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
     """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     place = pick_device(device, local_rank)

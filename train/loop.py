@@ -57,6 +57,8 @@ def train(
     state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizer(model, optim), step=0, sums={})
     if newest:
         load(newest, state)
+    if run.checkpointing:
+        recompute_activations(model)
     if run.compile:
         trainee.compile()
     parallel = None
@@ -130,7 +132,7 @@ def train(
                         nullcontext() if last or parallel is None else parallel.no_sync(),
                         autocast(world.device, run.precision),
                     ):
-                        loss, sums = trainee.loss(parallel or model, micro.data, totals)
+                        loss, sums = trainee.loss(parallel or model, micro.data, totals, last)
                         # DDP takes the mean over processes; the loss is a share of the whole step's.
                         (loss * world.size).backward()
                     losses.append(loss.detach())
@@ -220,6 +222,13 @@ class _Pause:
         self._speed.shift(time.perf_counter() - self._start)
 
 
+def recompute_activations(model: nn.Module) -> None:
+    """Turns on activation checkpointing in every part of the model that has the switch."""
+    for module in model.modules():
+        if hasattr(module, "checkpointing"):
+            module.checkpointing = True  # type: ignore[assignment]
+
+
 def _load(
     trainee: Trainee, batches: Iterator[RecordBatch], bad: BadPictures, micro_batches: int, step: int
 ) -> list[MicroBatch]:
@@ -257,11 +266,7 @@ def _interval(trainee: Trainee, state: TrainState, world: World, speed: Speed) -
     """The numbers since the last log entry; starts the next interval."""
     if not state.sums:
         return {}
-    names = list(state.sums)
-    shapes = [state.sums[name].shape for name in names]
-    together = world.sum(torch.cat([state.sums[name].to(world.device).flatten() for name in names])).cpu()
-    parts = together.split([shape.numel() for shape in shapes])
-    sums = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+    sums = world.sum_all(state.sums)
     state.sums.clear()
     seconds = speed.lap()
     steps = sums["step.count"]

@@ -46,10 +46,10 @@ class Trainee(Protocol):
         ...
 
     def loss(
-        self, forward: Callable[..., Any], data: Any, totals: torch.Tensor
+        self, forward: Callable[..., Any], data: Any, totals: torch.Tensor, last: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of one micro-batch, its parts divided by `totals` ((parts,) float32 on the device, at least 1), and
-        detached sums for the log. `forward` calls the model (wrapped for several processes)."""
+        sums for the log. `forward` calls the model (wrapped for several processes); `last`: the step's last one."""
         ...
 
     def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:

@@ -64,7 +64,7 @@ class Toy:
         counts = torch.bincount(part, minlength=2).double()
         return MicroBatch((images, part), counts, records.names)
 
-    def loss(self, forward: Any, data: Any, totals: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, forward: Any, data: Any, totals: torch.Tensor, last: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images, part = data
         errors = (forward(images) - images.flatten(1)).float().square().mean(1)
         sums = torch.zeros(2).index_add(0, part, errors)

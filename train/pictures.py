@@ -1,0 +1,86 @@
+"""Pictures on their way into training: to the device, mirrored or cropped, and as a fixed validation set."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import to_float
+from unitok.data.loader import collate, read_in_order
+from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+
+from .config import AugmentConfig
+from .distributed import World
+
+
+def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -> Record:
+    """Mirrors and crops one record with pixels. Every draw is made whatever the settings, so that one setting does not
+    change what another one draws."""
+    assert record.image is not None
+    flip, side, top, left = torch.rand(4, generator=generator).tolist()
+    image = record.image  # (3, H, W) uint8
+    if flip < config.flip:
+        image = image.flip(-1)
+    if config.crop < 1:
+        height, width = image.shape[1:]
+        share = config.crop + side * (1 - config.crop)
+        h, w = max(1, round(height * share)), max(1, round(width * share))
+        y, x = round(top * (height - h)), round(left * (width - w))
+        part = image[None, :, y : y + h, x : x + w].float()
+        whole = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        image = whole[0].round().clamp(0, 255).to(torch.uint8)
+    record.image = image
+    return record
+
+
+def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """uint8 (B, 3, H, W) on the CPU -> float in [-1, 1] on the device; the bytes travel, not the floats."""
+    if device.type == "cuda":
+        images = images.pin_memory().to(device, non_blocking=True)
+    return to_float(images)
+
+
+class Validation:
+    """The first records of a data set, dealt out to the processes, read once and kept."""
+
+    def __init__(self, dataset: RecordDataset, pictures: int, batch_size: int, world: World) -> None:
+        self._dataset = dataset
+        self._pictures = min(pictures, len(dataset))
+        self._batch_size = batch_size
+        self._world = world
+        self._batches: list[RecordBatch] | None = None
+
+    def batches(self, pictures: int) -> list[RecordBatch]:
+        """This process's share of the first `pictures` records."""
+        if pictures < self._pictures:
+            return self._read(pictures)
+        if self._batches is None:
+            self._batches = self._read(self._pictures)
+        return self._batches
+
+    def _read(self, pictures: int) -> list[RecordBatch]:
+        rank, size = self._world.rank, self._world.size
+        start, stop = pictures * rank // size, pictures * (rank + 1) // size
+        if pictures < size:
+            start, stop = 0, pictures  # too few to deal out: everybody takes all of them, and means stay what they are
+        read = read_in_order(self._dataset, batch_size=self._batch_size, start=start, stop=stop)
+        batches = [batch for batch in read if batch.names]
+        if not batches:
+            raise UserError(f"validation data {self._dataset.name}: none of records {start} to {stop - 1} can be used")
+        return batches
+
+
+def first_records(dataset: RecordDataset, number: int) -> RecordBatch:
+    """The first readable records of a data set (among its first 16 x number)."""
+    records, keys = [], []
+    for index in range(min(len(dataset), 16 * number)):
+        record = dataset[index]
+        if record.problem is None:
+            records.append(record)
+            keys.append(Key(0, index, len(keys)))
+        if len(keys) == number:
+            break
+    if not keys:
+        raise UserError(f"{dataset.name}: none of the first {16 * number} pictures can be used ({record.problem})")
+    return collate(keys, records)

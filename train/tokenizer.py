@@ -1,0 +1,132 @@
+"""Trains an image tokenizer: reconstruction, the quantizer's own losses, LPIPS where its weights can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
+from tokenizers_vq.config import LossConfig, TokenizerConfig
+from tokenizers_vq.images import save_grid, to_uint8
+from tokenizers_vq.losses import TokenizerLoss
+from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+from unitok.seeding import fold
+
+from .config import AugmentConfig, RunConfig
+from .distributed import World
+from .pictures import Validation, augment, first_records, to_device
+from .trainee import MicroBatch
+
+GRID_PICTURES = 8
+
+
+class TokenizerTrainee:
+    """What the engine needs to train a tokenizer. Every part of the loss is a mean over pictures of equal size."""
+
+    parts = ("pictures",)
+
+    def __init__(
+        self,
+        config: TokenizerConfig,
+        losses: LossConfig,
+        augmentation: AugmentConfig,
+        dataset: RecordDataset,
+        validation: RecordDataset | None,
+        run: RunConfig,
+        world: World,
+    ) -> None:
+        self._world = world
+        self._augmentation = augmentation
+        torch.manual_seed(fold(run.seed, "weights"))
+        self.tokenizer: ImageTokenizer = build_tokenizer(config).to(world.device)
+        self.model: nn.Module = self.tokenizer
+        self._loss = TokenizerLoss(losses).to(world.device)
+        micro_batch = run.micro_batch_for(world.size)
+        self._validation = validation and Validation(validation, run.eval_pictures, micro_batch, world)
+        self._shown = first_records(validation or dataset, GRID_PICTURES).images
+
+    def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:
+        return augment(record, self._augmentation, generator)
+
+    def compile(self) -> None:
+        # Not the quantizer: its search and its codebook updates ask the device, which would break the graph.
+        for name, part in self.tokenizer.named_children():
+            if name != "quantizer":
+                part.compile()
+
+    def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
+        assert records.images is not None
+        images = to_device(records.images, self._world.device)
+        return MicroBatch(images, torch.tensor([float(len(images))], dtype=torch.double), records.names)
+
+    def loss(
+        self, forward: Callable[..., Any], data: torch.Tensor, totals: torch.Tensor, last: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        output: TokenizerOutput = forward(data, accumulate=not last)
+        total, parts = self._loss(data, output)
+        return total * (len(data) / totals[0]), self._sums(data, output, parts)
+
+    def _sums(
+        self, images: torch.Tensor, output: TokenizerOutput, parts: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Sums over the pictures of a batch, on the device."""
+        pictures = len(images)
+        with torch.no_grad():
+            difference = output.reconstruction.detach().clamp(-1, 1) - images
+            square = difference.square().flatten(1).mean(1).clamp(min=1e-10)  # (B,); a perfect copy counts 106 dB
+            uses = torch.zeros(self.tokenizer.codebook_size, device=images.device)
+            codes = output.codes.flatten()
+            return {
+                **{f"loss/{name}": part.detach() * pictures for name, part in parts.items()},
+                "l1": difference.abs().mean() * pictures,
+                "psnr": (10 * torch.log10(4 / square)).sum(),  # the range is 2 wide
+                "uses": uses.scatter_add_(0, codes, torch.ones_like(codes, dtype=uses.dtype)),
+                "pictures": torch.tensor(float(pictures)),
+            }
+
+    def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
+        pictures = float(sums["pictures"])
+        numbers = {name: float(value) / pictures for name, value in sums.items() if name.startswith("loss/")}
+        numbers |= {name: float(sums[name]) / pictures for name in ("psnr", "l1")}
+        share = sums["uses"] / sums["uses"].sum()
+        entropy = -(share * share.clamp(min=1e-12).log()).sum()
+        numbers |= {"codebook_use": float((share > 0).double().mean()), "perplexity": float(entropy.exp())}
+        return {**numbers, "images/s": pictures}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
+        if self._validation is None:
+            return {}
+        assert isinstance(model, ImageTokenizer)
+        was_training = model.training
+        model.eval()
+        sums: dict[str, torch.Tensor] = {}
+        for batch in self._validation.batches(pictures):
+            assert batch.images is not None
+            images = to_device(batch.images, self._world.device)
+            output = model(images)
+            _, parts = self._loss(images, output)
+            for name, value in self._sums(images, output, parts).items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        model.train(was_training)
+        numbers = self.summarise(self._world.sum_all(sums))
+        del numbers["images/s"]
+        return {"loss": sum(value for name, value in numbers.items() if name.startswith("loss/")), **numbers}
+
+    @torch.no_grad()
+    def draw(self, model: nn.Module, path: Path) -> None:
+        """Originals above their reconstructions, always of the same pictures."""
+        assert isinstance(model, ImageTokenizer) and self._shown is not None
+        codes = model.encode(to_device(self._shown, self._world.device))
+        height, width = self._shown.shape[2:]
+        copies = to_uint8(model.decode(codes, model.layout_for(height, width))).cpu()
+        scale = max(1, 96 // width)
+        save_grid(path, torch.cat([self._shown, copies]), columns=len(copies), scale=scale)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        assert isinstance(model, ImageTokenizer)
+        model.save_pretrained(folder)
