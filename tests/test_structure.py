@@ -1,0 +1,98 @@
+"""The shape of the house: imports point one way, and what is imported is declared."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Which rooms a room may import. `unitok` stands for what is in unitok/ itself, the lower half of the house.
+MAY_IMPORT = {
+    "tokenizers_vq": {"tokenizers_vq"},
+    "unitok": {"tokenizers_vq", "unitok"},
+    "unitok.sample": {"tokenizers_vq", "unitok", "unitok.sample"},
+    "unitok.eval": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.eval"},
+    "unitok.train": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.train"},
+}
+# The demo is a command that runs all rooms one after the other.
+ABOVE_ALL_ROOMS = {"unitok/demo.py"}
+LONGEST_FILE = 400
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(room, file) of every source file that installs."""
+    for room in MAY_IMPORT:
+        for path in sorted((ROOT / room.removeprefix("unitok.")).rglob("*.py")):
+            yield room, path
+
+
+def imports(room: str, path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute module) of every import in a file, also inside functions."""
+    inside = path.relative_to(ROOT / room.removeprefix("unitok.")).parent.parts
+    package = [*room.split("."), *inside]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (base, node.module) if part)
+            yield node.lineno, module
+            if module in ("unitok", ""):  # `from unitok import train` names a room too
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] == "unitok" and ".".join(parts[:2]) in MAY_IMPORT:
+        return ".".join(parts[:2])
+    return parts[0] if parts[0] in MAY_IMPORT else None
+
+
+def test_imports_point_one_way() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} imports {module}"
+        for room, path in sources()
+        if str(path.relative_to(ROOT)) not in ABOVE_ALL_ROOMS
+        for line, module in imports(room, path)
+        if (target := room_of(module)) is not None and target not in MAY_IMPORT[room]
+    ]
+    assert wrong == []
+
+
+def test_imported_packages_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for key, group in project["optional-dependencies"].items() if key != "dev" for name in group]
+    declared = {name_of(requirement) for requirement in [*project["dependencies"], *extras]}
+    installed = packages_distributions()
+    wrong = []
+    for room, path in sources():
+        for line, module in imports(room, path):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or room_of(module) is not None:
+                continue
+            if not declared & {name_of(distribution) for distribution in installed.get(top, [top])}:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert wrong == []
+
+
+def name_of(requirement: str) -> str:
+    """The normalised project name of a requirement or distribution."""
+    return re.split(r"[^\w.-]", requirement)[0].lower().replace("_", "-").replace(".", "-")
+
+
+def test_no_file_holds_two_rooms() -> None:
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for _, path in sources()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_the_checks_above_see_the_room(room: str) -> None:
+    assert any(room_of(module) == room for name, path in sources() if name == room for _, module in imports(name, path))
