@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS
 from .records import Record, RecordDataset
-from .spec import DataSpec, parse_spec
-
-if TYPE_CHECKING:
-    pass
+from .spec import CODES_INDEX, DataSpec, parse_spec
 
 
 def open_data(
@@ -39,10 +35,10 @@ def open_data(
     if size is not None and min(size) < 1:
         raise UserError(f"image size is {image_size}: give at least 1 pixel, such as 64")
     dataset = _open(parsed, size, captions, max_pixels)
-    limit = parsed.integer("limit")
     if len(dataset) == 0:
         raise UserError(f"data {spec!r} is empty: it has no rows")
-    return dataset if limit is None or limit >= len(dataset) else FirstRecords(dataset, limit)
+    limit = parsed.integer("limit", len(dataset))
+    return dataset if limit >= len(dataset) else FirstRecords(dataset, limit)
 
 
 class FirstRecords:
@@ -69,23 +65,11 @@ class FirstRecords:
 def _open(spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int) -> RecordDataset:
     if spec.source == "shapes":
         return _open_shapes(spec, size)
-    from .folders import choose_split, shard_files  # `datasets` takes a second to import
-    from .sources import PictureDataset, caption_template, find_image_column, load_hub, load_parquet
+    if (Path(spec.source).expanduser() / CODES_INDEX).is_file():
+        return _open_codes(spec, size, captions)
+    from .sources import open_pictures  # imports `datasets`, which takes a second
 
-    where = str(spec)
-    if spec.source.startswith("hf:"):
-        spec.check_keys("caption", "image", "limit", "config")
-        table = load_hub(spec, lambda wanted, splits: choose_split(wanted, splits, where))
-    else:
-        path = Path(spec.source).expanduser()
-        spec.check_keys("caption", "image", "limit")
-        files = shard_files(path, "*.parquet", spec.split, where)
-        table = load_parquet(files, where)
-    template = caption_template(spec.options.get("caption"), table.column_names, where) if captions else None
-    image_column = find_image_column(table, spec.options.get("image"), where)
-    return PictureDataset(
-        table, name=where, image_column=image_column, caption=template, size=size, max_pixels=max_pixels
-    )
+    return open_pictures(spec, size, captions, max_pixels)
 
 
 def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
@@ -99,3 +83,18 @@ def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
             "remove size= from the spec, and use a square image size"
         )
     return ShapesDataset(size=side, split=spec.split or "train", seed=spec.integer("seed", 0))
+
+
+def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: bool) -> RecordDataset:
+    from .shards import CodesDataset
+
+    spec.check_keys("limit")
+    if spec.split is not None:
+        raise UserError(f"data {str(spec)!r}: codes have no splits: remove @{spec.split}, or encode that split")
+    dataset = CodesDataset(spec.source, captions=captions)
+    if size is not None and size != dataset.image_size:
+        raise UserError(
+            f"data {str(spec)!r} holds codes of {dataset.image_size[0]}x{dataset.image_size[1]} pictures, but "
+            f"{size[0]}x{size[1]} are wanted: encode the data at that size"
+        )
+    return dataset

@@ -26,8 +26,8 @@ from tokenizers_vq.files import atomic_path, read_json, write_json
 from tokenizers_vq.layout import Layout
 
 from .records import Record
+from .spec import CODES_INDEX as INDEX
 
-INDEX = "codes.json"
 FORMAT = "unitok codes 1"
 _CHUNK = 65536  # rows read at once when a shard is checked
 
@@ -95,8 +95,8 @@ class CodesIndex:
 class ShardWriter:
     """Writes the records of a data set, in order, as code shards.
 
-    Opening an unfinished folder of the same source and tokenizer goes on: `next_index` is the first missing record. A shard
-    is written to a temporary name, renamed, and only then listed, so a kill at any moment loses one shard at most.
+    Opening an unfinished folder of the same source and tokenizer goes on: `next_index` is the first missing record. A
+    shard is written to a temporary name, renamed, and only then listed, so a kill loses one shard at most.
 
     Args:
         out: the folder; made when missing.
@@ -127,7 +127,9 @@ class ShardWriter:
         self.out, self.shard_size = Path(out), shard_size
         if shard_size < 1:
             raise UserError(f"shard_size is {shard_size}: choose a number above 0, such as 8192")
-        self.index = CodesIndex(tokenizer_fingerprint, layout, codebook_size, tuple(image_size), source, total)
+        self.index = CodesIndex(
+            tokenizer_fingerprint, layout, codebook_size, (int(image_size[0]), int(image_size[1])), source, total
+        )
         self._rows: list[tuple[str, str | None, str | None]] = []
         self._codes: list[np.ndarray] = []
         if (self.out / INDEX).is_file():
@@ -150,9 +152,7 @@ class ShardWriter:
             ("number of pictures", found.total, wanted.total),
         ):
             if old != new:
-                raise UserError(
-                    f"{self.out} holds codes of another {what}: {old}, and now it is {new}: choose another folder"
-                )
+                raise UserError(f"{self.out} holds codes of another {what}, {old} (now {new}): choose another folder")
         for shard in found.shards:
             if not (self.out / shard.file).is_file() or _sha256(self.out / shard.file) != shard.sha256:
                 raise UserError(f"{self.out / shard.file} is missing or damaged: remove {self.out} and encode again")
@@ -172,7 +172,7 @@ class ShardWriter:
         length = self.index.layout.length
         row = np.zeros(length, np.int64) if codes is None else codes.detach().cpu().numpy()
         assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
-        assert 0 <= row.min() and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
+        assert row.min() >= 0 and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
         self._codes.append(row.astype(_dtype(self.index.codebook_size)))
         self._rows.append((name, caption, problem))
         if len(self._rows) == self.shard_size or self.next_index == self.index.total:
@@ -199,8 +199,8 @@ class ShardWriter:
 class CodesDataset:
     """A finished folder of codes as records. Shards are memory-mapped; a row is read when it is asked for.
 
-    Opening reads every shard once and compares it with what `codes.json` claims: digests, sizes, and that all ids lie in
-    the codebook (about 1 s per gigabyte).
+    Opening reads every shard once and compares it with what `codes.json` claims: digests, sizes, and that all ids lie
+    in the codebook (about 2 s per gigabyte).
 
     Args:
         path: the folder.
@@ -217,9 +217,8 @@ class CodesDataset:
         self.name = str(path)
         self.index = CodesIndex.load(self.path)
         if self.index.count < self.index.total:
-            raise UserError(
-                f"{self.path} holds {self.index.count} of {self.index.total} records: run unitok encode again to finish it"
-            )
+            done = f"{self.index.count} of {self.index.total}"
+            raise UserError(f"{self.path} holds {done} records: run the same unitok encode again to finish it")
         for shard in self.index.shards:
             _check(self.path / shard.file, shard, self.index)
         self._starts = np.cumsum([0, *(shard.count for shard in self.index.shards)])

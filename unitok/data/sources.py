@@ -11,17 +11,20 @@ import errno
 import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS, PictureError, decode
+from .folders import Row, choose_split, find_files, picture_rows
 from .records import Record
 from .spec import DataSpec
+from .tars import tar_rows
 
 CAPTION_COLUMNS = ("caption", "text", "txt")
 """Where captions are looked for, in this order, when the spec does not say."""
@@ -61,19 +64,18 @@ class CaptionTemplate:
         return out.strip()
 
 
-def caption_template(wanted: str | None, columns: Sequence[str], where: str) -> CaptionTemplate:
+def caption_template(wanted: str | None, columns: Sequence[str], where: str, advice: str) -> CaptionTemplate:
     """The template of the spec's `caption` key, or the first of `CAPTION_COLUMNS` that there is.
 
     Raises:
-        UserError: a column that there is not, or no column that looks like a caption.
+        UserError: a column that there is not, or, with `advice`, no column that looks like a caption.
     """
-    have = f"it has {', '.join(columns)}" if columns else "it has no text columns"
+    have = f"it has {', '.join(columns)}"
     if wanted is None:
         found = [column for column in CAPTION_COLUMNS if column in columns]
         if not found:
-            raise UserError(
-                f"data {where!r} has no column named {', '.join(CAPTION_COLUMNS)}; {have}: say ?caption=COLUMN"
-            )
+            names = ", ".join(CAPTION_COLUMNS[:-1]) + " or " + CAPTION_COLUMNS[-1]
+            raise UserError(f"data {where!r} has no captions: no column is named {names}; {have}: {advice}")
         return CaptionTemplate(found[0])
     template = CaptionTemplate(wanted)
     for column in template.columns:
@@ -88,7 +90,7 @@ class PictureDataset:
     A picture that cannot be decoded, or has no caption when one is wanted, becomes a record with a `problem`.
 
     Args:
-        table: with `image_column`, whose cells are bytes, {"bytes", "path"}, or {"path", "offset", "size"}.
+        table: with `image_column`, whose cells are bytes, {"bytes", "path"}, or the fields of a `Place`.
         caption: None when captions are not wanted.
         size: (H, W) of every record, None for each picture's own size.
     """
@@ -155,17 +157,57 @@ def _read(cell: Any) -> bytes:
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, dict) or not (cell.get("bytes") or cell.get("path")):
-        raise PictureError("the row has no picture")
+        raise PictureError("has no picture")
     if cell.get("bytes"):
-        return cell["bytes"]
+        return bytes(cell["bytes"])
     try:
         with open(cell["path"], "rb") as file:
-            if cell.get("size") is None:
-                return file.read()
-            file.seek(cell["offset"])
-            return file.read(cell["size"])
+            file.seek(cell.get("offset", 0))
+            return file.read(cell.get("size", -1))
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror}") from None
+
+
+def open_pictures(spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int) -> PictureDataset:
+    """Folders, parquet, tars and hub data sets; see `open_data` for the arguments.
+
+    Raises:
+        UserError: the spec names something that is not there or cannot be used.
+    """
+    where = str(spec)
+    caption, image = spec.options.get("caption"), spec.options.get("image")
+    if spec.source.startswith("hf:"):
+        spec.check_keys("caption", "image", "limit", "config")
+        return _of_table(load_hub(spec), spec, size, captions, max_pixels)
+    files = find_files(spec.source, spec.split, where)
+    if files.kind == "parquet":
+        spec.check_keys("caption", "image", "limit")
+        return _of_table(load_parquet(files.paths, where), spec, size, captions, max_pixels)
+    if files.kind == "tar":
+        spec.check_keys("caption", "image", "limit")
+        rows = tar_rows(files.paths, image, where)
+        advice = "give each sample a .txt or .json, or say ?caption=COLUMN"
+    else:
+        spec.check_keys("caption", "limit")
+        rows = picture_rows(files)
+        advice = "put NAME.txt beside each NAME.png, or add a metadata.jsonl, or say ?caption={label} for folder names"
+    columns = sorted({column for _, row in rows for column in row})
+    template = caption_template(caption, columns, where, advice) if captions else None
+    table = place_table(rows, template)
+    finished = CaptionTemplate("caption") if captions else None
+    return PictureDataset(table, name=where, image_column="image", caption=finished, size=size, max_pixels=max_pixels)
+
+
+def _of_table(
+    table: Dataset, spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int
+) -> PictureDataset:
+    where, advice = str(spec), "say ?caption=COLUMN"
+    image_column = find_image_column(table, spec.options.get("image"), where)
+    others = [column for column in table.column_names if column != image_column]
+    template = caption_template(spec.options.get("caption"), others, where, advice) if captions else None
+    return PictureDataset(
+        table, name=where, image_column=image_column, caption=template, size=size, max_pixels=max_pixels
+    )
 
 
 def find_image_column(table: Dataset, wanted: str | None, where: str) -> str:
@@ -180,10 +222,10 @@ def find_image_column(table: Dataset, wanted: str | None, where: str) -> str:
         if wanted not in table.column_names:
             raise UserError(f"data {where!r} has no column {wanted!r}; it has {columns}: choose with ?image=COLUMN")
         if wanted not in found:
-            raise UserError(f"data {where!r}: column {wanted!r} holds {table.features[wanted]}, not picture files")
+            raise UserError(f"data {where!r}: column {wanted!r} holds no picture files; {columns} is what there is")
         return wanted
     if not found:
-        raise UserError(f"data {where!r} has no column with picture files; it has {columns}")
+        raise UserError(f"data {where!r} has no column with picture files; it has {columns}: give other data")
     if len(found) > 1 and "image" not in found:
         raise UserError(f"data {where!r} has pictures in {', '.join(found)}: choose with ?image=COLUMN")
     return "image" if "image" in found else found[0]
@@ -191,23 +233,37 @@ def find_image_column(table: Dataset, wanted: str | None, where: str) -> str:
 
 def _holds_pictures(feature: Any) -> bool:
     if isinstance(feature, dict):
-        return "bytes" in feature or {"path", "offset", "size"} <= set(feature)
+        return "bytes" in feature
     return isinstance(feature, Image) or (isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"))
 
 
+def place_table(rows: Sequence[Row], template: CaptionTemplate | None) -> Dataset:
+    """Rows of loose pictures or tars as a table of places and finished captions, without the pictures themselves."""
+    place = {"path": Value("string"), "name": Value("string"), "offset": Value("int64"), "size": Value("int64")}
+    return Dataset.from_dict(
+        {
+            "image": [asdict(place) for place, _ in rows],
+            "caption": [template.render(columns) if template else None for _, columns in rows],
+        },
+        features=Features({"image": place, "caption": Value("string")}),
+    )
+
+
 def load_parquet(files: Sequence[Path], where: str) -> Dataset:
-    """Parquet files in the given order. `datasets` keeps a memory-mapped copy in the user's cache, or, where that cannot
-    be written, in a temporary folder that goes with this process."""
+    """Parquet files in the given order.
+
+    `datasets` keeps a memory-mapped copy in the user's cache, or, where that cannot be written, in a temporary folder
+    that goes with this process.
+    """
     with _quiet(), _reported(where, f"cannot be read as parquet ({files[0].name} ...)"):
         return undecoded(Dataset.from_parquet([str(file) for file in files], cache_dir=_cache_dir()))
 
 
-def load_hub(spec: DataSpec, split_of: Callable[[str | None, Sequence[str]], str]) -> Dataset:
-    """A data set of the Hugging Face hub, downloaded once; `split_of` picks among the splits it has."""
+def load_hub(spec: DataSpec) -> Dataset:
+    """A data set of the Hugging Face hub, downloaded once into the user's cache."""
     repository, config = spec.source.removeprefix("hf:"), spec.options.get("config")
     with _quiet(), _reported(str(spec), "cannot be opened from the Hugging Face hub"):
-        splits = datasets.get_dataset_split_names(repository, config)
-        split = split_of(spec.split, splits)
+        split = choose_split(spec.split, datasets.get_dataset_split_names(repository, config), str(spec))
         return undecoded(datasets.load_dataset(repository, config, split=split, cache_dir=_cache_dir()))
 
 

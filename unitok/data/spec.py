@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 
 from tokenizers_vq.errors import UserError
 
+CODES_INDEX = "codes.json"
+"""The file that makes a folder one of code shards."""
+
 KEYS = ("caption", "config", "image", "limit", "seed", "size")
 _INTEGERS = {"limit": 1, "seed": 0, "size": 1}  # key -> smallest value
 
@@ -30,7 +33,7 @@ class DataSpec:
         query = "&".join(f"{key}={value}" for key, value in self.options.items())
         return self.source + (f"@{self.split}" if self.split else "") + (f"?{query}" if query else "")
 
-    def integer(self, key: str, default: int | None = None) -> int | None:
+    def integer(self, key: str, default: int) -> int:
         return int(self.options[key]) if key in self.options else default
 
     def check_keys(self, *allowed: str) -> None:
