@@ -1,6 +1,6 @@
 """Reads a `shapes` picture back without any learned part, so that "does it show what the caption says" is a fact.
 
-    pixels -> pieces that stand out from white -> colour (unmixed from white) -> best of the eight outlines -> objects
+    pixels -> pieces that stand out from white -> the best outline -> the colour, unmixed from white -> objects
 
 It forgives what a VQ decoder does to a good picture (a blur of about a pixel, noise, small specks) and nothing else: a
 blob without a clear outline has no shape, a colour far from the palette is no colour, and both then count as wrong.
@@ -41,6 +41,7 @@ _INK = 255.0 - np.array([COLOURS[name] for name in _NAMES])  # (C, 3)
 _DIRECTION = _INK / np.linalg.norm(_INK, axis=1, keepdims=True)  # (C, 3)
 _SHAPES = list(SHAPES)
 _FILLED = np.array([0.7854, 1.0, 0.5, 1 - (1 - CROSS_ARM) ** 2])  # share of each shape's box that it covers
+_DROP = np.array([height / 6 if shape == "triangle" else 0.0 for shape, (_, height) in SHAPES.items()])
 _AREA = _FILLED * [width * height for width, height in SHAPES.values()]  # (S,) in squared diameters
 
 FOREGROUND = 90.0
@@ -54,12 +55,15 @@ FIT_LIMIT = 0.8
 SIZE_TOLERANCE = 1.2
 """A size is told up to this factor in the diameter; an object between small and large has no size."""
 MOST = 6
-"""Only so many pieces, the largest, are compared with the outlines: the count is wrong by then."""
+"""Only so many pieces, the largest, are looked at. No caption has half as many, so nothing right is lost."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object found in a picture. An attribute that cannot be told is None; x and y are as in `Object`."""
+    """An object found in a picture. An attribute that cannot be told is None; x and y are as in `Object`.
+
+    A size is told from the area even where the outline is no shape.
+    """
 
     size: str | None
     colour: str | None
@@ -120,12 +124,8 @@ def read_picture(picture: np.ndarray | torch.Tensor) -> list[Found]:
     Raises:
         UserError: Another type or shape.
     """
-    pixels = _pixels(picture)
-    ink = 255.0 - pixels  # (N, N, 3)
-    found = []
-    for piece, others in _pieces(ink):
-        found.append(_identify(ink, piece, others))
-    return found
+    ink = 255.0 - _pixels(picture)  # (N, N, 3)
+    return [_identify(ink, piece, others) for piece, others in _pieces(ink)]
 
 
 def caption_from_picture(picture: np.ndarray | torch.Tensor) -> str | None:
@@ -151,16 +151,16 @@ def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def _pieces(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(mask, mask of all other pieces) of the connected pieces that are no specks, largest first, at most `MOST`."""
+    """(mask, foreground outside it) of the connected pieces that are no specks, largest first, at most `MOST`."""
     smallest = SMALLEST * float(_AREA.min()) * (min(SIZES.values()) * ink.shape[0]) ** 2
     foreground = ink.max(axis=2) > FOREGROUND
+    likeness = ink @ _DIRECTION.T  # (N, N, C)
     pieces = []
     for mask in _components(foreground):
         if mask.sum() < smallest:
             continue
-        # Two objects that touch are one component; tell them apart when they differ in colour.
-        # A colour counts where it is solid: blurred edges can look like another colour, but only a pixel wide.
-        likeness = ink @ _DIRECTION.T  # (N, N, C)
+        # Objects that touch are one component; they are told apart when they differ in colour. A colour counts where
+        # it is solid: blurred edges can look like another colour, but only a pixel wide.
         nearest = np.argmax(likeness, axis=2)
         present = [c for c in np.unique(nearest[mask]) if _core(mask & (nearest == c)).any()]
         if len(present) > 1:
@@ -170,7 +170,7 @@ def _pieces(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         else:
             pieces.append(mask)
     pieces.sort(key=lambda mask: -int(mask.sum()))
-    return [(mask, foreground & ~mask) for mask in pieces]
+    return [(mask, foreground & ~mask) for mask in pieces[:MOST]]
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
@@ -185,10 +185,7 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
         return i
 
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # (H, W + 1)
-    starts, stops = (
-        np.argwhere(edges == 1),
-        np.argwhere(edges == -1),
-    )  # row-major, so the k-th start meets the k-th stop
+    starts, stops = np.argwhere(edges == 1), np.argwhere(edges == -1)  # row-major: the k-th start meets the k-th stop
     above = 0  # first run that may touch the current one
     for k, ((row, start), (_, stop)) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
         runs.append((row, start, stop))
@@ -206,7 +203,7 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
-    """Colour, outline and place of one piece."""
+    """Colour, outline and place of one piece; others are the foreground pixels of all other pieces."""
     n = ink.shape[0]
     nearest = _INK[np.argmax(_DIRECTION @ ink[piece].sum(axis=0))]  # (3,)
     # Soft mask: the share of the colour in each pixel, with the faint rim around the piece.
@@ -216,27 +213,22 @@ def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
     grid = (np.arange(n) + 0.5) / n
     x, y = float(soft.sum(axis=0) @ grid) / mass, float(soft.sum(axis=1) @ grid) / mass  # centroid
 
-    # Each shape with the area and centroid of the piece. Both sides are smoothed and outlines come sharp and blurred, so
-    # that the pictures of a decoder fit as well as rendered ones.
+    # Each shape with the area and centroid of the piece. Both sides are smoothed and outlines come sharp and blurred,
+    # so that the pictures of a decoder fit as well as rendered ones.
     diameters = np.sqrt(mass / _AREA) / n  # (S,)
-    drops = [
-        diameter * SHAPES[shape][1] / 6 if shape == "triangle" else 0.0
-        for shape, diameter in zip(_SHAPES, diameters, strict=True)
-    ]
-    sharp = np.zeros((len(_SHAPES), n, n))
+    drops = diameters * _DROP  # (S,) from the centre of the box down to the centroid
+    outlines = np.zeros((len(_SHAPES), n, n))
     for i, shape in enumerate(_SHAPES):
         rows, columns, counts = coverage(shape, diameters[i], x, y - drops[i], n)
-        sharp[i, rows, columns] = counts / 64
-    ys, xs = _window(rim, n)
-    sharp = _smooth(sharp[:, ys, xs])
-    outlines = np.concatenate([sharp, _smooth(sharp)])  # (2 S, h, w)
-    soft = _smooth(soft[ys, xs])
+        outlines[i, rows, columns] = counts / 64
+    planes = np.concatenate([soft[None], np.where(rim, ink.transpose(2, 0, 1), 0), outlines])
+    planes = _smooth(planes[(slice(None), *_window(rim))])  # (1 + 3 + S, h, w)
+    soft, patch, outlines = planes[0], planes[1:4], np.concatenate([planes[4:], _smooth(planes[4:])])
     best = int(np.argmin(((outlines - soft) ** 2).sum(axis=(1, 2))))
     outline, best = outlines[best], best % len(_SHAPES)
     fit = float(np.minimum(outline, soft).sum() / np.maximum(outline, soft).sum())
 
     # The colour that, mixed with white as the outline says, comes nearest to the pixels.
-    patch = _smooth(np.where(rim[ys, xs], ink[ys, xs].transpose(2, 0, 1), 0))  # (3, h, w)
     colour = (patch * outline).sum(axis=(1, 2)) / (outline**2).sum()
     distance = np.linalg.norm(_INK - colour, axis=1)
     return Found(
@@ -244,7 +236,7 @@ def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
         colour=_NAMES[int(np.argmin(distance))] if distance.min() <= COLOUR_LIMIT else None,
         shape=_SHAPES[best] if fit >= FIT_LIMIT else None,
         x=x,
-        y=y - drops[best],
+        y=y - float(drops[best]),
         fit=fit,
     )
 
@@ -254,21 +246,25 @@ def _size(diameter: float) -> str | None:
     return next((name for name, d in SIZES.items() if d / SIZE_TOLERANCE < diameter < d * SIZE_TOLERANCE), None)
 
 
-def _window(mask: np.ndarray, n: int) -> tuple[slice, slice]:
+def _window(mask: np.ndarray) -> tuple[slice, slice]:
     """The box of a mask with a margin in which an outline of the same area fits, cut to the picture."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    margin = 2 + n // 16
+    margin = 2 + mask.shape[0] // 16
     return (
         slice(max(0, int(ys[0]) - margin), int(ys[-1]) + 1 + margin),
         slice(max(0, int(xs[0]) - margin), int(xs[-1]) + 1 + margin),
     )
 
 
-def _smooth(stack: np.ndarray) -> np.ndarray:
-    """(..., H, W) under the binomial filter 1 2 1 along both axes, a blur of 0.7 pixels; zeros outside."""
-    stack = np.pad(stack, [(0, 0)] * (stack.ndim - 2) + [(1, 1), (1, 1)])
-    stack = stack[..., :-2, :] + 2 * stack[..., 1:-1, :] + stack[..., 2:, :]
-    return (stack[..., :-2] + 2 * stack[..., 1:-1] + stack[..., 2:]) / 16
+def _smooth(planes: np.ndarray) -> np.ndarray:
+    """(P, H, W) under the binomial filter 1 2 1 along both axes, a blur of 0.7 pixels; zeros outside."""
+    rows = 2 * planes
+    rows[:, 1:] += planes[:, :-1]
+    rows[:, :-1] += planes[:, 1:]
+    both = 2 * rows
+    both[:, :, 1:] += rows[:, :, :-1]
+    both[:, :, :-1] += rows[:, :, 1:]
+    return both / 16
 
 
 def _core(mask: np.ndarray) -> np.ndarray:
@@ -307,7 +303,7 @@ def judge(found: list[Found], facts: Facts) -> Verdict:
     """Compares found objects with the facts of a caption under the best assignment."""
     wanted = len(facts.kinds)
     # Missing objects are None, so that a caption of three can be compared with a picture of one.
-    candidates: list[Found | None] = [*found[:MOST], *[None] * max(0, wanted - len(found))]
+    candidates: list[Found | None] = [*found, *[None] * max(0, wanted - len(found))]
     shape, colour, size, related = max(
         (_right(things, facts) for things in permutations(candidates, wanted)), key=lambda right: sum(right)
     )

@@ -24,7 +24,7 @@ import random
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from tokenizers_vq.errors import Problems
 
 from ..seeding import fold
 from .records import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Far apart from each other also when mixed with the white background, as blurred edges are (at least 19 degrees as seen
 # from white, at least 110 in RGB distance). Pink and grey are missing because they are red and black, blurred.
@@ -161,7 +164,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(tuple(Object(kind, x, y) for kind, (x, y) in zip(kinds, places, strict=True)))
 
 
-def _places(kinds: tuple[Kind, ...], draw: Any) -> list[list[float]]:
+def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[float]]:
     """Random centres under the rules of this module: borders, gaps and clear relations."""
     extents = [box(kind.shape, SIZES[kind.size]) for kind in kinds]
     first_axis = int(draw() * 2)
@@ -178,7 +181,7 @@ def _places(kinds: tuple[Kind, ...], draw: Any) -> list[list[float]]:
             return places
 
 
-def _spread(draw: Any, extents: list[float]) -> list[float]:
+def _spread(draw: Callable[[], float], extents: list[float]) -> list[float]:
     """Centres of things of these extents along one axis, in this order, with borders and gaps kept."""
     room = 1 - 2 * BORDER - sum(extents) - GAP * (len(extents) - 1)
     places, used = [], BORDER
@@ -359,6 +362,3 @@ class ShapesDataset:
         scene = self.scene(index)
         image = torch.from_numpy(render(scene, self.size)).permute(2, 0, 1).contiguous()  # (3, size, size) uint8
         return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image)
-
-
-__all__ = ["COLOURS", "KINDS", "RELATIONS", "SHAPES", "SIZES", "Facts", "Kind", "Object", "Scene", "ShapesDataset"]
