@@ -1,0 +1,180 @@
+"""The command `unitok` itself: help without delay, exit codes, and errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenizers_vq.errors import UserError
+from unitok import __version__, arguments, cli
+from unitok.commands import COMMANDS
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, which then tells what it imported."""
+    program = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from unitok.cli import main\n"
+        "try: code = main(sys.argv[1:])\n"
+        "except SystemExit as left: code = left.code\n"
+        "heavy = sorted({'torch', 'transformers', 'datasets', 'torchmetrics', 'matplotlib'} & set(sys.modules))\n"
+        "print(f'{time.perf_counter() - start:.3f}', *heavy, file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    return subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, timeout=60)
+
+
+def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The error of a command that must fail: nothing on stdout, no traceback."""
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.endswith("\n")
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes `unitok sample` raise."""
+
+    def fail(**values: object) -> None:
+        raise error
+
+    monkeypatch.setattr(arguments, "parse", lambda name, command, argv: (fail, {}))
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def test_overview_lists_every_command_at_once() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert all(f"  {name:<16} {command.summary}" in done.stdout for name, command in COMMANDS.items())
+    seconds, *heavy = done.stderr.split()
+    # 0.02 s on an idle machine. The bounds of time are generous, for tests run beside each other.
+    assert float(seconds) < 1 and not heavy
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_quick_and_ends_with_an_example_that_parses(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = run(*name.split(), "--help")
+    assert done.returncode == 0, done.stderr
+    seconds, *heavy = done.stderr.split()
+    assert float(seconds) < 3 and not heavy  # 0.3 s on an idle machine
+    assert f"usage: unitok {name}" in done.stdout
+    assert "--config" in done.stdout and "--print_config" in done.stdout
+    example = textwrap.dedent(done.stdout.split("\nExample:\n")[1]).replace("\\\n", " ")
+    monkeypatch.chdir(tmp_path)
+    for line in example.strip().splitlines():
+        program, *words = shlex.split(line)
+        assert program == "unitok" and " ".join(words[: len(name.split())]) == name
+        arguments.parse(name, COMMANDS[name], words[len(name.split()) :])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_printed_configuration_names_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([*name.split(), "--print_config"])
+    assert left.value.code == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert list(values) == list(arguments.load(COMMANDS[name].function).__annotations__)[: len(values)]
+
+
+def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unitok {__version__}\n"
+    assert cli.main(["eval"]) == 0
+    listed = re.findall(r"^  (eval \w+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert listed == [name for name in COMMANDS if name.startswith("eval ")]
+
+
+def test_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "unitok", "trian"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: unknown command 'trian': did you mean 'train'? "
+        "choose one of train, encode, sample, caption, eval, demo\n"
+    )
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["train", "generatr"],
+            "unknown command 'train generatr': did you mean 'train generator'? choose one of train",
+        ),
+        (["eval", "--steps", "3"], "unknown command 'eval --steps': choose one of eval tokenizer, eval generator"),
+        (["xyz"], "unknown command 'xyz': choose one of train, encode"),
+        (["sample", "--modle", "x"], "unknown option --modle: did you mean --model?"),
+        (["train", "tokenizer", "--preset", "smal"], "unknown preset 'smal': did you mean 'small'?"),
+    ],
+)
+def test_unknown_names(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in told(capsys, *argv)
+
+
+def test_user_errors_are_one_line_and_bugs_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, UserError("data is 'x': give a folder"))
+    assert told(capsys, "sample") == "data is 'x': give a folder"
+    raising(monkeypatch, ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["sample"])
+
+
+def test_interruption_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(monkeypatch, KeyboardInterrupt())
+    assert cli.main(["sample"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_full_disk_is_told_also_when_a_library_wraps_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/model.safetensors")
+    raising(monkeypatch, full)
+    assert told(capsys, "sample") == (
+        "the disk is full while writing 'runs/model.safetensors': free some space and run the same command again"
+    )
+    raising(monkeypatch, RuntimeError('Error while serializing: I/O error: StorageFull "No space left on device"'))
+    assert told(capsys, "sample") == "the disk is full: free some space and run the same command again"
+    wrapped = RuntimeError("cannot write the archive")
+    wrapped.__cause__ = full
+    raising(monkeypatch, wrapped)
+    assert told(capsys, "sample").startswith("the disk is full while writing 'runs/model.safetensors'")
+
+
+def test_real_full_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(**values: object) -> None:
+        with open("/dev/full", "wb") as file:
+            file.write(b"x" * 1_000_000)
+
+    monkeypatch.setattr(arguments, "parse", lambda name, command, argv: (write, {}))
+    assert told(capsys, "sample") == "the disk is full: free some space and run the same command again"
+
+
+def test_refused_paths_are_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raising(monkeypatch, PermissionError(errno.EACCES, "Permission denied", "/locked/run"))
+    assert told(capsys, "sample") == (
+        "no permission for '/locked/run': choose another folder or change its permissions"
+    )
+
+
+def test_reader_that_leaves_early_ends_quietly() -> None:
+    program = f"{shlex.quote(sys.executable)} -m unitok --help | true"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
