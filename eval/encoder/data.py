@@ -42,7 +42,7 @@ def edit(scene: Scene, what: str, chance: random.Random) -> Scene | None:
     things = list(scene.objects)
     i = chance.randrange(len(things))
     if what in ("shape", "colour", "size"):
-        choices = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}[what]
+        choices: list[str] = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES)}[what]
         used = {thing.kind.colour for thing in things} if what == "colour" else {getattr(things[i].kind, what)}
         value = chance.choice([name for name in choices if name not in used])
         things[i] = replace(things[i], kind=replace(things[i].kind, **{what: value}))

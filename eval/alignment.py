@@ -1,0 +1,87 @@
+"""Does a picture say what its caption says, and a caption what its picture shows?
+
+Exact on `shapes`, by nearest features elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from unitok.data.checker import Verdict, check
+from unitok.data.shapes import parse
+
+
+def are_shapes(captions: Sequence[str]) -> bool:
+    """Whether all captions are sentences of the `shapes` language, so that pictures can be checked exactly."""
+    return bool(captions) and all(parse(caption) is not None for caption in captions)
+
+
+def check_pictures(images: Tensor, captions: Sequence[str]) -> list[Verdict]:
+    """The checker's verdict on each picture uint8 (N, 3, S, S) and its shapes caption."""
+    return [check(image, caption) for image, caption in zip(images, captions, strict=True)]
+
+
+def wrong_attributes(verdict: Verdict) -> list[str]:
+    """Names of what a picture gets wrong."""
+    shares = {name: getattr(verdict, name) for name in ("count", "shape", "colour", "size", "relation")}
+    return [name for name, share in shares.items() if share is not None and share < 1]
+
+
+def exact_share(written: Sequence[str], reference: Sequence[str]) -> float:
+    """Share of captions that equal the reference, letter for letter, but for white space at the ends and doubled."""
+    if not written:
+        raise UserError("there are no captions to compare: give at least one picture")
+    return sum(_plain(a) == _plain(b) for a, b in zip(written, reference, strict=True)) / len(written)
+
+
+def true_share(images: Tensor, written: Sequence[str]) -> float:
+    """Share of captions that are shapes sentences and wholly true of their picture uint8 (N, 3, S, S).
+
+    A caption that names the objects in another order than the reference is true, though not exact.
+    """
+    if not written:
+        raise UserError("there are no captions to check: give at least one picture")
+    true = [parse(text) is not None and check(image, text).all for image, text in zip(images, written, strict=True)]
+    return sum(true) / len(true)
+
+
+def nearest_group(
+    queries: Tensor, right: Sequence[str], gallery: Tensor, groups: Sequence[str], top: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """Retrieval of the right group by the nearest picture.
+
+    A group is as near to a query as the nearest of its pictures, by the cosine of the features.
+
+    Args:
+        queries: (N, D) features of the pictures in question.
+        right: N names of groups, one per query.
+        gallery: (M, D) features of known pictures.
+        groups: M names, the group of each known picture.
+        top: the right group counts as found when it is among so many nearest groups.
+
+    Returns:
+        "top1", "top5", ...: share of the queries whose right group is found.
+    """
+    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    unknown = sorted({name for name in right if name not in names})
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} names of what the pictures should show are not in the gallery, such as {unknown[0]!r}: "
+            "make the captions of --gallery match --label"
+        )
+    member = torch.tensor([names[name] for name in groups])
+    wanted = torch.tensor([names[name] for name in right])
+    queries = torch.nn.functional.normalize(queries.float(), dim=1)
+    gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
+    near = torch.full((len(queries), len(names)), -torch.inf)
+    near.scatter_reduce_(1, member.expand(len(queries), -1), queries @ gallery.T, "amax")
+    rank = (near > near.gather(1, wanted[:, None])).sum(dim=1)
+    return {f"top{number}": (rank < number).float().mean().item() for number in top}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,283 @@
+"""The commands that measure. Free of torch until one runs, so that help is quick."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers_vq.errors import Problems, UserError
+from unitok.data.spec import parse_spec
+from unitok.sample.config import SampleSettings
+
+if TYPE_CHECKING:
+    from .report import Section
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def eval_tokenizer(
+    tokenizer: Path,
+    data: str,
+    out: Path = Path("runs/eval-tokenizer"),
+    limit: int | None = None,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    lpips: Literal["auto", "alex", "vgg", "squeeze", "none"] = "auto",
+    lpips_weights: Path | None = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Measure a tokenizer: PSNR, SSIM, LPIPS, reconstruction FID and codebook use.
+
+    Prints a table and writes report.json and report.html.
+
+    Args:
+        tokenizer: Folder of a tokenizer, as `unitok train tokenizer` writes it, or of a model that holds one.
+        data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
+        out: Folder for the report.
+        limit: Pictures used; null for all (of endless data, 1000).
+        image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
+        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
+        lpips_weights: File with torchvision's weights of that network, instead of the download.
+        batch_size: Pictures at a time; changes the speed, not the numbers.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval tokenizer --tokenizer runs/demo/tokenizer --data shapes@val --out runs/eval-tokenizer
+    """
+    started = time.time()
+    _check(batch_size, limit)
+    from tokenizers_vq.base import load_tokenizer
+    from tokenizers_vq.losses import load_lpips
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+
+    from .features import load_features
+    from .measure import measure_tokenizer
+    from .output import claim_folder
+
+    where = pick_device(device)
+    inside = tokenizer / "image_tokenizer"
+    loaded = load_tokenizer(inside if inside.is_dir() else tokenizer, where)
+    dataset = open_data(data, image_size or loaded.image_size, captions=False)
+    network = load_features(features, where, feature_weights)
+    left_out = None
+    perceptual = None
+    if lpips != "none":
+        try:
+            perceptual = load_lpips("alex" if lpips == "auto" else lpips, lpips_weights).to(where)
+        except UserError as error:
+            if lpips != "auto" or lpips_weights is not None:
+                raise
+            left_out = f"LPIPS is left out. {error}"
+    claim_folder(out)
+    section = measure_tokenizer(loaded, dataset, network, lpips=perceptual, limit=limit, batch_size=batch_size)
+    section.warnings += [left_out] if left_out else []
+    _finish("Tokenizer evaluation", [section], out, started, {"tokenizer": str(tokenizer)})
+
+
+def eval_generator(
+    model: Path,
+    data: str,
+    out: Path = Path("runs/eval-generator"),
+    limit: int | None = None,
+    guidance: float = 3.0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    steps: int = 12,
+    seed: int = 0,
+    captioning: bool = True,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    clip: str = "embedded",
+    gallery: str | None = None,
+    label: str | None = None,
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Device = "auto",
+) -> None:
+    """Measure a model: FID, KID and CLIPScore of pictures drawn from the captions of a data set, and its own captions.
+
+    On `shapes`, an exact checker also reads the pictures: attribute and scene accuracy. With --gallery, retrieval: is
+    the known picture that is nearest to the drawn one called what was asked for? Prints a table and writes report.json
+    and report.html.
+
+    Args:
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        data: Captions to draw, with the pictures to compare with: SOURCE[@SPLIT][?key=value&...].
+        out: Folder for the report.
+        limit: Captions used; null for all (of endless data, 1000).
+        guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
+        temperature: Divides the logits; 0 takes the most likely code.
+        top_k: Keep the k most likely codes; 0 keeps all.
+        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all.
+        steps: Passes of masked-token decoding.
+        seed: The i-th picture is drawn with seed + i.
+        captioning: Also caption the pictures of the data and compare with their captions.
+        features: Network for FID, KID and retrieval: embedded, inception, or clip:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        clip: Network for CLIPScore: embedded or clip:<hub id or folder>.
+        gallery: Known pictures whose captions are names, such as "emoji/@train?caption=text".
+        label: Column or template of the data that holds the right name, such as text; needs --gallery.
+        batch_size: Pictures drawn at a time; changes the speed, not the pictures.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval generator --model runs/demo/generator --data shapes@val --limit 200 --out runs/eval-generator
+    """
+    started = time.time()
+    settings = SampleSettings(guidance, temperature, top_k, top_p, steps)
+    _check(batch_size, limit)
+    if (gallery is None) != (label is None):
+        raise UserError("--gallery and --label go together: name the known pictures and the column of the right name")
+
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+
+    from .features import ImageTextNetwork, load_features, load_image_text
+    from .measure import measure_captioning, measure_generation
+    from .output import claim_folder
+
+    where = pick_device(device)
+    loaded = UniTok.from_pretrained(str(model), where)
+    size = loaded.image_tokenizer.image_size
+    dataset = open_data(data, size)
+    known, labels = None, None
+    if gallery is not None and label is not None:
+        known = open_data(gallery, size)
+        spec = parse_spec(data)
+        named = open_data(str(type(spec)(spec.source, spec.split, {**spec.options, "caption": label})), size)
+        labels = [named[index].caption or "" for index in range(min(len(named), limit or len(named)))]
+    network = load_features(features, where, feature_weights)
+    same = clip == features and isinstance(network, ImageTextNetwork)
+    scorer = network if same and isinstance(network, ImageTextNetwork) else load_image_text(clip, where)
+    claim_folder(out)
+    sections = [
+        measure_generation(
+            loaded,
+            dataset,
+            network,
+            scorer,
+            settings=settings,
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            precision=precision,
+            gallery=known,
+            labels=labels,
+        )
+    ]
+    if captioning:
+        sections.append(measure_captioning(loaded, dataset, limit=limit, batch_size=batch_size, precision=precision))
+    _finish("Generator evaluation", sections, out, started, {"model": str(model)})
+
+
+def eval_fid(
+    a: str,
+    b: str,
+    out: Path | None = None,
+    limit: int | None = None,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: Device = "auto",
+) -> None:
+    """Frechet distance and kernel distance between two sets of pictures.
+
+    Args:
+        a: Pictures, SOURCE[@SPLIT][?key=value&...], such as a folder; captions are not needed.
+        b: The pictures to compare with.
+        out: Folder for report.json and report.html; null prints the table alone.
+        limit: Pictures used of each set; null for all (of endless data, 1000).
+        image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
+        features: embedded, inception, or clip:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        batch_size: Pictures at a time; changes the speed, not the numbers.
+        seed: Chooses the subsets of KID.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval fid shapes@val shapes@train --limit 500
+    """
+    started = time.time()
+    _check(batch_size, limit)
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+
+    from .features import load_features
+    from .measure import compare_sets
+    from .output import claim_folder
+
+    sets = [open_data(spec, image_size, captions=False) for spec in (a, b)]
+    network = load_features(features, pick_device(device), feature_weights)
+    if out is not None:
+        claim_folder(out)
+    section = compare_sets(sets[0], sets[1], network, limit=limit, batch_size=batch_size, seed=seed)
+    _finish("Distance of two sets of pictures", [section], out, started, {})
+
+
+def eval_clipscore(
+    data: str,
+    out: Path | None = None,
+    limit: int | None = None,
+    image_size: int | None = None,
+    clip: str = "embedded",
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """CLIPScore of pictures and their captions: 100 times the cosine of their embeddings, at least 0.
+
+    Args:
+        data: Pictures with captions, SOURCE[@SPLIT][?key=value&...].
+        out: Folder for report.json and report.html with the best and worst pairs; null prints the table alone.
+        limit: Pairs used; null for all (of endless data, 1000).
+        image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
+        clip: embedded or clip:<hub id or folder>.
+        batch_size: Pairs at a time; changes the speed, not the number.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval clipscore shapes@val --limit 200
+    """
+    started = time.time()
+    _check(batch_size, limit)
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+
+    from .features import load_image_text
+    from .measure import score_pairs
+    from .output import claim_folder
+
+    dataset = open_data(data, image_size)
+    network = load_image_text(clip, pick_device(device))
+    if out is not None:
+        claim_folder(out)
+    section = score_pairs(dataset, network, limit=limit, batch_size=batch_size)
+    _finish("CLIPScore", [section], out, started, {})
+
+
+def _check(batch_size: int, limit: int | None) -> None:
+    problems = Problems()
+    problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
+    problems.check(limit is None or limit >= 1, f"--limit is {limit}: choose 1 or more, or leave it out")
+    problems.raise_if_any()
+
+
+def _finish(title: str, sections: list[Section], out: Path | None, started: float, facts: dict[str, str]) -> None:
+    from .output import print_report, write_report
+    from .report import Report
+
+    report = Report(title, sections, {**facts, "seconds": round(time.time() - started, 1)})
+    print_report(report)
+    if out is not None:
+        write_report(report, out)
+        print(out / "report.html")

@@ -1,0 +1,273 @@
+"""Networks that turn pictures (and captions) into vectors. Every number carries the label of its network.
+
+embedded                 the small dual encoder of this repository, offline; knows only what encoder/README.md says
+inception                the network of the published FID, weights by download or `--feature-weights FILE`
+clip:<hub id or folder>  a CLIP model of transformers
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizers_vq.errors import UserError
+
+from .encoder.model import load_encoder
+
+INCEPTION_DIM = 2048
+
+
+class FeatureNetwork(ABC):
+    """Pictures -> features.
+
+    Pictures are uint8 (B, 3, H, W) of any size; the network resizes them itself, and `resize` says how. Features are
+    float32 (B, dim) on the CPU and do not depend on batch mates.
+    """
+
+    name: str
+    """What the user called it."""
+    label: str
+    """What a number made with it must say."""
+    dim: int
+    image_size: int
+    resize: str
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module = module.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.hash = hash_weights(module)
+        """SHA-256 (hex) of the weights."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor: ...
+
+
+class ImageTextNetwork(FeatureNetwork):
+    """A network whose picture and caption embeddings live in one space."""
+
+    pair_label: str
+    """What a score of pictures and captions made with it must say."""
+
+    @abstractmethod
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> (B, E) of length 1."""
+
+    @abstractmethod
+    def text_embeddings(self, captions: list[str]) -> Tensor:
+        """(B, E) of length 1."""
+
+
+class EmbeddedNetwork(ImageTextNetwork):
+    """The dual encoder in `encoder/`. Its feature is the pooled vector before the projection into the common space."""
+
+    name = "embedded"
+    label = "unitok-embedded v1 features, not Inception"
+    pair_label = "unitok-embedded v1, not OpenAI CLIP"
+
+    def __init__(self, device: torch.device) -> None:
+        self.encoder = load_encoder()
+        super().__init__(self.encoder, device)
+        self.dim = self.encoder.config.image_width
+        self.image_size = self.encoder.config.image_size
+        self.resize = f"bilinear, antialiased, to {self.image_size}x{self.image_size}"
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        return self.encoder.image(self.encoder.prepare(images)).cpu()
+
+    @torch.inference_mode()
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        return self.encoder.image_embeddings(self.encoder.image(self.encoder.prepare(images))).cpu()
+
+    @torch.inference_mode()
+    def text_embeddings(self, captions: list[str]) -> Tensor:
+        return self.encoder.text_embeddings(captions).cpu()
+
+
+class InceptionNetwork(FeatureNetwork):
+    """torch-fidelity's port of the TensorFlow Inception that the published FID uses; 2048-dimensional pool features."""
+
+    name = "inception"
+    label = "Inception pool features, weights of torch-fidelity"
+    dim = INCEPTION_DIM
+    image_size = 299
+    resize = "bilinear as in TensorFlow 1, to 299x299"
+
+    def __init__(self, device: torch.device, weights: Path | None = None) -> None:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        # torch-fidelity itself unpickles the file with weights_only=False; it is given a copy of what was read safely.
+        copy = io.BytesIO()
+        torch.save(inception_weights(weights), copy)
+        copy.seek(0)
+        try:
+            network = FeatureExtractorInceptionV3(
+                "inception", [str(INCEPTION_DIM)], feature_extractor_weights_path=copy
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"--feature-weights {weights} does not fit Inception: give torch-fidelity's {inception_file()}"
+            ) from error
+        super().__init__(network, device)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        return self.module(images.to(self.device))[0].cpu()
+
+
+def inception_file() -> str:
+    """Published file name of torch-fidelity's Inception weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    return URL_INCEPTION_V3.rsplit("/", 1)[1]
+
+
+def inception_weights(path: Path | None) -> dict[str, Tensor]:
+    """State dict from a local file, else from torch's cache, else by download. Nothing in the file is executed."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    if path is None:
+        try:
+            return torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network is an OSError (URLError)
+            raise UserError(
+                f"features 'inception' need the weights {inception_file()}, which are not in {torch.hub.get_dir()}"
+                f"/checkpoints and could not be downloaded ({error}): fetch that file from torch-fidelity's releases "
+                "on a machine with a network and pass --feature-weights FILE, or use --features embedded"
+            ) from error
+    if not path.is_file():
+        raise UserError(f"--feature-weights {path} is not a file: give torch-fidelity's {inception_file()}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"--feature-weights {path} cannot be read as weights: give torch-fidelity's {inception_file()}"
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"--feature-weights {path} holds a {type(state).__name__}: give {inception_file()}")
+    return state
+
+
+class ClipNetwork(ImageTextNetwork):
+    """A CLIP model of transformers with its own preprocessing; its feature is the projected image embedding."""
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        from transformers import CLIPModel, CLIPProcessor
+
+        try:
+            model = CLIPModel.from_pretrained(source)
+            self.processor = CLIPProcessor.from_pretrained(source)
+        except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
+            raise UserError(
+                f"features 'clip:{source}': it is neither a folder with a CLIP model (config.json, model.safetensors, "
+                "preprocessor_config.json, tokenizer files) nor a model of the hub that can be fetched from here "
+                f"({type(error).__name__}): fetch it on a machine with a network and give --features clip:FOLDER"
+            ) from error
+        super().__init__(model, device)
+        self.name = f"clip:{source}"
+        self.label = f"features of CLIP {source}, not Inception"
+        self.pair_label = f"CLIP {source}"
+        self.dim = model.config.projection_dim
+        self.image_size = model.config.vision_config.image_size
+        self.longest = model.config.text_config.max_position_embeddings
+        self.resize = f"its CLIPProcessor's, to {self.image_size}x{self.image_size}"
+
+    def features(self, images: Tensor) -> Tensor:
+        return self._image_features(images).float().cpu()
+
+    def image_embeddings(self, images: Tensor) -> Tensor:
+        return F.normalize(self.features(images), dim=-1)
+
+    @torch.inference_mode()
+    def text_embeddings(self, captions: list[str]) -> Tensor:
+        tokens = self.processor(
+            text=captions, return_tensors="pt", padding=True, truncation=True, max_length=self.longest
+        )
+        tokens = {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        return F.normalize(_pooled(cast("Any", self.module).get_text_features(**tokens)).float(), dim=-1).cpu()
+
+    @torch.inference_mode()
+    def _image_features(self, images: Tensor) -> Tensor:
+        pixels = self.processor(images=list(images.cpu()), return_tensors="pt")["pixel_values"]
+        return _pooled(cast("Any", self.module).get_image_features(pixel_values=pixels.to(self.device)))
+
+
+def _pooled(output: Any) -> Tensor:
+    """transformers 5 returns an output object whose pooler_output is what transformers 4 returned."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def load_features(
+    name: str = "embedded", device: torch.device | str = "cpu", weights: Path | None = None
+) -> FeatureNetwork:
+    """The network of that name: embedded, inception or clip:<hub id or folder>.
+
+    Args:
+        name: see the top of this module.
+        device: where it computes.
+        weights: local file with the weights, for `inception` alone.
+
+    Raises:
+        UserError: an unknown name, or weights that cannot be had.
+    """
+    device = torch.device(device)
+    if weights is not None and name != "inception":
+        raise UserError(f"--feature-weights is for --features inception, not for {name!r}: leave it out")
+    if name == "embedded":
+        return EmbeddedNetwork(device)
+    if name == "inception":
+        return InceptionNetwork(device, weights)
+    if name.startswith("clip:") and name != "clip:":
+        return ClipNetwork(name.removeprefix("clip:"), device)
+    raise UserError(f"--features is {name!r}: choose embedded, inception, or clip:<hub id or folder>")
+
+
+def load_image_text(name: str = "embedded", device: torch.device | str = "cpu") -> ImageTextNetwork:
+    """Like `load_features`, for networks that read captions too."""
+    if name == "inception":
+        raise UserError("--clip is 'inception', which reads no captions: choose embedded or clip:<hub id or folder>")
+    try:
+        return cast("ImageTextNetwork", load_features(name, device))
+    except UserError as error:
+        raise UserError(str(error).replace("--features", "--clip")) from error
+
+
+def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
+    """Features (N, dim) of batches of pictures uint8 (B, 3, H, W).
+
+    Raises:
+        UserError: no picture, or features that are not finite.
+    """
+    parts = [network.features(batch) for batch in batches]
+    if not parts:
+        raise UserError("there are no pictures to measure: give a data set with at least two")
+    return check_features(torch.cat(parts), network.label)
+
+
+def check_features(features: Tensor, where: str) -> Tensor:
+    """The features themselves. Raises UserError when some are not finite."""
+    bad = (~torch.isfinite(features)).any(dim=1)
+    if bad.any():
+        raise UserError(
+            f"{int(bad.sum())} of {len(features)} pictures have features that are not finite ({where}), the first is "
+            f"number {int(bad.nonzero()[0])}: check the weights and the pictures"
+        )
+    return features
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 (hex) of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

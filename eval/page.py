@@ -1,0 +1,107 @@
+"""A report as one HTML file that needs nothing else: pictures inlined, no scripts, no links."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+
+from torch import Tensor
+
+from tokenizers_vq.images import to_pil
+
+from .report import Figure, Item, Number, Report, Section, versions
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #888; --good: #2a8f4f; --bad: #c9372c; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } p.facts, small, td.from { color: var(--soft); font-size: .85rem; }
+table { border-collapse: collapse; width: 100%; } td { padding: .35rem .8rem .35rem 0; vertical-align: top; }
+tr + tr td { border-top: 1px solid var(--line); }
+td.value { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; text-align: right; }
+td.bar { width: 12rem; } .bar div { background: #4c8bf5; height: .7rem; border-radius: .35rem; margin-top: .45rem; }
+.items { display: flex; flex-wrap: wrap; gap: .9rem; }
+figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; max-width: 17rem; }
+.items img { image-rendering: pixelated; border: 1px solid var(--line); border-radius: 4px; margin-right: 2px; }
+.right::before { content: "\\2713 "; color: var(--good); } .wrong::before { content: "\\2717 "; color: var(--bad); }
+p.warning { border-left: 4px solid #d9a400; padding-left: .8rem; }
+"""
+SHOWN_SIDE = 128
+"""Small pictures are enlarged by a whole factor to about this many pixels."""
+LARGEST_SIDE = 960
+"""Large pictures (plots) are shown at most this wide."""
+
+
+def render(report: Report) -> str:
+    """The whole file."""
+    facts = " &middot; ".join(f"{escape(key)} {escape(str(value))}" for key, value in report.facts.items())
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><title>{escape(report.title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head><body>\n"
+        f'<h1>{escape(report.title)}</h1><p class="facts">{facts}</p>\n'
+        + "\n".join(_section(section) for section in report.sections)
+        + f'\n<p class="facts">{escape(made)}</p></body></html>\n'
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<section><h2>{escape(section.title)}</h2>"]
+    parts += [f'<p class="warning">{escape(text)}</p>' for text in section.warnings]
+    if section.numbers:
+        rows = "".join(_rows(number) for number in section.numbers.values())
+        parts.append(f"<table>{rows}</table>{_provenance(section)}")
+    parts += [_figure(figure) for figure in section.figures]
+    return "\n".join([*parts, "</section>"])
+
+
+def _rows(number: Number) -> str:
+    arrow = {"higher": " &uarr;", "lower": " &darr;"}.get(number.better, "")
+    if not isinstance(number.value, dict):
+        return _row(f"{escape(number.label)}{arrow}", number, number.value)
+    return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v) for k, v in number.value.items())
+
+
+def _row(label: str, number: Number, value: float) -> str:
+    bar = f'<div style="width:{100 * min(max(value, 0), 1):.1f}%"></div>' if number.unit == "%" else ""
+    return f'<tr><td>{label}</td><td class="bar">{bar}</td><td class="value">{escape(number.show(value))}</td></tr>'
+
+
+def _provenance(section: Section) -> str:
+    """Where the numbers come from, folded away; hashes are cut, report.json has them whole."""
+    rows = []
+    for number in section.numbers.values():
+        facts = [f"{key} {_short(key, value)}" for key, value in number.provenance.items() if value is not None]
+        rows.append(f'<tr><td>{escape(number.label)}</td><td class="from">{escape(", ".join(facts))}</td></tr>')
+    summary = "<summary><small>where these numbers come from</small></summary>"
+    return f"<details>{summary}<table>{''.join(rows)}</table></details>"
+
+
+def _short(key: str, value: object) -> str:
+    return str(value)[:12] if key.endswith("sha256") else str(value)
+
+
+def _figure(figure: Figure) -> str:
+    items = "".join(_item(item) for item in figure.items)
+    return f'<h3>{escape(figure.title)}</h3><div class="items">{items}</div>'
+
+
+def _item(item: Item) -> str:
+    mark = {None: "", True: ' class="right"', False: ' class="wrong"'}[item.right]
+    detail = f"<br><small>{escape(item.detail)}</small>" if item.detail else ""
+    pictures = "".join(_picture(picture, item.text) for picture in item.pictures)
+    return f"<figure>{pictures}<figcaption{mark}>{escape(item.text)}{detail}</figcaption></figure>"
+
+
+def _picture(picture: Tensor, text: str) -> str:
+    """uint8 (3, H, W) as an image element with its PNG inside."""
+    _, height, width = picture.shape
+    file = io.BytesIO()
+    to_pil(picture).save(file, format="PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    scale = max(1, round(SHOWN_SIDE / max(height, width))) * min(1, LARGEST_SIDE / width)
+    size = f'width="{round(width * scale)}" height="{round(height * scale)}"'
+    return f'<img {size} alt="{escape(text, quote=True)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,96 @@
+"""How well a tokenizer gives pictures back: PSNR, SSIM, LPIPS, reconstruction FID, codebook use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.images import to_float, to_uint8
+from tokenizers_vq.usage import CodebookUsage
+
+from .features import FeatureNetwork, check_features
+from .frechet import frechet_distance
+
+BEST_PSNR = 100.0
+"""Cap in dB, met by equal pictures, so that one of them does not make a mean infinite."""
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) peak signal-to-noise ratio in dB of pictures uint8 (B, 3, H, W), at most `BEST_PSNR`."""
+    error = (a.double() - b.double()).square().flatten(1).mean(dim=1) / 255**2
+    return -10 * error.clamp(min=10 ** (-BEST_PSNR / 10)).log10()
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """(B,) structural similarity of pictures uint8 (B, 3, H, W): torchmetrics, Gaussian window of 11, sigma 1.5."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    value = structural_similarity_index_measure(a.float() / 255, b.float() / 255, data_range=1.0, reduction="none")
+    return torch.as_tensor(value).reshape(len(a))
+
+
+@torch.no_grad()
+def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures uint8 (B, 3, H, W) through the codes and back: (pictures uint8, codes (B, L)), on the CPU."""
+    device = next(tokenizer.parameters()).device
+    codes = tokenizer.encode(to_float(images).to(device))
+    pictures = tokenizer.decode(codes, tokenizer.layout_for(images.shape[2], images.shape[3]))
+    return to_uint8(pictures).cpu(), codes.cpu()
+
+
+@dataclass(frozen=True)
+class ReconstructionScores:
+    psnr: float
+    """Mean over pictures, dB."""
+    ssim: float
+    """Mean over pictures."""
+    lpips: float | None
+    """Mean over pictures; None without the network."""
+    rfid: float
+    codebook_use: float
+    """Share of the codes that occurred."""
+    perplexity: float
+    count: int
+    """Pictures measured."""
+
+
+class ReconstructionMeter:
+    """Adds up batches of originals; `scores()` at the end."""
+
+    def __init__(self, tokenizer: ImageTokenizer, network: FeatureNetwork, lpips: nn.Module | None = None) -> None:
+        self.tokenizer, self.network, self.lpips = tokenizer, network, lpips
+        self.usage = CodebookUsage(tokenizer.codebook_size)
+        self.values: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "lpips", "before", "after")}
+
+    def update(self, images: Tensor) -> Tensor:
+        """Measures pictures uint8 (B, 3, H, W); returns their reconstructions, uint8."""
+        back, codes = reconstruct(self.tokenizer, images)
+        self.usage.update(codes)
+        self.values["psnr"].append(psnr(images, back))
+        self.values["ssim"].append(ssim(images, back))
+        if self.lpips is not None:
+            device = next(self.lpips.parameters()).device
+            with torch.no_grad():
+                distance = self.lpips(to_float(images).to(device), to_float(back).to(device))
+            self.values["lpips"].append(distance.reshape(-1).cpu())
+        self.values["before"].append(self.network.features(images))
+        self.values["after"].append(self.network.features(back))
+        return back
+
+    def scores(self) -> ReconstructionScores:
+        """Needs at least two pictures."""
+        joined = {name: torch.cat(parts) for name, parts in self.values.items() if parts}
+        for name in ("before", "after"):
+            check_features(joined[name], self.network.label)
+        return ReconstructionScores(
+            psnr=float(joined["psnr"].mean()),
+            ssim=float(joined["ssim"].double().mean()),
+            lpips=float(joined["lpips"].double().mean()) if "lpips" in joined else None,
+            rfid=frechet_distance(joined["before"], joined["after"]),
+            codebook_use=self.usage.use,
+            perplexity=self.usage.perplexity,
+            count=len(joined["psnr"]),
+        )

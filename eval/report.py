@@ -1,0 +1,93 @@
+"""Results: numbers that say where they come from, with pictures; what `output` prints and writes."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+from torch import Tensor
+
+Fact = str | int | float | None
+PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured value, or one value per part of it."""
+
+    label: str
+    """What it is, with the network it was made with: "FID (...)"."""
+    value: float | dict[str, float]
+    unit: str = ""
+    """"%" for a share, which is kept as 0 to 1 and shown times 100; "dB"; or nothing."""
+    better: str = ""
+    """"higher", "lower" or nothing."""
+    provenance: dict[str, Fact] = field(default_factory=dict)
+    """Network and its hash, sample counts, image size, resize method, reference, seed."""
+
+    def show(self, value: float) -> str:
+        if self.unit == "%":
+            return f"{100 * value:.1f} %"
+        digits = 4 if abs(value) < 1 else 2
+        return f"{value:.{digits}f}" + (f" {self.unit}" if self.unit else "")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Pictures side by side with a line of text."""
+
+    pictures: list[Tensor]
+    """uint8 (3, H, W) each."""
+    text: str
+    right: bool | None = None
+    """Marks the item as right or wrong; None for neither."""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    title: str
+    items: list[Item]
+
+
+@dataclass
+class Section:
+    """What one measurement found. `name` is its key in the JSON."""
+
+    name: str
+    title: str
+    numbers: dict[str, Number] = field(default_factory=dict)
+    figures: list[Figure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    title: str
+    sections: list[Section]
+    facts: dict[str, Fact] = field(default_factory=dict)
+    """Top-level entries of the JSON: seconds, peak memory, the command, ..."""
+
+    def to_json(self) -> dict[str, Any]:
+        """`section.number` are plain values; where each comes from is under `provenance`, by dotted name."""
+        result: dict[str, Any] = {"title": self.title, **self.facts, "versions": versions()}
+        provenance: dict[str, Any] = {}
+        for section in self.sections:
+            result[section.name] = {key: number.value for key, number in section.numbers.items()}
+            for key, number in section.numbers.items():
+                provenance[f"{section.name}.{key}"] = {"label": number.label, **number.provenance}
+        warnings = [text for section in self.sections for text in section.warnings]
+        return {**result, "warnings": warnings, "provenance": provenance}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the numbers."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # unitok itself, in a checkout that is not installed
+            found[name] = "not installed"
+    return found
