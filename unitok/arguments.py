@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -60,6 +60,8 @@ class _CommandLine:
         self.name = name
         self.command = command
         self.function: Callable[..., object] = load(command.function)
+        # Given text, jsonargparse would also run the module's TYPE_CHECKING imports, which may be of torch.
+        self.function.__annotations__ = get_type_hints(self.function)
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
         self.problems = Problems()
