@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tokenizers_vq.config import ConvVQConfig, LossConfig
+from tokenizers_vq.config import ConvVQConfig, LossConfig, config_to_dict
+from tokenizers_vq.errors import Problems
+from unitok.config import ModelConfig, TasksConfig, TrunkConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig
 
@@ -44,7 +46,7 @@ def train_tokenizer(
     Example:
         unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer --run.steps 2000
     """
-    settings = _settings(locals())
+    settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
     from .folder import RunFolder
 
     folder = RunFolder(out)
@@ -60,10 +62,124 @@ def train_tokenizer(
     validation = open_data(val_data, tokenizer.size, captions=False) if val_data else None
     with join(run.device, run.threads) as world:
         trainee = TokenizerTrainee(tokenizer, losses, augment, dataset, validation, run, world)
-        _print_parameters({name: part for name, part in trainee.tokenizer.named_children()}, world.is_main)
+        parts = trainee.tokenizer.named_children()
+        _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("tokenizer", out, facts)
+
+
+def train_generator(
+    *,
+    data: str,
+    out: Path,
+    image_tokenizer: Path,
+    preset: str = "small",
+    objective: Literal["next_token", "masked_token"] = "next_token",
+    trunk: TrunkConfig,
+    tasks: TasksConfig,
+    text_tokenizer: str | None = None,
+    text_vocabulary: int = 4096,
+    text_length: int = 128,
+    optim: OptimConfig,
+    run: RunConfig,
+    val_data: str | None = None,
+) -> None:
+    """Train one transformer over text and image codes: it draws captions and captions pictures.
+
+    The output folder becomes the model: give it to --model of the other commands. Beside it stand checkpoints,
+    log.jsonl, TensorBoard files, sample grids and loss.png. Ctrl-C saves; the same command with --run.resume true goes
+    on. Several GPUs: torchrun --nproc-per-node 8 -m unitok train generator ...
+
+    Args:
+        data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster).
+        out: New folder for the model.
+        image_tokenizer: Folder of the image tokenizer.
+        preset: Starting values of --trunk.*
+        objective: How pictures are drawn: code by code, or many at a time by confidence.
+        trunk: The transformer.
+        tasks: What the model learns to do.
+        text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
+        text_vocabulary: Size of that BPE.
+        text_length: Longest caption in tokens; longer ones are cut in training.
+        optim: How the weights move.
+        run: How long, on what, how often.
+        val_data: Captioned pictures to measure on, such as shapes@val.
+
+    Example:
+        unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
+    """
+    settings = _settings(locals())
+    from .folder import RunFolder
+
+    folder = RunFolder(out)
+    folder.claim(run.resume)
+
+    from tokenizers_vq.base import load_tokenizer
+    from unitok.data.open import open_data
+    from unitok.vocabulary import Vocabulary
+
+    from .captions import text_fingerprint, text_tokenizer_for
+    from .distributed import join
+    from .generator import GeneratorTrainee
+    from .loop import train
+
+    with join(run.device, run.threads) as world:
+        images = load_tokenizer(image_tokenizer)
+        dataset = open_data(data, images.image_size)
+        validation = open_data(val_data, images.image_size) if val_data else None
+        texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder, run))
+        fingerprint = images.fingerprint()
+        config = ModelConfig(trunk, objective, texts.size, images.codebook_size, text_length, fingerprint)
+        counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size)
+        _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
+        # What the paths stand for decides whether a run can be resumed, not the paths.
+        settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
+        trainee = GeneratorTrainee(config, images, texts, tasks, dataset, validation, run, world)
+        facts = train(trainee, dataset, folder, settings, optim, run, world)
+        if world.is_main:
+            _print_result("model", out, facts)
+
+
+def encode(
+    *,
+    data: str,
+    image_tokenizer: Path,
+    out: Path,
+    batch_size: int = 64,
+    shard_size: int = 8192,
+    workers: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    max_bad: float = 0.01,
+) -> None:
+    """Tokenize a data set once, into shards of codes beside their captions.
+
+    Training from the shards sees the same batches as training from the pictures, without paying for the encoder at
+    every step. Run the same command again to go on after an interruption.
+
+    Args:
+        data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
+        image_tokenizer: Folder of the image tokenizer.
+        out: Folder for the codes; give it to --data of train generator.
+        batch_size: Pictures encoded at once.
+        shard_size: Pictures per file; an interruption costs at most this many.
+        workers: Processes that read pictures.
+        device: auto takes a GPU where there is one.
+        max_bad: Share of the pictures that may be unreadable.
+
+    Example:
+        unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
+    """
+    problems = Problems()
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
+        problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
+    problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.raise_if_any()
+    from .encode import encode_data
+
+    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
+    print(f"codes: {out}")
+    print(f"pictures: {count}  unreadable: {bad}")
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -75,9 +191,8 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_parameters(parts: dict[str, Any], is_main: bool) -> None:
+def _print_parameters(counts: dict[str, int], is_main: bool) -> None:
     if is_main:
-        counts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts.items()}
         text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
         print(f"parameters: {sum(counts.values()):,} ({text})", file=sys.stderr)
 

@@ -7,16 +7,19 @@ through gloo, so that agreeing on them never waits for a GPU.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from tokenizers_vq.errors import UserError
 from unitok.device import pick_device
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,20 @@ class World:
         parts = self.sum(flat).cpu().split([value.numel() for value in sums.values()])
         return {name: part.reshape(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
 
-    def gather(self, value: object) -> list:
+    def gather(self, value: object) -> list[Any]:
         """One value per process, in rank order, in every process."""
         if self.size == 1:
             return [value]
-        values: list = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What `make` returns in the first process, in every process."""
+        values: list[Any] = [make() if self.is_main else None]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
 
     def wait(self) -> None:
         """Until every process has come here."""

@@ -174,7 +174,8 @@ def train(
                     if world.is_main:
                         path = folder.samples / f"step-{step:08d}.png"
                         trainee.draw(state.average.model, path)
-                        log.picture(step, path)
+                        if path.exists():
+                            log.picture(step, path)
                     world.wait()
             if _due(step, run.save_every, run.steps):
                 with speed.pause():

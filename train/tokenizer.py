@@ -46,7 +46,7 @@ class TokenizerTrainee:
         self.model: nn.Module = self.tokenizer
         self._loss = TokenizerLoss(losses).to(world.device)
         micro_batch = run.micro_batch_for(world.size)
-        self._validation = validation and Validation(validation, run.eval_pictures, micro_batch, world)
+        self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
 
     def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:

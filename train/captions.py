@@ -1,0 +1,84 @@
+"""The text side of a generator's training data."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+
+from tokenizers_vq.errors import UserError
+from unitok.data.loader import read_in_order
+from unitok.data.records import Record, RecordDataset
+from unitok.model import TEXT_TOKENIZER
+from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
+
+from .config import RunConfig
+from .folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+CAPTIONS_READ = 10_000
+CAPTIONS_READ_ENDLESS = 2_000
+"""Records that a byte-level BPE is trained on. Rendered data speaks in few words."""
+
+
+def text_tokenizer_for(
+    dataset: RecordDataset, name: str | None, vocabulary: int, folder: RunFolder, run: RunConfig
+) -> TextTokenizer:
+    """The text tokenizer of a run: the given one, that of the run to resume, or a new BPE of the data's captions."""
+    if name is not None:
+        return load_text_tokenizer(name)
+    if run.resume and (folder.path / TEXT_TOKENIZER).is_dir():
+        return load_text_tokenizer(folder.path / TEXT_TOKENIZER)
+    return train_bpe(read_captions(dataset, run.workers or 0), vocabulary)
+
+
+def text_fingerprint(tokenizer: TextTokenizer) -> str:
+    """SHA-256 (hex) of a text tokenizer."""
+    return hashlib.sha256(tokenizer.tokenizer.to_str().encode()).hexdigest()
+
+
+def read_captions(dataset: RecordDataset, workers: int) -> Iterator[str]:
+    """The captions of records spread evenly over a data set."""
+    count = min(len(dataset), CAPTIONS_READ_ENDLESS if dataset.endless else CAPTIONS_READ)
+    spread = dataset if dataset.endless else Spread(dataset, count)
+    found = False
+    for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
+        found = found or bool(batch.captions)
+        yield from batch.captions
+    if not found:
+        raise UserError(f"{dataset.name}: none of the {count} records looked at has a picture and a caption")
+
+
+class Spread:
+    """`count` records of a data set, evenly spaced."""
+
+    endless = False
+
+    def __init__(self, dataset: RecordDataset, count: int) -> None:
+        self.name = dataset.name
+        self._dataset, self._count = dataset, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        return self._dataset[index * len(self._dataset) // self._count]
+
+
+class CaptionEncoder:
+    """Captions to ids, cut at the longest that the model takes; the first cut is logged."""
+
+    def __init__(self, tokenizer: TextTokenizer, length: int) -> None:
+        self._tokenizer, self._length = tokenizer, length
+        self._cut = False
+
+    def __call__(self, caption: str) -> list[int]:
+        ids = self._tokenizer.encode(caption)
+        if len(ids) > self._length and not self._cut:
+            self._cut = True
+            logger.warning(
+                "a caption of %d tokens is cut to %d (text_length), longer ones will be too: %.60s...",
+                len(ids), self._length, caption,
+            )
+        return ids[: self._length]
