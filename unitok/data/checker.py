@@ -47,7 +47,7 @@ _AREA = _FILLED * [width * height for width, height in SHAPES.values()]  # (S,) 
 FOREGROUND = 90.0
 """Ink in the strongest channel from which a pixel belongs to an object: about 0.4 of any of the colours."""
 SMALLEST = 0.35
-"""A piece with less area than this share of the smallest object is a speck and is ignored."""
+"""A piece with less area than this share of the smallest object is a speck and ignored, as are thin lines."""
 COLOUR_LIMIT = 60.0
 """Largest RGB distance between an object's colour and a palette colour; any two of these are at least 110 apart."""
 FIT_LIMIT = 0.8
@@ -140,7 +140,7 @@ def caption_from_picture(picture: np.ndarray | torch.Tensor) -> str | None:
 
 def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
     """As (N, N, 3) float64."""
-    array = picture.detach().cpu().permute(1, 2, 0).numpy() if isinstance(picture, torch.Tensor) else picture
+    array = picture.detach().cpu().movedim(0, -1).numpy() if isinstance(picture, torch.Tensor) else picture
     square = array.ndim == 3 and array.shape[0] == array.shape[1] >= MIN_SIZE and array.shape[2] == 3
     if array.dtype != np.uint8 or not square:
         raise UserError(
@@ -155,18 +155,18 @@ def _pieces(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     smallest = SMALLEST * float(_AREA.min()) * (min(SIZES.values()) * ink.shape[0]) ** 2
     foreground = ink.max(axis=2) > FOREGROUND
     likeness = ink @ _DIRECTION.T  # (N, N, C)
+    nearest = np.argmax(likeness, axis=2)
     pieces = []
     for mask in _components(foreground):
-        if mask.sum() < smallest:
+        if mask.sum() < smallest or not _core(mask).any():
             continue
         # Objects that touch are one component; they are told apart when they differ in colour. A colour counts where
         # it is solid: blurred edges can look like another colour, but only a pixel wide.
-        nearest = np.argmax(likeness, axis=2)
         present = [c for c in np.unique(nearest[mask]) if _core(mask & (nearest == c)).any()]
         if len(present) > 1:
-            nearest = np.argmax(likeness[:, :, present], axis=2)
-            parts = [part for i in range(len(present)) for part in _components(mask & (nearest == i))]
-            pieces += [part for part in parts if part.sum() >= smallest]
+            owner = np.argmax(likeness[:, :, present], axis=2)
+            parts = [part for i in range(len(present)) for part in _components(mask & (owner == i))]
+            pieces += [part for part in parts if part.sum() >= smallest and _core(part).any()]
         else:
             pieces.append(mask)
     pieces.sort(key=lambda mask: -int(mask.sum()))
@@ -228,13 +228,14 @@ def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
     outline, best = outlines[best], best % len(_SHAPES)
     fit = float(np.minimum(outline, soft).sum() / np.maximum(outline, soft).sum())
 
-    # The colour that, mixed with white as the outline says, comes nearest to the pixels.
-    colour = (patch * outline).sum(axis=(1, 2)) / (outline**2).sum()
+    # The colour that, mixed with white as the outline says, comes nearest to the pixels; without an outline, the mean.
+    clear = fit >= FIT_LIMIT
+    colour = (patch * outline).sum(axis=(1, 2)) / (outline**2).sum() if clear else ink[_core(piece)].mean(axis=0)
     distance = np.linalg.norm(_INK - colour, axis=1)
     return Found(
         size=_size(float(diameters[best])),
         colour=_NAMES[int(np.argmin(distance))] if distance.min() <= COLOUR_LIMIT else None,
-        shape=_SHAPES[best] if fit >= FIT_LIMIT else None,
+        shape=_SHAPES[best] if clear else None,
         x=x,
         y=y - float(drops[best]),
         fit=fit,

@@ -1,0 +1,270 @@
+"""The shapes data set: the language, the split, the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from tokenizers_vq.errors import UserError
+from unitok.data.shapes import (
+    BORDER,
+    COLOURS,
+    GAP,
+    KINDS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    SLANT,
+    Kind,
+    Object,
+    Scene,
+    ShapesDataset,
+    box,
+    describe,
+    is_held_out,
+    matches,
+    parse,
+    relation,
+    render,
+    sample_scene,
+    split_of,
+)
+
+TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
+VAL = [sample_scene(0, "val", i) for i in range(3000)]
+
+
+def kinds_of(scene: Scene) -> list[Kind]:
+    return [thing.kind for thing in scene.objects]
+
+
+def pairs_of(scenes: list[Scene]) -> set[frozenset[Kind]]:
+    return {frozenset(pair) for scene in scenes for pair in combinations(kinds_of(scene), 2)}
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_read_as_the_language_says():
+    circle = Object(Kind("small", "red", "circle"), 0.2, 0.5)
+    square = Object(Kind("large", "blue", "square"), 0.7, 0.4)
+    cross = Object(Kind("small", "black", "cross"), 0.6, 0.9)
+    assert describe(Scene((circle,))) == "a small red circle"
+    assert describe(Scene((circle, square))) == "a large blue square right of a small red circle"
+    assert describe(Scene((circle, cross, square))) == (
+        "a large blue square above a small black cross and right of a small red circle"
+    )
+
+
+def test_captions_are_canonical():
+    """The order of the objects in the scene does not matter, and scenes arrive in caption order."""
+    rng = random.Random(0)
+    for scene in TRAIN[:500]:
+        shuffled = Scene(tuple(rng.sample(scene.objects, len(scene.objects))))
+        assert describe(shuffled) == describe(scene)
+        facts = parse(describe(scene))
+        assert facts is not None and list(facts.kinds) == kinds_of(scene)
+
+
+def test_a_caption_decides_everything_but_the_places():
+    """Scenes with one caption have the same objects and relations, and scenes with two captions do not."""
+    meanings: dict[str, object] = {}
+    for scene in TRAIN + VAL:
+        subject, *others = scene.objects
+        meaning = (tuple(kinds_of(scene)), tuple(relation(subject, other) for other in others))
+        assert meanings.setdefault(describe(scene), meaning) == meaning
+    assert len(set(meanings.values())) == len(meanings)
+
+
+def test_captions_are_parsed_back_and_true():
+    for scene in TRAIN[:1000] + VAL[:1000]:
+        facts = parse(describe(scene))
+        assert facts is not None and matches(facts, scene)
+        assert len(facts.relations) == len(scene.objects) - 1
+
+
+def test_any_true_ordering_matches_and_no_false_one():
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    for scene in [s for s in TRAIN if len(s.objects) == 2][:200]:
+        subject, other = scene.objects
+        name = relation(subject, other)
+        for caption, true in [
+            (f"{other.kind} {opposite[name]} {subject.kind}", True),
+            (f"{other.kind} {name} {subject.kind}", False),
+            (f"{subject.kind}", False),
+            (f"{subject.kind} {name} {other.kind} and {name} {other.kind}", False),
+        ]:
+            facts = parse(caption)
+            assert facts is not None and matches(facts, scene) == true, caption
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "",
+        "a",
+        "a red circle",
+        "a small pink circle",
+        "a small red circle left",
+        "a small red circle left of",
+        "a small red circle near a small blue circle",
+        "a small red circle a small blue circle",
+        "a small red circle and left of a small blue circle",
+        "a small red circle left of a small blue circle above a small green cross",
+        "a small red circle left of a small blue circle and",
+        "a small red circle left of a small blue circle and above a small green cross and below a small black cross",
+        "a small red circle.",
+        "A small red circle",
+    ],
+)
+def test_other_text_is_not_parsed(caption: str):
+    assert parse(caption) is None
+
+
+# --- split ----------------------------------------------------------------------------------------------------------
+
+
+def test_combinations_of_train_and_held_out_are_disjoint():
+    train_pairs = pairs_of(TRAIN)
+    train_singles = {scene.objects[0].kind for scene in TRAIN if len(scene.objects) == 1}
+    assert not any(is_held_out(*pair) for pair in train_pairs)
+    assert not any(is_held_out(kind) for kind in train_singles)
+    for scene in VAL:
+        kinds = kinds_of(scene)
+        if len(kinds) == 1:
+            assert is_held_out(kinds[0]) and kinds[0] not in train_singles
+        else:
+            assert pairs_of([scene]) - train_pairs and any(is_held_out(*pair) for pair in combinations(kinds, 2))
+    assert not {describe(scene) for scene in TRAIN} & {describe(scene) for scene in VAL}
+
+
+def test_split_is_about_a_tenth_fixed_and_ignores_order():
+    pairs = [pair for pair in combinations(KINDS, 2) if pair[0].colour != pair[1].colour]
+    assert (len(KINDS), sum(is_held_out(kind) for kind in KINDS)) == (64, 6)
+    assert (len(pairs), sum(is_held_out(*pair) for pair in pairs)) == (1792, 192)
+    assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
+    assert {split_of((kind,)) for kind in KINDS} == {"train", "val"}
+
+
+def test_train_shows_every_kind_beside_others_in_every_role():
+    assert {kind for scene in TRAIN if len(scene.objects) > 1 for kind in kinds_of(scene)} == set(KINDS)
+
+
+def test_seeds_and_splits_give_different_scenes():
+    captions = [[describe(sample_scene(seed, "train", i)) for i in range(50)] for seed in (0, 1)]
+    assert sum(a == b for a, b in zip(*captions, strict=True)) < 10
+
+
+# --- scenes and pictures --------------------------------------------------------------------------------------------
+
+
+def test_mix_of_scenes():
+    for scenes in (TRAIN, VAL):
+        counts = Counter(len(scene.objects) for scene in scenes)
+        assert [counts[n] / len(scenes) for n in (1, 2, 3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    values = Counter(word for scene in TRAIN for word in describe(scene).split())
+    for names in (SHAPES, COLOURS, SIZES, ["left", "right", "above", "below"]):
+        shares = np.array([values[name] for name in names]) / sum(values[name] for name in names)
+        assert shares.min() > 0.75 / len(names), dict(zip(names, shares, strict=True))
+
+
+def test_places_keep_borders_gaps_and_clear_relations():
+    for scene in TRAIN + VAL:
+        boxes = []
+        for thing in scene.objects:
+            w, h = box(thing.kind.shape, SIZES[thing.kind.size])
+            boxes.append((thing.x - w / 2, thing.y - h / 2, thing.x + w / 2, thing.y + h / 2))
+        assert all(BORDER - 1e-9 <= edge <= 1 - BORDER + 1e-9 for box_ in boxes for edge in box_)
+        for a, b in combinations(boxes, 2):
+            assert max(a[0] - b[2], b[0] - a[2], a[1] - b[3], b[1] - a[3]) >= GAP - 1e-9
+        assert len({thing.kind.colour for thing in scene.objects}) == len(scene.objects)
+        subject, *others = scene.objects
+        axes = []
+        for other in others:
+            x, y = RELATIONS[relation(subject, other)]
+            dx, dy = abs(subject.x - other.x), abs(subject.y - other.y)
+            assert (dy <= SLANT * dx) if x else (dx <= SLANT * dy)
+            axes.append(bool(y))
+        assert len(set(axes)) == len(axes), "two relations along one axis"
+
+
+def test_pictures_are_white_at_the_border_and_anti_aliased():
+    for scene in TRAIN[:100]:
+        picture = render(scene, 32)
+        assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+        ring = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert (ring == 255).all()
+        colours = {tuple(pixel) for pixel in picture.reshape(-1, 3).tolist()}
+        assert {COLOURS[thing.kind.colour] for thing in scene.objects} < colours
+        assert len(colours) > 2 * len(scene.objects) + 1, "no mixed colours at the edges"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_size_says_the_area(shape: str):
+    """Every small shape covers less than every large one, by a factor that survives blur."""
+
+    def covered(size: str) -> float:
+        return 255 - float(render(Scene((Object(Kind(size, "black", shape), 0.5, 0.5),)), 64).mean())
+
+    def square(size: str) -> float:
+        return 255 - float(render(Scene((Object(Kind(size, "black", "square"), 0.5, 0.5),)), 64).mean())
+
+    assert 0.65 * square("small") < covered("small") <= 1.01 * square("small")
+    assert covered("large") > 1.8 * square("small")
+
+
+def test_another_size_shows_the_same_scene():
+    for scene in TRAIN[:20]:
+        small = render(scene, 32).astype(float)
+        large = render(scene, 64).astype(float).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+        assert abs(small - large).max() <= 255 / 8 + 1, "more than one row of samples differs"
+
+
+def test_pictures_are_pinned():
+    """Equal on every machine and version; when this fails, every result on shapes must be measured again."""
+
+    def digest(seed: int, split: str, size: int) -> str:
+        pixels = b"".join(render(sample_scene(seed, split, i), size).tobytes() for i in range(20))
+        return hashlib.sha256(pixels).hexdigest()[:16]
+
+    digests = [digest(0, "train", 32), digest(0, "val", 64), digest(7, "train", 24)]
+    assert digests == ["a425483232250ee0", "93844fa502fc1668", "5575b9eb68a86656"]
+    assert describe(sample_scene(0, "train", 2)) == (
+        "a large cyan circle right of a large green circle and above a small black square"
+    )
+
+
+# --- the data set ---------------------------------------------------------------------------------------------------
+
+
+def test_records():
+    data = ShapesDataset(size=32, split="train", seed=0)
+    record = data[123]
+    assert data.endless and len(data) >= 10**9
+    assert record.name == "shapes:train:seed0:123" and record.problem is None and record.codes is None
+    assert record.image is not None and record.image.dtype == torch.uint8 and record.image.shape == (3, 32, 32)
+    assert record.caption == describe(data.scene(123))
+    assert torch.equal(record.image.permute(1, 2, 0), torch.from_numpy(render(data.scene(123), 32)))
+    again = ShapesDataset(size=32, split="train", seed=0)[123].image
+    assert again is not None and torch.equal(record.image, again)
+
+
+def test_val_is_finite():
+    data = ShapesDataset(split="val", length=3)
+    assert not data.endless and len(data) == 3 and len(ShapesDataset(split="val")) == 1024
+    assert [record.name for record in data] == [f"shapes:val:seed0:{i}" for i in range(3)]
+    with pytest.raises(IndexError, match="has 3 records, index is 3"):
+        data[3]
+
+
+def test_bad_settings_are_reported_together():
+    with pytest.raises(UserError, match="size is 16: choose 24 or more") as caught:
+        ShapesDataset(size=16, split="test", length=0)
+    assert "split is 'test': choose train or val" in str(caught.value)
+    assert "length is 0: choose a number above 0" in str(caught.value)
