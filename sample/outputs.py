@@ -47,6 +47,7 @@ class PictureFolder:
             "settings": asdict(settings),
         }
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
+        """Records by (caption, seed)."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -60,6 +61,7 @@ class PictureFolder:
                 )
             if (folder / record["file"]).is_file():
                 self.done[record["caption"], record["seed"]] = record
+        self.names = {record["file"] for record in self.done.values()}
         if len(self.done) < len(lines):  # a crash cut the last line off, or a picture is gone: it is drawn again
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in self.done.values()))
@@ -68,13 +70,14 @@ class PictureFolder:
         """Writes a picture (3, H, W) uint8, then its record."""
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:48].strip("-") or "picture"
         name = f"{slug}-s{seed}.png"
-        if any(record["file"] == name for record in self.done.values()):  # a caption with the same letters
+        if name in self.names:  # another caption with the same letters
             name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
         save_png(self.folder / name, picture)
         record = {"file": name, "caption": caption, "seed": seed, **self.origin}
         with open(self.folder / RECORDS, "a") as file:
             file.write(json.dumps(record) + "\n")
         self.done[caption, seed] = record
+        self.names.add(name)
 
     def write_sheet(self, columns: int) -> Path:
         """The labelled contact sheet of the first pictures."""

@@ -98,5 +98,5 @@ def test_byte_level_bpe_writes_any_text(tmp_path: Path) -> None:
 def test_text_tokenizer_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="text_vocabulary is 100: choose at least 256"):
         train_bpe(["a"], 100)
-    with pytest.raises(UserError, match="not found: give a folder with tokenizer.json"):
+    with pytest.raises(UserError, match="not found: give a folder with tokenizer"):
         load_text_tokenizer(tmp_path / "nothing.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tokenizers_vq.layout import Layout
 from unitok.config import TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.records import Key
 from unitok.objectives import OBJECTIVES, get_objective
-from unitok.sequence import IGNORE, DocumentBuilder, lay_out, pack
+from unitok.sequence import IGNORE, DocumentBuilder, PackedBatch, lay_out, pack
 from unitok.tasks import make_batch, task_losses, task_of_slot
 from unitok.transformer import Transformer
 from unitok.vocabulary import Vocabulary
@@ -21,11 +22,11 @@ VOCABULARY = Vocabulary(text_size=20, codebook_size=16)
 LAYOUT = Layout(((2, 3),))
 
 
-def batch_of(slots: range, objective: str = "masked_token", **options: object):  # noqa: ANN201 - a PackedBatch
+def batch_of(slots: range, objective: str = "masked_token", **options: Any) -> PackedBatch:
     codes = torch.stack([torch.arange(6) + slot % 8 for slot in slots])
     captions = [[1 + slot % 5] * (1 + slot % 4) for slot in slots]
     keys = [Key(0, 100 + slot, slot) for slot in slots]
-    settings = {"tasks": TasksConfig(), "seed": 0, **options}
+    settings: dict[str, Any] = {"tasks": TasksConfig(), "seed": 0, **options}
     return make_batch(
         captions, codes, keys, layout=LAYOUT, vocabulary=VOCABULARY, objective=get_objective(objective), **settings
     )
@@ -98,7 +99,7 @@ def test_packed_equals_unpacked(objective: str) -> None:
 def test_micro_batches_hold_the_same_documents_as_the_whole() -> None:
     """What a picture becomes depends on its key alone."""
 
-    def documents(batch) -> Counter:  # noqa: ANN001
+    def documents(batch: PackedBatch) -> Counter[tuple[int, ...]]:
         return Counter(
             tuple(batch.inputs[row][batch.documents[row] == number].tolist())
             for row in range(len(batch.inputs))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unitok.config import TRUNK_PRESETS, TrunkConfig
-from unitok.sequence import DocumentBuilder, lay_out
+from unitok.sequence import DocumentBuilder, PackedBatch, lay_out
 from unitok.transformer import Rotary, Transformer, rotate
 
 
@@ -32,7 +32,7 @@ def test_presets_have_the_sizes_they_promise(name: str, vocabulary: int, million
     assert abs(total / 1e6 / millions - 1) < 0.12
 
 
-def small_batch():  # noqa: ANN201 - a PackedBatch
+def small_batch() -> PackedBatch:
     return lay_out([[DocumentBuilder().text([1, 2, 3, 4], bos=5, eos=6).build()]], pad=7)
 
 
