@@ -41,6 +41,8 @@ COMMANDS: dict[str, Command] = {
     "eval fid": Command(
         "unitok.eval.commands:eval_fid", "Frechet distance between two sets of pictures.", positional=("a", "b")
     ),
-    "eval clipscore": Command("unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree."),
+    "eval clipscore": Command(
+        "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
+    ),
     "demo": Command("unitok.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."),
 }
