@@ -17,6 +17,15 @@ from torch import Tensor, nn
 from .config import ConvVQConfig
 
 
+def fast_memory(x: Tensor) -> Tensor:
+    """The memory order that all following layers keep: channels-last on GPUs, plain on CPUs.
+
+    Channels-last convolutions are the faster ones everywhere, but the CPU's group norm loses far more in that order
+    than they win: a bf16 training step took 1.3 to 2.3 times longer (torch 2.15, AVX-512).
+    """
+    return x.contiguous(memory_format=torch.channels_last if x.is_cuda else torch.contiguous_format)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups as published where they divide the channels, else the most groups of at least 4 channels."""
     groups = 32
@@ -156,7 +165,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stem > 1:
             x = F.pixel_unshuffle(x, self.stem)  # (B, 3*stem*stem, H/stem, W/stem)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(fast_memory(x))
         for level in self.down:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
@@ -185,7 +194,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(width, 3 * config.stem**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        x = self.mid(self.conv_in(fast_memory(z)))
         for level in reversed(self.up):
             x = level(x)
         x = self.conv_out(F.silu(self.norm_out(x)))

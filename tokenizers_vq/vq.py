@@ -7,7 +7,6 @@ B = images, H, W = pixels, h, w = grid, D = width of a code vector
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from .base import ImageTokenizer, TokenizerOutput
@@ -27,8 +26,6 @@ class ConvVQTokenizer(ImageTokenizer):
         self.quant_conv = nn.Conv2d(config.latent_dim, self.quantizer.width, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.width, config.latent_dim, 1)
         self.decoder = Decoder(config)
-        # Channels-last convolutions are the faster ones, on CPUs and on GPUs in bf16.
-        self.to(memory_format=torch.channels_last)
 
     @property
     def last_layer(self) -> Tensor:
