@@ -13,6 +13,7 @@ FOLDERS = {
     "unitok.train": "train",
     "unitok.sample": "sample",
     "unitok.eval": "eval",
+    "unitok.recipes": "recipes",  # no code: the configurations that `unitok demo` runs
 }
 
 setup(

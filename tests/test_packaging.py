@@ -17,6 +17,7 @@ FOLDERS = {
     "train": "unitok/train",
     "sample": "unitok/sample",
     "eval": "unitok/eval",
+    "recipes": "unitok/recipes",
 }
 SHIPPED = {".py", ".typed", ".json", ".yaml", ".safetensors", ".html"}
 
@@ -55,11 +56,11 @@ def test_wheel_holds_every_file_under_its_import_name_and_nothing_else(wheel: Pa
         f"{target}/{file.relative_to(ROOT / folder)}"
         for folder, target in FOLDERS.items()
         for file in (ROOT / folder).rglob("*")
-        if file.suffix in SHIPPED and "__pycache__" not in file.parts
+        if file.suffix in SHIPPED and "__pycache__" not in file.parts and (folder, file.suffix) != ("recipes", ".py")
     }
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"unitok/train/config.py", "unitok/sample/pipeline.py", "unitok/eval/__init__.py"} <= expected
+    assert {"unitok/train/config.py", "unitok/sample/pipeline.py", "unitok/recipes/shapes/tokenizer.yaml"} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
     metadata = {name.split(".dist-info/")[1] for name in names if ".dist-info/" in name}
     assert {"METADATA", "entry_points.txt", "licenses/LICENSE"} <= metadata
