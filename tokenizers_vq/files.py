@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; choose another folder or free space"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is wrong, and that is already being said
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
