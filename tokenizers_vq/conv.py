@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import ConvVQConfig
 
@@ -105,10 +106,15 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(attention)
         self.downsample: Downsample | None = None
         self.upsample: Upsample | None = None
+        self.checkpointing = False
+        """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
 
     def forward(self, x: Tensor) -> Tensor:
         for index, block in enumerate(self.block):
-            x = block(x)
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
             if self.attn:
                 x = self.attn[index](x)
         if self.downsample is not None:
