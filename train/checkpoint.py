@@ -12,17 +12,16 @@ No generator state is needed: every draw is keyed by the step (unitok/seeding.py
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -45,44 +44,24 @@ class TrainState:
     sums: dict[str, torch.Tensor]
 
 
-@contextmanager
-def complaining_about(path: Path) -> Iterator[None]:
-    """Turns a full disk or a read-only folder into an error that the user can act on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"the disk is full: {path} could not be written; free some space and resume the run"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
-        raise
-
-
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder under a temporary name and renames it; after a failure nothing is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with complaining_about(path):
-        try:
-            temporary.mkdir(parents=True)
-            fill(temporary)
-            if path.exists():
-                shutil.rmtree(path)
-            temporary.rename(path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    """Fills a folder under a temporary name and renames it; after a failure nothing is left behind.
 
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file under a temporary name and renames it."""
+    Raises:
+        UserError: the disk is full, or the place cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with complaining_about(path):
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be written ({reason}): free some space, then resume the run") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save(folder: Path, state: TrainState, about: dict[str, Any], keep: int) -> Path:
@@ -130,7 +109,7 @@ def load(path: Path, state: TrainState) -> None:
         if state.average.decay:
             _put_weights(state.average.model, parts["average"])
         _put_moments(state.model, state.optimizer, parts["optimizer"])
-    except (KeyError, RuntimeError, ValueError, OSError) as error:
+    except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit this run: {reason[:300]}") from error
     state.sums.update(parts["sums"])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.files import write_json
 
-from .checkpoint import all_checkpoints, complaining_about, read_about, write_text
+from .checkpoint import all_checkpoints, read_about
 from .config import FREE_ON_RESUME
 
 
@@ -60,15 +62,19 @@ class RunFolder:
         return newest[0]
 
     def open(self) -> None:
-        """Makes the folders."""
-        with complaining_about(self.path):
+        """Makes the folders, and clears away what a killed process left half-written."""
+        try:
             for folder in (self.path, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.path} cannot be written ({error.strerror}): choose another folder") from error
+        for leftover in self.checkpoints.glob(".*.tmp"):
+            shutil.rmtree(leftover)
 
     def describe(self, settings: dict[str, Any], **facts: Any) -> None:
         """Writes run.json: the settings, what they ran on, and `facts`."""
         record = {"settings": plain(settings), "command": sys.argv, **environment(), **facts}
-        write_text(self.path / "run.json", json.dumps(record, indent=2) + "\n")
+        write_json(self.path / "run.json", record)
 
     def _compare(self, settings: dict[str, Any], before: dict[str, Any]) -> None:
         now, old = flatten(settings), flatten(before)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from tokenizers_vq.files import atomic_path
+
 from .folder import RunFolder
 
 
@@ -158,7 +160,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     kept = [entry for entry in read_log(path) if entry["step"] <= step]
     if path.exists():
-        path.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
 
 
 def plot_losses(log: Path, path: Path) -> None:
@@ -178,4 +181,5 @@ def plot_losses(log: Path, path: Path) -> None:
     if axes.has_data():
         axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path, bbox_inches="tight")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")

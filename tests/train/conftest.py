@@ -1,8 +1,8 @@
-"""A toy that trains in milliseconds: a linear autoencoder of 8x8 pictures."""
+"""A toy that trains in milliseconds (a linear autoencoder of 8x8 pictures), and both trainers at their smallest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import nn
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
+from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
 from unitok.seeding import keyed_generator
-from unitok.train.config import OptimConfig, RunConfig
+from unitok.train.commands import train_generator, train_tokenizer
+from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
 from unitok.train.distributed import World
 from unitok.train.folder import RunFolder
 from unitok.train.log import read_log
 from unitok.train.loop import train
 from unitok.train.trainee import MicroBatch
+
+SMALL_RUN: dict[str, Any] = {"batch_size": 8, "log_every": 1, "eval_pictures": 8, "device": "cpu"}
 
 
 class Pictures:
@@ -131,3 +137,64 @@ def pictures() -> type[Pictures]:
 @pytest.fixture
 def toy_class() -> type[Toy]:
     return Toy
+
+
+@pytest.fixture
+def train_small_tokenizer() -> Any:
+    """The command itself, on rendered shapes with the debug preset."""
+
+    def run(out: Path, *, quantizer: Any = None, augment: Any = None, resume: bool = False, **settings: Any) -> Any:
+        preset = TOKENIZER_PRESETS["debug"]()
+        train_tokenizer(
+            data="shapes",
+            val_data="shapes@val?limit=8",
+            out=out,
+            tokenizer=replace(preset, quantizer=quantizer or preset.quantizer),
+            losses=LossConfig(l1=0.5),
+            augment=augment or AugmentConfig(),
+            optim=OptimConfig(lr=2e-3, warmup_steps=2),
+            run=RunConfig(**{**SMALL_RUN, **settings}, resume=resume),
+        )
+        return read_log(out / "log.jsonl")
+
+    return run
+
+
+@pytest.fixture
+def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
+    def run(
+        out: Path,
+        *,
+        data: str = "shapes",
+        objective: Any = "next_token",
+        resume: bool = False,
+        text_tokenizer: str | None = None,
+        tasks: Any = None,
+        dropout: float = 0.1,
+        **settings: Any,
+    ) -> Any:
+        train_generator(
+            data=data,
+            val_data="shapes@val?limit=8",
+            out=out,
+            image_tokenizer=tiny_tokenizer_folder,
+            objective=objective,
+            trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
+            tasks=tasks or TasksConfig(),
+            text_tokenizer=text_tokenizer,
+            text_vocabulary=300,
+            optim=OptimConfig(lr=2e-3, warmup_steps=2),
+            run=RunConfig(**{**SMALL_RUN, **settings}, resume=resume),
+        )
+        return read_log(out / "log.jsonl")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained tokenizer: its codes say little, but they are the same every time."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(folder)
+    return folder

@@ -1,0 +1,144 @@
+"""Training of the generator, through the command."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenizers_vq.base import build_tokenizer, load_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.errors import UserError
+from unitok.config import ModelConfig, TaskConfig, TasksConfig, TrunkConfig
+from unitok.data.loader import make_loader
+from unitok.data.open import open_data
+from unitok.model import UniTok
+from unitok.sample.config import SampleSettings
+from unitok.sample.pipeline import draw
+from unitok.text import train_bpe
+from unitok.train.commands import encode
+from unitok.train.config import RunConfig
+from unitok.train.distributed import World
+from unitok.train.generator import GeneratorTrainee
+
+TASKS = ("text_to_image", "image_to_text", "text_only")
+
+
+def train_losses(log: list[dict[str, Any]]) -> list[float]:
+    return [entry["loss"] for entry in log if entry["kind"] == "train"]
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+def test_the_loss_falls_and_the_folder_is_a_model(
+    tmp_path: Path, train_small_generator: Any, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    out = tmp_path / "out"
+    log = train_small_generator(out, objective=objective, steps=40, batch_size=16, tasks=TasksConfig(caption_dropout=0))
+    validation = [entry for entry in log if entry["kind"] == "val"][-1]
+    for task in TASKS[:2]:
+        first, last = ([entry[f"loss/{task}"] for entry in log if entry["kind"] == "train"][place] for place in (0, -1))
+        assert last < first - 0.5 and validation[f"loss/{task}"] < first
+    printed = capsys.readouterr()
+    assert printed.err.startswith("parameters: ") and f"model: {out}" in printed.out
+    model = UniTok.from_pretrained(out)
+    assert draw(model, ["a small red circle"], SampleSettings(steps=2)).shape == (1, 3, 32, 32)
+    assert (out / "samples" / "step-00000040.png").is_file()
+
+
+def test_the_step_loss_is_the_weighted_sum_of_task_means(tmp_path: Path, train_small_generator: Any) -> None:
+    log = train_small_generator(tmp_path, steps=3, batch_size=32)
+    weights = dict(zip(TASKS, (1.0, 1.0, 0.1), strict=True))
+    for entry in log:
+        parts = {task: entry[f"loss/{task}"] for task in TASKS if f"loss/{task}" in entry}
+        assert entry["loss"] == pytest.approx(sum(weights[task] * part for task, part in parts.items()), rel=1e-5)
+
+
+def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_generator: Any) -> None:
+    """Captions differ in length and tasks in number, so means of micro-batch means would be wrong."""
+    whole, parts = (
+        train_small_generator(
+            tmp_path / str(size), steps=3, batch_size=16, micro_batch=size, precision="fp32", dropout=0.0
+        )
+        for size in (16, 2)
+    )
+    assert train_losses(parts) == pytest.approx(train_losses(whole), rel=1e-4)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(tiny_tokenizer_folder: Path) -> None:
+    gradients = []
+    for micro_batch in (16, 4, 1):
+        trainee, dataset = make_trainee(tiny_tokenizer_folder)
+        batches = make_loader(dataset, seed=0, batch_size=16, micro_batch=micro_batch)
+        micros = [trainee.prepare(next(batches), 0) for _ in range(16 // micro_batch)]
+        totals = torch.stack([micro.counts for micro in micros]).sum(0).float()
+        for index, micro in enumerate(micros):
+            trainee.loss(trainee.model, micro.data, totals, last=index == len(micros) - 1)[0].backward()
+        gradients.append([weight.grad for weight in trainee.model.parameters()])
+    for other in gradients[1:]:
+        for a, b in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0.0) -> tuple[GeneratorTrainee, Any]:
+    image_tokenizer = load_tokenizer(folder)
+    text_tokenizer = train_bpe(["a small red circle left of a large blue square"], 270)
+    trunk = TrunkConfig(width=32, depth=1, heads=2, dropout=dropout)
+    config = ModelConfig(
+        trunk, "masked_token", text_tokenizer.size, image_tokenizer.codebook_size, 64, image_tokenizer.fingerprint()
+    )
+    dataset = open_data(data, image_tokenizer.image_size)
+    run, world = RunConfig(), World(torch.device("cpu"))
+    trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, TasksConfig(), dataset, None, run, world)
+    return trainee, dataset
+
+
+def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    encode(data="shapes?limit=64", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes")
+    sides = []
+    for data in ("shapes?limit=64", str(tmp_path / "codes")):
+        trainee, dataset = make_trainee(tiny_tokenizer_folder, data)
+        batches = make_loader(dataset, seed=3, batch_size=24, micro_batch=12, start_step=1)
+        sides.append([trainee.prepare(next(batches), 1).data.batch for _ in range(4)])
+    for pixels, codes in zip(*sides, strict=True):
+        for name in (item.name for item in fields(pixels)):
+            a, b = getattr(pixels, name), getattr(codes, name)
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+
+
+def test_codes_of_another_tokenizer_are_refused(
+    tmp_path: Path, tiny_tokenizer_folder: Path, train_small_generator: Any
+) -> None:
+    torch.manual_seed(1)
+    build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(tmp_path / "other")
+    encode(data="shapes?limit=16", image_tokenizer=tmp_path / "other", out=tmp_path / "codes")
+    with pytest.raises(UserError, match=r"codes holds codes of another image tokenizer .* give the tokenizer that made"):
+        train_small_generator(tmp_path / "out", data=str(tmp_path / "codes"), steps=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, train_small_generator: Any) -> None:
+    reading = TasksConfig(text_to_image=TaskConfig(0.0, 1.0), image_to_text=TaskConfig(1.0, 1.0), text_only=TaskConfig(0.0, 0.0))
+    log = train_small_generator(tmp_path, steps=1, tasks=reading)
+    assert all("loss/text_to_image" not in entry and "loss/image_to_text" in entry for entry in log)
+    assert not list((tmp_path / "samples").iterdir())
+
+
+def test_a_text_tokenizer_can_be_given(tmp_path: Path, train_small_generator: Any) -> None:
+    train_bpe(["a small red circle"], 260).save(tmp_path / "text")
+    train_small_generator(tmp_path / "out", steps=1, text_tokenizer=str(tmp_path / "text"))
+    assert UniTok.from_pretrained(tmp_path / "out").text_tokenizer.size == 260
+    with pytest.raises(UserError, match=r"text_tokenizer is .*, but the run .* was started with"):
+        train_bpe(["another text altogether"], 262).save(tmp_path / "text2")
+        train_small_generator(tmp_path / "out", steps=2, text_tokenizer=str(tmp_path / "text2"), resume=True)
+
+
+def test_checkpointing_changes_no_weight(tmp_path: Path, train_small_generator: Any) -> None:
+    """Dropout included: the recomputed pass draws what the first one drew."""
+    train_small_generator(tmp_path / "kept", steps=2)
+    train_small_generator(tmp_path / "recomputed", steps=2, checkpointing=True)
+    kept, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "recomputed"))
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)

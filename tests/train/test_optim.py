@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from unitok.config import TrunkConfig
+from unitok.train.config import OptimConfig
+from unitok.train.optim import AveragedWeights, build_optimizer, decay_groups, learning_rate
+from unitok.transformer import Transformer
+
+
+def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
+    config = OptimConfig(lr=2.0, min_lr=0.2, warmup_steps=10)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9] == rates[:11][9] == 2.0
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[99] == pytest.approx(0.2)
+    assert rates[54] == pytest.approx((2.0 + 0.2) / 2, rel=0.02)  # half-way down the cosine
+
+
+def test_a_run_shorter_than_its_warm_up_still_ends_at_the_peak() -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=100)
+    assert [learning_rate(step, 4, config) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_norms_biases_embeddings_and_codebooks_do_not_decay() -> None:
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.codebook = nn.Parameter(torch.ones(4, 2))
+            self.linear = nn.Linear(2, 2)
+            self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
+
+    decayed, kept = decay_groups(Coded())
+    assert set(decayed) == {"linear.weight"} and set(kept) == {"codebook", "linear.bias"}
+    for tied in (False, True):
+        transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2, tied_head=tied), 50)
+        decayed, kept = decay_groups(transformer)
+        assert "embedding.weight" in kept and not any("norm" in name for name in decayed)
+        assert ("head.weight" in decayed) == (not tied)
+        assert len({*decayed.values(), *kept.values()}) == len(list(transformer.parameters()))
+
+
+def test_decay_shrinks_matrices_alone() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5))
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    torch.testing.assert_close(model[0].weight.data, before["0.weight"] * 0.95)
+    assert torch.equal(model[0].bias, before["0.bias"]) and torch.equal(model[1].weight, before["1.weight"])
+
+
+def test_the_average_is_the_recurrence_written_out() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.register_buffer("codes", torch.zeros(2))
+    model.register_buffer("ready", torch.tensor(False))
+    average = AveragedWeights(model, 0.5)
+    expected, codes = model.weight.item(), 0.0
+    for step in range(20):
+        with torch.no_grad():
+            model.weight.fill_(step)
+            model.codes.fill_(2 * step)
+            model.ready.fill_(step > 3)
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+        codes = decay * codes + (1 - decay) * 2 * step
+    assert average.model.weight.item() == pytest.approx(expected)
+    assert average.model.codes.tolist() == pytest.approx([codes, codes])
+    assert average.model.ready.item() is True
+    assert not average.model.training and not average.model.weight.requires_grad
+
+
+def test_the_average_of_a_tokenizer_follows_its_codebook() -> None:
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(TOKENIZER_PRESETS["debug"]()).train()
+    average = AveragedWeights(tokenizer, 0.9)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    for _ in range(3):
+        tokenizer(images)  # k-means starts the codebook, then it follows the latents
+    for step in range(200):
+        average.update(step)
+    a, b = average.model.state_dict(), tokenizer.state_dict()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_without_averaging_the_average_is_the_model() -> None:
+    model = nn.Linear(1, 1)
+    average = AveragedWeights(model, 0.0)
+    average.update(0)
+    assert average.model is model and model.weight.requires_grad
