@@ -51,7 +51,7 @@ def pairs_of(scenes: list[Scene]) -> set[frozenset[Kind]]:
 # --- captions -------------------------------------------------------------------------------------------------------
 
 
-def test_captions_read_as_the_language_says():
+def test_captions_read_as_the_language_says() -> None:
     circle = Object(Kind("small", "red", "circle"), 0.2, 0.5)
     square = Object(Kind("large", "blue", "square"), 0.7, 0.4)
     cross = Object(Kind("small", "black", "cross"), 0.6, 0.9)
@@ -62,7 +62,7 @@ def test_captions_read_as_the_language_says():
     )
 
 
-def test_captions_are_canonical():
+def test_captions_are_canonical() -> None:
     """The order of the objects in the scene does not matter, and scenes arrive in caption order."""
     rng = random.Random(0)
     for scene in TRAIN[:500]:
@@ -72,7 +72,7 @@ def test_captions_are_canonical():
         assert facts is not None and list(facts.kinds) == kinds_of(scene)
 
 
-def test_a_caption_decides_everything_but_the_places():
+def test_a_caption_decides_everything_but_the_places() -> None:
     """Scenes with one caption have the same objects and relations, and scenes with two captions do not."""
     meanings: dict[str, object] = {}
     for scene in TRAIN + VAL:
@@ -82,14 +82,14 @@ def test_a_caption_decides_everything_but_the_places():
     assert len(set(meanings.values())) == len(meanings)
 
 
-def test_captions_are_parsed_back_and_true():
+def test_captions_are_parsed_back_and_true() -> None:
     for scene in TRAIN[:1000] + VAL[:1000]:
         facts = parse(describe(scene))
         assert facts is not None and matches(facts, scene)
         assert len(facts.relations) == len(scene.objects) - 1
 
 
-def test_any_true_ordering_matches_and_no_false_one():
+def test_any_true_ordering_matches_and_no_false_one() -> None:
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
     for scene in [s for s in TRAIN if len(s.objects) == 2][:200]:
         subject, other = scene.objects
@@ -123,14 +123,14 @@ def test_any_true_ordering_matches_and_no_false_one():
         "A small red circle",
     ],
 )
-def test_other_text_is_not_parsed(caption: str):
+def test_other_text_is_not_parsed(caption: str) -> None:
     assert parse(caption) is None
 
 
 # --- split ----------------------------------------------------------------------------------------------------------
 
 
-def test_combinations_of_train_and_held_out_are_disjoint():
+def test_combinations_of_train_and_held_out_are_disjoint() -> None:
     train_pairs = pairs_of(TRAIN)
     train_singles = {scene.objects[0].kind for scene in TRAIN if len(scene.objects) == 1}
     assert not any(is_held_out(*pair) for pair in train_pairs)
@@ -144,7 +144,7 @@ def test_combinations_of_train_and_held_out_are_disjoint():
     assert not {describe(scene) for scene in TRAIN} & {describe(scene) for scene in VAL}
 
 
-def test_split_is_about_a_tenth_fixed_and_ignores_order():
+def test_split_is_about_a_tenth_fixed_and_ignores_order() -> None:
     pairs = [pair for pair in combinations(KINDS, 2) if pair[0].colour != pair[1].colour]
     assert (len(KINDS), sum(is_held_out(kind) for kind in KINDS)) == (64, 6)
     assert (len(pairs), sum(is_held_out(*pair) for pair in pairs)) == (1792, 192)
@@ -152,11 +152,11 @@ def test_split_is_about_a_tenth_fixed_and_ignores_order():
     assert {split_of((kind,)) for kind in KINDS} == {"train", "val"}
 
 
-def test_train_shows_every_kind_beside_others_in_every_role():
+def test_train_shows_every_kind_beside_others_in_every_role() -> None:
     assert {kind for scene in TRAIN if len(scene.objects) > 1 for kind in kinds_of(scene)} == set(KINDS)
 
 
-def test_seeds_and_splits_give_different_scenes():
+def test_seeds_and_splits_give_different_scenes() -> None:
     captions = [[describe(sample_scene(seed, "train", i)) for i in range(50)] for seed in (0, 1)]
     assert sum(a == b for a, b in zip(*captions, strict=True)) < 10
 
@@ -164,7 +164,7 @@ def test_seeds_and_splits_give_different_scenes():
 # --- scenes and pictures --------------------------------------------------------------------------------------------
 
 
-def test_mix_of_scenes():
+def test_mix_of_scenes() -> None:
     for scenes in (TRAIN, VAL):
         counts = Counter(len(scene.objects) for scene in scenes)
         assert [counts[n] / len(scenes) for n in (1, 2, 3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
@@ -174,7 +174,7 @@ def test_mix_of_scenes():
         assert shares.min() > 0.75 / len(names), dict(zip(names, shares, strict=True))
 
 
-def test_places_keep_borders_gaps_and_clear_relations():
+def test_places_keep_borders_gaps_and_clear_relations() -> None:
     for scene in TRAIN + VAL:
         boxes = []
         for thing in scene.objects:
@@ -194,7 +194,7 @@ def test_places_keep_borders_gaps_and_clear_relations():
         assert len(set(axes)) == len(axes), "two relations along one axis"
 
 
-def test_pictures_are_white_at_the_border_and_anti_aliased():
+def test_pictures_are_white_at_the_border_and_anti_aliased() -> None:
     for scene in TRAIN[:100]:
         picture = render(scene, 32)
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
@@ -206,7 +206,7 @@ def test_pictures_are_white_at_the_border_and_anti_aliased():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_size_says_the_area(shape: str):
+def test_size_says_the_area(shape: str) -> None:
     """Every small shape covers less than every large one, by a factor that survives blur."""
 
     def covered(size: str) -> float:
@@ -219,14 +219,14 @@ def test_size_says_the_area(shape: str):
     assert covered("large") > 1.8 * square("small")
 
 
-def test_another_size_shows_the_same_scene():
+def test_another_size_shows_the_same_scene() -> None:
     for scene in TRAIN[:20]:
         small = render(scene, 32).astype(float)
         large = render(scene, 64).astype(float).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
         assert abs(small - large).max() <= 255 / 8 + 1, "more than one row of samples differs"
 
 
-def test_pictures_are_pinned():
+def test_pictures_are_pinned() -> None:
     """Equal on every machine and version; when this fails, every result on shapes must be measured again."""
 
     def digest(seed: int, split: str, size: int) -> str:
@@ -243,7 +243,7 @@ def test_pictures_are_pinned():
 # --- the data set ---------------------------------------------------------------------------------------------------
 
 
-def test_records():
+def test_records() -> None:
     data = ShapesDataset(size=32, split="train", seed=0)
     record = data[123]
     assert data.endless and len(data) >= 10**9
@@ -255,15 +255,15 @@ def test_records():
     assert again is not None and torch.equal(record.image, again)
 
 
-def test_val_is_finite():
+def test_val_is_finite() -> None:
     data = ShapesDataset(split="val", length=3)
     assert not data.endless and len(data) == 3 and len(ShapesDataset(split="val")) == 1024
-    assert [record.name for record in data] == [f"shapes:val:seed0:{i}" for i in range(3)]
+    assert [data[i].name for i in range(len(data))] == [f"shapes:val:seed0:{i}" for i in range(3)]
     with pytest.raises(IndexError, match="has 3 records, index is 3"):
         data[3]
 
 
-def test_bad_settings_are_reported_together():
+def test_bad_settings_are_reported_together() -> None:
     with pytest.raises(UserError, match="size is 16: choose 24 or more") as caught:
         ShapesDataset(size=16, split="test", length=0)
     assert "split is 'test': choose train or val" in str(caught.value)

@@ -208,7 +208,10 @@ def _identify(ink: np.ndarray, piece: np.ndarray, others: np.ndarray) -> Found:
     nearest = _INK[np.argmax(_DIRECTION @ ink[piece].sum(axis=0))]  # (3,)
     # Soft mask: the share of the colour in each pixel, with the faint rim around the piece.
     rim = _grown(piece, max(1, round(n / 32))) & ~others
-    soft = np.where(rim, np.clip(ink @ nearest / (nearest @ nearest), 0, 1), 0)  # (N, N)
+    share = ink @ nearest / (nearest @ nearest)  # (N, N), 1 where the palette's colour is full
+    values = np.sort(share[piece])
+    share /= min(1.0, float(values[len(values) * 9 // 10]))  # pale objects keep their outline
+    soft = np.where(rim, np.clip(share, 0, 1), 0)  # (N, N)
     mass = float(soft.sum())
     grid = (np.arange(n) + 0.5) / n
     x, y = float(soft.sum(axis=0) @ grid) / mass, float(soft.sum(axis=1) @ grid) / mass  # centroid
