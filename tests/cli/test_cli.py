@@ -18,6 +18,8 @@ from tokenizers_vq.errors import UserError
 from unitok import __version__, arguments, cli
 from unitok.commands import COMMANDS
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which then tells what it imported."""
@@ -87,6 +89,13 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
     assert left.value.code == 0
     values = yaml.safe_load(capsys.readouterr().out)
     assert list(values) == list(arguments.load(COMMANDS[name].function).__annotations__)[: len(values)]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
+def test_recipes_are_accepted(recipe: Path) -> None:
+    name = "train tokenizer" if recipe.name.startswith("tokenizer") else "train generator"
+    words = ["--data", "d", "--out", "o", *([] if name == "train tokenizer" else ["--image_tokenizer", "t"])]
+    arguments.parse(name, COMMANDS[name], ["--config", str(recipe), *words])
 
 
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
