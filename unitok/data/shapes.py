@@ -171,8 +171,8 @@ def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[flo
     while True:
         places = [[_spread(draw, [extent[axis]])[0] for axis in (0, 1)] for extent in extents]
         for other in range(1, len(kinds)):
-            # The second object stands along the first axis of the subject, the third along the other one. Subject and
-            # other are placed together along it, in either order; the subject of three meets one other on each axis.
+            # The second object stands along the first axis of the subject, the third along the other one: each time, the
+            # two are placed together along that axis, in either order.
             axis = first_axis if other == 1 else 1 - first_axis
             order = [0, other] if draw() < 0.5 else [other, 0]
             for i, place in zip(order, _spread(draw, [extents[i][axis] for i in order]), strict=True):
