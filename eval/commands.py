@@ -246,7 +246,7 @@ def eval_clipscore(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok eval clipscore shapes@val --limit 200
+        unitok eval clipscore --data shapes@val --limit 200
     """
     started = time.time()
     _check(batch_size, limit)

@@ -1,0 +1,140 @@
+"""The four commands on tiny models and folders, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import save_png
+from unitok.data.shapes import ShapesDataset
+from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_tokenizer
+from unitok.model import UniTok
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 12 captioned pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    dataset = ShapesDataset(split="val")
+    for index in range(12):
+        record = dataset[index]
+        assert record.image is not None and record.caption is not None
+        save_png(folder / f"{index:02}.png", record.image)
+        (folder / f"{index:02}.txt").write_text(record.caption)
+    return folder
+
+
+def test_eval_fid(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    eval_fid(str(pictures), str(pictures), out=tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["fid"]["fid"] == pytest.approx(0, abs=1e-5)
+    origin = data["provenance"]["fid.fid"]
+    assert "not Inception" in origin["label"] and len(origin["features_sha256"]) == 64
+    assert origin["pictures a"] == origin["pictures b"] == 12
+    assert "12 pictures with 160-dimensional features" in data["warnings"][0]
+    printed = capsys.readouterr()
+    assert "not Inception" in " ".join(printed.out.split()) and str(tmp_path / "report.html") in printed.out
+
+
+def test_eval_clipscore_prefers_right_captions(pictures: Path, tmp_path: Path) -> None:
+    eval_clipscore(str(pictures), out=tmp_path / "right")
+    files = sorted(pictures.glob("*.png"))
+    wrong = tmp_path / "wrong"
+    wrong.mkdir()
+    for number, file in enumerate(files):
+        (wrong / file.name).write_bytes(file.read_bytes())
+        other = files[(number + 5) % len(files)].with_suffix(".txt")
+        (wrong / file.with_suffix(".txt").name).write_text(other.read_text())
+    eval_clipscore(str(wrong), out=tmp_path / "report")
+    right, mixed = (
+        json.loads((tmp_path / name / "report.json").read_text())["pairs"]["clipscore"] for name in ("right", "report")
+    )
+    assert right > mixed + 10
+
+
+def test_eval_tokenizer(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
+    make_model().image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    eval_tokenizer(tmp_path / "tokenizer", str(pictures), tmp_path / "report", lpips="none", batch_size=5)
+    first = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {"psnr", "ssim", "rfid", "codebook_use", "perplexity"} == first["tokenizer"].keys()
+    assert 0 < first["tokenizer"]["psnr"] < 40 and 0 < first["tokenizer"]["codebook_use"] <= 1
+    assert first["provenance"]["tokenizer.psnr"]["pictures"] == 12
+    eval_tokenizer(tmp_path / "tokenizer", str(pictures), tmp_path / "again", lpips="none", batch_size=12)
+    second = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert second["tokenizer"]["psnr"] == pytest.approx(first["tokenizer"]["psnr"], rel=1e-4)
+    assert second["tokenizer"]["rfid"] == pytest.approx(first["tokenizer"]["rfid"], rel=1e-2)
+
+
+def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    eval_generator(tmp_path / "model", "shapes@val", tmp_path / "report", limit=6, guidance=1.0)
+    data = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {"fid", "kid", "clipscore", "attribute_accuracy", "scene_accuracy"} <= data["generation"].keys()
+    assert {"exact", "true"} == data["captioning"].keys()
+    assert data["generation"]["scene_accuracy"] < 0.5, "the model was never trained"
+    assert data["generation"]["clipscore_real"] > data["generation"]["clipscore"]
+    assert data["provenance"]["generation.fid"]["seed"] == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count("<img") == 6 * 2 + 6
+
+
+def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
+    make_model("masked_token").save_pretrained(tmp_path / "model")
+    eval_generator(
+        tmp_path / "model",
+        str(pictures),
+        tmp_path / "report",
+        steps=2,
+        captioning=False,
+        gallery=str(pictures),
+        label="caption",
+    )
+    data = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert data["generation"]["retrieval_real"] == {"top1": 1.0, "top5": 1.0}, "the pictures are in the gallery"
+    assert data["generation"]["retrieval_drawn"]["top1"] < 1
+    assert "captioning" not in data
+
+
+def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="empty"):
+        eval_fid(str(empty), str(pictures))
+    with pytest.raises(UserError, match=r"--batch-size is 0.*\n.*--limit is 0"):
+        eval_fid(str(pictures), str(pictures), batch_size=0, limit=0)
+    with pytest.raises(UserError, match="--guidance is -1"):
+        eval_generator(tmp_path, "shapes@val", guidance=-1)
+    with pytest.raises(UserError, match="--gallery and --label go together"):
+        eval_generator(tmp_path, "shapes@val", gallery="shapes@val")
+    with pytest.raises(UserError, match="no image tokenizer at"):
+        eval_tokenizer(tmp_path / "none", str(pictures))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        eval_generator(empty, "shapes@val")
+    tokenizer = tmp_path / "tokenizer"
+    make_model().image_tokenizer.save_pretrained(tokenizer)
+    with pytest.raises(UserError, match=r"--lpips-weights .* is not a file"):
+        eval_tokenizer(tokenizer, str(pictures), tmp_path / "out", lpips_weights=tmp_path / "none.pth")
+    assert not (tmp_path / "out").exists(), "nothing is half-written"
+
+
+def test_broken_pictures_stop_the_measurement_or_are_left_out(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for file in pictures.glob("*.png"):
+        Image.open(file).resize((40, 24 if file.name < "05" else 40)).save(tmp_path / file.name)
+    with pytest.raises(UserError, match=r"1 of 13 pictures cannot be used.*broken\.png"):
+        eval_fid(str(tmp_path), str(pictures))
+    (tmp_path / "broken.png").unlink()
+    eval_fid(str(tmp_path), str(pictures))  # pictures of two sizes
+
+
+def test_commands_are_free_of_torch_until_they_run() -> None:
+    code = "import sys, unitok.eval.commands; print(sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
