@@ -134,7 +134,8 @@ KINDS: tuple[Kind, ...] = tuple(Kind(size, colour, shape) for size in SIZES for 
 def is_held_out(*kinds: Kind) -> bool:
     """Whether one kind, or an unordered pair of kinds, is held out. Depends on the names alone."""
     names = sorted(str(kind) for kind in kinds)
-    return fold("shapes", "held out", *names) < HELD_OUT_SHARE * 2**63
+    # The word was chosen among a few, so that the held-out kinds spread over shapes, colours and sizes.
+    return fold("shapes", "kept back", *names) < HELD_OUT_SHARE * 2**63
 
 
 def split_of(kinds: tuple[Kind, ...]) -> str:
@@ -171,8 +172,8 @@ def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[flo
     while True:
         places = [[_spread(draw, [extent[axis]])[0] for axis in (0, 1)] for extent in extents]
         for other in range(1, len(kinds)):
-            # The second object stands along the first axis of the subject, the third along the other one: each time, the
-            # two are placed together along that axis, in either order.
+            # The second object stands along the first axis of the subject, the third along the other one: each time,
+            # the two are placed together along that axis, in either order.
             axis = first_axis if other == 1 else 1 - first_axis
             order = [0, other] if draw() < 0.5 else [other, 0]
             for i, place in zip(order, _spread(draw, [extents[i][axis] for i in order]), strict=True):
@@ -183,7 +184,9 @@ def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[flo
 
 def _spread(draw: Callable[[], float], extents: list[float]) -> list[float]:
     """Centres of things of these extents along one axis, in this order, with borders and gaps kept."""
-    room = 1 - 2 * BORDER - sum(extents) - GAP * (len(extents) - 1)
+    room = 1 - 2 * BORDER + GAP
+    for extent in extents:  # not sum(): from Python 3.12 on, it rounds floats otherwise
+        room -= extent + GAP
     places, used = [], BORDER
     for extent, slack in zip(extents, sorted(draw() for _ in extents), strict=True):
         places.append(used + slack * room + 0.5 * extent)
