@@ -12,6 +12,7 @@ from torch import nn
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
+from unitok.cli import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
 from unitok.seeding import keyed_generator
@@ -198,3 +199,13 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run_command() -> Any:
+    """`unitok ...` in this process."""
+
+    def run(words: list[str]) -> None:
+        assert main(words) == 0
+
+    return run

@@ -1,0 +1,72 @@
+"""Two processes on gloo against one: the same global batches, so the same training to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenizers_vq.errors import UserError
+from unitok.train.distributed import World, join
+from unitok.train.log import read_log
+
+STEPS = 4
+RUN = (
+    f"--run.steps {STEPS} --run.batch_size 8 --run.micro_batch 2 --run.log_every 2 --run.eval_pictures 8"
+    " --run.device cpu --run.precision fp32 --optim.lr 0.002 --optim.warmup_steps 2"
+)
+
+
+def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unitok"]
+    return subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_two_processes_train_as_one(tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, run_command: Any) -> None:
+    words = f"train {kind} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
+    if kind == "tokenizer":
+        # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
+        words += "--tokenizer.quantizer.kmeans_init false --tokenizer.quantizer.revive_below 0".split()
+    else:
+        words += ["--image_tokenizer", str(tiny_tokenizer_folder), "--text_vocabulary", "300"]
+    two = torchrun([*words, "--out", str(tmp_path / "two")])
+    assert two.returncode == 0, two.stderr
+    assert two.stdout.count("steps: 4") == 1 and two.stderr.count("training on 2 x cpu") == 1
+    run_command([*words, "--out", str(tmp_path / "one")])
+
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [entry["step"] for entry in logs[1]] == [2, 4, 4]  # written once, by the first process
+    for one, both in zip(*logs, strict=True):
+        for name in one.keys() - {"time", "images/s", "tokens/s", "kind"}:
+            assert both[name] == pytest.approx(one[name], rel=2e-3, abs=1e-5), name
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: name + text)
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+
+
+def test_one_process_needs_no_group() -> None:
+    with join("cpu") as world:
+        assert world.is_main and world.size == 1 and world.gather(3) == [3] and world.from_main(lambda: 4) == 4
+        assert world.sum(torch.ones(2)).tolist() == [1, 1]
+
+
+def test_sums_of_many_shapes_travel_together() -> None:
+    world = World(torch.device("cpu"))
+    sums = {"a": torch.tensor(1.0), "b": torch.ones(2, 3)}
+    together = world.sum_all(sums)
+    assert together["a"].item() == 1 and together["b"].shape == (2, 3) and together["b"].dtype == torch.double
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there() -> None:
+    with pytest.raises(UserError, match="torch sees no GPU"), join("cuda"):
+        pass

@@ -1,0 +1,75 @@
+"""A run that a signal stops, and its resumption, against the run that nothing stopped: equal to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unitok.train.log import read_log
+
+STEPS = 60
+RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.eval_pictures 8 --run.device cpu --run.eval_every 9"
+OPTIM = "--optim.lr 0.002 --optim.warmup_steps 2"
+
+
+def stop_in_the_middle(words: list[str], out: Path, number: int) -> None:
+    """Starts a command and sends it a signal once it has logged a few steps."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unitok", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        while len(read_log(out / "log.jsonl")) < 7:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, stderr
+    assert "stopped by a signal after step" in stderr and "repeat the command with --run.resume true" in stderr
+    assert stdout == "" and "Traceback" not in stderr
+
+
+def assert_equal_runs(stopped: Path, whole: Path) -> None:
+    logs: list[list[dict[str, Any]]] = []
+    for out in (stopped, whole):
+        entries = read_log(out / "log.jsonl")
+        logs.append([{k: v for k, v in entry.items() if k != "time" and not k.endswith("/s")} for entry in entries])
+    assert logs[0] == logs[1]
+    names = [path.name for path in sorted((whole / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"))]
+    assert len(names) == 4
+    for name in [f"checkpoints/step-{STEPS:08d}/{name}" for name in names] + ["model.safetensors"]:
+        mine, other = load_file(stopped / name), load_file(whole / name)
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], other[key]) for key in mine), name
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_resume_after_a_signal_equals_the_unbroken_run(
+    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, run_command: Any
+) -> None:
+    words = f"train {kind} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
+    if kind == "tokenizer":
+        words += ["--augment.flip", "0.5", "--augment.crop", "0.7"]
+    else:
+        words += ["--image_tokenizer", str(tiny_tokenizer_folder), "--trunk.dropout", "0.1", "--text_vocabulary", "300"]
+    stop_in_the_middle(
+        [*words, "--out", str(tmp_path / "stopped")],
+        tmp_path / "stopped",
+        signal.SIGTERM if kind == "tokenizer" else signal.SIGINT,
+    )
+    done = [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()]
+    assert len(done) == 1 and 7 <= int(done[0].removeprefix("step-")) < STEPS
+    run_command([*words, "--out", str(tmp_path / "stopped"), "--run.resume", "true"])
+    run_command([*words, "--out", str(tmp_path / "whole")])
+    assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")
