@@ -27,6 +27,7 @@ from unitok.data.shapes import (
 )
 from unitok.seeding import fold
 
+STYLES = ("noto", "twemoji", "openmoji", "fluent")
 EDITS = ("shape", "colour", "size", "relation", "binding")
 """What a false caption of a scene gets wrong; `binding` exchanges an attribute of two objects."""
 
@@ -84,6 +85,8 @@ class Batch:
     captions: list[str] = field(default_factory=list)
     wrong: list[list[str]] = field(default_factory=list)
     """For each picture, captions that are false in one attribute."""
+    others: list[tuple[str, str]] = field(default_factory=list)
+    """(group, caption) of pictures that are not in the batch: false of all pictures of other groups."""
     group: list[str] = field(default_factory=list)
     """Pictures of one group ("" is none) fit each other's captions, unless those name another style."""
     style: list[str] = field(default_factory=list)
@@ -110,7 +113,7 @@ class Batch:
 
 
 class Scenes:
-    """Rendered scenes, at 32 and 64 px in turn, each with a false caption per kind of edit."""
+    """Rendered scenes, at 32 and 64 px in turn, each with up to five false captions."""
 
     def __init__(self, seed: int, split: str = "train") -> None:
         self.scenes = ShapesDataset(split=split, seed=fold(seed, "encoder") % 2**31)
@@ -125,7 +128,8 @@ class Scenes:
         def caption(of: Scene) -> str:
             return describe(of) if canonical else say(of, chance.sample(range(count), count))
 
-        edited = [edit(scene, what, chance) for what in EDITS]
+        kinds = (*chance.sample(EDITS[:3], 2), "relation", "binding", "binding")
+        edited = [edit(scene, what, chance) for what in kinds]
         wrong = [text for text in (caption(other) for other in edited if other) if not is_true(text, scene)]
         batch.add(picture(scene, (32, 64)[index % 2]), caption(scene), wrong, "", "")
 
@@ -171,7 +175,15 @@ class Emoji:
         else:
             words = row["text"]
         caption = words if chance.random() < 0.3 else f"{words}, {style} style"
-        batch.add(self.images[number], caption, [], row["text"], style)
+        other = chance.choice([name for name in STYLES if name != style])
+        wrong = [f"{words}, {other} style"] if caption != words else []
+        batch.add(self.images[number], caption, wrong, row["text"], style)
+
+    def add_others(self, batch: Batch, count: int, step: int) -> None:
+        """Names in styles of pictures anywhere in the data set: text is cheap, and more wrong captions teach more."""
+        chance = random.Random(fold(self.seed, "encoder", "others", step))
+        for row in chance.sample(self.rows, count):
+            batch.others.append((row["text"], f"{row['text']}, {row['style']} style"))
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

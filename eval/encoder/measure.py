@@ -11,10 +11,8 @@ from torch import Tensor
 from unitok.data.shapes import ShapesDataset, describe
 from unitok.seeding import fold
 
-from .data import EDITS, Emoji, edit, is_true, picture
+from .data import EDITS, STYLES, Emoji, edit, is_true, picture
 from .model import DualEncoder
-
-STYLES = ("noto", "twemoji", "openmoji", "fluent")
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
 """Trains the embedded dual encoder: CLIP's symmetric contrastive loss on `shapes` scenes and emoji.
 
-    python -m unitok.eval.encoder.train --emoji DIR --out encoder.safetensors --steps 4000
+    python -m unitok.eval.encoder.train --emoji DIR --out encoder.safetensors --steps 2000
 
 Half of a batch are scenes, each with false captions that get one attribute wrong, which count as further negatives of
-their own picture. The weights written are a running average, so a stopped run leaves a usable file.
+their own picture; captions of emoji outside the batch are negatives too. The weights written are a running average, so
+a stopped run leaves a usable file.
 """
 
 from __future__ import annotations
@@ -26,18 +27,21 @@ from .model import DualEncoder, load_encoder, save_encoder
 
 
 def contrastive_loss(model: DualEncoder, images: Tensor, batch: Batch) -> Tensor:
-    """Mean of picture -> caption (own false captions included) and caption -> picture cross entropies."""
+    """Mean of picture -> caption (false captions included) and caption -> picture cross entropies."""
     count = len(batch.captions)
     false = [caption for captions in batch.wrong for caption in captions]
     owner = torch.tensor([row for row, captions in enumerate(batch.wrong) for _ in captions], dtype=torch.int64)
     picture = model.image_embeddings(model.image(images))
-    text = model.text_embeddings(batch.captions + false)
-    logits = model.log_scale.exp().clamp(max=100) * picture @ text.T  # (B, B + false)
+    others = [caption for _, caption in batch.others]  # short ones: apart, so that they are not padded
+    text = torch.cat([model.text_embeddings(batch.captions + false), model.text_embeddings(others)])
+    logits = model.log_scale.exp().clamp(max=100) * picture @ text.T  # (B, B + false + others)
     true = batch.targets()
     weight = true.float() / true.sum(dim=1, keepdim=True)
     foreign = torch.ones(count, len(false), dtype=torch.bool)
     foreign[owner, torch.arange(len(false))] = False
-    logits[:, count:] = logits[:, count:].masked_fill(foreign, -torch.inf)
+    maybe_true = torch.tensor([[group == other for other, _ in batch.others] for group in batch.group])
+    left_out = torch.cat([torch.zeros(count, count, dtype=torch.bool), foreign, maybe_true], dim=1)
+    logits = logits.masked_fill(left_out, -torch.inf)
     to_text = torch.logsumexp(logits, dim=1) - (weight * logits[:, :count]).sum(dim=1)
     back = logits[:, :count].T
     weight = true.T.float() / true.T.sum(dim=1, keepdim=True)
@@ -56,15 +60,16 @@ def average_weights(average: DualEncoder, model: DualEncoder, decay: float) -> N
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(fold(args.seed, "encoder"))
-    model = load_encoder(args.init).requires_grad_(True).train() if args.init else DualEncoder()
-    model = model.to(memory_format=torch.channels_last)
+    model = DualEncoder().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval()
     scenes, emoji = Scenes(args.seed), Emoji(args.emoji, "train", args.seed)
     matrices = [value for value in model.parameters() if value.ndim > 1]
     vectors = [value for value in model.parameters() if value.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    notes = {"command": f"--steps {args.steps} --batch {args.batch} --lr {args.lr} --seed {args.seed}"}
+    notes = {
+        "command": f"--steps {args.steps} --batch {args.batch} --others {args.others} --lr {args.lr} --seed {args.seed}"
+    }
     start, seen, losses = time.time(), 0, []
     for step in range(args.steps):
         shown = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / args.steps)) / 2)
@@ -72,8 +77,9 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = args.lr * shown
         batch = Batch()
         for slot in range(args.batch):
-            kind, index = (scenes, emoji)[slot % 2], args.first + (step * args.batch + slot) // 2
+            kind, index = (scenes, emoji)[slot % 2], (step * args.batch + slot) // 2
             kind.add(batch, index)
+        emoji.add_others(batch, args.others, step)
         images = augment(
             model.prepare(torch.stack(batch.images)), keyed_generator(args.seed, "encoder", "augment", step)
         )
@@ -100,14 +106,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--emoji", type=Path, required=True, help="folder of the emoji data set (train-*.parquet)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, rewritten as the run goes on")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=128, help="pictures per step, half of them scenes")
+    parser.add_argument("--others", type=int, default=384, help="captions of further emoji, as wrong ones, per step")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init", type=Path, default=None, help="start from the weights of this file")
-    parser.add_argument(
-        "--first", type=int, default=0, help="number of the first picture, to go on with fresh ones after --init"
-    )
     parser.add_argument("--save-every", type=int, default=250)
     train(parser.parse_args())
 
