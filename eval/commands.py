@@ -21,6 +21,7 @@ def eval_tokenizer(
     data: str,
     out: Path = Path("runs/eval-tokenizer"),
     limit: int | None = None,
+    max_bad: float = 0.01,
     image_size: int | None = None,
     features: str = "embedded",
     feature_weights: Path | None = None,
@@ -38,6 +39,7 @@ def eval_tokenizer(
         data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
         out: Folder for the report.
         limit: Pictures used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
         features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
@@ -75,7 +77,9 @@ def eval_tokenizer(
                 raise
             left_out = f"LPIPS is left out. {error}"
     claim_folder(out)
-    section = measure_tokenizer(loaded, dataset, network, lpips=perceptual, limit=limit, batch_size=batch_size)
+    section = measure_tokenizer(
+        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
+    )
     section.warnings += [left_out] if left_out else []
     _finish("Tokenizer evaluation", [section], out, started, {"tokenizer": str(tokenizer)})
 
@@ -85,6 +89,7 @@ def eval_generator(
     data: str,
     out: Path = Path("runs/eval-generator"),
     limit: int | None = None,
+    max_bad: float = 0.01,
     guidance: float = 3.0,
     temperature: float = 1.0,
     top_k: int = 0,
@@ -112,6 +117,7 @@ def eval_generator(
         data: Captions to draw, with the pictures to compare with: SOURCE[@SPLIT][?key=value&...].
         out: Folder for the report.
         limit: Captions used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
         temperature: Divides the logits; 0 takes the most likely code.
         top_k: Keep the k most likely codes; 0 keeps all.
@@ -168,6 +174,7 @@ def eval_generator(
             settings=settings,
             seed=seed,
             limit=limit,
+            max_bad=max_bad,
             batch_size=batch_size,
             precision=precision,
             gallery=known,
@@ -175,7 +182,11 @@ def eval_generator(
         )
     ]
     if captioning:
-        sections.append(measure_captioning(loaded, dataset, limit=limit, batch_size=batch_size, precision=precision))
+        sections.append(
+            measure_captioning(
+                loaded, dataset, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
+            )
+        )
     _finish("Generator evaluation", sections, out, started, {"model": str(model)})
 
 
@@ -184,6 +195,7 @@ def eval_fid(
     b: str,
     out: Path | None = None,
     limit: int | None = None,
+    max_bad: float = 0.01,
     image_size: int | None = None,
     features: str = "embedded",
     feature_weights: Path | None = None,
@@ -198,6 +210,7 @@ def eval_fid(
         b: The pictures to compare with.
         out: Folder for report.json and report.html; null prints the table alone.
         limit: Pictures used of each set; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
         features: embedded, inception, or clip:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
@@ -221,7 +234,7 @@ def eval_fid(
     network = load_features(features, pick_device(device), feature_weights)
     if out is not None:
         claim_folder(out)
-    section = compare_sets(sets[0], sets[1], network, limit=limit, batch_size=batch_size, seed=seed)
+    section = compare_sets(sets[0], sets[1], network, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
     _finish("Distance of two sets of pictures", [section], out, started, {})
 
 
@@ -229,6 +242,7 @@ def eval_clipscore(
     data: str,
     out: Path | None = None,
     limit: int | None = None,
+    max_bad: float = 0.01,
     image_size: int | None = None,
     clip: str = "embedded",
     batch_size: int = 32,
@@ -240,6 +254,7 @@ def eval_clipscore(
         data: Pictures with captions, SOURCE[@SPLIT][?key=value&...].
         out: Folder for report.json and report.html with the best and worst pairs; null prints the table alone.
         limit: Pairs used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
         clip: embedded or clip:<hub id or folder>.
         batch_size: Pairs at a time; changes the speed, not the number.
@@ -261,7 +276,7 @@ def eval_clipscore(
     network = load_image_text(clip, pick_device(device))
     if out is not None:
         claim_folder(out)
-    section = score_pairs(dataset, network, limit=limit, batch_size=batch_size)
+    section = score_pairs(dataset, network, limit=limit, max_bad=max_bad, batch_size=batch_size)
     _finish("CLIPScore", [section], out, started, {})
 
 

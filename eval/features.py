@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -163,6 +164,9 @@ class ClipNetwork(ImageTextNetwork):
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
+        hub = logging.getLogger("huggingface_hub")
+        level = hub.level
+        hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
         try:
             model = CLIPModel.from_pretrained(source)
             self.processor = CLIPProcessor.from_pretrained(source)
@@ -172,6 +176,8 @@ class ClipNetwork(ImageTextNetwork):
                 "preprocessor_config.json, tokenizer files) nor a model of the hub that can be fetched from here "
                 f"({type(error).__name__}): fetch it on a machine with a network and give --features clip:FOLDER"
             ) from error
+        finally:
+            hub.setLevel(level)
         super().__init__(model, device)
         self.name = f"clip:{source}"
         self.label = f"features of CLIP {source}, not Inception"

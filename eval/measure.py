@@ -24,7 +24,7 @@ from .clipscore import clip_score, pair_scores, summarize
 from .features import FeatureNetwork, ImageTextNetwork, extract
 from .frechet import frechet_distance, too_few
 from .kid import kernel_distance
-from .pictures import count_pictures, picture_batches, read_indexed, read_records
+from .pictures import MAX_BAD, count_pictures, picture_batches, read_indexed, read_records
 from .reconstruction import ReconstructionMeter
 from .report import Fact, Figure, Item, Number, Section
 
@@ -40,6 +40,7 @@ def measure_tokenizer(
     *,
     lpips: nn.Module | None = None,
     limit: int | None = None,
+    max_bad: float = MAX_BAD,
     batch_size: int = 32,
 ) -> Section:
     """PSNR, SSIM, LPIPS (with its network), rFID, codebook use and perplexity over the pictures of a data set.
@@ -50,10 +51,11 @@ def measure_tokenizer(
         network: features for rFID.
         lpips: network of `tokenizers_vq.losses.load_lpips`, or None to leave LPIPS out.
         limit: pictures used; None for all (of an endless data set, 1000).
+        max_bad: share of broken pictures that is left out; more of them are an error.
         batch_size: pictures at a time; changes the speed, not the numbers.
     """
     meter = ReconstructionMeter(tokenizer, network, lpips)
-    records = _progress(read_records(dataset, limit), "reconstructing", count_pictures(dataset, limit))
+    records = _progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
     shown: list[Item] = []
     for images, batch in picture_batches(records, batch_size):
         back = meter.update(images)
@@ -89,6 +91,7 @@ def measure_generation(
     settings: SampleSettings | None = None,
     seed: int = 0,
     limit: int | None = None,
+    max_bad: float = MAX_BAD,
     batch_size: int = 32,
     precision: Precision = "fp32",
     gallery: RecordDataset | None = None,
@@ -106,13 +109,14 @@ def measure_generation(
         settings: how codes are chosen.
         seed: picture i is drawn with seed + i.
         limit: captions used; None for all (of an endless data set, 1000).
+        max_bad: share of broken pictures that is left out; more of them are an error.
         batch_size: pictures drawn at a time; changes the speed, not the pictures.
         precision: see `unitok.device`.
         gallery: known pictures whose captions are names; `labels` says which name each record of `dataset` should get.
         labels: one name per record of `dataset`, broken ones included.
     """
     settings = settings or SampleSettings()
-    rows = list(read_indexed(dataset, limit))
+    rows = list(read_indexed(dataset, limit, max_bad))
     if len(rows) < 4:
         raise UserError(f"data {dataset.name!r} gives {len(rows)} captions: measuring needs at least 4")
     captions = [record.caption or "" for _, record in rows]
@@ -150,7 +154,7 @@ def measure_generation(
     if gallery is not None:
         assert labels is not None
         wanted = [labels[index] for index, _ in rows]
-        numbers |= _retrieval(network, features, wanted, gallery, batch_size, facts)
+        numbers |= _retrieval(network, features, wanted, gallery, batch_size, max_bad, facts)
 
     items = []
     for i in range(min(SHOWN, len(drawn))):
@@ -166,6 +170,7 @@ def measure_captioning(
     dataset: RecordDataset,
     *,
     limit: int | None = None,
+    max_bad: float = MAX_BAD,
     batch_size: int = 32,
     precision: Precision = "fp32",
 ) -> Section:
@@ -173,7 +178,7 @@ def measure_captioning(
     written: list[str] = []
     reference: list[str] = []
     images: list[Tensor] = []
-    records = _progress(read_records(dataset, limit), "captioning", count_pictures(dataset, limit))
+    records = _progress(read_records(dataset, limit, max_bad), "captioning", count_pictures(dataset, limit))
     for batch_images, batch in picture_batches(records, batch_size):
         written += caption(model, batch_images, batch_size=batch_size, precision=precision)
         reference += [record.caption or "" for record in batch]
@@ -196,13 +201,14 @@ def compare_sets(
     network: FeatureNetwork,
     *,
     limit: int | None = None,
+    max_bad: float = MAX_BAD,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Section:
     """FID and KID between the pictures of two data sets; `seed` chooses KID's subsets."""
     features, counts = [], []
     for dataset in (a, b):
-        records = _progress(read_records(dataset, limit), "features", count_pictures(dataset, limit))
+        records = _progress(read_records(dataset, limit, max_bad), "features", count_pictures(dataset, limit))
         features.append(extract(network, (images for images, _ in picture_batches(records, batch_size))))
         counts.append(len(features[-1]))
     facts: dict[str, Fact] = {"a": a.name, "b": b.name, "pictures a": counts[0], "pictures b": counts[1]}
@@ -211,12 +217,17 @@ def compare_sets(
 
 
 def score_pairs(
-    dataset: RecordDataset, clip: ImageTextNetwork, *, limit: int | None = None, batch_size: int = 32
+    dataset: RecordDataset,
+    clip: ImageTextNetwork,
+    *,
+    limit: int | None = None,
+    max_bad: float = MAX_BAD,
+    batch_size: int = 32,
 ) -> Section:
     """CLIPScore of the pictures and captions of a data set, with the best and the worst pairs."""
     scores: list[Tensor] = []
     items: list[Item] = []
-    records = _progress(read_records(dataset, limit), "scoring", count_pictures(dataset, limit))
+    records = _progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
         captions = [record.caption or "" for record in batch]
         scores.append(pair_scores(clip, images, captions))
@@ -250,10 +261,11 @@ def _retrieval(
     labels: list[str],
     gallery: RecordDataset,
     batch_size: int,
+    max_bad: float,
     facts: dict[str, Fact],
 ) -> dict[str, Number]:
     """How often the nearest known picture has the right name, for the drawn pictures and for the real ones."""
-    known = list(read_records(gallery))
+    known = list(read_records(gallery, max_bad=max_bad))
     names = [record.caption or "" for record in known]
     vectors = extract(network, (images for images, _ in picture_batches(known, batch_size)))
     more: dict[str, Fact] = {"gallery": gallery.name, "gallery pictures": len(names), "names": len(set(names))}

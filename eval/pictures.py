@@ -13,6 +13,8 @@ from unitok.data.records import Record, RecordDataset
 
 ENDLESS_LIMIT = 1000
 """Pictures taken of an endless data set when no limit is given."""
+MAX_BAD = 0.01
+"""Share of broken pictures that is left out; more of them stop a measurement."""
 
 
 def count_pictures(dataset: RecordDataset, limit: int | None) -> int:
@@ -22,13 +24,13 @@ def count_pictures(dataset: RecordDataset, limit: int | None) -> int:
     return min(len(dataset), limit or (ENDLESS_LIMIT if dataset.endless else len(dataset)))
 
 
-def read_records(dataset: RecordDataset, limit: int | None = None) -> Iterator[Record]:
+def read_records(dataset: RecordDataset, limit: int | None = None, max_bad: float = MAX_BAD) -> Iterator[Record]:
     """The usable ones of the first `limit` records; see `read_indexed`."""
-    return (record for _, record in read_indexed(dataset, limit))
+    return (record for _, record in read_indexed(dataset, limit, max_bad))
 
 
 def read_indexed(
-    dataset: RecordDataset, limit: int | None = None, max_bad: float = 0.01
+    dataset: RecordDataset, limit: int | None = None, max_bad: float = MAX_BAD
 ) -> Iterator[tuple[int, Record]]:
     """(index, record) of those of the first `limit` records that have a picture, and a caption if captions were opened.
 
