@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 
@@ -164,6 +166,21 @@ def test_pictures_of_different_sizes_are_one_line_even_from_a_worker(workers: in
     with pytest.raises(UserError, match="pictures of different shapes") as caught:
         next(batches)
     assert "\n" not in str(caught.value)
+
+
+class Signals(Numbers):
+    def __getitem__(self, index: int) -> Record:
+        return Record(name=f"{os.getpgrp()} {signal.getsignal(signal.SIGTERM)!r}", problem="only its name matters")
+
+
+def test_signals_to_the_process_group_do_not_reach_workers() -> None:
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)  # a trainer that saves on SIGTERM
+    try:
+        batch = next(make_loader(Signals(), seed=0, batch_size=1, micro_batch=1, workers=1))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    group, worker_handler = batch.problems[0][1].split(" ", 1)
+    assert int(group) != os.getpgrp() and worker_handler == repr(signal.SIG_DFL)
 
 
 def test_reading_in_order_sees_every_record_once() -> None:

@@ -9,13 +9,16 @@ if TYPE_CHECKING:
     from .loader import BadPictures, StepSampler, make_loader, read_in_order
     from .open import open_data
     from .records import Key, Record, RecordBatch, RecordDataset
+    from .shards import CodesDataset, ShardWriter
 
 __all__ = [
     "BadPictures",
+    "CodesDataset",
     "Key",
     "Record",
     "RecordBatch",
     "RecordDataset",
+    "ShardWriter",
     "StepSampler",
     "make_loader",
     "open_data",
@@ -24,6 +27,8 @@ __all__ = [
 
 _HOMES = {
     "BadPictures": "loader",
+    "CodesDataset": "shards",
+    "ShardWriter": "shards",
     "StepSampler": "loader",
     "make_loader": "loader",
     "open_data": "open",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -142,10 +143,10 @@ def _as_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    # Ctrl-C and SIGTERM reach the whole process group. The parent decides when to stop (it may save first), and workers
-    # end with it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C and SIGTERM reach the parent's whole process group, but the parent decides when to stop (it may save
+    # first). It ends its workers by SIGTERM, so a handler of the parent's must not stand in the way here.
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_loader(
