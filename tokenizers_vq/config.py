@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -15,20 +16,20 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizerConfig:
-    """How a latent vector becomes one of `codebook_size` codes. Choose one of its subclasses."""
+class QuantizerConfig(ABC):
+    """How a latent vector becomes one of `size` codes. Choose one of its subclasses."""
 
     kind: ClassVar[str]
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Length of the vectors that are quantized."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def size(self) -> int:
         """Number of codes."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +149,16 @@ class LFQ(QuantizerConfig):
 
     def __post_init__(self) -> None:
         size = self.codebook_size
-        if size < 2 or size & (size - 1):
-            above = 2 ** max(1, (max(size, 2) - 1).bit_length())
-            raise UserError(f"quantizer.codebook_size is {size}: lfq needs a power of two, such as {above}")
+        near = 2 ** max(1, (max(size, 2) - 1).bit_length())
+        problems = Problems()
+        problems.check(
+            size >= 2 and size & (size - 1) == 0,
+            f"quantizer.codebook_size is {size}: lfq needs a power of two, such as {near}",
+        )
+        for name in ("commitment_weight", "entropy_weight", "diversity"):
+            value = getattr(self, name)
+            problems.check(value >= 0, f"quantizer.{name} is {value}: choose 0 or more")
+        problems.raise_if_any()
 
 
 QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import urllib.error
+import warnings
 from pathlib import Path
 
 import torch
@@ -81,7 +82,8 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None, option: 
     if network not in LPIPS_FILES:
         raise UserError(f"LPIPS network {network!r} is unknown: choose {', '.join(LPIPS_FILES)}")
     state = _backbone(network, weights, option)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips calls torchvision in a way that is going out of use
         model = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
     # The network is cut into slices whose layers keep their torchvision numbers: slice2.7.weight is features.7.weight.
     wanted = {name: f"features.{name.split('.', 1)[1]}" for name in model.net.state_dict()}
@@ -117,7 +119,7 @@ def _backbone(network: str, weights: str | Path | None, option: str) -> dict[str
         raise UserError(f"{option} {weights} is not a file: give torchvision's {name}")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of many kinds: torch's readers meet whatever the file holds
         raise UserError(f"{option} {weights} cannot be read as weights: give torchvision's {name}") from error
     if not isinstance(state, dict):
         raise UserError(f"{option} {weights} holds a {type(state).__name__}: give torchvision's {name}")

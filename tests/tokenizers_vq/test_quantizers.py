@@ -1,0 +1,255 @@
+"""Quantizers: latents <-> codes, the search, gradients, and when the codebook may move."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+import vector_quantize_pytorch as library
+from torch import Tensor
+
+from tokenizers_vq.config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.lookup import nearest_rows
+from tokenizers_vq.quantizers import Quantizer, make_quantizer
+
+CONFIGS: dict[str, QuantizerConfig] = {
+    "vq": VQ(codebook_size=32, dim=4),
+    "vq without k-means": VQ(codebook_size=32, dim=4, kmeans_init=False, revive_below=0.0),
+    "vq rotation": VQ(codebook_size=32, dim=4, rotation_trick=True),
+    "cosine": Cosine(codebook_size=32, dim=4),
+    "simvq": SimVQ(codebook_size=32, dim=4),
+    "simvq rotation": SimVQ(codebook_size=32, dim=4, rotation_trick=True),
+    "fsq": FSQ(levels=(5, 4, 3)),
+    "fsq with bits": FSQ(levels=(2, 4, 2)),
+    "lfq": LFQ(codebook_size=32),
+}
+every_quantizer = pytest.mark.parametrize("name", CONFIGS)
+
+
+def made(name: str, trained: bool = True) -> tuple[Quantizer, Tensor]:
+    """A quantizer after two training batches, and latents (2, D, 3, 5)."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(CONFIGS[name])
+    if trained:
+        for _ in range(2):
+            quantizer(torch.randn(4, quantizer.width, 4, 4))
+    return quantizer, torch.randn(2, quantizer.width, 3, 5)
+
+
+def state(quantizer: Quantizer) -> dict[str, Tensor]:
+    return copy.deepcopy(quantizer.state_dict())
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@every_quantizer
+def test_codes_give_the_vectors_of_the_forward_pass(name: str) -> None:
+    quantizer, z = made(name)
+    quantizer.eval()
+    out = quantizer(z)
+    assert out.latents.shape == z.shape
+    assert out.latents.dtype == torch.float32
+    assert out.codes.shape == (2, 15)
+    assert out.codes.dtype == torch.int64
+    assert 0 <= out.codes.min() <= out.codes.max() < quantizer.codebook_size
+    assert len(out.codes.unique()) > 5
+    torch.testing.assert_close(quantizer.vectors(out.codes, (3, 5)), out.latents, atol=1e-6, rtol=1e-5)
+
+
+@every_quantizer
+def test_nearest_is_the_forward_pass_and_idempotent(name: str) -> None:
+    quantizer, z = made(name)
+    quantizer.eval()
+    codes = quantizer.nearest(z)
+    assert torch.equal(codes, quantizer(z).codes)
+    if name.startswith("fsq"):
+        return  # its vectors lie behind the tanh that latents still have to pass
+    assert torch.equal(quantizer.nearest(quantizer.vectors(codes, (3, 5))), codes)
+
+
+@pytest.mark.parametrize("name", ["fsq", "fsq with bits", "lfq"])
+def test_every_code_of_a_fixed_codebook_has_its_own_vector(name: str) -> None:
+    quantizer, _ = made(name)
+    codes = torch.arange(quantizer.codebook_size).reshape(1, -1)
+    vectors = quantizer.vectors(codes, (1, quantizer.codebook_size))[0, :, 0].T
+    assert len(vectors.unique(dim=0)) == quantizer.codebook_size
+
+
+@every_quantizer
+def test_mode_changes_neither_codes_nor_losses(name: str) -> None:
+    quantizer, z = made(name)
+    with torch.no_grad():
+        training, evaluation = quantizer.train()(z), quantizer.eval()(z)
+    assert torch.equal(training.codes, evaluation.codes)
+    torch.testing.assert_close(training.latents, evaluation.latents, atol=1e-6, rtol=1e-5)
+    assert training.losses.keys() == evaluation.losses.keys()
+    for part, loss in training.losses.items():
+        assert loss.ndim == 0
+        torch.testing.assert_close(loss, evaluation.losses[part])
+
+
+@every_quantizer
+def test_only_training_with_gradients_moves_the_codebook(name: str) -> None:
+    for trained in (False, True):  # the library starts k-means in evaluation, and learns under no_grad
+        quantizer, z = made(name, trained)
+        before = state(quantizer)
+        quantizer.train()
+        quantizer.nearest(z)
+        with torch.no_grad():
+            quantizer(z)
+        quantizer.eval()
+        quantizer.nearest(z)
+        quantizer(z.requires_grad_())
+        assert same(before, state(quantizer))
+    quantizer.train()
+    quantizer(z)
+    assert same(before, state(quantizer)) != name.startswith(("vq", "cosine"))
+
+
+@every_quantizer
+def test_gradients_reach_the_latents(name: str) -> None:
+    quantizer, z = made(name)
+    z.requires_grad_()
+    out = quantizer(z)
+    (out.latents * torch.randn_like(out.latents)).sum().backward()
+    assert z.grad is not None
+    assert (z.grad.abs().sum(dim=1) > 0).all()
+
+
+@every_quantizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
+    quantizer, z = made(name)
+    z = z.to(dtype)
+    plain = copy.deepcopy(quantizer)(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes, out = quantizer.nearest(z), quantizer(z)
+    assert torch.equal(codes, plain.codes)
+    assert torch.equal(out.codes, plain.codes)
+    assert torch.equal(out.latents, plain.latents)
+    assert all(torch.equal(out.losses[part], plain.losses[part]) for part in plain.losses)
+
+
+@every_quantizer
+def test_ids_outside_the_codebook_are_refused(name: str) -> None:
+    quantizer, _ = made(name, trained=False)
+    size = quantizer.codebook_size
+    with pytest.raises(UserError, match=f"code {size} is outside the codebook of {size}: ids go from 0 to {size - 1}"):
+        quantizer.vectors(torch.tensor([[0, size]]), (1, 2))
+    with pytest.raises(UserError, match=f"code -3 is outside the codebook of {size}"):
+        quantizer.vectors(torch.tensor([[0, -3]]), (1, 2))
+    with pytest.raises(UserError, match=r"codes are torch.float32: give integer ids"):
+        quantizer.vectors(torch.zeros(1, 2), (1, 2))
+
+
+# --- the search against the library ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**22])
+def test_search_equals_a_distance_table(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenizers_vq.lookup.CHUNK", chunk)
+    torch.manual_seed(0)
+    vectors, codebook = torch.randn(57, 6), torch.randn(33, 6)
+    table = (vectors[:, None] - codebook[None]).norm(dim=-1)
+    assert torch.equal(nearest_rows(vectors, codebook), table.argmin(dim=1))
+    unit = F.normalize(codebook, dim=1)
+    assert torch.equal(nearest_rows(vectors, unit, cosine=True), (vectors @ unit.T).argmax(dim=1))
+    assert nearest_rows(vectors[:0], codebook).shape == (0,)
+
+
+def test_search_by_hand() -> None:
+    codebook = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 10.0]])
+    vectors = torch.tensor([[0.4, 0.0], [0.6, 0.0], [0.5, 0.0], [5.0, 4.0], [0.0, 9.0]])
+    assert nearest_rows(vectors, codebook).tolist() == [0, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [64, 1024])
+@every_quantizer
+def test_codes_equal_the_librarys(name: str, size: int) -> None:
+    torch.manual_seed(1)
+    quantizer = make_quantizer(CONFIGS[name])
+    if name.startswith(("vq", "cosine")):
+        quantizer(torch.randn(8, quantizer.width, 8, 8))
+    z = torch.randn(4, quantizer.width, size // 16, 4)
+    rows = z.permute(0, 2, 3, 1).reshape(1, -1, quantizer.width)
+    theirs = quantizer.library.eval()(rows)[1][0].long()
+    assert torch.equal(quantizer.nearest(z).reshape(-1), theirs)
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_moving_average_equals_the_librarys(cosine: bool) -> None:
+    """Same start, same batches: codebook, loss and straight-through value as the library's own training step gives."""
+    torch.manual_seed(0)
+    kind = Cosine if cosine else VQ
+    ours = make_quantizer(kind(codebook_size=16, dim=4, decay=0.9, kmeans_init=False, revive_below=0.0)).train()
+    theirs = library.VectorQuantize(
+        4, 16, decay=0.9, use_cosine_sim=cosine, commitment_weight=0.25, rotation_trick=False, accept_image_fmap=True
+    ).train()
+    theirs._codebook.load_state_dict(ours.library._codebook.state_dict())
+    for _ in range(5):
+        z = torch.randn(3, 4, 5, 5, requires_grad=True)
+        out = ours(z)
+        latents, codes, loss = theirs(z)
+        assert torch.equal(out.codes, codes.reshape(3, -1))
+        torch.testing.assert_close(out.latents, latents, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(out.losses["commitment"], loss)
+        gradient = torch.autograd.grad((out.latents**2).sum() + out.losses["commitment"], z)[0]
+        wanted = torch.autograd.grad((latents**2).sum() + loss, z)[0]
+        torch.testing.assert_close(gradient, wanted)
+        torch.testing.assert_close(ours.codebook, theirs.codebook)
+
+
+def test_lfq_losses_equal_the_librarys() -> None:
+    torch.manual_seed(0)
+    config = LFQ(codebook_size=64, commitment_weight=0.3, entropy_weight=0.2, diversity=1.5)
+    theirs = library.LFQ(
+        codebook_size=64, commitment_loss_weight=0.3, entropy_loss_weight=0.2, diversity_gamma=1.5
+    ).train()
+    z = torch.randn(2, 6, 4, 4)
+    (latents, codes, loss), _ = theirs(z, return_loss_breakdown=True)
+    out = make_quantizer(config)(z)
+    assert torch.equal(out.codes, codes.reshape(2, -1))
+    torch.testing.assert_close(out.latents, latents)
+    torch.testing.assert_close(out.losses["commitment"] + out.losses["entropy"], loss)
+
+
+def test_accumulated_micro_batches_move_the_codebook_as_one_batch() -> None:
+    torch.manual_seed(0)
+    whole = make_quantizer(VQ(codebook_size=16, dim=4, kmeans_init=False))
+    parts = copy.deepcopy(whole)
+    z = torch.randn(6, 4, 5, 5)
+    whole(z)
+    untouched = parts.codebook.clone()
+    parts(z[:2], accumulate=True)
+    parts(z[2:4], accumulate=True)
+    assert torch.equal(parts.codebook, untouched)
+    parts(z[4:])
+    torch.testing.assert_close(parts.codebook, whole.codebook)
+    assert not torch.equal(parts.codebook, untouched)
+
+
+@pytest.mark.parametrize("kind", [VQ, Cosine])
+def test_kmeans_and_revival_bring_all_codes_into_use(kind: type[VQ]) -> None:
+    """16 clusters in the plane, 64 codes: without revival most codes of a bad start would never be chosen."""
+
+    def use(config: VQ) -> int:
+        torch.manual_seed(0)
+        quantizer = make_quantizer(config).train()
+        centres = torch.randn(16, 4) * 3
+        for _ in range(80):
+            rows = centres[torch.randint(16, (256,))] + 0.1 * torch.randn(256, 4)
+            out = quantizer(rows.T.reshape(1, 4, 16, 16))
+        return len(out.codes.unique())
+
+    config = {"codebook_size": 64, "dim": 4, "decay": 0.8}
+    alone = use(kind(**config, kmeans_init=False, revive_below=0.0))
+    assert use(kind(**config, kmeans_init=True, revive_below=0.0)) > 48
+    assert use(kind(**config, kmeans_init=False, revive_below=0.1)) > max(40, alone)
