@@ -144,8 +144,8 @@ class MovingAverage(Quantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """(K, D) float32."""
-        return self._book.embed[0]
+        """(K, D) float32; of unit length for `cosine`, also after the rows were averaged over time."""
+        return self._directions(self._book.embed[0])
 
     def _directions(self, rows: Tensor) -> Tensor:
         return F.normalize(rows, dim=-1) if self.cosine else rows
@@ -155,8 +155,9 @@ class MovingAverage(Quantizer):
         rows = self._directions(rows)
         if learn:
             self._start(rows.detach())
-        codes = nearest_rows(rows.detach(), self.codebook, self.cosine)
-        target = self.codebook[codes]
+        codebook = self.codebook
+        codes = nearest_rows(rows.detach(), codebook, self.cosine)
+        target = codebook[codes]
         loss = self.config.commitment_weight * F.mse_loss(rows, target)
         if learn:
             self._follow(rows.detach(), codes, accumulate)
@@ -176,7 +177,9 @@ class MovingAverage(Quantizer):
         book.use_ddp = together
         book.sample_fn = book.replace_sample_fn = sample
         book.kmeans_all_reduce_fn = distributed.all_reduce if together else library_vq.noop
+        library_vq.logger.disable(library.__name__)  # fewer vectors than codes are no news: revival supplies the rest
         book.init_embed_(rows[None])
+        library_vq.logger.enable(library.__name__)
 
     @torch.no_grad()
     def _follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:

@@ -253,3 +253,13 @@ def test_kmeans_and_revival_bring_all_codes_into_use(kind: type[VQ]) -> None:
     alone = use(kind(**config, kmeans_init=False, revive_below=0.0))
     assert use(kind(**config, kmeans_init=True, revive_below=0.0)) > 48
     assert use(kind(**config, kmeans_init=False, revive_below=0.1)) > max(40, alone)
+
+
+def test_averaged_cosine_codebook_still_has_unit_vectors() -> None:
+    """Averaging weights over time shortens the rows; the search and the vectors must not notice."""
+    quantizer, z = made("cosine")
+    codes = quantizer.nearest(z)
+    with torch.no_grad():
+        quantizer.library._codebook.embed *= torch.linspace(0.1, 1.0, 32)[None, :, None]
+    assert torch.equal(quantizer.nearest(z), codes)
+    torch.testing.assert_close(quantizer.vectors(codes, (3, 5)).norm(dim=1), torch.ones(2, 3, 5))
