@@ -207,8 +207,8 @@ def test_bad_pictures_are_named_once_and_stop_the_run_above_the_share(caplog: py
     with pytest.raises(UserError) as caught:
         bad.note([(11, "eleven.png", "torn")])
     assert str(caught.value) == (
-        "3 of 200 pictures cannot be used, more than --max-bad 0.01 allows (the first: four.png: torn): "
-        "repair or remove them, or raise --max-bad"
+        "3 of 200 pictures cannot be used, more than max_bad 0.01 allows (the first: four.png: torn): "
+        "repair or remove them, or raise max_bad"
     )
 
 
@@ -216,5 +216,5 @@ def test_bad_pictures_limits() -> None:
     BadPictures(10, limit=1.0).note([(index, "a", "torn") for index in range(10)])
     with pytest.raises(UserError, match="1 of 10"):
         BadPictures(10, limit=0.0).note([(0, "a", "torn")])
-    with pytest.raises(UserError, match="--max-bad is 2"):
+    with pytest.raises(UserError, match="max_bad is 2"):
         BadPictures(10, limit=2)

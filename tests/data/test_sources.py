@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import socket
 import tarfile
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from PIL import Image
 from tokenizers_vq.errors import UserError
 from unitok.data import Record, RecordDataset, make_loader, open_data
 from unitok.data.sources import CaptionTemplate
+from unitok.data.spec import parse_spec
 
 EMOJI = Path(os.environ.get("UNITOK_EMOJI", Path(__file__).parents[2] / "../shared/data/emoji"))
 needs_emoji = pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji data are not at {EMOJI}: set UNITOK_EMOJI")
@@ -277,3 +279,17 @@ def test_the_emoji_data() -> None:
     assert {record.caption.rsplit(", ", 1)[1] for record in found} == {
         f"{s} style" for s in ("noto", "twemoji", "openmoji", "fluent")
     }
+
+
+def test_the_guide_speaks_the_truth() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+    specs = [
+        part.strip('"') for row in re.findall(r"^\| (`.*?) \|", guide, re.MULTILINE) for part in row.split("`")[1::2]
+    ]
+    assert len(specs) > 12
+    for spec in specs:
+        parse_spec(spec)

@@ -226,7 +226,7 @@ class BadPictures:
 
     def __init__(self, dataset_length: int, limit: float = 0.01) -> None:
         if not 0 <= limit <= 1:
-            raise UserError(f"--max-bad is {limit}: choose a share from 0 to 1, such as 0.01")
+            raise UserError(f"max_bad is {limit}: choose a share from 0 to 1, such as 0.01")
         self.length, self.limit = dataset_length, limit
         self.reasons: dict[int, tuple[str, str]] = {}
         """index -> (name, reason)"""
@@ -244,6 +244,6 @@ class BadPictures:
         if len(self.reasons) > self.limit * self.length:
             name, reason = next(iter(self.reasons.values()))
             raise UserError(
-                f"{len(self.reasons)} of {self.length} pictures cannot be used, more than --max-bad {self.limit:g} "
-                f"allows (the first: {name}: {reason}): repair or remove them, or raise --max-bad"
+                f"{len(self.reasons)} of {self.length} pictures cannot be used, more than max_bad {self.limit:g} "
+                f"allows (the first: {name}: {reason}): repair or remove them, or raise max_bad"
             )
