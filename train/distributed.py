@@ -7,6 +7,7 @@ through gloo, so that agreeing on them never waits for a GPU.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +85,8 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
     if place.type == "cuda":
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    # Gradients of 1x1 convolutions come in either of two equal memory orders; DDP copies a few kilobytes and warns.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     dist.init_process_group(backend, timeout=timedelta(hours=1))
     try:
         if dist.get_world_size() != size:
