@@ -155,6 +155,11 @@ def test_parquet_without_pictures_or_rows_or_sense(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_cannot_make_us_read_a_device(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "t.parquet", [{"image": {"bytes": b"", "path": "/dev/zero"}, "text": "nothing"}])
+    assert open_data(str(path), 4)[0].problem == "is not a regular file"
+
+
 def test_changed_files_are_not_read_from_the_cache(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", rows(2))
     assert values(open_data(str(path), 4)) == [0, 1]

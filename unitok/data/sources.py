@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +119,8 @@ class PictureDataset:
         }
         if caption and len(table) and not any(self._caption(row) for row in self._caption_rows(1000)):
             raise UserError(
-                f"data {name!r}: none of the first {min(len(table), 1000)} pictures has a caption in {wanted[1:]}"
+                f"data {name!r}: none of the first {min(len(table), 1000)} pictures has a caption in "
+                f"{', '.join(caption.columns)}: fill that in, or choose others with ?caption=COLUMN"
             )
 
     def __len__(self) -> int:
@@ -129,8 +131,8 @@ class PictureDataset:
             raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
         row = self._table[index]
         cell = row[self.image_column]
-        path = cell.get("path") if isinstance(cell, dict) else None
-        name = (cell.get("name") or path if isinstance(cell, dict) else None) or f"row {index}"
+        names = (cell.get("name"), cell.get("path")) if isinstance(cell, dict) else ()
+        name = next(filter(None, names), f"row {index}")
         caption = self._caption(row)
         if self.caption is not None and not caption:
             return Record(name=name, problem="has no caption")
@@ -161,6 +163,8 @@ def _read(cell: Any) -> bytes:
     if cell.get("bytes"):
         return bytes(cell["bytes"])
     try:
+        if not os.path.isfile(cell["path"]) and os.path.exists(cell["path"]):
+            raise PictureError("is not a regular file")  # a table may name any path, also a device without end
         with open(cell["path"], "rb") as file:
             file.seek(cell.get("offset", 0))
             return file.read(cell.get("size", -1))
@@ -260,9 +264,9 @@ def load_parquet(files: Sequence[Path], where: str) -> Dataset:
 
 
 def load_hub(spec: DataSpec) -> Dataset:
-    """A data set of the Hugging Face hub, downloaded once into the user's cache."""
+    """A data set of the Hugging Face hub, downloaded once into the user's cache, with progress bars: it may take long."""
     repository, config = spec.source.removeprefix("hf:"), spec.options.get("config")
-    with _quiet(), _reported(str(spec), "cannot be opened from the Hugging Face hub"):
+    with _reported(str(spec), "cannot be opened from the Hugging Face hub"):
         split = choose_split(spec.split, datasets.get_dataset_split_names(repository, config), str(spec))
         return undecoded(datasets.load_dataset(repository, config, split=split, cache_dir=_cache_dir()))
 
