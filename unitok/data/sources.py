@@ -264,7 +264,7 @@ def load_parquet(files: Sequence[Path], where: str) -> Dataset:
 
 
 def load_hub(spec: DataSpec) -> Dataset:
-    """A data set of the Hugging Face hub, downloaded once into the user's cache, with progress bars: it may take long."""
+    """A data set of the Hugging Face hub, downloaded once into the user's cache. That may take long: bars are shown."""
     repository, config = spec.source.removeprefix("hf:"), spec.options.get("config")
     with _reported(str(spec), "cannot be opened from the Hugging Face hub"):
         split = choose_split(spec.split, datasets.get_dataset_split_names(repository, config), str(spec))
