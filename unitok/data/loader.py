@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 Transform = Callable[[Record, Key, torch.Generator], Record]
 """Augmentation of one usable record; the generator is keyed by (seed, "augment", epoch, index)."""
 
+Finish = Callable[[RecordBatch], RecordBatch]
+"""Last work on a batch, such as packing it into sequences; it may return a subclass that holds the result."""
+
 
 @lru_cache(maxsize=2)  # a step touches at most the end of one epoch and the start of the next, unless it spans epochs
 def _epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
@@ -122,8 +125,10 @@ class _Batches(Dataset[RecordBatch | UserError]):
     """What a worker runs: keys of one micro-batch -> RecordBatch. A UserError is a value here, because the DataLoader
     would wrap one raised in a worker into a page of traceback."""
 
-    def __init__(self, dataset: RecordDataset, seed: int, transform: Transform | None) -> None:
-        self.dataset, self.seed, self.transform = dataset, seed, transform
+    def __init__(
+        self, dataset: RecordDataset, seed: int, transform: Transform | None = None, finish: Finish | None = None
+    ) -> None:
+        self.dataset, self.seed, self.transform, self.finish = dataset, seed, transform, finish
 
     def _record(self, key: Key) -> Record:
         record = self.dataset[key.index]
@@ -133,7 +138,8 @@ class _Batches(Dataset[RecordBatch | UserError]):
 
     def __getitems__(self, keys: list[Key]) -> RecordBatch | UserError:
         try:
-            return collate(keys, [self._record(key) for key in keys])
+            batch = collate(keys, [self._record(key) for key in keys])
+            return self.finish(batch) if self.finish else batch
         except UserError as error:
             return error
 
@@ -160,12 +166,13 @@ def make_loader(
     start_step: int = 0,
     workers: int = 0,
     transform: Transform | None = None,
+    finish: Finish | None = None,
 ) -> Iterator[RecordBatch]:
     """One `RecordBatch` per micro-batch, without end, from `start_step` on.
 
     `batch_size` counts the pictures of a step over all ranks; this rank gets batch_size / world / micro_batch batches
     per step. A batch may hold fewer than `micro_batch` records, even none, when some are broken. The number of workers
-    changes nothing but speed.
+    changes nothing but speed. `transform` and `finish` run in the workers and travel there by pickle.
 
     Raises:
         UserError: the sizes do not divide, or (while iterating) pictures of different sizes.
@@ -180,7 +187,7 @@ def make_loader(
         world=world,
         start_step=start_step,
     )
-    return _unwrap(_data_loader(_Batches(dataset, seed, transform), sampler, workers))
+    return _unwrap(_data_loader(_Batches(dataset, seed, transform, finish), sampler, workers))
 
 
 def read_in_order(
@@ -196,7 +203,7 @@ def read_in_order(
         [Key(0, index, index - first) for index in range(first, min(first + batch_size, stop))]
         for first in range(start, stop, batch_size)
     ]
-    return _unwrap(_data_loader(_Batches(dataset, 0, None), batches, workers))
+    return _unwrap(_data_loader(_Batches(dataset, 0), batches, workers))
 
 
 def _data_loader(
