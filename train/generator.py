@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,40 +15,24 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid
 from unitok.config import ModelConfig, TaskConfig, TasksConfig
-from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+from unitok.data.loader import Finish
+from unitok.data.records import RecordBatch, RecordDataset
 from unitok.data.shards import CodesDataset
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.sequence import PackedBatch
-from unitok.tasks import make_batch
 from unitok.text import TextTokenizer
 from unitok.transformer import Transformer
 
 from .captions import CaptionEncoder
 from .config import RunConfig
 from .distributed import World
+from .packing import PackedRecords, Packer, TaskBatch
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch
 
 GRID_PICTURES = 16
-
-
-@dataclass
-class TaskBatch:
-    """A packed micro-batch on the device."""
-
-    batch: PackedBatch
-    targets: torch.Tensor
-    """(N,) int64 ids at the positions `batch.at`."""
-    tasks: torch.Tensor
-    """(N,) int64 task ids of the same positions."""
-    counts: torch.Tensor
-    """(tasks,) float64 on the CPU: targets per task."""
-    tokens: int
-    """Positions that are no padding."""
-    pictures: int
 
 
 class GeneratorTrainee:
@@ -68,13 +52,20 @@ class GeneratorTrainee:
     ) -> None:
         for data in (dataset, validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
-        self._world, self._seed, self._tasks, self._precision = world, run.seed, tasks, run.precision
+        self._world, self._tasks, self._precision = world, tasks, run.precision
         self.parts = tuple(name for name, _ in tasks.items())
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer).to(world.device)
         self.model: nn.Module = self.unitok.transformer
         self._weights = torch.tensor([task.weight for _, task in tasks.items()], device=world.device)
-        self._caption_ids = CaptionEncoder(text_tokenizer, config.text_length)
+        self._packer = Packer(
+            CaptionEncoder(text_tokenizer, config.text_length),
+            self.unitok.layout,
+            self.unitok.vocabulary,
+            config.objective,
+            tasks,
+            fold(run.seed, "tasks"),
+        )
         micro_batch = run.micro_batch_for(world.size)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         shown = first_records(validation or dataset, GRID_PICTURES).captions
@@ -82,8 +73,13 @@ class GeneratorTrainee:
         # An empty caption means something to the model only if it has been trained with it.
         self._settings = SampleSettings() if tasks.caption_dropout > 0 else SampleSettings(guidance=1.0)
 
-    def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:
-        return record  # a mirrored picture would belie "left of"
+    @property
+    def transform(self) -> None:
+        return None  # a mirrored picture would belie "left of"
+
+    @property
+    def finish(self) -> Finish:
+        return self._packer
 
     def compile(self) -> None:
         # Block by block: one graph serves all of them, and what surrounds them follows the batch's shape.
@@ -91,36 +87,9 @@ class GeneratorTrainee:
             block.compile()
 
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
-        batch = self._pack(records, self._tasks, fold(self._seed, "tasks"))
-        return MicroBatch(batch, batch.counts, records.names)
-
-    def _pack(self, records: RecordBatch, tasks: TasksConfig, seed: int) -> TaskBatch:
-        batch = make_batch(
-            [self._caption_ids(caption) for caption in records.captions],
-            self._codes(records),
-            records.keys,
-            layout=self.unitok.layout,
-            vocabulary=self.unitok.vocabulary,
-            objective=self.unitok.objective,
-            tasks=tasks,
-            seed=seed,
-        )
-        targets, ids = batch.targets.flatten()[batch.at], batch.tasks.flatten()[batch.at]
-        counts = torch.bincount(ids, minlength=len(self.parts)).double()
-        tokens = int((batch.documents >= 0).sum())
-        device = self._world.device
-        if device.type == "cuda":  # only pinned memory travels without making the CPU wait
-            pinned = {f.name: getattr(batch, f.name) for f in fields(batch)}
-            batch = replace(batch, **{k: v.pin_memory() for k, v in pinned.items() if isinstance(v, torch.Tensor)})
-            targets, ids = targets.pin_memory(), ids.pin_memory()
-        return TaskBatch(
-            batch=batch.to(device),
-            targets=targets.to(device, non_blocking=True),
-            tasks=ids.to(device, non_blocking=True),
-            counts=counts,
-            tokens=tokens,
-            pictures=len(records.names),
-        )
+        done = records.packed if isinstance(records, PackedRecords) else None
+        packed = done or self._packer.pack(records, self._codes(records))
+        return MicroBatch(packed.to(self._world.device), packed.counts, records.names)
 
     def _codes(self, records: RecordBatch) -> torch.Tensor:
         """(B, L) on the CPU; pixels are encoded once, and replaced by their codes."""
@@ -181,7 +150,8 @@ class GeneratorTrainee:
                 if task.share > 0:
                     shares = {other: TaskConfig(float(other == name), 1.0) for other in self.parts}
                     alone = TasksConfig(**shares, caption_dropout=0.0)
-                    yield self._pack(records, alone, fold("validation", number))
+                    packer = replace(self._packer, tasks=alone, seed=fold("validation", number))
+                    yield packer.pack(records, self._codes(records)).to(self._world.device)
 
     def draw(self, model: nn.Module, path: Path) -> None:
         """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw."""

@@ -23,15 +23,21 @@ class Guard:
         self._optimizer: Any = optimizer
         self._late = late
         self._waiting: tuple[int, torch.Tensor, list[torch.Tensor], list[list[str]]] | None = None
+        self._arrived: torch.cuda.Event | None = None
 
     def check(self, step: int, norm: torch.Tensor, losses: list[torch.Tensor], names: list[list[str]]) -> None:
         """After the backward passes of `step` (from 1), before the optimizer."""
         broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(losses)).all())
         self.settle()
-        self._waiting = (step, broken, losses, names)
         if self._late:
             self._optimizer.found_inf = broken.float()
-        else:
+            # The flag travels now. Asked for later, it would stand in line behind the next step.
+            broken = broken.to("cpu", non_blocking=True)
+            if norm.is_cuda:
+                self._arrived = torch.cuda.Event()
+                self._arrived.record()
+        self._waiting = (step, broken, losses, names)
+        if not self._late:
             self.settle()
 
     def settle(self) -> None:
@@ -40,6 +46,8 @@ class Guard:
             return
         step, broken, losses, names = self._waiting
         self._waiting = None
+        if self._arrived is not None:
+            self._arrived.synchronize()
         if not bool(broken):
             return
         guilty = [index for index, loss in enumerate(losses) if not torch.isfinite(loss)]

@@ -89,7 +89,8 @@ def train(
             world=world.size,
             start_step=state.step,
             workers=_workers(run, world),
-            transform=trainee.augment,
+            transform=trainee.transform,
+            finish=trainee.finish,
         )
         with autocast(world.device, run.precision):
             trainee.evaluate(
@@ -106,12 +107,13 @@ def train(
             world.wait()
 
         numbers: dict[str, float] = {}
-        model.train()
         while state.step < run.steps:
             step = state.step
             torch.manual_seed(fold(run.seed, "step", step, world.rank))
 
             # load
+            if not model.training:
+                model.train()
             micros = _load(trainee, batches, bad, micro_batches, step)
             totals, stopping, usable = _agree(trainee, micros, stop, world)
             if stopping:
@@ -180,7 +182,6 @@ def train(
             if _due(step, run.save_every, run.steps):
                 with speed.pause():
                     save_now()
-            model.train()
 
         guard.settle()
         seconds = round(time.perf_counter() - started, 1)

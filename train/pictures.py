@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -32,6 +34,16 @@ def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -
         image = whole[0].round().clamp(0, 255).to(torch.uint8)
     record.image = image
     return record
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """`augment` for a loader."""
+
+    config: AugmentConfig
+
+    def __call__(self, record: Record, key: Key, generator: torch.Generator) -> Record:
+        return augment(record, self.config, generator)
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -13,12 +13,13 @@ from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
 from tokenizers_vq.config import LossConfig, TokenizerConfig
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.losses import TokenizerLoss
-from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+from unitok.data.loader import Transform
+from unitok.data.records import RecordBatch, RecordDataset
 from unitok.seeding import fold
 
 from .config import AugmentConfig, RunConfig
 from .distributed import World
-from .pictures import Validation, augment, first_records, to_device
+from .pictures import Augmenter, Validation, first_records, to_device
 from .trainee import MicroBatch
 
 GRID_PICTURES = 8
@@ -40,7 +41,7 @@ class TokenizerTrainee:
         world: World,
     ) -> None:
         self._world = world
-        self._augmentation = augmentation
+        self._augmenter = Augmenter(augmentation)
         torch.manual_seed(fold(run.seed, "weights"))
         self.tokenizer: ImageTokenizer = build_tokenizer(config).to(world.device)
         self.model: nn.Module = self.tokenizer
@@ -49,8 +50,13 @@ class TokenizerTrainee:
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
 
-    def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:
-        return augment(record, self._augmentation, generator)
+    @property
+    def transform(self) -> Transform:
+        return self._augmenter
+
+    @property
+    def finish(self) -> None:
+        return None
 
     def compile(self) -> None:
         # Not the quantizer: its search and its codebook updates ask the device, which would break the graph.

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from unitok.data.records import Key, Record, RecordBatch
+from unitok.data.loader import Finish, Transform
+from unitok.data.records import RecordBatch
 
 
 @dataclass
@@ -33,8 +34,14 @@ class Trainee(Protocol):
     parts: tuple[str, ...]
     """Names of the loss's parts: `MicroBatch.counts` has one number for each."""
 
-    def augment(self, record: Record, key: Key, generator: torch.Generator) -> Record:
-        """Changes one training record; every draw comes from `generator`."""
+    @property
+    def transform(self) -> Transform | None:
+        """Changes one training record; every draw comes from the generator. It runs in the loader's workers, as does"""
+        ...
+
+    @property
+    def finish(self) -> Finish | None:
+        """the last work on a micro-batch. Neither holds anything heavy, for both travel there."""
         ...
 
     def compile(self) -> None:

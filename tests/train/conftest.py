@@ -48,15 +48,14 @@ class Pictures:
 
 class Toy:
     parts = ("even", "odd")
+    transform = None
+    finish = None
 
     def __init__(self) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Dropout(0.1), nn.Linear(8, 192))
         self.seen: list[str] = []
         self.drawn: list[int] = []
-
-    def augment(self, record: Record, key: Any, generator: torch.Generator) -> Record:
-        return record
 
     def compile(self) -> None:
         self.model.compile()

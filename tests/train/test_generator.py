@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,26 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
 
 
 def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    """Encoded on the way, packed here, or packed by a worker."""
     encode(data="shapes?limit=64", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes")
     sides = []
-    for data in ("shapes?limit=64", str(tmp_path / "codes")):
+    for data, workers in (("shapes?limit=64", 0), (str(tmp_path / "codes"), 0), (str(tmp_path / "codes"), 1)):
         trainee, dataset = make_trainee(tiny_tokenizer_folder, data)
-        batches = make_loader(dataset, seed=3, batch_size=24, micro_batch=12, start_step=1)
+        batches = make_loader(
+            dataset, seed=3, batch_size=24, micro_batch=12, start_step=1, workers=workers, finish=trainee.finish
+        )
         sides.append([trainee.prepare(next(batches), 1).data.batch for _ in range(4)])
-    for pixels, codes in zip(*sides, strict=True):
+    for pixels, *others in zip(*sides, strict=True):
         for name in (item.name for item in fields(pixels)):
-            a, b = getattr(pixels, name), getattr(codes, name)
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+            for other in others:
+                a, b = getattr(pixels, name), getattr(other, name)
+                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+
+
+def test_what_travels_to_the_workers_is_light(tiny_tokenizer_folder: Path) -> None:
+    """No model in it, whatever way processes are started."""
+    trainee, _ = make_trainee(tiny_tokenizer_folder)
+    assert len(pickle.dumps(trainee.finish)) < 50_000
 
 
 def test_codes_of_another_tokenizer_are_refused(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from unitok.train.log import read_log
 
-STEPS = 60
+STEPS = 40
 RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.eval_pictures 8 --run.device cpu --run.eval_every 9"
 OPTIM = "--optim.lr 0.002 --optim.warmup_steps 2"
 
