@@ -11,6 +11,7 @@ from torch import Tensor
 from unitok.data.shapes import ShapesDataset, describe
 from unitok.seeding import fold
 
+from ..alignment import nearest_group
 from .data import EDITS, STYLES, Emoji, edit, is_true, picture
 from .model import DualEncoder
 
@@ -45,6 +46,17 @@ def emoji_retrieval(model: DualEncoder, folder: Path) -> dict[str, float]:
     return result
 
 
+@torch.no_grad()
+def emoji_neighbours(model: DualEncoder, folder: Path) -> dict[str, float]:
+    """Held-out emoji pictures: is the nearest train picture, by the pooled feature, one of the same emoji?"""
+    vectors, names = [], []
+    for split in ("val", "train"):
+        emoji = Emoji(folder, split)
+        names.append([row["text"] for row in emoji.rows])
+        vectors.append(torch.cat([model.image(model.prepare(part)) for part in emoji.images.split(128)]))
+    return nearest_group(vectors[0], names[0], vectors[1], names[1])
+
+
 def scene_discrimination(model: DualEncoder, count: int = 500, seed: int = 1) -> dict[str, float]:
     """Held-out scenes at 32 px: how often is the true caption nearer than one that is false in one attribute?
 
@@ -65,4 +77,9 @@ def scene_discrimination(model: DualEncoder, count: int = 500, seed: int = 1) ->
 
 
 def measure(model: DualEncoder, emoji: Path) -> dict[str, dict[str, float]]:
-    return {"emoji": emoji_retrieval(model, emoji), "shapes": scene_discrimination(model)}
+    """All of it, by data set."""
+    return {
+        "emoji captions": emoji_retrieval(model, emoji),
+        "emoji neighbours": emoji_neighbours(model, emoji),
+        "shapes": scene_discrimination(model),
+    }
