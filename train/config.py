@@ -31,7 +31,8 @@ class OptimConfig:
         problems = Problems()
         problems.check(self.lr > 0, f"optim.lr is {self.lr}: choose a value above 0")
         problems.check(
-            0 <= self.min_lr <= self.lr, f"optim.min_lr is {self.min_lr}: choose a value from 0 to optim.lr ({self.lr})"
+            self.lr <= 0 or 0 <= self.min_lr <= self.lr,
+            f"optim.min_lr is {self.min_lr}: choose a value from 0 to optim.lr ({self.lr})",
         )
         problems.check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: choose 0 or more")
         problems.check(

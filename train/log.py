@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -34,10 +35,9 @@ class RunLog:
         self._clock = Clock(done)
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
-        self._progress = Progress(
+        self._progress = _BarAndNumbers(
             TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            BarColumn(),
             TimeElapsedColumn(),
             _TimeLeft(self._clock),
             console=self._console,
@@ -81,10 +81,7 @@ class RunLog:
         text = "  ".join(f"{name} {show(value)}" for name, value in numbers.items())
         if kind == "train":
             if self._live:
-                short = [name for name in numbers if name.startswith("loss") or name.endswith("/s")]
-                self._progress.update(
-                    self._task, description="  ".join(f"{name} {show(numbers[name])}" for name in short)
-                )
+                self._progress.numbers = text
             else:
                 left = timedelta(seconds=round(self._clock.left(step, self.steps)))
                 print(f"step {step}/{self.steps}  {text}  left {left}", file=sys.stderr, flush=True)
@@ -118,6 +115,16 @@ class Clock:
     def left(self, step: int, steps: int) -> float:
         passed = time.perf_counter() - self._start
         return passed / max(1, step - self.done) * (steps - step)
+
+
+class _BarAndNumbers(Progress):
+    """The bar, and below it the numbers of the last log interval."""
+
+    numbers = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.numbers)
 
 
 class _TimeLeft(ProgressColumn):

@@ -22,7 +22,7 @@ from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast
 from unitok.seeding import fold
 
-from .checkpoint import TrainState, load, save
+from .checkpoint import TrainState, load, read_about, save
 from .config import OptimConfig, RunConfig
 from .distributed import World
 from .folder import RunFolder, environment
@@ -306,5 +306,8 @@ def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfi
     log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
     if newest:
         log.say(f"going on from {newest}")
+        steps = read_about(newest)["settings"]["run"]["steps"]
+        if steps != run.steps:
+            log.say(f"run.steps was {steps} and is {run.steps}: the learning rate follows the new length from here on")
     elif run.resume:
         log.say(f"{folder.path} holds no checkpoint yet: starting at step 0")
