@@ -28,6 +28,8 @@ class Visibility:
     """Plain causal attention of equally many queries and keys; then `mask` is None."""
     mask: Any = None
     """None: everyone sees everyone. sdpa, xformers: (B, 1, Q, K) bool, True = may attend. flex: a BlockMask."""
+    bias: torch.Tensor | None = None
+    """What `_products` adds to the scores, (B * H, Q, K); made by the first layer, used by all."""
 
 
 def allowed(
@@ -66,9 +68,28 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
         return _flex()(q, k, v, block_mask=seen.mask, enable_gqa=q.shape[1] != k.shape[1])
     if seen.backend == "xformers":
         return _xformers(q, k, v, seen.mask)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        return _products(q, k, v, seen)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=seen.mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:
+    """Attention as two matrix products, for training in bf16 on a CPU: there the backward pass of SDPA takes two to four
+    times as long (docs/log.md, 2026-11-21)."""
+    (batch, heads, queries, size), keys = q.shape, k.shape[2]
+    if heads != k.shape[1]:
+        k, v = k.repeat_interleave(heads // k.shape[1], 1), v.repeat_interleave(heads // v.shape[1], 1)
+    if seen.bias is None:
+        seen.bias = torch.zeros(batch, heads, queries, keys, dtype=q.dtype)
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril() if seen.causal else seen.mask
+        if mask is not None:
+            # Not minus infinity: a row of padding sees nobody, and its NaN would spread through the weights' gradients.
+            seen.bias.masked_fill_(~mask, torch.finfo(q.dtype).min)
+        seen.bias = seen.bias.flatten(0, 1)
+    scores = torch.baddbmm(seen.bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).view(batch, heads, queries, size)
 
 
 def _block_mask(
