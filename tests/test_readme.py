@@ -1,0 +1,86 @@
+"""The whole line as the README tells it: its commands run in order, on a folder of captioned pictures, with tiny models."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unitok.cli import main
+from unitok.data.shapes import ShapesDataset
+from unitok.sample.pipeline import DECODERS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+SMALLER = {
+    "train tokenizer": "--run.steps 40 --run.batch_size 16 --run.log_every 10 --optim.lr 0.003 --optim.warmup_steps 5",
+    "train generator": "--run.steps 40 --run.batch_size 16 --run.log_every 10 --optim.lr 0.003 --optim.warmup_steps 5"
+    " --text_vocabulary 300",
+}
+
+
+def commands() -> list[list[str]]:
+    """The `unitok` commands of the README's bash blocks, in order, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("unitok ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as a newcomer has it: pictures of several kinds and sizes, each with a text file beside it."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    data = ShapesDataset(size=48)
+    for index in range(48):
+        record = data[index]
+        assert record.image is not None and record.caption is not None
+        picture = Image.fromarray(record.image.permute(1, 2, 0).numpy())
+        name = "cat" if index == 0 else f"picture{index}"
+        if index == 1:
+            picture = picture.convert("L")
+        if index == 2:
+            picture = picture.resize((90, 60))
+        picture.save(folder / f"{name}.{'jpg' if index % 5 == 1 else 'png'}")
+        (folder / f"{name}.txt").write_text(record.caption + "\n")
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("objective", sorted(DECODERS))
+def test_commands_run_in_order(pictures: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands():
+        name = " ".join(words[:2])
+        words = ["debug" if word == "emoji" else word for word in words]
+        words += shlex.split(SMALLER.get(name, ""))
+        if name == "train generator":
+            words += ["--objective", objective]
+        assert main(words) == 0, words
+    capsys.readouterr()
+    for run in ("tokenizer", "generator"):
+        found = losses(Path("runs") / run)
+        assert found[-1] < 0.9 * found[0], f"the loss of the {run} must fall"
+    assert len(list(Path("runs/pictures").glob("*-s*.png"))) == 8
+    report = json.loads(Path("runs/eval-generator/report.json").read_text())
+    assert report["generation"]["fid"] >= 0 and 0 <= report["captioning"]["exact"] <= 1
+    assert Path("runs/eval-tokenizer/report.html").stat().st_size > 1000
+
+    snippet = re.findall(r"```python\n(.*?)```", README, re.S)[0].replace("runs/demo/generator", "runs/generator")
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert "torch.Size([1, 3, 32, 32])" in capsys.readouterr().out
+
+
+def test_the_two_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README and f"\n{target}: " in makefile
