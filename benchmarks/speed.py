@@ -1,9 +1,10 @@
-"""How fast and how large: tokenizers, training, sampling. Fresh weights, since speed does not depend on what was learned.
+"""How fast and how large: tokenizers, training, sampling. Fresh weights: speed does not depend on what was learned.
 
-    python benchmarks/speed.py --preset shapes          # writes benchmarks/results/DATE-HARDWARE-shapes.json and prints a table
+    python benchmarks/speed.py --preset shapes
 
-Every case runs in a process of its own, so that its peak memory is its own. Times are medians of several rounds; on a GPU
-they are taken after synchronising. Compare numbers of one run; absolute times say something about one machine only.
+prints a table and writes benchmarks/results/DATE-HARDWARE-shapes.json. Each case runs in a process of its own, so that
+its peak memory is its own. Times are medians of several rounds, on a GPU taken after synchronising. Compare numbers of
+one run; absolute times say something about one machine only.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
                 model.transformer.train()
                 with autocast(device, "auto"):
                     logits = model.transformer(packed, packed.at)
-                task_losses(logits, targets, tasks, 3)[0].sum().div(len(targets)).backward()
+                task_losses(logits, targets, tasks, 3).sum().div(len(targets)).backward()
                 optimizer.step()
                 optimizer.zero_grad()
 

@@ -1,4 +1,4 @@
-"""The whole line as the README tells it: its commands run in order, on a folder of captioned pictures, with tiny models."""
+"""The whole line as the README tells it: its commands in order, on a folder of captioned pictures, with tiny models."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def text_tokenizer_for(
     """The text tokenizer of a run: the given one, that of the run to resume, or a new BPE of the data's captions."""
     if name is not None:
         return load_text_tokenizer(name)
-    if run.resume and (folder.path / TEXT_TOKENIZER).is_dir():
+    if folder.resume and (folder.path / TEXT_TOKENIZER).is_dir():
         return load_text_tokenizer(folder.path / TEXT_TOKENIZER)
     return train_bpe(read_captions(dataset, run.workers or 0), vocabulary)
 
@@ -79,6 +79,8 @@ class CaptionEncoder:
             self._cut = True
             logger.warning(
                 "a caption of %d tokens is cut to %d (text_length), longer ones will be too: %.60s...",
-                len(ids), self._length, caption,
+                len(ids),
+                self._length,
+                caption,
             )
         return ids[: self._length]

@@ -25,12 +25,14 @@ def train_tokenizer(
     optim: OptimConfig,
     run: RunConfig,
     val_data: str | None = None,
+    resume: bool = False,
 ) -> None:
     """Train a VQ image tokenizer on a folder of pictures.
 
     The output folder becomes the tokenizer: give it to --image_tokenizer of the other commands. Beside it stand
-    checkpoints, log.jsonl, TensorBoard files, sample grids (originals above reconstructions) and loss.png. Ctrl-C saves;
-    the same command with --run.resume true goes on. Several GPUs: torchrun --nproc-per-node 8 -m unitok train tokenizer ...
+    checkpoints, log.jsonl, TensorBoard files, sample grids (originals above reconstructions) and loss.png. Ctrl-C
+    saves; the same command with --resume goes on. Several GPUs:
+    torchrun --nproc-per-node 8 -m unitok train tokenizer ...
 
     Args:
         data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read.
@@ -42,15 +44,16 @@ def train_tokenizer(
         optim: How the weights move.
         run: How long, on what, how often.
         val_data: Pictures to measure on, such as shapes@val.
+        resume: Go on from the newest checkpoint in the output folder.
 
     Example:
-        unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer --run.steps 2000
+        unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer
     """
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
     from .folder import RunFolder
 
-    folder = RunFolder(out)
-    folder.claim(run.resume)
+    folder = RunFolder(out, resume)
+    folder.claim()
 
     from unitok.data.open import open_data
 
@@ -84,12 +87,13 @@ def train_generator(
     optim: OptimConfig,
     run: RunConfig,
     val_data: str | None = None,
+    resume: bool = False,
 ) -> None:
     """Train one transformer over text and image codes: it draws captions and captions pictures.
 
     The output folder becomes the model: give it to --model of the other commands. Beside it stand checkpoints,
-    log.jsonl, TensorBoard files, sample grids and loss.png. Ctrl-C saves; the same command with --run.resume true goes
-    on. Several GPUs: torchrun --nproc-per-node 8 -m unitok train generator ...
+    log.jsonl, TensorBoard files, sample grids and loss.png. Ctrl-C saves; the same command with --resume goes on.
+    Several GPUs: torchrun --nproc-per-node 8 -m unitok train generator ...
 
     Args:
         data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster).
@@ -105,6 +109,7 @@ def train_generator(
         optim: How the weights move.
         run: How long, on what, how often.
         val_data: Captioned pictures to measure on, such as shapes@val.
+        resume: Go on from the newest checkpoint in the output folder.
 
     Example:
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
@@ -112,8 +117,8 @@ def train_generator(
     settings = _settings(locals())
     from .folder import RunFolder
 
-    folder = RunFolder(out)
-    folder.claim(run.resume)
+    folder = RunFolder(out, resume)
+    folder.claim()
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
@@ -158,14 +163,11 @@ def encode(
     every step. Run the same command again to go on after an interruption.
 
     Args:
-        data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
-        image_tokenizer: Folder of the image tokenizer.
-        out: Folder for the codes; give it to --data of train generator.
-        batch_size: Pictures encoded at once.
-        shard_size: Pictures per file; an interruption costs at most this many.
-        workers: Processes that read pictures.
-        device: auto takes a GPU where there is one.
-        max_bad: Share of the pictures that may be unreadable.
+        data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many:
+        shapes?limit=50000 image_tokenizer: Folder of the image tokenizer. out: Folder for the codes; give it to
+        --data of train generator. batch_size: Pictures encoded at once. shard_size: Pictures per file; an
+        interruption costs at most this many. workers: Processes that read pictures. device: auto takes a GPU where
+        there is one. max_bad: Share of the pictures that may be unreadable.
 
     Example:
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
@@ -185,9 +187,9 @@ def encode(
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a command as plain data; what names a place to write to is no setting of the run."""
     return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
         for name, value in arguments.items()
-        if name not in ("out", "preset")
+        if name not in ("out", "preset", "resume")
     }
 
 

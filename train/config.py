@@ -98,8 +98,6 @@ class RunConfig:
     """Pictures of the validation data that one evaluation uses."""
     max_bad: float = 0.01
     """Share of the data set that may be unreadable before the run stops."""
-    resume: bool = False
-    """Go on from the newest checkpoint in the output folder."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -145,6 +143,6 @@ FREE_ON_RESUME = frozenset(
     {"val_data"}
     | {f"run.{name}" for name in ("steps", "workers", "device", "compile", "checkpointing", "threads", "micro_batch")}
     | {f"run.{name}_every" for name in ("log", "eval", "sample", "save")}
-    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad", "resume")}
+    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad")}
 )
 """Settings that a resumed run may change, for they do not alter what is learned. (`steps` stretches the schedule.)"""

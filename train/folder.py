@@ -32,20 +32,22 @@ from .config import FREE_ON_RESUME
 class RunFolder:
     """The output folder. Built by every process; only rank 0 calls what writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, resume: bool = False) -> None:
         self.path = path
+        self.resume = resume
+        """Whether to go on from the newest checkpoint in it."""
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
         self.log = path / "log.jsonl"
 
-    def claim(self, resume: bool) -> None:
+    def claim(self) -> None:
         """Refuses a folder that is somebody else's, before anything is read or built."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: choose another folder")
         used = self.path.is_dir() and any(self.path.iterdir())
         is_run = (self.path / "run.json").exists()
-        if used and not resume:
-            kind = "already holds a run: add --run.resume true to go on with it, or" if is_run else "is not empty:"
+        if used and not self.resume:
+            kind = "already holds a run: add --resume to go on with it, or" if is_run else "is not empty:"
             raise UserError(f"--out {self.path} {kind} choose another folder")
         if used and not is_run:
             raise UserError(f"--out {self.path} holds no run to resume (no run.json): choose the folder of a run")

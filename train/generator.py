@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_vq.base import ImageTokenizer
@@ -22,6 +21,7 @@ from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
+from unitok.tasks import task_losses
 from unitok.text import TextTokenizer
 from unitok.transformer import Transformer
 
@@ -36,8 +36,8 @@ GRID_PICTURES = 16
 
 
 class GeneratorTrainee:
-    """What the engine needs to train a generator. The loss is the sum over tasks of weight x mean cross-entropy, the mean
-    taken over the targets of the whole step."""
+    """What the engine needs to train a generator. The loss is the sum over tasks of weight x mean cross-entropy, the
+    mean taken over the targets of the whole step."""
 
     def __init__(
         self,
@@ -108,8 +108,7 @@ class GeneratorTrainee:
     def _task_sums(self, forward: Callable[..., torch.Tensor], data: TaskBatch) -> torch.Tensor:
         """(tasks,) float32: sums of cross-entropy."""
         logits = forward(data.batch, data.batch.at)  # (N, V)
-        losses = F.cross_entropy(logits.float(), data.targets, reduction="none")
-        return torch.zeros(len(self.parts), device=losses.device).index_add(0, data.tasks, losses)
+        return task_losses(logits, data.targets, data.tasks, len(self.parts))
 
     def _sums(self, data: TaskBatch, sums: torch.Tensor) -> dict[str, torch.Tensor]:
         return {

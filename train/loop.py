@@ -51,7 +51,7 @@ def train(
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
     settings = {**settings, "pictures": len(dataset)}
-    newest = folder.checkpoint_to_resume(settings) if run.resume else None
+    newest = folder.checkpoint_to_resume(settings) if folder.resume else None
 
     model = trainee.model
     state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizer(model, optim), step=0, sums={})
@@ -120,7 +120,7 @@ def train(
                 save_now()
                 log.say(
                     f"stopped by a signal after step {step} of {run.steps}, saved in {folder.path}:"
-                    " repeat the command with --run.resume true to go on"
+                    " repeat the command with --resume to go on"
                 )
                 raise SystemExit(128 + stopping)
             if not usable:
@@ -309,5 +309,5 @@ def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfi
         steps = read_about(newest)["settings"]["run"]["steps"]
         if steps != run.steps:
             log.say(f"run.steps was {steps} and is {run.steps}: the learning rate follows the new length from here on")
-    elif run.resume:
+    elif folder.resume:
         log.say(f"{folder.path} holds no checkpoint yet: starting at step 0")

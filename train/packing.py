@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,11 +36,9 @@ class TaskBatch:
         if device.type == "cpu":
             return self
         # Only pinned memory travels without making the CPU wait for the GPU.
-        parts = {item.name: getattr(self.batch, item.name) for item in fields(self.batch)}
-        pinned = {name: part.pin_memory() for name, part in parts.items() if isinstance(part, torch.Tensor)}
         return replace(
             self,
-            batch=replace(self.batch, **pinned).to(device),
+            batch=self.batch.map(torch.Tensor.pin_memory).to(device),
             targets=self.targets.pin_memory().to(device, non_blocking=True),
             tasks=self.tasks.pin_memory().to(device, non_blocking=True),
         )
@@ -65,7 +63,8 @@ class Packer:
     seed: int
 
     def __call__(self, records: RecordBatch) -> RecordBatch:
-        """Adds the packed batch to records with codes; records with pixels, or without any picture, stay as they are."""
+        """Adds the packed batch to records with codes; records with pixels, or without any picture, stay as they
+        are."""
         if records.codes is None:
             return records
         return PackedRecords(**vars(records), packed=self.pack(records, records.codes))

@@ -85,7 +85,8 @@ class Validation:
 
 def first_records(dataset: RecordDataset, number: int) -> RecordBatch:
     """The first readable records of a data set (among its first 16 x number)."""
-    records, keys = [], []
+    records: list[Record] = []
+    keys: list[Key] = []
     for index in range(min(len(dataset), 16 * number)):
         record = dataset[index]
         if record.problem is None:

@@ -28,7 +28,7 @@ GRID_PICTURES = 8
 class TokenizerTrainee:
     """What the engine needs to train a tokenizer. Every part of the loss is a mean over pictures of equal size."""
 
-    parts = ("pictures",)
+    parts: tuple[str, ...] = ("pictures",)
 
     def __init__(
         self,

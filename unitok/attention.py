@@ -76,8 +76,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
 
 
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:
-    """Attention as two matrix products, for training in bf16 on a CPU: there the backward pass of SDPA takes two to four
-    times as long (docs/log.md, 2026-11-21)."""
+    """Attention as two matrix products, for training in bf16 on a CPU: there the backward pass of SDPA takes two to
+    four times as long (docs/log.md, 2026-11-21)."""
     (batch, heads, queries, size), keys = q.shape, k.shape[2]
     if heads != k.shape[1]:
         k, v = k.repeat_interleave(heads // k.shape[1], 1), v.repeat_interleave(heads // v.shape[1], 1)
@@ -85,7 +85,7 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibilit
         seen.bias = torch.zeros(batch, heads, queries, keys, dtype=q.dtype)
         mask = torch.ones(queries, keys, dtype=torch.bool).tril() if seen.causal else seen.mask
         if mask is not None:
-            # Not minus infinity: a row of padding sees nobody, and its NaN would spread through the weights' gradients.
+            # Not minus infinity: a row of padding sees nobody, and its NaN would spread through the gradients.
             seen.bias.masked_fill_(~mask, torch.finfo(q.dtype).min)
         seen.bias = seen.bias.flatten(0, 1)
     scores = torch.baddbmm(seen.bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5)

@@ -62,7 +62,7 @@ def _run(command: str, words: list[object], out: Path) -> None:
 
     argv = [*map(str, words), "--out", str(out)]
     if (out / "run.json").exists():
-        argv += ["--run.resume", "true"]
+        argv += ["--resume"]
     print(f"\n$ unitok {command} {shlex.join(argv)}", file=sys.stderr)
     function, values = parse(command, COMMANDS[command], argv)
     function(**values)

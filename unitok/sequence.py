@@ -8,7 +8,8 @@ anything again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -109,9 +110,12 @@ class PackedBatch:
         return visibility(self.groups, self.documents, self.groups, self.documents, causal=self.causal, backend=backend)
 
     def to(self, device: torch.device | str) -> PackedBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in values.items()}
-        return PackedBatch(**moved)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
+        """The batch with every tensor changed."""
+        tensors = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return PackedBatch(**tensors, causal=self.causal)
 
 
 def pack(documents: list[Document], *, pad: int) -> PackedBatch:

@@ -81,14 +81,10 @@ def make_batch(
     return pack(documents, pad=vocabulary.pad)
 
 
-def task_losses(
-    logits: torch.Tensor, targets: torch.Tensor, tasks: torch.Tensor, number: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of cross-entropy per task and how many targets each sums over.
+def task_losses(logits: torch.Tensor, targets: torch.Tensor, tasks: torch.Tensor, number: int) -> torch.Tensor:
+    """Sums of cross-entropy per task, (number,) float32, of logits (N, V), targets (N,) and task ids (N,).
 
-    Logits (N, V), targets (N,), task ids (N,) to (number,) float32 and (number,) int64. A task without targets has
-    sum 0.
+    Sums, not means: what they are divided by counts over the whole step, which only its caller knows.
     """
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    sums = torch.zeros(number, device=losses.device).index_add(0, tasks, losses)
-    return sums, torch.bincount(tasks, minlength=number)
+    return torch.zeros(number, device=losses.device).index_add(0, tasks, losses)

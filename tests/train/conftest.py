@@ -70,7 +70,9 @@ class Toy:
         counts = torch.bincount(part, minlength=2).double()
         return MicroBatch((images, part), counts, records.names)
 
-    def loss(self, forward: Any, data: Any, totals: torch.Tensor, last: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, forward: Any, data: Any, totals: torch.Tensor, last: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images, part = data
         errors = (forward(images) - images.flatten(1)).float().square().mean(1)
         sums = torch.zeros(2).index_add(0, part, errors)
@@ -112,11 +114,13 @@ def one_thread() -> Any:
 
 @pytest.fixture
 def run_toy() -> Any:
-    def run(out: Path, dataset: Any = None, toy: Toy | None = None, optim: Any = None, **run: Any) -> Outcome:
+    def run(
+        out: Path, dataset: Any = None, toy: Toy | None = None, optim: Any = None, resume: bool = False, **run: Any
+    ) -> Outcome:
         settings = {"steps": 6, "batch_size": 8, "log_every": 1, "device": "cpu", "precision": "fp32", **run}
         config = RunConfig(**settings)
-        folder = RunFolder(out)
-        folder.claim(config.resume)
+        folder = RunFolder(out, resume)
+        folder.claim()
         outcome = Outcome(toy=toy or Toy())
         moves = OptimConfig(**{"lr": 1e-2, "warmup_steps": 2, **(optim or {})})
         told = {"run": dict(settings), "optim": optim or {}}
@@ -153,7 +157,8 @@ def train_small_tokenizer() -> Any:
             losses=LossConfig(l1=0.5),
             augment=augment or AugmentConfig(),
             optim=OptimConfig(lr=2e-3, warmup_steps=2),
-            run=RunConfig(**{**SMALL_RUN, **settings}, resume=resume),
+            run=RunConfig(**{**SMALL_RUN, **settings}),
+            resume=resume,
         )
         return read_log(out / "log.jsonl")
 
@@ -184,7 +189,8 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             text_tokenizer=text_tokenizer,
             text_vocabulary=300,
             optim=OptimConfig(lr=2e-3, warmup_steps=2),
-            run=RunConfig(**{**SMALL_RUN, **settings}, resume=resume),
+            run=RunConfig(**{**SMALL_RUN, **settings}),
+            resume=resume,
         )
         return read_log(out / "log.jsonl")
 

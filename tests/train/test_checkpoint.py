@@ -82,7 +82,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(UserError, match=r"step-00000002 cannot be written \(No space left on device\): free some space"):
+    with pytest.raises(
+        UserError, match=r"step-00000002 cannot be written \(No space left on device\): free some space"
+    ):
         save(tmp_path, state, {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 

@@ -26,7 +26,9 @@ RUN = (
 def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unitok"]
-    return subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [*launcher, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
@@ -34,7 +36,7 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str, tiny_tokenizer_fo
     words = f"train {kind} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
     if kind == "tokenizer":
         # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
-        words += "--tokenizer.quantizer.kmeans_init false --tokenizer.quantizer.revive_below 0".split()
+        words += ["--tokenizer.quantizer.kmeans_init", "false", "--tokenizer.quantizer.revive_below", "0"]
     else:
         words += ["--image_tokenizer", str(tiny_tokenizer_folder), "--text_vocabulary", "300"]
     two = torchrun([*words, "--out", str(tmp_path / "two")])
@@ -49,7 +51,9 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str, tiny_tokenizer_fo
             assert both[name] == pytest.approx(one[name], rel=2e-3, abs=1e-5), name
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     for name, weight in weights[0].items():
-        torch.testing.assert_close(weights[1][name], weight, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            weights[1][name], weight, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: name + text
+        )
     assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
 

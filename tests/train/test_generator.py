@@ -126,13 +126,17 @@ def test_codes_of_another_tokenizer_are_refused(
     torch.manual_seed(1)
     build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(tmp_path / "other")
     encode(data="shapes?limit=16", image_tokenizer=tmp_path / "other", out=tmp_path / "codes")
-    with pytest.raises(UserError, match=r"codes holds codes of another image tokenizer .* give the tokenizer that made"):
+    with pytest.raises(
+        UserError, match=r"codes holds codes of another image tokenizer .* give the tokenizer that made"
+    ):
         train_small_generator(tmp_path / "out", data=str(tmp_path / "codes"), steps=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, train_small_generator: Any) -> None:
-    reading = TasksConfig(text_to_image=TaskConfig(0.0, 1.0), image_to_text=TaskConfig(1.0, 1.0), text_only=TaskConfig(0.0, 0.0))
+    reading = TasksConfig(
+        text_to_image=TaskConfig(0.0, 1.0), image_to_text=TaskConfig(1.0, 1.0), text_only=TaskConfig(0.0, 0.0)
+    )
     log = train_small_generator(tmp_path, steps=1, tasks=reading)
     assert all("loss/text_to_image" not in entry and "loss/image_to_text" in entry for entry in log)
     assert not list((tmp_path / "samples").iterdir())

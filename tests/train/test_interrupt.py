@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from unitok.train.log import read_log
 
 STEPS = 40
-RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.eval_pictures 8 --run.device cpu --run.eval_every 9"
+RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.device cpu"
+RUN += " --run.eval_pictures 8 --run.eval_every 9"
 OPTIM = "--optim.lr 0.002 --optim.warmup_steps 2"
 
 
@@ -25,7 +26,11 @@ def stop_in_the_middle(words: list[str], out: Path, number: int) -> None:
     """Starts a command and sends it a signal once it has logged a few steps."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "unitok", *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "unitok", *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         while len(read_log(out / "log.jsonl")) < 7:
@@ -36,7 +41,7 @@ def stop_in_the_middle(words: list[str], out: Path, number: int) -> None:
     finally:
         process.kill()
     assert process.returncode == 128 + number, stderr
-    assert "stopped by a signal after step" in stderr and "repeat the command with --run.resume true" in stderr
+    assert "stopped by a signal after step" in stderr and "repeat the command with --resume" in stderr
     assert stdout == "" and "Traceback" not in stderr
 
 
@@ -70,6 +75,6 @@ def test_resume_after_a_signal_equals_the_unbroken_run(
     )
     done = [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()]
     assert len(done) == 1 and 7 <= int(done[0].removeprefix("step-")) < STEPS
-    run_command([*words, "--out", str(tmp_path / "stopped"), "--run.resume", "true"])
+    run_command([*words, "--out", str(tmp_path / "stopped"), "--resume"])
     run_command([*words, "--out", str(tmp_path / "whole")])
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")

@@ -145,7 +145,7 @@ def test_a_step_without_a_readable_picture_is_skipped(tmp_path: Path, run_toy: A
 
 def test_folders_that_are_refused(tmp_path: Path, run_toy: Any) -> None:
     run_toy(tmp_path / "out", steps=1)
-    with pytest.raises(UserError, match=r"already holds a run: add --run.resume true .* or choose another folder"):
+    with pytest.raises(UserError, match=r"already holds a run: add --resume .* or choose another folder"):
         run_toy(tmp_path / "out")
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "letter.txt").write_text("dear")

@@ -61,9 +61,7 @@ def test_sums_over_an_interval_are_means_over_its_pictures(tmp_path: Path, train
 @pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4, kmeans_init=False, revive_below=0), FSQ(), SimVQ()])
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_tokenizer: Any, quantizer: Any) -> None:
     whole, parts = (
-        train_small_tokenizer(
-            tmp_path / str(size), quantizer=quantizer, steps=3, micro_batch=size, precision="fp32"
-        )
+        train_small_tokenizer(tmp_path / str(size), quantizer=quantizer, steps=3, micro_batch=size, precision="fp32")
         for size in (8, 2)
     )
     assert train_losses(parts) == pytest.approx(train_losses(whole), rel=1e-4)
