@@ -69,6 +69,9 @@ RELATIONS: dict[str, tuple[int, int]] = {
 }
 """Direction from the other object to the subject as (x, y); y points down."""
 
+LATTICE = 16
+"""Centres lie on a lattice of this many steps a side (2 pixels at 32). So the same object recurs pixel by pixel, and
+what a small model has to learn in minutes is the scene, not sub-pixel offsets."""
 BORDER = 0.035
 """Least distance of an object to the border, as a share of the canvas (1.1 pixels at 32)."""
 GAP = 0.065
@@ -166,7 +169,7 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
 
 
 def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[float]]:
-    """Random centres under the rules of this module: borders, gaps and clear relations."""
+    """Random centres on the lattice under the rules of this module: borders, gaps and clear relations."""
     extents = [box(kind.shape, SIZES[kind.size]) for kind in kinds]
     first_axis = int(draw() * 2)
     while True:
@@ -178,7 +181,8 @@ def _places(kinds: tuple[Kind, ...], draw: Callable[[], float]) -> list[list[flo
             order = [0, other] if draw() < 0.5 else [other, 0]
             for i, place in zip(order, _spread(draw, [extents[i][axis] for i in order]), strict=True):
                 places[i][axis] = place
-        if _clear(places, extents, first_axis):
+        places = [[int(centre * LATTICE + 0.5) / LATTICE for centre in place] for place in places]
+        if _apart(places, extents) and _clear(places, first_axis):
             return places
 
 
@@ -194,16 +198,25 @@ def _spread(draw: Callable[[], float], extents: list[float]) -> list[float]:
     return places
 
 
-def _clear(places: list[list[float]], extents: list[tuple[float, float]], first_axis: int) -> bool:
-    """Whether each relation's axis dominates and all boxes are a gap apart."""
+def _apart(places: list[list[float]], extents: list[tuple[float, float]]) -> bool:
+    """Whether all boxes keep the border and are a gap apart."""
+    for place, extent in zip(places, extents, strict=True):
+        if any(min(place[i], 1 - place[i]) < 0.5 * extent[i] + BORDER for i in (0, 1)):
+            return False
+    return all(
+        any(abs(places[a][i] - places[b][i]) >= 0.5 * (extents[a][i] + extents[b][i]) + GAP for i in (0, 1))
+        for a, b in combinations(range(len(places)), 2)
+    )
+
+
+def _clear(places: list[list[float]], first_axis: int) -> bool:
+    """Whether each relation's axis dominates."""
     for other in range(1, len(places)):
         axis = first_axis if other == 1 else 1 - first_axis
         offset = [abs(places[0][i] - places[other][i]) for i in (0, 1)]
         if offset[1 - axis] > SLANT * offset[axis]:
             return False
-    if len(places) < 3:
-        return True
-    return any(abs(places[1][i] - places[2][i]) >= 0.5 * (extents[1][i] + extents[2][i]) + GAP for i in (0, 1))
+    return True
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
