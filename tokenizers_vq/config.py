@@ -175,6 +175,9 @@ class ConvVQConfig:
     stem: int = 1
     """Pixels are folded into channels in blocks of this side before the first convolution and unfolded after the last
     one (space-to-depth). 1 keeps the full-resolution convolutions of taming; 2 or 4 is far cheaper."""
+    patchwise: bool = False
+    """The encoder sees each patch of stride x stride pixels by itself, so that equal patches get equal codes. Without
+    it, the codes of plain white vary with what stands beside it: noise that a generator has to learn."""
     channels: int = 128
     """Channels of the first level."""
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -280,20 +283,21 @@ def debug() -> ConvVQConfig:
 
 
 def shapes() -> ConvVQConfig:
-    """For the rendered `shapes` pictures: 32 px, 8x8 codes out of 512, 0.65 M parameters.
+    """For the rendered `shapes` pictures: 32 px, 8x8 codes out of 1000, 0.65 M parameters.
 
-    Two CPU cores do 2500 steps of batch 32 in about a minute (32 dB on held-out pictures, all codes in use). With all
-    convolutions at the resolution of the codes a step costs a third of what one more level on top would cost.
+    1700 steps of batch 32 give 35.9 dB on held-out pictures, every object read back right. All convolutions run at the
+    resolution of the codes: a step costs a third of what one more level on top would cost.
     """
     return ConvVQConfig(
         image_size=32,
         stem=4,
+        patchwise=True,
         channels=64,
         channel_multipliers=(1,),
         blocks=1,
         attention="none",
         latent_dim=64,
-        quantizer=VQ(codebook_size=512, dim=8),
+        quantizer=FSQ(levels=(8, 5, 5, 5)),
     )
 
 

@@ -155,6 +155,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.channels * factor for factor in config.channel_multipliers]
         self.stem = config.stem
+        self.patch = config.stride if config.patchwise else None
         self.conv_in = nn.Conv2d(3 * config.stem**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         width = config.channels
@@ -167,8 +168,23 @@ class Encoder(nn.Module):
         self.mid = Middle(width, attention=config.attention != "none")
         self.norm_out = group_norm(width)
         self.conv_out = nn.Conv2d(width, config.latent_dim, 3, padding=1)
+        if config.patchwise:
+            # A small patch ends as one position, where a group of four channels has little left after its own mean and
+            # deviation are taken out. One group of all channels keeps what the patch looks like.
+            for module in self.modules():
+                if isinstance(module, nn.GroupNorm):
+                    module.num_groups = 1
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.patch is None:
+            return self._encode(x)
+        batch, _, height, width = x.shape
+        h, w = height // self.patch, width // self.patch
+        x = F.pixel_unshuffle(x, self.patch)  # (B, 3*p*p, h, w), then every patch as a picture: (B*h*w, 3, p, p)
+        x = x.permute(0, 2, 3, 1).reshape(batch * h * w, 3, self.patch, self.patch)
+        return self._encode(x).reshape(batch, h, w, -1).permute(0, 3, 1, 2)
+
+    def _encode(self, x: Tensor) -> Tensor:
         if self.stem > 1:
             x = F.pixel_unshuffle(x, self.stem)  # (B, 3*stem*stem, H/stem, W/stem)
         x = self.conv_in(fast_memory(x))

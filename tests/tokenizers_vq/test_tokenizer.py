@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenizers_vq import build_tokenizer, load_tokenizer
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.config import QUANTIZERS, TOKENIZER_PRESETS, VQ, ConvVQConfig, Cosine, LossConfig
+from tokenizers_vq.config import FSQ, QUANTIZERS, TOKENIZER_PRESETS, VQ, ConvVQConfig, Cosine, LossConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.losses import TokenizerLoss
@@ -285,3 +285,29 @@ def test_failed_save_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
         tiny(channels=32).save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint() == tokenizer.fingerprint()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("stem", "multipliers"), [(4, (1,)), (2, (1, 2)), (1, (1, 1, 2))])
+def test_patchwise_codes_depend_on_their_patch_alone(stem: int, multipliers: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    config = ConvVQConfig(
+        image_size=16,
+        stem=stem,
+        patchwise=True,
+        channels=16,
+        channel_multipliers=multipliers,
+        blocks=1,
+        attention="middle",
+        latent_dim=8,
+        quantizer=FSQ(levels=(8, 5, 5, 5)),
+    )
+    tokenizer = build_tokenizer(config).eval()
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    images[1, :, 4:8, 8:12] = images[0, :, 12:16, 20:24]  # one patch of stride 4, moved
+    codes = tokenizer.encode(images).view(2, 4, 6)
+    assert codes[1, 1, 2] == codes[0, 3, 5]
+    changed = images.clone()
+    changed[:, :, 4:8, 8:12] *= -1
+    differs = tokenizer.encode(changed).view(2, 4, 6) != codes
+    assert differs[:, 1, 2].all() and differs.sum() == 2
+    assert tokenizer.decode(codes.flatten(1), tokenizer.layout_for(16, 24)).shape == images.shape
