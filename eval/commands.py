@@ -71,7 +71,7 @@ def eval_tokenizer(
     perceptual = None
     if lpips != "none":
         try:
-            perceptual = load_lpips("alex" if lpips == "auto" else lpips, lpips_weights).to(where)
+            perceptual = load_lpips("alex" if lpips == "auto" else lpips, lpips_weights, "--lpips_weights").to(where)
         except UserError as error:
             if lpips != "auto" or lpips_weights is not None:
                 raise
@@ -282,7 +282,7 @@ def eval_clipscore(
 
 def _check(batch_size: int, limit: int | None) -> None:
     problems = Problems()
-    problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
+    problems.check(batch_size >= 1, f"--batch_size is {batch_size}: choose 1 or more")
     problems.check(limit is None or limit >= 1, f"--limit is {limit}: choose 1 or more, or leave it out")
     problems.raise_if_any()
 

@@ -1,7 +1,7 @@
 """Networks that turn pictures (and captions) into vectors. Every number carries the label of its network.
 
 embedded                 the small dual encoder of this repository, offline; knows only what encoder/README.md says
-inception                the network of the published FID, weights by download or `--feature-weights FILE`
+inception                the network of the published FID, weights by download or `--feature_weights FILE`
 clip:<hub id or folder>  a CLIP model of transformers
 """
 
@@ -116,7 +116,7 @@ class InceptionNetwork(FeatureNetwork):
             )
         except RuntimeError as error:
             raise UserError(
-                f"--feature-weights {weights} does not fit Inception: give torch-fidelity's {inception_file()}"
+                f"--feature_weights {weights} does not fit Inception: give torch-fidelity's {inception_file()}"
             ) from error
         super().__init__(network, device)
 
@@ -143,18 +143,18 @@ def inception_weights(path: Path | None) -> dict[str, Tensor]:
             raise UserError(
                 f"features 'inception' need the weights {inception_file()}, which are not in {torch.hub.get_dir()}"
                 f"/checkpoints and could not be downloaded ({error}): fetch that file from torch-fidelity's releases "
-                "on a machine with a network and pass --feature-weights FILE, or use --features embedded"
+                "on a machine with a network and pass --feature_weights FILE, or use --features embedded"
             ) from error
     if not path.is_file():
-        raise UserError(f"--feature-weights {path} is not a file: give torch-fidelity's {inception_file()}")
+        raise UserError(f"--feature_weights {path} is not a file: give torch-fidelity's {inception_file()}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"--feature-weights {path} cannot be read as weights: give torch-fidelity's {inception_file()}"
+            f"--feature_weights {path} cannot be read as weights: give torch-fidelity's {inception_file()}"
         ) from error
     if not isinstance(state, dict):
-        raise UserError(f"--feature-weights {path} holds a {type(state).__name__}: give {inception_file()}")
+        raise UserError(f"--feature_weights {path} holds a {type(state).__name__}: give {inception_file()}")
     return state
 
 
@@ -227,7 +227,7 @@ def load_features(
     """
     device = torch.device(device)
     if weights is not None and name != "inception":
-        raise UserError(f"--feature-weights is for --features inception, not for {name!r}: leave it out")
+        raise UserError(f"--feature_weights is for --features inception, not for {name!r}: leave it out")
     if name == "embedded":
         return EmbeddedNetwork(device)
     if name == "inception":

@@ -107,7 +107,7 @@ def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: 
     empty.mkdir()
     with pytest.raises(UserError, match="empty"):
         eval_fid(str(empty), str(pictures))
-    with pytest.raises(UserError, match=r"--batch-size is 0.*\n.*--limit is 0"):
+    with pytest.raises(UserError, match=r"--batch_size is 0.*\n.*--limit is 0"):
         eval_fid(str(pictures), str(pictures), batch_size=0, limit=0)
     with pytest.raises(UserError, match="--guidance is -1"):
         eval_generator(tmp_path, "shapes@val", guidance=-1)
@@ -119,7 +119,7 @@ def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: 
         eval_generator(empty, "shapes@val")
     tokenizer = tmp_path / "tokenizer"
     make_model().image_tokenizer.save_pretrained(tokenizer)
-    with pytest.raises(UserError, match=r"--lpips-weights .* is not a file"):
+    with pytest.raises(UserError, match=r"--lpips_weights .* is not a file"):
         eval_tokenizer(tokenizer, str(pictures), tmp_path / "out", lpips_weights=tmp_path / "none.pth")
     assert not (tmp_path / "out").exists(), "nothing is half-written"
 

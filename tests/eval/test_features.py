@@ -93,7 +93,7 @@ def test_names() -> None:
         load_image_text("resnet")
     with pytest.raises(UserError, match="reads no captions"):
         load_image_text("inception")
-    with pytest.raises(UserError, match="--feature-weights is for --features inception, not for 'embedded'"):
+    with pytest.raises(UserError, match="--feature_weights is for --features inception, not for 'embedded'"):
         load_features("embedded", weights=Path("x.pth"))
 
 
@@ -140,7 +140,7 @@ def test_inception_without_network_says_which_file_and_option(monkeypatch: pytes
     with pytest.raises(UserError) as caught:
         load_features("inception")
     message = str(caught.value)
-    assert inception_file() in message and "--feature-weights FILE" in message and "\n" not in message
+    assert inception_file() in message and "--feature_weights FILE" in message and "\n" not in message
     assert "http" not in message
 
 
