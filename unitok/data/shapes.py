@@ -78,8 +78,8 @@ GAP = 0.065
 """Least distance of two objects' boxes along one axis (2.1 pixels at 32)."""
 SLANT = 0.5
 """Largest offset across a relation's axis, as a share of the offset along it."""
-COUNT_SHARES = (0.25, 0.5, 0.25)
-"""Share of scenes with one, two, three objects. Half are pairs: those teach a relation with nothing else going on."""
+COUNT_SHARES = (0.5, 0.35, 0.15)
+"""Share of scenes with one, two, three objects. Single objects teach the words, pairs and triples the relations."""
 HELD_OUT_SHARE = 0.1
 MIN_SIZE = 24
 """Smallest canvas in pixels; below it, gaps are under 1.5 pixels and a cross has no arms."""
