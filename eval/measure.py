@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from unitok.data.checker import accuracy
-from unitok.data.records import RecordDataset
+from unitok.data.records import Record, RecordDataset
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
@@ -99,7 +99,8 @@ def measure_generation(
 ) -> Section:
     """Draws one picture for each caption of a data set and compares them with its pictures and captions.
 
-    FID, KID and CLIPScore; on `shapes` also what the checker reads in the pictures; with a gallery, retrieval.
+    FID, KID and CLIPScore; on `shapes` also what the checker reads in the pictures; with a gallery, retrieval of
+    the right name by the nearest known picture and by the nearest name.
 
     Args:
         model: draws the pictures.
@@ -154,7 +155,10 @@ def measure_generation(
     if gallery is not None:
         assert labels is not None
         wanted = [labels[index] for index, _ in rows]
-        numbers |= _retrieval(network, features, wanted, gallery, batch_size, max_bad, facts)
+        known = list(read_records(gallery, max_bad=max_bad))
+        numbers |= _picture_retrieval(network, features, wanted, known, gallery.name, batch_size, facts)
+        names = list(dict.fromkeys(record.caption or "" for record in known))
+        numbers |= _name_retrieval(clip, {"drawn": drawn, "real": real}, wanted, names, batch_size, of_clip)
 
     items = []
     for i in range(min(SHOWN, len(drawn))):
@@ -255,26 +259,44 @@ def _distances(a: Tensor, b: Tensor, network: FeatureNetwork, facts: dict[str, F
     }
 
 
-def _retrieval(
+def _picture_retrieval(
     network: FeatureNetwork,
     features: dict[str, Tensor],
     labels: list[str],
-    gallery: RecordDataset,
+    known: list[Record],
+    gallery: str,
     batch_size: int,
-    max_bad: float,
     facts: dict[str, Fact],
 ) -> dict[str, Number]:
     """How often the nearest known picture has the right name, for the drawn pictures and for the real ones."""
-    known = list(read_records(gallery, max_bad=max_bad))
     names = [record.caption or "" for record in known]
     vectors = extract(network, (images for images, _ in picture_batches(known, batch_size)))
-    more: dict[str, Fact] = {"gallery": gallery.name, "gallery pictures": len(names), "names": len(set(names))}
+    more: dict[str, Fact] = {"gallery": gallery, "gallery pictures": len(names), "names": len(set(names))}
     origin: dict[str, Fact] = {**facts, **more, **_origin(network)}
     numbers = {}
     for key, whose in {"drawn": "drawn pictures", "real": "the data's own pictures"}.items():
         share = nearest_group(features[key], labels, vectors, names)
         title = f"Right name among {len(set(names))} by nearest picture, {whose} ({network.label})"
         numbers[f"retrieval_{key}"] = Number(title, share, "%", "higher", origin)
+    return numbers
+
+
+def _name_retrieval(
+    clip: ImageTextNetwork,
+    pictures: dict[str, Tensor],
+    labels: list[str],
+    names: list[str],
+    batch_size: int,
+    facts: dict[str, Fact],
+) -> dict[str, Number]:
+    """How often the nearest name is the right one, for the drawn pictures and for the real ones."""
+    texts = [clip.text_embeddings(names[i : i + batch_size]) for i in range(0, len(names), batch_size)]
+    numbers = {}
+    for key, whose in {"drawn": "drawn pictures", "real": "the data's own pictures"}.items():
+        vectors = torch.cat([clip.image_embeddings(part) for part in pictures[key].split(batch_size)])
+        share = nearest_group(vectors, labels, torch.cat(texts), names)
+        title = f"Right name among {len(names)} by nearest caption, {whose} ({clip.pair_label})"
+        numbers[f"naming_{key}"] = Number(title, share, "%", "higher", {**facts, "names": len(names)})
     return numbers
 
 

@@ -113,7 +113,7 @@ class Batch:
 
 
 class Scenes:
-    """Rendered scenes, at 32 and 64 px in turn, each with up to five false captions."""
+    """Rendered scenes, at 32 and 64 px in turn, each with three false captions."""
 
     def __init__(self, seed: int, split: str = "train") -> None:
         self.scenes = ShapesDataset(split=split, seed=fold(seed, "encoder") % 2**31)
@@ -128,7 +128,7 @@ class Scenes:
         def caption(of: Scene) -> str:
             return describe(of) if canonical else say(of, chance.sample(range(count), count))
 
-        kinds = (*chance.sample(EDITS[:3], 2), "relation", "binding", "binding")
+        kinds = (*chance.sample(EDITS[:3], 1 if count > 1 else 3), "relation", "binding")
         edited = [edit(scene, what, chance) for what in kinds]
         wrong = [text for text in (caption(other) for other in edited if other) if not is_true(text, scene)]
         batch.add(picture(scene, (32, 64)[index % 2]), caption(scene), wrong, "", "")

@@ -2,7 +2,7 @@
 
     python -m unitok.eval.encoder.train --emoji DIR --out encoder.safetensors --steps 2000
 
-Half of a batch are scenes, each with false captions that get one attribute wrong, which count as further negatives of
+A third of a batch are scenes, each with false captions that get one attribute wrong, which are further negatives of
 their own picture; captions of emoji outside the batch are negatives too. The weights written are a running average, so
 a stopped run leaves a usable file.
 """
@@ -76,9 +76,9 @@ def train(args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * shown
         batch = Batch()
-        for slot in range(args.batch):
-            kind, index = (scenes, emoji)[slot % 2], ((args.first + step) * args.batch + slot) // 2
-            kind.add(batch, index)
+        for kind, count in ((scenes, args.batch // 3), (emoji, args.batch - args.batch // 3)):
+            for slot in range(count):
+                kind.add(batch, (args.first + step) * count + slot)
         emoji.add_others(batch, args.others, args.first + step)
         images = augment(
             model.prepare(torch.stack(batch.images)),
@@ -108,9 +108,9 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, required=True, help="folder of the emoji data set (train-*.parquet)")
     parser.add_argument("--out", type=Path, required=True, help="file to write, rewritten as the run goes on")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=128, help="pictures per step, half of them scenes")
+    parser.add_argument("--batch", type=int, default=128, help="pictures per step, a third of them scenes")
     parser.add_argument("--others", type=int, default=384, help="captions of further emoji, as wrong ones, per step")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, default=None, help="go on from the weights of this file")
     parser.add_argument("--first", type=int, default=0, help="steps that --init has seen, so that new pictures come")

@@ -24,8 +24,8 @@ from unitok.eval.reconstruction import BEST_PSNR, psnr, ssim
 def test_encoder_prefers_the_true_caption_to_one_that_is_wrong_in_one_attribute() -> None:
     assert WEIGHTS.stat().st_size <= 5_000_000
     found = scene_discrimination(load_encoder(), count=150, seed=7)
-    # Measured on 1,000 scenes: see encoder/README.md; 150 scenes leave an error of up to 0.04.
-    least = {"shape": 0.95, "colour": 0.97, "size": 0.97, "relation": 0.7, "binding": 0.5}
+    # On 1,000 scenes: 0.967, 1.000, 0.999, 0.872, 0.668 (encoder/README.md). Less three standard errors of 150 scenes.
+    least = {"shape": 0.92, "colour": 0.98, "size": 0.98, "relation": 0.78, "binding": 0.54}
     assert {name: found[name] >= least[name] for name in least} == dict.fromkeys(EDITS, True), found
 
 

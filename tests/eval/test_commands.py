@@ -99,6 +99,7 @@ def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictur
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert data["generation"]["retrieval_real"] == {"top1": 1.0, "top5": 1.0}, "the pictures are in the gallery"
     assert data["generation"]["retrieval_drawn"]["top1"] < 1
+    assert data["generation"]["naming_real"]["top1"] > 0.5 > data["generation"]["naming_drawn"]["top1"]
     assert "captioning" not in data
 
 
