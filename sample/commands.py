@@ -89,7 +89,7 @@ def sample(
         )
         for (caption, number), picture in zip(part, pictures, strict=True):
             folder.add(caption, number, picture)
-    print(folder.write_sheet(columns=n))
+    print(folder.write_sheet(n))
 
 
 def caption(

@@ -79,11 +79,12 @@ class PictureFolder:
         self.done[caption, seed] = record
         self.names.add(name)
 
-    def write_sheet(self, columns: int) -> Path:
-        """The labelled contact sheet of the first pictures."""
+    def write_sheet(self, n: int) -> Path:
+        """The labelled contact sheet of the first pictures, about square; the n pictures of a caption stay together."""
         records = list(self.done.values())[:SHEET_LIMIT]
         pictures = torch.stack([decode((self.folder / record["file"]).read_bytes()) for record in records])
         labels = [f"{record['caption']} (seed {record['seed']})" for record in records]
         scale = max(1, 144 // pictures.shape[-1])  # small pictures are enlarged, so that their labels fit below
+        columns = n * max(1, round((len(records) / n / n) ** 0.5))
         save_grid(self.folder / SHEET, pictures, columns=columns, labels=labels, scale=scale)
         return self.folder / SHEET
