@@ -60,15 +60,14 @@ def average_weights(average: DualEncoder, model: DualEncoder, decay: float) -> N
 
 def train(args: argparse.Namespace) -> None:
     torch.manual_seed(fold(args.seed, "encoder"))
-    model = load_encoder(args.init).requires_grad_(True).train() if args.init else DualEncoder()
-    model = model.to(memory_format=torch.channels_last)
+    model = DualEncoder().to(memory_format=torch.channels_last)
     average = copy.deepcopy(model).eval()
     scenes, emoji = Scenes(args.seed), Emoji(args.emoji, "train", args.seed)
     matrices = [value for value in model.parameters() if value.ndim > 1]
     vectors = [value for value in model.parameters() if value.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    options = ("steps", "batch", "others", "lr", "seed", "first")
+    options = ("steps", "batch", "others", "lr", "seed")
     notes = {"command": " ".join(f"--{name} {getattr(args, name)}" for name in options)}
     start, seen, losses = time.time(), 0, []
     for step in range(args.steps):
@@ -78,11 +77,11 @@ def train(args: argparse.Namespace) -> None:
         batch = Batch()
         for kind, count in ((scenes, args.batch // 3), (emoji, args.batch - args.batch // 3)):
             for slot in range(count):
-                kind.add(batch, (args.first + step) * count + slot)
-        emoji.add_others(batch, args.others, args.first + step)
+                kind.add(batch, step * count + slot)
+        emoji.add_others(batch, args.others, step)
         images = augment(
             model.prepare(torch.stack(batch.images)),
-            keyed_generator(args.seed, "encoder", "augment", args.first + step),
+            keyed_generator(args.seed, "encoder", "augment", step),
         )
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = contrastive_loss(model, images, batch)
@@ -112,8 +111,6 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=384, help="captions of further emoji, as wrong ones, per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--init", type=Path, default=None, help="go on from the weights of this file")
-    parser.add_argument("--first", type=int, default=0, help="steps that --init has seen, so that new pictures come")
     parser.add_argument("--save-every", type=int, default=250)
     train(parser.parse_args())
 
