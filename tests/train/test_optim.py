@@ -18,7 +18,7 @@ def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
     config = OptimConfig(lr=2.0, min_lr=0.2, warmup_steps=10)
     rates = [learning_rate(step, 100, config) for step in range(100)]
     assert rates[0] == pytest.approx(0.2) and rates[9] == rates[:11][9] == 2.0
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
     assert rates[99] == pytest.approx(0.2)
     assert rates[54] == pytest.approx((2.0 + 0.2) / 2, rel=0.02)  # half-way down the cosine
 
