@@ -95,7 +95,11 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
 def test_recipes_are_accepted(recipe: Path) -> None:
     name = "train tokenizer" if recipe.name.startswith("tokenizer") else "train generator"
     words = ["--data", "d", "--out", "o", *([] if name == "train tokenizer" else ["--image_tokenizer", "t"])]
-    arguments.parse(name, COMMANDS[name], ["--config", str(recipe), *words])
+    _, values = arguments.parse(name, COMMANDS[name], ["--config", str(recipe), *words])
+    written = yaml.safe_load(recipe.read_text())
+    assert values["data"] == "d" and values["preset"] == written["preset"]
+    for group in ("optim", "run"):
+        assert {key: getattr(values[group], key) for key in written[group]} == written[group]
 
 
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
