@@ -3,7 +3,7 @@
     checkpoints/step-00001000/
         model.safetensors       the weights that train
         average.safetensors     their moving average
-        optimizer.safetensors   AdamW's moments, by weight name
+        optimizer.safetensors   moments of AdamW and Muon, by weight name
         sums.safetensors        what the current log interval has summed up so far
         state.json              format, step, settings, versions
 
@@ -38,7 +38,7 @@ class TrainState:
 
     model: nn.Module
     average: AveragedWeights
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     step: int
     """Steps done."""
     sums: dict[str, torch.Tensor]
@@ -72,7 +72,7 @@ def save(folder: Path, state: TrainState, about: dict[str, Any], keep: int) -> P
         save_file(_weights(state.model), temporary / "model.safetensors")
         if state.average.decay:
             save_file(_weights(state.average.model), temporary / "average.safetensors")
-        save_file(_moments(state.model, state.optimizer), temporary / "optimizer.safetensors")
+        save_file(_moments(state.model, state.optimizers), temporary / "optimizer.safetensors")
         save_file(state.sums, temporary / "sums.safetensors")
         text = json.dumps({"format": FORMAT, "step": state.step, **about}, indent=2)
         (temporary / "state.json").write_text(text, encoding="utf-8")
@@ -108,7 +108,7 @@ def load(path: Path, state: TrainState) -> None:
         _put_weights(state.model, parts["model"])
         if state.average.decay:
             _put_weights(state.average.model, parts["average"])
-        _put_moments(state.model, state.optimizer, parts["optimizer"])
+        _put_moments(state.model, state.optimizers, parts["optimizer"])
     except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit this run: {reason[:300]}") from error
@@ -140,24 +140,24 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Ten
     return {weight: name for name, weight in model.named_parameters() if weight in used}
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = _names(model, optimizer)
-    return {
-        f"{names[weight]}.{key}": value.contiguous()
-        for weight, moments in optimizer.state.items()
-        for key, value in moments.items()
-    }
+def _moments(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for optimizer in optimizers:
+        names = _names(model, optimizer)
+        for weight, moments in optimizer.state.items():
+            tensors |= {f"{names[weight]}.{key}": value.contiguous() for key, value in moments.items()}
+    return tensors
 
 
-def _put_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    names = _names(model, optimizer)
-    for weight, name in names.items():
-        moments = {}
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors.get(f"{name}.{key}")
-            if value is None:
-                continue  # a weight that has had no gradient yet
-            # The moments keep the memory format of their weight: the fused kernel reads them side by side.
-            moments[key] = value if key == "step" else torch.empty_like(weight).copy_(value)
-        if moments:
-            optimizer.state[weight] = moments
+def _put_moments(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]) -> None:
+    for optimizer in optimizers:
+        for weight, name in _names(model, optimizer).items():
+            moments = {}
+            for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
+                value = tensors.get(f"{name}.{key}")
+                if value is None:
+                    continue  # of the other optimizer, or a weight that has had no gradient yet
+                # The moments keep the memory format of their weight: the fused kernel reads them side by side.
+                moments[key] = value if key == "step" else torch.empty_like(weight).copy_(value)
+            if moments:
+                optimizer.state[weight] = moments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ class Guard:
     step later: the CPU never waits for the GPU.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, late: bool) -> None:
-        self._optimizer: Any = optimizer
-        self._late = late
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer], late: bool) -> None:
+        self._optimizers: Sequence[Any] = optimizers
+        # Muon cannot be told on the device: its runs wait for the number.
+        self._late = late and all(isinstance(optimizer, torch.optim.AdamW) for optimizer in optimizers)
         self._waiting: tuple[int, torch.Tensor, list[torch.Tensor], list[list[str]]] | None = None
         self._arrived: torch.cuda.Event | None = None
 
@@ -30,7 +32,8 @@ class Guard:
         broken = ~(torch.isfinite(norm) & torch.isfinite(torch.stack(losses)).all())
         self.settle()
         if self._late:
-            self._optimizer.found_inf = broken.float()
+            for optimizer in self._optimizers:
+                optimizer.found_inf = broken.float()
             # The flag travels now. Asked for later, it would stand in line behind the next step.
             broken = broken.to("cpu", non_blocking=True)
             if norm.is_cuda:

@@ -28,7 +28,7 @@ from .distributed import World
 from .folder import RunFolder, environment
 from .guard import Guard
 from .log import RunLog, plot_losses
-from .optim import AveragedWeights, build_optimizer, learning_rate
+from .optim import AveragedWeights, build_optimizers, learning_rate
 from .signals import StopRequest
 from .trainee import MicroBatch, Trainee
 
@@ -54,7 +54,7 @@ def train(
     newest = folder.checkpoint_to_resume(settings) if folder.resume else None
 
     model = trainee.model
-    state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizer(model, optim), step=0, sums={})
+    state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizers(model, optim), step=0, sums={})
     if newest:
         load(newest, state)
     if run.checkpointing:
@@ -67,9 +67,10 @@ def train(
         parallel = DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    weights = [weight for group in state.optimizer.param_groups for weight in group["params"]]
+    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
+    weights = [weight for group in groups for weight in group["params"]]
     bad = BadPictures(len(dataset), run.max_bad)
-    guard = Guard(state.optimizer, late=world.device.type == "cuda")
+    guard = Guard(state.optimizers, late=world.device.type == "cuda")
 
     world.wait()  # nobody writes before everybody has looked
     started = time.perf_counter()
@@ -143,10 +144,11 @@ def train(
                 norm = nn.utils.clip_grad_norm_(weights, optim.clip or float("inf"))
                 guard.check(step + 1, norm, losses, [micro.names for micro in micros])
                 # step, average
-                for group in state.optimizer.param_groups:
+                for group in groups:
                     group["lr"] = learning_rate(step, run.steps, optim)
-                state.optimizer.step()
-                state.optimizer.zero_grad(set_to_none=True)
+                for optimizer in state.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
                 state.average.update(step)
                 _add(
                     state.sums,
@@ -163,7 +165,7 @@ def train(
             if step % run.log_every == 0 or step == run.steps:
                 guard.settle()
                 numbers = _interval(trainee, state, world, speed)
-                log.numbers("train", step, {**numbers, "lr": state.optimizer.param_groups[0]["lr"]})
+                log.numbers("train", step, {**numbers, "lr": groups[0]["lr"]})
             # evaluate, sample, save
             if _due(step, run.eval_every, run.steps):
                 with speed.pause(), autocast(world.device, run.precision):

@@ -1,4 +1,4 @@
-"""AdamW with decay groups, the learning-rate schedule as a function of the step, and averaged weights."""
+"""AdamW with decay groups, Muon, the learning-rate schedule as a function of the step, and averaged weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 
 import torch
 from torch import nn
+
+from tokenizers_vq.errors import UserError
 
 from .config import OptimConfig
 
@@ -37,16 +39,37 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
     return decayed, kept
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable weights; the fused kernel updates all of them in one pass."""
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over the trainable weights (the fused kernel updates all of them in one pass), and Muon before it over the
+    matrices of the blocks if so configured.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes steps with equal singular values. Scaled
+    to the root mean square of AdamW's steps (arXiv:2502.16982), both share one learning rate and one decay.
+
+    Raises:
+        UserError: Muon for a model without matrices in blocks.
+    """
     decayed, kept = decay_groups(model)
+    optimizers: list[torch.optim.Optimizer] = []
+    if config.muon:
+        matrices = {name: weight for name, weight in decayed.items() if ".blocks." in f".{name}" and weight.ndim == 2}
+        if not matrices:
+            raise UserError("optim.muon is true, but this model has no transformer blocks: leave it out")
+        decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
+        optimizers.append(
+            torch.optim.Muon(
+                list(matrices.values()),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     groups = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(kept.values()), "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=1e-8, fused=True
-    )
+    groups = [group for group in groups if group["params"]]
+    return [*optimizers, torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)]
 
 
 class AveragedWeights:

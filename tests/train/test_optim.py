@@ -8,9 +8,10 @@ from torch import nn
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
 from unitok.train.config import OptimConfig
-from unitok.train.optim import AveragedWeights, build_optimizer, decay_groups, learning_rate
+from unitok.train.optim import AveragedWeights, build_optimizers, decay_groups, learning_rate
 from unitok.transformer import Transformer
 
 
@@ -49,12 +50,39 @@ def test_norms_biases_embeddings_and_codebooks_do_not_decay() -> None:
 def test_decay_shrinks_matrices_alone() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    optimizer = build_optimizer(model, OptimConfig(lr=0.1, weight_decay=0.5))
+    (optimizer,) = build_optimizers(model, OptimConfig(lr=0.1, weight_decay=0.5))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
     torch.testing.assert_close(model[0].weight.data, before["0.weight"] * 0.95)
     assert torch.equal(model[0].bias, before["0.bias"]) and torch.equal(model[1].weight, before["1.weight"])
+
+
+def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
+    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2), 50)
+    muon, adamw = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.1))
+    by_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
+    names = {name for name, weight in transformer.named_parameters() if id(weight) in by_muon}
+    parts = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+    assert names == {f"blocks.{block}.{part}.weight" for block in range(2) for part in parts}
+    rest = [weight for group in adamw.param_groups for weight in group["params"]]
+    assert len(rest) + len(names) == len(list(transformer.parameters()))
+    with pytest.raises(UserError, match=r"optim.muon is true, but this model has no transformer blocks"):
+        build_optimizers(nn.Linear(2, 2), OptimConfig(muon=True))
+
+
+def test_a_step_of_muon_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
+    transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2), 50)
+    muon, _ = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.0))
+    weight = transformer.blocks[0].attention.out.weight
+    before = weight.detach().clone()
+    left, _, right = torch.linalg.svd(torch.randn(32, 32))
+    weight.grad = left @ torch.diag(torch.linspace(0.2, 10, 32)) @ right
+    muon.step()
+    step = before - weight.detach()
+    values = torch.linalg.svdvals(step) / (0.2 * 32**0.5 * 0.01)
+    assert values.min() > 0.3 and values.max() < 1.4, "five Newton-Schulz steps bring singular values near 1"
+    assert 0.6 < step.square().mean().sqrt() / (0.2 * 0.01) < 1.2, "0.2 is what AdamW's steps measure"
 
 
 def test_the_average_is_the_recurrence_written_out() -> None:
