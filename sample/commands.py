@@ -18,10 +18,12 @@ def sample(
     out: Path = Path("runs/samples"),
     seed: int = 0,
     guidance: float = 3.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 0.0,
+    temperature: float | list[float] = 1.0,
+    top_k: int | list[int] = 0,
+    top_p: float | list[float] = 0.0,
     steps: int = 12,
+    guidance_rises: bool = False,
+    scales: int = 0,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -39,10 +41,13 @@ def sample(
         out: Folder for the results.
         seed: Seed of the first picture of each caption.
         guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
-        temperature: Divides the logits; 0 takes the most likely code.
-        top_k: Keep the k most likely codes; 0 keeps all.
-        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all.
+        temperature: Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale.
+        top_k: Keep the k most likely codes; 0 keeps all. Next scale: also a list.
+        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a
+            list.
         steps: Passes of masked-token decoding.
+        guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
+        scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
         device: auto takes a GPU where there is one.
@@ -50,7 +55,7 @@ def sample(
     Example:
         unitok sample --model runs/demo/generator "a small red circle left of a large blue square" --n 4
     """
-    settings = SampleSettings(guidance, temperature, top_k, top_p, steps)
+    settings = SampleSettings(guidance, temperature, top_k, top_p, steps, guidance_rises, scales)
     problems = Problems()
     wanted = list(prompts)
     if captions is not None:

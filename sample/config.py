@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers_vq.errors import Problems
 
 
 @dataclass
 class SampleSettings:
-    """How codes are chosen."""
+    """How codes are chosen. `temperature`, `top_k` and `top_p` may be lists for the next-scale objective: a value for
+    each scale."""
 
     guidance: float = 3.0
     """Classifier-free guidance scale s: uncond + s * (cond - uncond). At 1 the unconditional pass is left out."""
-    temperature: float = 1.0
+    temperature: float | list[float] = 1.0
     """Divides the logits; 0 takes the most likely code."""
-    top_k: int = 0
+    top_k: int | list[int] = 0
     """Keep the k most likely codes; 0 keeps all."""
-    top_p: float = 0.0
+    top_p: float | list[float] = 0.0
     """Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all."""
     steps: int = 12
     """Passes of masked-token decoding. Other objectives do not use it."""
+    guidance_rises: bool = False
+    """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
+    scales: int = 0
+    """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.check(self.guidance >= 0, f"--guidance is {self.guidance}: choose 0 or more (1 turns guidance off)")
-        problems.check(self.temperature >= 0, f"--temperature is {self.temperature}: choose 0 or more")
-        problems.check(self.top_k >= 0, f"--top-k is {self.top_k}: choose 1 or more, or 0 to keep all codes")
+        problems.check(_all(self.temperature, 0), f"--temperature is {self.temperature}: choose 0 or more")
+        problems.check(_all(self.top_k, 0), f"--top-k is {self.top_k}: choose 1 or more, or 0 to keep all codes")
         problems.check(
-            0 <= self.top_p <= 1, f"--top-p is {self.top_p}: choose a value in (0, 1], or 0 to keep all codes"
+            _all(self.top_p, 0, 1), f"--top-p is {self.top_p}: choose a value in (0, 1], or 0 to keep all codes"
         )
         problems.check(self.steps >= 1, f"--steps is {self.steps}: choose 1 or more")
+        problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
+
+    def at_scale(self, scale: int = 0, scales: int = 1) -> SampleSettings:
+        """The settings of one scale, every one a number.
+
+        Raises:
+            UserError: a list that does not have a value for each scale, or more scales asked for than there are.
+        """
+        problems = Problems()
+        for name in ("temperature", "top_k", "top_p"):
+            values = getattr(self, name)
+            problems.check(
+                not isinstance(values, list) or len(values) == scales,
+                f"--{name.replace('_', '-')} is {values}: give one value, or {scales}, one for each scale",
+            )
+        problems.check(
+            self.scales <= scales, f"--scales is {self.scales}: this model has {scales}, choose a number up to that"
+        )
+        problems.raise_if_any()
+        chosen = {
+            name: values[scale] if isinstance(values := getattr(self, name), list) else values
+            for name in ("temperature", "top_k", "top_p")
+        }
+        rise = scale / max(1, scales - 1) if self.guidance_rises else 1.0
+        return replace(self, **chosen, guidance=1 + (self.guidance - 1) * rise)
+
+
+def _all(values: float | list[float] | list[int], low: float, high: float = float("inf")) -> bool:
+    return all(low <= value <= high for value in (values if isinstance(values, list) else [values]))

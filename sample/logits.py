@@ -7,9 +7,10 @@ import torch
 from .config import SampleSettings
 
 
-def guide(logits: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance (arXiv:2207.12598) over 2B rows, conditional ones first, to B rows."""
-    if scale == 1:
+def guide(logits: torch.Tensor, scale: float, rows: int) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2207.12598) over 2 x `rows` rows, conditional ones first, to `rows` rows. Without
+    unconditional ones nothing changes."""
+    if len(logits) == rows:
         return logits
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale * (conditional - unconditional)
@@ -35,7 +36,11 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def probabilities(logits: torch.Tensor, settings: SampleSettings) -> torch.Tensor:
-    """Temperature, top-k and top-p, then softmax. Temperature 0 puts everything on the most likely id."""
+    """Temperature, top-k and top-p of `settings.at_scale`, then softmax. Temperature 0 puts everything on the most
+    likely id."""
+    assert not (
+        isinstance(settings.temperature, list) or isinstance(settings.top_k, list) or isinstance(settings.top_p, list)
+    )
     if settings.temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
     logits = keep_top_k(logits / settings.temperature, settings.top_k)

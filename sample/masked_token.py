@@ -32,6 +32,8 @@ def decode(
 
     `watch` is shown the logits (rows, L, codebook) of every pass before guidance.
     """
+    settings = settings.at_scale()
+    assert not isinstance(settings.temperature, list)
     transformer, vocabulary, layout = model.transformer, model.vocabulary, model.layout
     rows, length = len(prompts.groups), layout.length
     steps = min(settings.steps, length)
@@ -50,7 +52,7 @@ def decode(
         logits = transformer.logits(hidden, vocabulary.image_range)  # (rows, L, codebook)
         if watch is not None:
             watch(logits)
-        chances = probabilities(guide(logits, settings.guidance), settings)  # (B, L, codebook)
+        chances = probabilities(guide(logits, settings.guidance, len(seeds)), settings)  # (B, L, codebook)
         draws = torch.stack([torch.rand(2, length, generator=generator) for generator in generators]).to(model.device)
         drawn = pick(chances, draws[:, 0])
         codes = torch.where(hidden_codes, drawn, codes)

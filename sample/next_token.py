@@ -26,6 +26,7 @@ def decode(
 
     `watch` is shown the logits (rows, 1, codebook) of every position before guidance.
     """
+    settings = settings.at_scale()
     transformer, vocabulary, layout = model.transformer, model.vocabulary, model.layout
     rows = len(prompts.groups)
     groups = model.objective.groups(layout).to(model.device)
@@ -43,7 +44,8 @@ def decode(
         logits = transformer.logits(hidden, vocabulary.image_range)
         if watch is not None:
             watch(logits)
-        chosen = pick(probabilities(guide(logits[:, 0], settings.guidance), settings), uniform[:, position])
+        guided = guide(logits[:, 0], settings.guidance, len(seeds))
+        chosen = pick(probabilities(guided, settings), uniform[:, position])
         codes[:, position] = chosen
         ids = (chosen + vocabulary.image_start).repeat(rows // len(seeds))[:, None]
     return codes

@@ -12,18 +12,23 @@ from unitok.device import Precision, autocast
 from unitok.model import UniTok
 from unitok.tasks import image_to_text_prompt, text_to_image_prompt
 
-from . import masked_token, next_token
+from . import masked_token, next_scale, next_token
 from .config import SampleSettings
 from .prompts import EncodedPrompts, encode_prompts
 
 Decoder = Callable[..., torch.Tensor]
-DECODERS: dict[str, Decoder] = {"next_token": next_token.decode, "masked_token": masked_token.decode}
+DECODERS: dict[str, Decoder] = {
+    "next_token": next_token.decode,
+    "masked_token": masked_token.decode,
+    "next_scale": next_scale.decode,
+}
 """The decoder of each objective, under the objective's name."""
 
 
 @torch.inference_mode()
 def draw_codes(model: UniTok, captions: list[str], settings: SampleSettings, seeds: list[int]) -> torch.Tensor:
-    """Codes (N, L) of one picture per caption. All rows are decoded together; no row depends on the others."""
+    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. All rows are decoded together;
+    no row depends on the others."""
     assert len(captions) == len(seeds)
     prompts = [text_to_image_prompt(model.text_ids(caption), model.vocabulary) for caption in captions]
     if settings.guidance != 1:
@@ -55,7 +60,7 @@ def draw(
     for part in _parts(len(captions), batch_size):
         with autocast(model.device, precision):
             codes = draw_codes(model, captions[part], settings, seeds[part])
-        pictures.append(to_uint8(model.image_tokenizer.decode(codes)).cpu())
+        pictures.append(to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu())
     return torch.cat(pictures)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
+from unitok.objectives import get_objective
 from unitok.text import train_bpe
 
 CAPTIONS = [
@@ -20,13 +22,15 @@ CAPTIONS = [
 ]
 
 
-def tiny_tokenizer(seed: int = 0) -> ImageTokenizer:
+def tiny_tokenizer(objective: str = "next_token", seed: int = 0) -> ImageTokenizer:
+    """8x8 codes, or for `next_scale` maps of 1, 2, 4 and 8 a side."""
     torch.manual_seed(seed)
-    return build_tokenizer(TOKENIZER_PRESETS["debug"]()).eval()
+    scales = (1, 2, 4, 8) if objective == "next_scale" else ()
+    return build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), scales=scales)).eval()
 
 
 def tiny_model(objective: str = "next_token", seed: int = 0, **trunk: object) -> UniTok:
-    image_tokenizer = tiny_tokenizer(seed)
+    image_tokenizer = tiny_tokenizer(objective, seed)
     text_tokenizer = train_bpe(CAPTIONS, 300)
     config = ModelConfig(
         trunk=TrunkConfig(**{"width": 32, "depth": 2, "heads": 2, **trunk}),  # type: ignore[arg-type]
@@ -34,6 +38,7 @@ def tiny_model(objective: str = "next_token", seed: int = 0, **trunk: object) ->
         text_size=text_tokenizer.size,
         codebook_size=image_tokenizer.codebook_size,
         text_length=48,
+        features=get_objective(objective, image_tokenizer).features,
         image_tokenizer=image_tokenizer.fingerprint(),
     )
     torch.manual_seed(seed)

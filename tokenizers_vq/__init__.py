@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
-    from .config import FSQ, LFQ, TOKENIZER_PRESETS, VQ, ConvVQConfig, Cosine, LossConfig, QuantizerConfig, SimVQ
+    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig
     from .errors import UserError
     from .layout import Layout
+    from .quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
     from .usage import CodebookUsage
 
 _HOMES = {
@@ -20,12 +21,12 @@ _HOMES = {
     "TOKENIZER_PRESETS": "config",
     "ConvVQConfig": "config",
     "LossConfig": "config",
-    "QuantizerConfig": "config",
-    "VQ": "config",
-    "Cosine": "config",
-    "SimVQ": "config",
-    "FSQ": "config",
-    "LFQ": "config",
+    "QuantizerConfig": "quantizer_config",
+    "VQ": "quantizer_config",
+    "Cosine": "quantizer_config",
+    "SimVQ": "quantizer_config",
+    "FSQ": "quantizer_config",
+    "LFQ": "quantizer_config",
     "UserError": "errors",
     "Layout": "layout",
     "CodebookUsage": "usage",

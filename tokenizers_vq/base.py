@@ -63,8 +63,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     def layout_for(self, height: int, width: int) -> Layout:
         """Layout of any image size that the stride divides; UserError for others."""
-        check_size(height, width, self.stride)
-        return Layout(((height // self.stride, width // self.stride),))
+        return self.config.layout_for(height, width)
 
     @property
     @abstractmethod
@@ -81,7 +80,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
-        """(B, L) checked -> (B, 3, H, W)."""
+        """(B, n) checked, n codes of the first scales, -> (B, 3, H, W)."""
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -94,18 +93,29 @@ class ImageTokenizer(nn.Module, ABC):
         with torch.autocast(images.device.type, enabled=False):
             return self._encode(images.float())
 
-    def decode(self, codes: Tensor, layout: Layout | None = None) -> Tensor:
+    def decode(self, codes: Tensor, layout: Layout | None = None, up_to_scale: int | None = None) -> Tensor:
         """Images (B, 3, H, W) float32, about [-1, 1]; `layout` is needed for other than the default image size.
 
+        `up_to_scale` gives the picture as known after so many scales of a multi-scale tokenizer; then the codes of the
+        finer scales may be missing.
+
         Raises:
-            UserError: not (B, L) with the layout's L, or ids outside the codebook.
+            UserError: not (B, L) with the layout's L, ids outside the codebook, or more scales than there are.
         """
         layout = layout or self.layout
-        if codes.ndim != 2 or codes.shape[1] != layout.length:
+        scales = len(layout.scales) if up_to_scale is None else up_to_scale
+        if not 1 <= scales <= len(layout.scales):
             raise UserError(
-                f"codes have shape {tuple(codes.shape)}, but layout {_grids(layout)} takes (images, {layout.length}): "
+                f"up_to_scale is {scales}: this tokenizer has {len(layout.scales)} scales, choose a number from 1 to "
+                f"{len(layout.scales)}"
+            )
+        length = sum(layout.lengths[:scales])
+        if codes.ndim != 2 or codes.shape[1] not in (length, layout.length):
+            raise UserError(
+                f"codes have shape {tuple(codes.shape)}, but layout {_grids(layout)} takes (images, {length}): "
                 "pass the layout of the image size they were made from"
             )
+        codes = codes[:, :length]
         check_codes(codes, self.codebook_size)
         return self._decode(codes.long(), layout).float()
 

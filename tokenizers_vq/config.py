@@ -3,165 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from .errors import Problems, UserError
+from .layout import Layout
+from .quantizer_config import FSQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .scales import check_scales, scale_grids
 
 FORMAT = 1
 """Version of `config.json`; a reader refuses files of a later version."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizerConfig(ABC):
-    """How a latent vector becomes one of `size` codes. Choose one of its subclasses."""
-
-    kind: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Length of the vectors that are quantized."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Number of codes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Codebook(QuantizerConfig):
-    codebook_size: int = 1024
-    """Number of codes."""
-    dim: int = 8
-    """Length of a code vector. Short vectors (4 to 32) keep more of a large codebook in use (ViT-VQGAN)."""
-    rotation_trick: bool = False
-    """Carry gradients to the encoder by rotation (arXiv 2410.06424) instead of copying them straight through."""
-
-    @property
-    def width(self) -> int:
-        return self.dim
-
-    @property
-    def size(self) -> int:
-        return self.codebook_size
-
-    def __post_init__(self) -> None:
-        problems = Problems()
-        problems.check(
-            self.codebook_size >= 2, f"quantizer.codebook_size is {self.codebook_size}: choose at least 2 codes"
-        )
-        problems.check(self.dim >= 1, f"quantizer.dim is {self.dim}: choose at least 1")
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if item.name.endswith("_weight"):
-                problems.check(value >= 0, f"quantizer.{item.name} is {value}: choose 0 or more")
-        decay = getattr(self, "decay", 0.5)
-        problems.check(0 < decay < 1, f"quantizer.decay is {decay}: choose a value above 0 and below 1, such as 0.99")
-        revive = getattr(self, "revive_below", 0.0)
-        problems.check(0 <= revive < 1, f"quantizer.revive_below is {revive}: choose 0 (never) or a share below 1")
-        problems.raise_if_any()
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQ(_Codebook):
-    """A codebook that follows the latents as a moving average (VQ-VAE, arXiv 1711.00937); nearest row by distance."""
-
-    kind: ClassVar[str] = "vq"
-
-    commitment_weight: float = 0.25
-    """Weight of the pull of the latents towards their code vectors."""
-    decay: float = 0.99
-    """Share of the old codebook that is kept at each step."""
-    kmeans_init: bool = True
-    """Start from k-means of the first training batch instead of noise."""
-    revive_below: float = 0.1
-    """A code whose use falls below this share of the mean use is replaced by a latent of the batch. 0: never."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine(VQ):
-    """As VQ, with latents and codes on the unit sphere (ViT-VQGAN, arXiv 2110.04627); nearest row by angle."""
-
-    kind: ClassVar[str] = "cosine"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimVQ(_Codebook):
-    """A frozen random codebook seen through one learned linear map (SimVQ, arXiv 2411.02038): no code can die alone."""
-
-    kind: ClassVar[str] = "simvq"
-
-    commitment_weight: float = 0.25
-    """Weight of the pull of the latents towards their code vectors; the pull the other way has weight 1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FSQ(QuantizerConfig):
-    """Each latent channel is rounded to a few levels (FSQ, arXiv 2309.15505): nothing to learn, no extra loss."""
-
-    kind: ClassVar[str] = "fsq"
-
-    levels: tuple[int, ...] = (8, 5, 5, 5)
-    """Levels per channel; their product is the number of codes."""
-
-    @property
-    def width(self) -> int:
-        return len(self.levels)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.levels)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
-        if not self.levels or min(self.levels) < 2:
-            raise UserError(f"quantizer.levels is {list(self.levels)}: give at least one channel with 2 levels or more")
-        if self.size > 2**24:
-            raise UserError(f"quantizer.levels {list(self.levels)} make {self.size} codes: choose at most {2**24}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LFQ(QuantizerConfig):
-    """Each latent channel gives one bit, its sign (LFQ of MAGVIT-v2, arXiv 2310.05737)."""
-
-    kind: ClassVar[str] = "lfq"
-
-    codebook_size: int = 1024
-    """Number of codes, a power of two; its logarithm is the number of latent channels."""
-    commitment_weight: float = 0.25
-    """Weight of the pull of the latents towards -1 and 1."""
-    entropy_weight: float = 0.1
-    """Weight of the entropy terms: each latent should be sure of its code, and all codes should be used."""
-    diversity: float = 1.0
-    """Weight of the second entropy term against the first."""
-
-    @property
-    def width(self) -> int:
-        return self.codebook_size.bit_length() - 1
-
-    @property
-    def size(self) -> int:
-        return self.codebook_size
-
-    def __post_init__(self) -> None:
-        size = self.codebook_size
-        near = 2 ** max(1, (max(size, 2) - 1).bit_length())
-        problems = Problems()
-        problems.check(
-            size >= 2 and size & (size - 1) == 0,
-            f"quantizer.codebook_size is {size}: lfq needs a power of two, such as {near}",
-        )
-        for name in ("commitment_weight", "entropy_weight", "diversity"):
-            value = getattr(self, name)
-            problems.check(value >= 0, f"quantizer.{name} is {value}: choose 0 or more")
-        problems.raise_if_any()
-
-
-QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +42,22 @@ class ConvVQConfig:
     """Channels between encoder and quantizer, and between quantizer and decoder (`z_channels` in taming)."""
     quantizer: QuantizerConfig = field(default_factory=VQ)
     """How latents become codes: VQ, Cosine, SimVQ, FSQ or LFQ."""
+    scales: tuple[int | tuple[int, int], ...] = ()
+    """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
+    [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""
+    scale_convs: int = 4
+    """Residual convolutions that the scales share; neighbouring scales use the same one."""
+    scale_dropout: float = 0.0
+    """Share of the training pictures that are decoded from their coarse scales alone, which then say more."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):
             object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
         object.__setattr__(self, "channel_multipliers", tuple(int(factor) for factor in self.channel_multipliers))
+        scales = tuple(scale if isinstance(scale, int) else tuple(scale) for scale in self.scales)
+        object.__setattr__(self, "scales", scales)
         problems = Problems()
-        for name in ("stem", "channels", "blocks", "latent_dim"):
+        for name in ("stem", "channels", "blocks", "latent_dim", "scale_convs"):
             value = getattr(self, name)
             problems.check(value >= 1, f"tokenizer.{name} is {value}: choose at least 1")
         multipliers = list(self.channel_multipliers)
@@ -212,8 +73,27 @@ class ConvVQConfig:
             isinstance(self.image_size, int) or len(self.image_size) == 2,
             f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
         )
+        problems.check(
+            0 <= self.scale_dropout <= 1, f"tokenizer.scale_dropout is {self.scale_dropout}: choose a share from 0 to 1"
+        )
+        problems.check(
+            not self.scales or type(self.quantizer) in (VQ, SimVQ),
+            f"tokenizer.scales with {type(self.quantizer).__name__}: choose VQ or SimVQ, whose code vectors can be as "
+            "short as what the coarse scales leave over",
+        )
         problems.raise_if_any()
         check_size(*self.size, self.stride, "tokenizer.image_size")
+        if self.scales:
+            check_scales(self.scales, self.size, self.stride)
+
+    def layout_for(self, height: int, width: int) -> Layout:
+        """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
+        check_size(height, width, self.stride)
+        grid = (height // self.stride, width // self.stride)
+        if not self.scales:
+            return Layout((grid,))
+        home = (self.size[0] // self.stride, self.size[1] // self.stride)
+        return Layout(scale_grids(self.scales, home, grid))
 
     @property
     def stride(self) -> int:
@@ -344,6 +224,9 @@ FAMILIES: dict[str, type[TokenizerConfig]] = {ConvVQConfig.family: ConvVQConfig}
 
 # --- config.json ----------------------------------------------------------------------------------------------------
 
+ADDED = {"patchwise", "scales", "scale_convs", "scale_dropout"}
+"""Keys that the first files of this format do not have; there, the default holds."""
+
 
 def config_to_dict(config: TokenizerConfig) -> dict[str, Any]:
     """What `config.json` holds; inverse of `config_from_dict`."""
@@ -376,7 +259,7 @@ def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     problems = Problems()
     for name in sorted(values.keys() - names):
         problems.check(False, f"{where} has an unknown key {name!r}: known are {', '.join(sorted(names))}")
-    for name in sorted(names - values.keys()):
+    for name in sorted(names - values.keys() - ADDED):
         problems.check(False, f"{where} lacks the key {name!r}: the file is not complete")
     problems.raise_if_any()
     try:

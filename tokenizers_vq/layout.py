@@ -34,20 +34,47 @@ class Layout:
     @property
     def length(self) -> int:
         """Codes per image."""
-        return sum(height * width for height, width in self.scales)
+        return sum(self.lengths)
 
     @property
     def grid(self) -> tuple[int, int]:
         """The finest (height, width)."""
         return self.scales[-1]
 
+    @property
+    def lengths(self) -> list[int]:
+        """Codes of each scale."""
+        return [height * width for height, width in self.scales]
+
+    def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
+        """Codes (B, L), or of the first scales only, as one (B, n) per scale.
+
+        >>> import torch
+        >>> [part.tolist() for part in Layout(((1, 1), (1, 2))).split(torch.tensor([[7, 8, 9]]))]
+        [[[7]], [[8, 9]]]
+        """
+        parts, start = [], 0
+        for length in self.lengths:
+            if start < codes.shape[1]:
+                parts.append(codes[:, start : start + length])
+            start += length
+        return parts
+
     def coordinates(self) -> torch.Tensor:
-        """(L, 3) int64: scale, row, column of every code, in the order in which codes travel."""
+        """(L, 3) float32: scale, row, column of every code, in the order in which codes travel.
+
+        Rows and columns count in the finest grid's units, so that codes of different scales that show the same place
+        have the same coordinates.
+
+        >>> Layout(((1, 1), (2, 2))).coordinates().tolist()[:2]
+        [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]
+        """
         import torch
 
         parts = []
         for index, (height, width) in enumerate(self.scales):
-            row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-            scale = torch.full_like(row, index)
-            parts.append(torch.stack([scale, row, column], dim=-1).reshape(height * width, 3))
+            row = (torch.arange(height) + 0.5) * (self.grid[0] / height) - 0.5
+            column = (torch.arange(width) + 0.5) * (self.grid[1] / width) - 0.5
+            rows, columns = torch.meshgrid(row, column, indexing="ij")
+            parts.append(torch.stack([torch.full_like(rows, index), rows, columns], dim=-1).reshape(-1, 3))
         return torch.cat(parts)

@@ -18,9 +18,9 @@ import vector_quantize_pytorch as library
 from torch import Tensor, distributed, nn
 from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
-from .config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 from .errors import UserError
 from .lookup import nearest_rows
+from .quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 
 
 class Quantized(NamedTuple):
@@ -34,17 +34,17 @@ class Quantized(NamedTuple):
     """Weighted scalars to add to the training loss; the same names in training and in evaluation."""
 
 
-def _rows(z: Tensor) -> Tensor:
+def to_rows(z: Tensor) -> Tensor:
     """(B, D, h, w) -> (N, D) float32."""
     return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
 
 
-def _grid(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
+def to_grid(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
     """(N, D) -> (B, D, h, w)."""
-    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+    return rows.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
-def _pass_gradient(source: Tensor, target: Tensor, rotate: bool) -> Tensor:
+def pass_gradient(source: Tensor, target: Tensor, rotate: bool) -> Tensor:
     """The value of `target` with the gradient of `source`."""
     if rotate and source.requires_grad:
         return library_vq.rotate_to(source, target)
@@ -68,14 +68,14 @@ class Quantizer(nn.Module, ABC):
         """
         batch, _, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):
-            rows, codes, losses = self._quantize(_rows(z), accumulate)
-            return Quantized(_grid(rows, batch, height, width), codes.reshape(batch, height * width), losses)
+            rows, codes, losses = self._quantize(to_rows(z), accumulate)
+            return Quantized(to_grid(rows, batch, height, width), codes.reshape(batch, height * width), losses)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (B, h*w) int64 of latents (B, D, h, w); never changes the codebook."""
         with torch.autocast(z.device.type, enabled=False):
-            return self._nearest(_rows(z)).reshape(z.shape[0], -1)
+            return self._nearest(to_rows(z)).reshape(z.shape[0], -1)
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, D, h, w) float32: the code vectors of codes (B, h*w), as `forward` gives them.
@@ -85,7 +85,13 @@ class Quantizer(nn.Module, ABC):
         """
         check_codes(codes, self.codebook_size)
         with torch.autocast(codes.device.type, enabled=False):
-            return _grid(self._vectors(codes.reshape(-1).long()), codes.shape[0], *grid)
+            return to_grid(self._vectors(codes.reshape(-1).long()), codes.shape[0], *grid)
+
+    def start(self, rows: Tensor) -> None:
+        """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""
+
+    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:
+        """Sees training latents (N, D) and the codes they got; a codebook may move. `accumulate` as in `forward`."""
 
     @abstractmethod
     def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -154,14 +160,14 @@ class MovingAverage(Quantizer):
         learn = self.training and torch.is_grad_enabled()
         rows = self._directions(rows)
         if learn:
-            self._start(rows.detach())
+            self.start(rows.detach())
         codebook = self.codebook
         codes = nearest_rows(rows.detach(), codebook, self.cosine)
         target = codebook[codes]
         loss = self.config.commitment_weight * F.mse_loss(rows, target)
         if learn:
-            self._follow(rows.detach(), codes, accumulate)
-        return _pass_gradient(rows, target, self.config.rotation_trick), codes, {"commitment": loss}
+            self.follow(rows.detach(), codes, accumulate)
+        return pass_gradient(rows, target, self.config.rotation_trick), codes, {"commitment": loss}
 
     def _nearest(self, rows: Tensor) -> Tensor:
         return nearest_rows(self._directions(rows), self.codebook, self.cosine)
@@ -169,7 +175,7 @@ class MovingAverage(Quantizer):
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.codebook[codes]
 
-    def _start(self, rows: Tensor) -> None:
+    def start(self, rows: Tensor) -> None:
         """k-means over the first batch of all ranks, once."""
         book = self._book
         together = _ranks() > 1
@@ -182,7 +188,7 @@ class MovingAverage(Quantizer):
         library_vq.logger.enable(library.__name__)
 
     @torch.no_grad()
-    def _follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:
+    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:
         """Moves the codebook towards the latents that chose it.
 
         The library's own update makes an (N, K) one-hot table, several times the cost of everything else here; counts
@@ -273,7 +279,7 @@ class Signs(Quantizer):
         losses = {"commitment": config.commitment_weight * F.mse_loss(rows, target)}
         if config.entropy_weight > 0:
             losses["entropy"] = config.entropy_weight * self._entropy(rows)
-        return _pass_gradient(rows, target, rotate=False), self._nearest(rows), losses
+        return pass_gradient(rows, target, rotate=False), self._nearest(rows), losses
 
     def _entropy(self, rows: Tensor) -> Tensor:
         """Mean entropy of each latent's soft choice, minus that of this rank's mean choice (eq. 5 of the paper)."""

@@ -1,4 +1,4 @@
-"""The single-scale convolutional VQ tokenizer (VQGAN, arXiv 2012.09841).
+"""The convolutional VQ tokenizer: one grid of codes (VQGAN, arXiv 2012.09841) or several scales (VAR, 2404.02905).
 
 image -> encoder -> 1x1 -> quantizer -> codes -> vectors -> 1x1 -> decoder -> image
 
@@ -13,16 +13,17 @@ from .base import ImageTokenizer, TokenizerOutput
 from .config import ConvVQConfig
 from .conv import Decoder, Encoder
 from .layout import Layout
+from .multi_scale import MultiScaleQuantizer
 from .quantizers import make_quantizer
 
 
 class ConvVQTokenizer(ImageTokenizer):
-    """Convolutions, one grid of codes, any image size that the stride divides."""
+    """Convolutions, one or several grids of codes, any image size that the stride divides."""
 
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(config)
-        self.quantizer = make_quantizer(config.quantizer)
+        self.quantizer = MultiScaleQuantizer(config) if config.scales else make_quantizer(config.quantizer)
         self.quant_conv = nn.Conv2d(config.latent_dim, self.quantizer.width, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.width, config.latent_dim, 1)
         self.decoder = Decoder(config)
@@ -45,4 +46,6 @@ class ConvVQTokenizer(ImageTokenizer):
         return self.quantizer.nearest(self.latents(images))
 
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
+        if isinstance(self.quantizer, MultiScaleQuantizer):
+            return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout)))
         return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout.grid)))

@@ -78,7 +78,7 @@ def train_generator(
     out: Path,
     image_tokenizer: Path,
     preset: str = "small",
-    objective: Literal["next_token", "masked_token"] = "next_token",
+    objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
     trunk: TrunkConfig,
     tasks: TasksConfig,
     text_tokenizer: str | None = None,
@@ -100,7 +100,7 @@ def train_generator(
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
         preset: Starting values of --trunk.*
-        objective: How pictures are drawn: code by code, or many at a time by confidence.
+        objective: How pictures are drawn: code by code, many at a time by confidence, or scale by scale.
         trunk: The transformer.
         tasks: What the model learns to do.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
@@ -122,6 +122,7 @@ def train_generator(
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
+    from unitok.objectives import get_objective
     from unitok.vocabulary import Vocabulary
 
     from .captions import text_fingerprint, text_tokenizer_for
@@ -135,8 +136,9 @@ def train_generator(
         validation = open_data(val_data, images.image_size) if val_data else None
         texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder, run))
         fingerprint = images.fingerprint()
-        config = ModelConfig(trunk, objective, texts.size, images.codebook_size, text_length, fingerprint)
-        counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size)
+        features = get_objective(objective, images).features
+        config = ModelConfig(trunk, objective, texts.size, images.codebook_size, text_length, fingerprint, features)
+        counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size, features)
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,14 +56,16 @@ class GeneratorTrainee:
         self._world, self._tasks, self._precision = world, tasks, run.precision
         self.parts = tuple(name for name, _ in tasks.items())
         torch.manual_seed(fold(run.seed, "weights"))
-        self.unitok = UniTok(config, image_tokenizer, text_tokenizer).to(world.device)
+        self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
+        objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
+        self.unitok.to(world.device)
         self.model: nn.Module = self.unitok.transformer
         self._weights = torch.tensor([task.weight for _, task in tasks.items()], device=world.device)
         self._packer = Packer(
             CaptionEncoder(text_tokenizer, config.text_length),
             self.unitok.layout,
             self.unitok.vocabulary,
-            config.objective,
+            objective,
             tasks,
             fold(run.seed, "tasks"),
         )
@@ -128,7 +131,7 @@ class GeneratorTrainee:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
-        """The loss of every task on every validation picture, captions never dropped."""
+        """The loss of every task on every validation picture, captions and codes never dropped."""
         if self._validation is None:
             return {}
         was_training = model.training
@@ -148,7 +151,7 @@ class GeneratorTrainee:
             for number, (name, task) in enumerate(self._tasks.items()):
                 if task.share > 0:
                     shares = {other: TaskConfig(float(other == name), 1.0) for other in self.parts}
-                    alone = TasksConfig(**shares, caption_dropout=0.0)
+                    alone = TasksConfig(**shares, caption_dropout=0.0, code_dropout=0.0)
                     packer = replace(self._packer, tasks=alone, seed=fold("validation", number))
                     yield packer.pack(records, self._codes(records)).to(self._world.device)
 

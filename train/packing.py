@@ -9,7 +9,7 @@ import torch
 from tokenizers_vq.layout import Layout
 from unitok.config import TasksConfig
 from unitok.data.records import RecordBatch
-from unitok.objectives import get_objective
+from unitok.objectives import Objective
 from unitok.sequence import PackedBatch
 from unitok.tasks import make_batch
 from unitok.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ class Packer:
     caption_ids: CaptionEncoder
     layout: Layout
     vocabulary: Vocabulary
-    objective: str
+    objective: Objective
     tasks: TasksConfig
     seed: int
 
@@ -77,7 +77,7 @@ class Packer:
             records.keys,
             layout=self.layout,
             vocabulary=self.vocabulary,
-            objective=get_objective(self.objective),
+            objective=self.objective,
             tasks=self.tasks,
             seed=self.seed,
         )

@@ -26,7 +26,7 @@ COMMANDS: dict[str, Command] = {
         "unitok.train.commands:train_tokenizer",
         "Train a VQ image tokenizer on a folder of pictures.",
         presets=("tokenizers_vq.config:TOKENIZER_PRESETS", "tokenizer"),
-        choices=("tokenizers_vq.config:QuantizerConfig",),
+        choices=("tokenizers_vq.quantizer_config:QuantizerConfig",),
     ),
     "train generator": Command(
         "unitok.train.commands:train_generator",

@@ -62,12 +62,12 @@ class TrunkConfig:
     def inner(self) -> int:
         return self.hidden or -(-self.width * 8 // 3 // 64) * 64
 
-    def parameters(self, vocabulary_size: int) -> dict[str, int]:
-        """Parameter counts by part, without building anything."""
+    def parameters(self, vocabulary_size: int, features: int = 0) -> dict[str, int]:
+        """Parameter counts by part, without building anything; arguments as those of `Transformer`."""
         attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads) + 2 * self.head_size
         block = attention + 3 * self.width * self.inner + 2 * self.width
         counts = {
-            "embedding": vocabulary_size * self.width,
+            "embedding": (vocabulary_size + features) * self.width,
             "blocks": self.depth * block + self.width,
             "head": 0 if self.tied_head else vocabulary_size * self.width,
         }
@@ -132,6 +132,9 @@ class TasksConfig:
     """Write captions without a picture."""
     caption_dropout: float = 0.1
     """Share of text_to_image captions that are replaced by an empty one, which guidance needs."""
+    code_dropout: float = 0.0
+    """Largest share of a picture's codes that are hidden while `next_token` continues it; each picture draws its own
+    share. What cannot be copied from a neighbour must be read in the caption (word dropout, arXiv:1511.06349)."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -140,10 +143,9 @@ class TasksConfig:
             problems.check(task.weight >= 0, f"tasks.{name}.weight is {task.weight}: choose 0 or more")
         total = sum(max(task.share, 0) for _, task in self.items())
         problems.check(total > 0, "all tasks have share 0: give at least one task a share above 0")
-        problems.check(
-            0 <= self.caption_dropout <= 1,
-            f"tasks.caption_dropout is {self.caption_dropout}: choose a value from 0 to 1",
-        )
+        for name in ("caption_dropout", "code_dropout"):
+            value = getattr(self, name)
+            problems.check(0 <= value <= 1, f"tasks.{name} is {value}: choose a value from 0 to 1")
         problems.raise_if_any()
 
     def items(self) -> list[tuple[str, TaskConfig]]:
@@ -169,6 +171,8 @@ class ModelConfig:
     """Longest caption in tokens."""
     image_tokenizer: str = ""
     """Fingerprint of the image tokenizer that the model was trained with."""
+    features: int = 0
+    """Length of the vectors that stand beside the ids of an image; the objective's business."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "family": "unitok", **asdict(self)}

@@ -49,11 +49,16 @@ class UniTok(nn.Module):
             "use the text tokenizer it was trained with",
         )
         problems.raise_if_any()
+        self.objective: Objective = get_objective(config.objective, image_tokenizer)
+        if config.features != self.objective.features:
+            raise UserError(
+                f"the model takes features of length {config.features}, its objective and tokenizer make "
+                f"{self.objective.features}: use the tokenizer it was trained with"
+            )
         self.config = config
         self.vocabulary = Vocabulary(config.text_size, config.codebook_size)
-        self.objective: Objective = get_objective(config.objective)
         self.text_tokenizer = text_tokenizer
-        self.transformer = Transformer(config.trunk, self.vocabulary.size)
+        self.transformer = Transformer(config.trunk, self.vocabulary.size, config.features)
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
 
     @property

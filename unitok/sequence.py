@@ -32,8 +32,10 @@ class Document:
     groups: torch.Tensor
     """(n,) int64, never decreasing."""
     places: torch.Tensor
-    """(n, 3) int64: order, row, column."""
+    """(n, 3) float32: order, row, column."""
     task: int = 0
+    features: torch.Tensor | None = None
+    """(n, F) float32 beside the ids, zeros where there are none."""
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -45,6 +47,8 @@ class DocumentBuilder:
     def __init__(self, task: int = 0) -> None:
         self.task = task
         self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self.features: list[tuple[int, torch.Tensor]] = []
+        """(where it begins, (n, F)) of every image with features."""
         self.group = 0
         self.order = 0
 
@@ -53,7 +57,7 @@ class DocumentBuilder:
         inputs = torch.tensor([bos, *ids])
         n = len(inputs)
         targets = torch.full((n,), IGNORE) if eos is None else torch.tensor([*ids, eos])
-        places = torch.zeros(n, 3, dtype=torch.int64)
+        places = torch.zeros(n, 3)
         places[:, 0] = torch.arange(self.order, self.order + n)
         self.parts.append((inputs, targets, torch.arange(self.group, self.group + n), places))
         self.group += n
@@ -61,11 +65,18 @@ class DocumentBuilder:
         return self
 
     def image(
-        self, inputs: torch.Tensor, targets: torch.Tensor | None, groups: torch.Tensor, layout: Layout
+        self,
+        inputs: torch.Tensor,
+        targets: torch.Tensor | None,
+        groups: torch.Tensor,
+        layout: Layout,
+        features: torch.Tensor | None = None,
     ) -> DocumentBuilder:
-        """Adds an image: inputs (L,), targets (L,) or None, groups (L,) counted from 0."""
+        """Adds an image: inputs (L,), targets (L,) or None, groups (L,) counted from 0, features (L, F) or None."""
         if targets is None:
             targets = torch.full_like(inputs, IGNORE)
+        if features is not None:
+            self.features.append((sum(len(part[0]) for part in self.parts), features))
         self.parts.append((inputs, targets, groups + self.group, image_places(layout, self.order)))
         self.group += int(groups[-1]) + 1
         self.order += len(layout.scales)
@@ -73,12 +84,16 @@ class DocumentBuilder:
 
     def build(self) -> Document:
         inputs, targets, groups, places = (torch.cat(tensors) for tensors in zip(*self.parts, strict=True))
-        return Document(inputs, targets, groups, places, self.task)
+        features = None
+        for start, part in self.features:
+            features = torch.zeros(len(inputs), part.shape[1]) if features is None else features
+            features[start : start + len(part)] = part
+        return Document(inputs, targets, groups, places, self.task, features)
 
 
 def image_places(layout: Layout, order: int) -> torch.Tensor:
-    """(L, 3) places of an image that begins at `order`: a scale takes one step of the order, rows and columns are the
-    grid's."""
+    """(L, 3) float32 places of an image that begins at `order`: a scale takes one step of the order, rows and columns
+    are those of the finest grid."""
     places = layout.coordinates()
     places[:, 0] += order
     return places
@@ -97,11 +112,13 @@ class PackedBatch:
     documents: torch.Tensor
     """(R, T) int64: number of the document within its row, -1 for padding."""
     places: torch.Tensor
-    """(R, T, 3) int64."""
+    """(R, T, 3) float32."""
     tasks: torch.Tensor
     """(R, T) int64 task ids."""
     at: torch.Tensor
     """(N,) int64: flat positions where something is predicted."""
+    features: torch.Tensor | None
+    """(R, T, F) float32, or None when no document has any."""
     causal: bool
     """Whether the group rule reduces to plain causal attention (known on the host, so that no device has to be
     asked)."""
@@ -115,7 +132,7 @@ class PackedBatch:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """The batch with every tensor changed."""
         tensors = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**tensors, causal=self.causal)
+        return PackedBatch(**{"features": None, **tensors}, causal=self.causal)
 
 
 def pack(documents: list[Document], *, pad: int) -> PackedBatch:
@@ -143,14 +160,16 @@ def pack(documents: list[Document], *, pad: int) -> PackedBatch:
 def lay_out(rows: list[list[Document]], *, pad: int) -> PackedBatch:
     """Rows of documents, side by side in the order given, padded behind to the longest row."""
     shape = (len(rows), max(sum(len(document) for document in row) for row in rows))
+    widths = {document.features.shape[1] for row in rows for document in row if document.features is not None}
     batch = PackedBatch(
         inputs=torch.full(shape, pad),
         targets=torch.full(shape, IGNORE),
         groups=torch.zeros(shape, dtype=torch.int64),
         documents=torch.full(shape, -1),
-        places=torch.zeros(*shape, 3, dtype=torch.int64),
+        places=torch.zeros(*shape, 3),
         tasks=torch.zeros(shape, dtype=torch.int64),
         at=torch.empty(0, dtype=torch.int64),
+        features=torch.zeros(*shape, widths.pop()) if widths else None,
         causal=all(len(row) == 1 and bool((row[0].groups.diff() > 0).all()) for row in rows),
     )
     for r, row in enumerate(rows):
@@ -163,6 +182,8 @@ def lay_out(rows: list[list[Document]], *, pad: int) -> PackedBatch:
             batch.documents[r, span] = number
             batch.places[r, span] = document.places
             batch.tasks[r, span] = document.task
+            if batch.features is not None and document.features is not None:
+                batch.features[r, span] = document.features
             start = span.stop
     batch.at = (batch.targets != IGNORE).flatten().nonzero().squeeze(1)
     return batch

@@ -64,14 +64,17 @@ def make_batch(
     generators = [keyed_generator(seed, "task", key.epoch, key.index) for key in keys]
     drawn = [row for row, task in enumerate(chosen) if task == 0]
     dropped = {row for row in drawn if torch.rand((), generator=generators[row]).item() < tasks.caption_dropout}
-    segments = objective.segments(codes[drawn], layout, vocabulary, [generators[row] for row in drawn])
+    segments = objective.segments(
+        codes[drawn], layout, vocabulary, [generators[row] for row in drawn], tasks.code_dropout
+    )
 
     documents: list[Document] = []
     for row, (caption, task) in enumerate(zip(captions, chosen, strict=True)):
         if task == 0:
             builder = text_to_image_prompt([] if row in dropped else caption, vocabulary, task)
             index = drawn.index(row)
-            builder.image(segments.inputs[index], segments.targets[index], segments.groups, layout)
+            features = None if segments.features is None else segments.features[index]
+            builder.image(segments.inputs[index], segments.targets[index], segments.groups, layout, features)
         elif task == 1:
             builder = image_to_text_prompt(codes[row], layout, vocabulary, task)
             builder.text(caption, bos=vocabulary.bos, eos=vocabulary.eos)

@@ -127,14 +127,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Ids in, logits out."""
+    """Ids in, logits out. With `features`, vectors of that length are projected and added to the ids' embeddings."""
 
-    def __init__(self, config: TrunkConfig, vocabulary_size: int) -> None:
+    def __init__(self, config: TrunkConfig, vocabulary_size: int, features: int = 0) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
         """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
         self.embedding = nn.Embedding(vocabulary_size, config.width)
+        self.projection = nn.Linear(features, config.width, bias=False) if features else None
         self.rotary = Rotary(config.head_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
@@ -152,10 +153,18 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.depth) if residual else 0.02)
 
     def hidden(
-        self, ids: torch.Tensor, places: torch.Tensor, seen: Visibility, cache: KVCache | None = None
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        seen: Visibility,
+        cache: KVCache | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids (B, T) at places (B, T, 3) to the normed last states (B, T, C)."""
+        """Ids (B, T) at places (B, T, 3), with features (B, T, F) or none, to the normed last states (B, T, C)."""
         x = self.embedding(ids)
+        if features is not None:
+            assert self.projection is not None
+            x = x + self.projection(features.to(x.dtype))
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         turn = self.rotary(places, dtype)
         for layer, block in enumerate(self.blocks):
@@ -172,7 +181,7 @@ class Transformer(nn.Module):
 
     def forward(self, batch: PackedBatch, at: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (R, T, V), or (N, V) at the flat positions `at` (N,)."""
-        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention))
+        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention), None, batch.features)
         if at is not None:
             hidden = hidden.flatten(0, 1)[at]
         return self.logits(hidden)

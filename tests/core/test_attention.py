@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.layout import Layout
 from unitok.attention import allowed, attend, visibility
 from unitok.config import TrunkConfig
@@ -15,6 +19,9 @@ from unitok.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=20, codebook_size=16)
 LAYOUT = Layout(((2, 2),))
+TOKENIZER = build_tokenizer(TOKENIZER_PRESETS["debug"]())
+SCALED = build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), image_size=8, scales=(1, 2)))
+SCALED_FEATURES = get_objective("next_scale", SCALED).features
 
 
 def brute_force(groups: list[int], documents: list[int]) -> list[list[bool]]:
@@ -82,23 +89,30 @@ def documents_of_every_kind() -> dict[str, Document]:
     generators = [torch.Generator().manual_seed(0)]
     found = {}
     for name in ("next_token", "masked_token"):
-        segments = get_objective(name).segments(codes, LAYOUT, VOCABULARY, generators)
+        segments = get_objective(name, TOKENIZER).segments(codes, LAYOUT, VOCABULARY, generators)
         builder = DocumentBuilder().text([5, 6], bos=VOCABULARY.bos)
         found[name] = builder.image(segments.inputs[0], segments.targets[0], segments.groups, LAYOUT).build()
+    codes = torch.tensor([[3, 1, 4, 1, 5]])
+    segments = get_objective("next_scale", SCALED).segments(codes, SCALED.layout, VOCABULARY, generators)
+    assert segments.features is not None
+    builder = DocumentBuilder().text([5, 6], bos=VOCABULARY.bos)
+    builder.image(segments.inputs[0], segments.targets[0], segments.groups, SCALED.layout, segments.features[0])
+    found["next_scale"] = builder.build()
+    codes = codes[:, :4]
     context = DocumentBuilder().image(VOCABULARY.image_ids(codes[0]), None, torch.zeros(4, dtype=torch.int64), LAYOUT)
     found["image_to_text"] = context.text([5, 6], bos=VOCABULARY.bos, eos=VOCABULARY.eos).build()
     found["text_only"] = DocumentBuilder().text([5, 6, 7], bos=VOCABULARY.bos, eos=VOCABULARY.eos).build()
     return found
 
 
-@pytest.mark.parametrize("kind", ["next_token", "masked_token", "image_to_text", "text_only"])
+@pytest.mark.parametrize("kind", ["next_token", "masked_token", "next_scale", "image_to_text", "text_only"])
 def test_gradients_reach_exactly_what_may_be_seen(kind: str) -> None:
     """Through two blocks a position depends on position k exactly where the rule allows it (the rule is transitive)."""
     document = documents_of_every_kind()[kind]
     other = documents_of_every_kind()["text_only"]
     batch = lay_out([[document, other]], pad=VOCABULARY.pad)
     torch.manual_seed(0)
-    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2), VOCABULARY.size).double()
+    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2), VOCABULARY.size, SCALED_FEATURES).double()
     embedded: list[torch.Tensor] = []
 
     def keep(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:

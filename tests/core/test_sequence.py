@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.quantizer_config import VQ
 from unitok.config import TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.records import Key
-from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives import OBJECTIVES, ImageSegments, get_objective
 from unitok.sequence import IGNORE, DocumentBuilder, PackedBatch, lay_out, pack
 from unitok.tasks import make_batch, task_losses, task_of_slot
 from unitok.transformer import Transformer
@@ -20,16 +23,34 @@ from unitok.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=20, codebook_size=16)
 LAYOUT = Layout(((2, 3),))
+TOKENIZER = build_tokenizer(TOKENIZER_PRESETS["debug"]())
+torch.manual_seed(0)
+SCALED = build_tokenizer(
+    ConvVQConfig(
+        image_size=16,
+        stem=4,
+        channels=8,
+        channel_multipliers=(1,),
+        blocks=1,
+        attention="none",
+        latent_dim=8,
+        quantizer=VQ(codebook_size=16, dim=3),
+        scales=(1, 2, 4),
+    )
+).eval()
 
 
 def batch_of(slots: range, objective: str = "masked_token", **options: Any) -> PackedBatch:
-    codes = torch.stack([torch.arange(6) + slot % 8 for slot in slots])
+    if objective == "next_scale":
+        tokenizer, layout = SCALED, SCALED.layout
+    else:
+        tokenizer, layout = TOKENIZER, LAYOUT
+    codes = torch.stack([torch.arange(layout.length) % 7 + slot % 8 for slot in slots])
     captions = [[1 + slot % 5] * (1 + slot % 4) for slot in slots]
     keys = [Key(0, 100 + slot, slot) for slot in slots]
     settings: dict[str, Any] = {"tasks": TasksConfig(), "seed": 0, **options}
-    return make_batch(
-        captions, codes, keys, layout=LAYOUT, vocabulary=VOCABULARY, objective=get_objective(objective), **settings
-    )
+    settings["objective"] = get_objective(objective, tokenizer)
+    return make_batch(captions, codes, keys, layout=layout, vocabulary=VOCABULARY, **settings)
 
 
 def test_vocabulary_ranges_join_without_gaps() -> None:
@@ -45,7 +66,7 @@ def test_codes_outside_the_codebook_are_refused() -> None:
 
 
 def test_next_token_document_is_aligned() -> None:
-    segments = get_objective("next_token").segments(torch.arange(6)[None], LAYOUT, VOCABULARY, [])
+    segments = get_objective("next_token", TOKENIZER).segments(torch.arange(6)[None], LAYOUT, VOCABULARY, [])
     builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
     document = builder.image(segments.inputs[0], segments.targets[0], segments.groups, LAYOUT).build()
     assert document.inputs.tolist() == [21, 7, 8, 22, 25, 26, 27, 28, 29]
@@ -58,13 +79,63 @@ def test_next_token_document_is_aligned() -> None:
 def test_masked_token_hides_what_it_asks_for() -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in range(200)]
     codes = torch.arange(6).repeat(200, 1)
-    segments = get_objective("masked_token").segments(codes, LAYOUT, VOCABULARY, generators)
+    segments = get_objective("masked_token", TOKENIZER).segments(codes, LAYOUT, VOCABULARY, generators)
     hidden = segments.inputs == VOCABULARY.mask
     assert torch.equal(hidden, segments.targets != IGNORE)
     assert torch.equal(torch.where(hidden, segments.targets, segments.inputs), codes + VOCABULARY.image_start)
     assert hidden.sum(1).min() >= 1 and set(hidden.sum(1).tolist()) == set(range(1, 7))
     assert abs(hidden.float().mean().item() - 2 / torch.pi) < 0.06, "the cosine schedule hides 2/pi on average"
     assert segments.groups.tolist() == [0] * 6
+
+
+def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> None:
+    layout = Layout(((8, 8),))
+    codes = torch.arange(16).repeat(400, 4)
+    objective = get_objective("next_token", TOKENIZER)
+
+    def segments(dropout: float, seed: int = 0) -> ImageSegments:
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(400)]
+        return objective.segments(codes, layout, VOCABULARY, generators, dropout)
+
+    whole, some = segments(0.0), segments(0.8)
+    hidden = some.inputs == VOCABULARY.mask
+    assert torch.equal(some.targets, whole.targets) and torch.equal(some.groups, whole.groups)
+    assert torch.equal(some.inputs[~hidden], whole.inputs[~hidden]) and not (whole.inputs == VOCABULARY.mask).any()
+    assert not hidden[:, 0].any(), "the start of the image is no code"
+    share = hidden[:, 1:].float().mean(1)
+    assert abs(share.mean().item() - 0.4) < 0.03 and share.min() < 0.1 and 0.65 < share.max() < 0.95
+    assert torch.equal(segments(0.8).inputs, some.inputs) and not torch.equal(segments(0.8, 1).inputs, some.inputs)
+
+
+def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> None:
+    objective = get_objective("next_scale", SCALED)
+    layout = SCALED.layout
+    codes = torch.randint(16, (2, 21))
+    segments = objective.segments(codes, layout, VOCABULARY, [])
+    assert (segments.inputs == VOCABULARY.mask).all()
+    assert torch.equal(segments.targets, codes + VOCABULARY.image_start)
+    assert segments.groups.tolist() == [0] + [1] * 4 + [2] * 16
+    assert segments.features is not None and segments.features.shape == (2, 21, 3 + 3) and objective.features == 6
+    seen, scale = segments.features.split([3, 3], -1)
+    assert scale.argmax(-1)[0].tolist() == segments.groups.tolist() and (scale.sum(-1) == 1).all()
+    assert (seen[:, 0] == 0).all()
+    with torch.no_grad():
+        after_two = SCALED.quantizer.vectors(codes[:, :5], layout)  # (2, 3, 4, 4), already on the last grid
+    torch.testing.assert_close(seen[:, 5:], after_two.flatten(2).transpose(1, 2))
+
+    builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
+    builder.image(segments.inputs[0], segments.targets[0], segments.groups, layout, segments.features[0])
+    batch = lay_out([[builder.build()], [DocumentBuilder().text([1], bos=VOCABULARY.bos).build()]], pad=24)
+    assert batch.features is not None and batch.features.shape == (2, 24, 6)
+    assert torch.equal(batch.features[0, 3:], segments.features[0])
+    assert (batch.features[0, :3] == 0).all() and (batch.features[1] == 0).all()
+    assert batch.places[0, 3:, 0].tolist() == [3] + [4] * 4 + [5] * 16
+    assert batch.places[0, 3:5, 1:].tolist() == [[1.5, 1.5], [0.5, 0.5]], "rows and columns of the finest grid"
+
+
+def test_next_scale_refuses_a_single_grid() -> None:
+    with pytest.raises(UserError, match="next_scale needs a tokenizer with several scales, this one has a single grid"):
+        get_objective("next_scale", TOKENIZER)
 
 
 def test_slots_hold_the_tasks_in_their_shares() -> None:
@@ -80,7 +151,8 @@ def test_packed_equals_unpacked(objective: str) -> None:
     batch = batch_of(range(12), objective, tasks=even)
     assert (batch.documents > 0).any(), "some rows must hold several documents"
     torch.manual_seed(0)
-    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1), VOCABULARY.size).double()
+    features = 0 if batch.features is None else batch.features.shape[-1]
+    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1), VOCABULARY.size, features).double()
     packed = transformer(batch)
     found = 0
     for row in range(len(batch.inputs)):
@@ -90,6 +162,8 @@ def test_packed_equals_unpacked(objective: str) -> None:
             builder.parts = [
                 (batch.inputs[row, span], batch.targets[row, span], batch.groups[row, span], batch.places[row, span])
             ]
+            if batch.features is not None:
+                builder.features = [(0, batch.features[row, span])]
             alone = transformer(lay_out([[builder.build()]], pad=VOCABULARY.pad))
             torch.testing.assert_close(packed[row, span], alone[0], atol=1e-12, rtol=1e-9)
             found += 1
@@ -148,4 +222,4 @@ def test_bad_settings_are_reported_together() -> None:
     with pytest.raises(UserError, match="all tasks have share 0"):
         TasksConfig(TaskConfig(0, 1), TaskConfig(0, 1), TaskConfig(0, 1))
     with pytest.raises(UserError, match="objective is 'diffusion': choose one of next_token, masked_token"):
-        get_objective("diffusion")
+        get_objective("diffusion", TOKENIZER)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import to_float
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.sample import masked_token, next_token
+from unitok.sample import masked_token, next_scale, next_token
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_codes
 from unitok.sample.prompts import encode_prompts
@@ -42,6 +43,61 @@ def test_next_token_logits_met_while_decoding_equal_teacher_forcing(
         logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
         forced = logits[0, -model.layout.length :, model.vocabulary.image_range]
         torch.testing.assert_close(torch.cat(met, 1)[row], forced, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_next_scale_logits_met_while_decoding_equal_teacher_forcing(make_model: Callable[..., UniTok]) -> None:
+    model = make_model("next_scale")
+    prompts = [text_to_image_prompt(model.text_ids(text), model.vocabulary) for text in CAPTIONS]
+    met: list[torch.Tensor] = []
+    encoded = encode_prompts(model, prompts, room=model.layout.length)
+    codes = next_scale.decode(model, encoded, [0, 1, 2], SampleSettings(guidance=1), met.append)
+    assert [logits.shape[1] for logits in met] == [1, 4, 16, 64]
+    segments = model.objective.segments(codes, model.layout, model.vocabulary, [])
+    assert segments.features is not None
+    for row, text in enumerate(CAPTIONS):
+        builder = text_to_image_prompt(model.text_ids(text), model.vocabulary)
+        features = segments.features[row]
+        builder.image(segments.inputs[row], segments.targets[row], segments.groups, model.layout, features)
+        logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
+        forced = logits[0, -model.layout.length :, model.vocabulary.image_range]
+        torch.testing.assert_close(torch.cat(met, 1)[row], forced, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_next_scale_takes_a_pass_for_each_scale_and_draws_previews(
+    make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("next_scale")
+    passes: list[int] = []
+    hidden = model.transformer.hidden
+    monkeypatch.setattr(
+        model.transformer, "hidden", lambda ids, *rest: (passes.append(ids.shape[1]), hidden(ids, *rest))[1]
+    )
+    whole = draw_codes(model, CAPTIONS, SampleSettings(guidance=2), [0, 1, 2])
+    assert passes[1:] == [1, 4, 16, 64], "the prompt, then one pass a scale"
+    coarse = draw_codes(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])
+    assert torch.equal(coarse, whole[:, :5])
+    preview = draw(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])
+    assert preview.shape == (3, 3, 32, 32)
+    wanted = model.image_tokenizer.decode(whole, up_to_scale=2)
+    assert (to_float(preview) - wanted.clamp(-1, 1)).abs().max() < 0.01
+    with pytest.raises(UserError, match="--scales is 5: this model has 4"):
+        draw(model, CAPTIONS, SampleSettings(scales=5))
+
+
+def test_settings_per_scale(make_model: Callable[..., UniTok]) -> None:
+    settings = SampleSettings(guidance=4, temperature=[1.0, 0.5, 0.5, 0.0], top_k=[0, 9, 9, 1], guidance_rises=True)
+    assert [settings.at_scale(scale, 4).guidance for scale in range(4)] == [1, 2, 3, 4]
+    assert settings.at_scale(1, 4).temperature == 0.5 and settings.at_scale(3, 4).top_k == 1
+    model = make_model("next_scale")
+    assert draw_codes(model, CAPTIONS, settings, [0, 1, 2]).shape == (3, 85)
+    greedy = SampleSettings(temperature=[0.0] * 4, guidance=2, guidance_rises=True)
+    assert torch.equal(draw_codes(model, CAPTIONS, greedy, [0, 1, 2]), draw_codes(model, CAPTIONS, greedy, [3, 4, 5]))
+    with pytest.raises(UserError, match=r"--temperature is \[1.0, 0.5\]: give one value, or 4, one for each scale"):
+        draw(model, CAPTIONS, SampleSettings(temperature=[1.0, 0.5]))
+    with pytest.raises(UserError, match=r"--top-k is \[1, 2\]: give one value, or 1, one for each scale"):
+        draw(make_model("next_token"), CAPTIONS, SampleSettings(top_k=[1, 2]))
 
 
 @torch.inference_mode()

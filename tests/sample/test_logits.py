@@ -15,9 +15,9 @@ LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
 def test_guidance_is_the_standard_scale() -> None:
     rows = torch.tensor([[2.0, 0.0], [1.0, 1.0]])
-    assert guide(rows, 3.0).tolist() == [[4.0, -2.0]]
-    assert guide(rows, 0.0).tolist() == [[1.0, 1.0]]
-    assert torch.equal(guide(rows, 1.0), rows)
+    assert guide(rows, 3.0, 1).tolist() == [[4.0, -2.0]]
+    assert guide(rows, 0.0, 1).tolist() == [[1.0, 1.0]]
+    assert torch.equal(guide(rows, 3.0, 2), rows)
 
 
 def test_top_k_keeps_k() -> None:

@@ -9,19 +9,15 @@ import sys
 import pytest
 
 from tokenizers_vq.config import (
-    FSQ,
-    LFQ,
-    QUANTIZERS,
     TOKENIZER_PRESETS,
-    VQ,
     ConvVQConfig,
     LossConfig,
-    SimVQ,
     check_size,
     config_from_dict,
     config_to_dict,
 )
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, SimVQ
 
 
 @pytest.mark.parametrize("name", TOKENIZER_PRESETS)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import vector_quantize_pytorch as library
 from torch import Tensor
 
-from tokenizers_vq.config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.lookup import nearest_rows
+from tokenizers_vq.quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 from tokenizers_vq.quantizers import Quantizer, make_quantizer
 
 CONFIGS: dict[str, QuantizerConfig] = {

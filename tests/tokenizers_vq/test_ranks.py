@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, distributed
 
 from tokenizers_vq import build_tokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, VQ, Cosine
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.quantizer_config import VQ, Cosine
 from tokenizers_vq.quantizers import Quantizer, make_quantizer
 from tokenizers_vq.usage import CodebookUsage
 

@@ -176,19 +176,21 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
         text_tokenizer: str | None = None,
         tasks: Any = None,
         dropout: float = 0.1,
+        muon: bool = False,
+        tokenizer: Path = tiny_tokenizer_folder,
         **settings: Any,
     ) -> Any:
         train_generator(
             data=data,
             val_data="shapes@val?limit=8",
             out=out,
-            image_tokenizer=tiny_tokenizer_folder,
+            image_tokenizer=tokenizer,
             objective=objective,
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
             tasks=tasks or TasksConfig(),
             text_tokenizer=text_tokenizer,
             text_vocabulary=300,
-            optim=OptimConfig(lr=2e-3, warmup_steps=2),
+            optim=OptimConfig(lr=2e-3, warmup_steps=2, muon=muon),
             run=RunConfig(**{**SMALL_RUN, **settings}),
             resume=resume,
         )
@@ -203,6 +205,15 @@ def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     torch.manual_seed(0)
     build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scaled_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_tokenizer_folder`, with four scales."""
+    folder = tmp_path_factory.mktemp("scaled")
+    torch.manual_seed(0)
+    build_tokenizer(replace(TOKENIZER_PRESETS["debug"](), scales=(1, 2, 4, 8))).save_pretrained(folder)
     return folder
 
 

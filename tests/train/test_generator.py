@@ -18,6 +18,7 @@ from unitok.config import ModelConfig, TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.loader import make_loader
 from unitok.data.open import open_data
 from unitok.model import UniTok
+from unitok.objectives import OBJECTIVES, get_objective
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import train_bpe
@@ -33,12 +34,24 @@ def train_losses(log: list[dict[str, Any]]) -> list[float]:
     return [entry["loss"] for entry in log if entry["kind"] == "train"]
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_the_loss_falls_and_the_folder_is_a_model(
-    tmp_path: Path, train_small_generator: Any, capsys: pytest.CaptureFixture[str], objective: str
+    tmp_path: Path,
+    train_small_generator: Any,
+    scaled_tokenizer_folder: Path,
+    tiny_tokenizer_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    objective: str,
 ) -> None:
     out = tmp_path / "out"
-    log = train_small_generator(out, objective=objective, steps=40, batch_size=16, tasks=TasksConfig(caption_dropout=0))
+    log = train_small_generator(
+        out,
+        objective=objective,
+        tokenizer=scaled_tokenizer_folder if objective == "next_scale" else tiny_tokenizer_folder,
+        steps=40,
+        batch_size=16,
+        tasks=TasksConfig(caption_dropout=0),
+    )
     validation = [entry for entry in log if entry["kind"] == "val"][-1]
     for task in TASKS[:2]:
         first, last = ([entry[f"loss/{task}"] for entry in log if entry["kind"] == "train"][place] for place in (0, -1))
@@ -88,8 +101,10 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
     image_tokenizer = load_tokenizer(folder)
     text_tokenizer = train_bpe(["a small red circle left of a large blue square"], 270)
     trunk = TrunkConfig(width=32, depth=1, heads=2, dropout=dropout)
+    objective = "masked_token" if len(image_tokenizer.layout.scales) == 1 else "next_scale"
+    fingerprint, features = image_tokenizer.fingerprint(), get_objective(objective, image_tokenizer).features
     config = ModelConfig(
-        trunk, "masked_token", text_tokenizer.size, image_tokenizer.codebook_size, 64, image_tokenizer.fingerprint()
+        trunk, objective, text_tokenizer.size, image_tokenizer.codebook_size, 64, fingerprint, features
     )
     dataset = open_data(data, image_tokenizer.image_size)
     run, world = RunConfig(), World(torch.device("cpu"))
@@ -97,12 +112,14 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
     return trainee, dataset
 
 
-def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("folder", ["tiny_tokenizer_folder", "scaled_tokenizer_folder"])
+def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, folder: str, request: pytest.FixtureRequest) -> None:
     """Encoded on the way, packed here, or packed by a worker."""
-    encode(data="shapes?limit=64", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes")
+    tokenizer = request.getfixturevalue(folder)
+    encode(data="shapes?limit=64", image_tokenizer=tokenizer, out=tmp_path / "codes")
     sides = []
     for data, workers in (("shapes?limit=64", 0), (str(tmp_path / "codes"), 0), (str(tmp_path / "codes"), 1)):
-        trainee, dataset = make_trainee(tiny_tokenizer_folder, data)
+        trainee, dataset = make_trainee(tokenizer, data)
         batches = make_loader(
             dataset, seed=3, batch_size=24, micro_batch=12, start_step=1, workers=workers, finish=trainee.finish
         )
@@ -114,10 +131,11 @@ def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, tiny_tokenizer_fo
                 assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
 
 
-def test_what_travels_to_the_workers_is_light(tiny_tokenizer_folder: Path) -> None:
-    """No model in it, whatever way processes are started."""
-    trainee, _ = make_trainee(tiny_tokenizer_folder)
-    assert len(pickle.dumps(trainee.finish)) < 50_000
+def test_what_travels_to_the_workers_is_light(tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path) -> None:
+    """No model in it, whatever way processes are started; for next_scale a codebook and four small convolutions."""
+    for folder in (tiny_tokenizer_folder, scaled_tokenizer_folder):
+        trainee, _ = make_trainee(folder)
+        assert len(pickle.dumps(trainee.finish)) < 50_000
 
 
 def test_codes_of_another_tokenizer_are_refused(

@@ -59,15 +59,20 @@ def assert_equal_runs(stopped: Path, whole: Path) -> None:
         assert all(torch.equal(mine[key], other[key]) for key in mine), name
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+@pytest.mark.parametrize("kind", ["tokenizer", "generator", "next_scale by Muon"])
 def test_resume_after_a_signal_equals_the_unbroken_run(
-    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, run_command: Any
+    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
 ) -> None:
-    words = f"train {kind} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
+    command = "tokenizer" if kind == "tokenizer" else "generator"
+    words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
     if kind == "tokenizer":
         words += ["--augment.flip", "0.5", "--augment.crop", "0.7"]
     else:
-        words += ["--image_tokenizer", str(tiny_tokenizer_folder), "--trunk.dropout", "0.1", "--text_vocabulary", "300"]
+        words += ["--trunk.dropout", "0.1", "--text_vocabulary", "300", "--tasks.code_dropout", "0.5"]
+        folder = tiny_tokenizer_folder if kind == "generator" else scaled_tokenizer_folder
+        words += ["--image_tokenizer", str(folder)]
+    if kind == "next_scale by Muon":
+        words += ["--objective", "next_scale", "--optim.muon", "true"]
     stop_in_the_middle(
         [*words, "--out", str(tmp_path / "stopped")],
         tmp_path / "stopped",

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tokenizers_vq.base import load_tokenizer
-from tokenizers_vq.config import FSQ, VQ, SimVQ
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
+from tokenizers_vq.quantizer_config import FSQ, VQ, SimVQ
 from unitok.data.records import Record
 from unitok.data.shapes import ShapesDataset
 from unitok.seeding import keyed_generator

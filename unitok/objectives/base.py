@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
+from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.layout import Layout
 
 from ..vocabulary import Vocabulary
@@ -23,6 +24,8 @@ class ImageSegments:
     """(B, L) int64 ids, or IGNORE where nothing is predicted."""
     groups: torch.Tensor
     """(L,) int64, counted from 0."""
+    features: torch.Tensor | None = None
+    """(B, L, F) float32: what stands at the positions beside the ids, for objectives that have such."""
 
 
 class Objective(ABC):
@@ -30,11 +33,29 @@ class Objective(ABC):
 
     name: ClassVar[str]
 
+    @classmethod
+    def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
+        """The objective for the codes of a tokenizer. Raises UserError when it cannot work with them."""
+        return cls()
+
+    @property
+    def features(self) -> int:
+        """Length of `ImageSegments.features`; 0: there are none."""
+        return 0
+
     @abstractmethod
     def segments(
-        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, generators: list[torch.Generator]
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        generators: list[torch.Generator],
+        code_dropout: float = 0.0,
     ) -> ImageSegments:
-        """Codes (B, L) to segments; row b draws whatever is random from `generators[b]` alone."""
+        """Codes (B, L) to segments; row b draws whatever is random from `generators[b]` alone.
+
+        `code_dropout` is the largest share of a picture's codes that is hidden from its own continuation.
+        """
 
     @abstractmethod
     def groups(self, layout: Layout) -> torch.Tensor:

@@ -27,7 +27,12 @@ class MaskedToken(Objective):
     name = "masked_token"
 
     def segments(
-        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, generators: list[torch.Generator]
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        generators: list[torch.Generator],
+        code_dropout: float = 0.0,  # codes are hidden anyway
     ) -> ImageSegments:
         ids = vocabulary.image_ids(codes)
         hidden = torch.zeros_like(ids, dtype=torch.bool)

@@ -17,11 +17,21 @@ class NextToken(Objective):
     name = "next_token"
 
     def segments(
-        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, generators: list[torch.Generator]
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        generators: list[torch.Generator],
+        code_dropout: float = 0.0,
     ) -> ImageSegments:
         ids = vocabulary.image_ids(codes)
         start = torch.full_like(ids[:, :1], vocabulary.boi)
-        return ImageSegments(torch.cat([start, ids[:, :-1]], 1), ids, self.groups(layout))
+        before = ids[:, :-1]
+        if code_dropout > 0:
+            draws = torch.stack([torch.rand(layout.length, generator=generator) for generator in generators])
+            share = code_dropout * draws[:, :1]  # of this picture
+            before = before.masked_fill(draws[:, 1:] < share, vocabulary.mask)
+        return ImageSegments(torch.cat([start, before], 1), ids, self.groups(layout))
 
     def groups(self, layout: Layout) -> torch.Tensor:
         return torch.arange(layout.length)

@@ -1,0 +1,204 @@
+"""Multi-scale quantization: the published arithmetic, the schedule, learning, and what is decoded on the way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizers_vq import build_tokenizer
+from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig, config_from_dict, config_to_dict
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.layout import Layout
+from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.multi_scale import MultiScaleQuantizer
+from tokenizers_vq.quantizer_config import FSQ, VQ, Cosine, SimVQ
+from tokenizers_vq.scales import residual_conv_of
+
+DEBUG = TOKENIZER_PRESETS["debug"]()  # 32 px, stride 4: 8x8 codes
+
+
+def tiny(**changes: Any) -> ImageTokenizer:
+    torch.manual_seed(0)
+    return build_tokenizer(dataclasses.replace(DEBUG, **{"scales": (1, 2, 3, 4, 6, 8), **changes}))
+
+
+def quantizer_of(tokenizer: ImageTokenizer) -> MultiScaleQuantizer:
+    assert isinstance(tokenizer.quantizer, MultiScaleQuantizer)
+    return tokenizer.quantizer
+
+
+def pictures(count: int = 4, height: int = 32, width: int = 32) -> Tensor:
+    """Smooth random pictures (N, 3, H, W) in [-1, 1]."""
+    small = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return F.interpolate(small, (height, width), mode="bicubic").clamp(-1, 1)
+
+
+def published(f: Tensor, codebook: Tensor, convs: list[Any], sides: list[int], table: list[int]) -> tuple[Any, ...]:
+    """The released VAR tokenizer's loop, from its description: (codes of each scale, inputs of each scale, f_hat)."""
+    rest, f_hat = f.clone(), torch.zeros_like(f)
+    codes, seen = [], []
+    for k, side in enumerate(sides):
+        last = k == len(sides) - 1
+        seen.append(F.interpolate(f_hat, size=(side, side), mode="area").flatten(2).transpose(1, 2))
+        z = rest if last else F.interpolate(rest, size=(side, side), mode="area")
+        flat = z.permute(0, 2, 3, 1).reshape(-1, f.shape[1])
+        index = torch.cdist(flat, codebook).argmin(1)
+        h = codebook[index].view(len(f), side, side, -1).permute(0, 3, 1, 2)
+        h = h if last else F.interpolate(h, size=f.shape[2:], mode="bicubic")
+        h = 0.5 * h + 0.5 * convs[table[k]](h)
+        f_hat, rest = f_hat + h, rest - h
+        codes.append(index.view(len(f), -1))
+    return torch.cat(codes, 1), torch.cat(seen, 1), f_hat
+
+
+def test_the_arithmetic_is_the_published_one() -> None:
+    sides = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16]
+    tokenizer = tiny(image_size=64, scales=tuple(sides), quantizer=VQ(codebook_size=128, dim=6)).eval()
+    quantizer = quantizer_of(tokenizer)
+    f = torch.randn(3, 6, 16, 16)
+    codebook = quantizer.book.codebook
+    wanted, seen, f_hat = published(f, codebook, list(quantizer.convs), sides, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3])
+    assert tokenizer.layout.length == 680 and len(quantizer.convs) == 4
+    codes = quantizer.nearest(f)
+    assert (codes == wanted).float().mean() > 0.999, "equal but for ties in float32"
+    codes = wanted
+    torch.testing.assert_close(quantizer.vectors(codes, tokenizer.layout), f_hat, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(quantizer.seen_before(codes, tokenizer.layout), seen, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("convs", "scales", "table"), [(1, 4, [0] * 4), (2, 4, [0, 0, 1, 1]), (4, 4, [0, 1, 2, 3])])
+def test_scales_share_convolutions_with_their_neighbours(convs: int, scales: int, table: list[int]) -> None:
+    assert [residual_conv_of(scale, convs, scales) for scale in range(scales)] == table
+    assert residual_conv_of(0, convs, 1) == 0
+    assert [residual_conv_of(scale, 10, 10) for scale in range(10)] == list(range(10))
+
+
+@pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4), SimVQ(codebook_size=64, dim=4)])
+def test_codes_give_the_reconstruction_and_every_parameter_learns(quantizer: Any) -> None:
+    tokenizer = tiny(quantizer=quantizer)
+    images = pictures()
+    loss, parts = TokenizerLoss(LossConfig())(images, tokenizer(images))
+    loss.backward()
+    assert parts.keys() == {"l2", "commitment", "codebook"}
+    assert [name for name, value in tokenizer.named_parameters() if value.grad is None or not value.grad.any()] == []
+    tokenizer.eval()
+    out = tokenizer(images)
+    codes = tokenizer.encode(images)
+    assert codes.shape == (4, 130) and torch.equal(codes, out.codes)
+    torch.testing.assert_close(tokenizer.decode(codes), out.reconstruction, atol=1e-5, rtol=1e-4)
+    assert torch.equal(torch.cat([tokenizer.encode(image[None]) for image in images]), codes)
+
+
+@pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4), SimVQ(codebook_size=64, dim=4)])
+def test_training_makes_each_scale_add_to_the_picture(quantizer: Any) -> None:
+    tokenizer = tiny(quantizer=quantizer, scale_dropout=0.3).train()
+    images, losses = pictures(16), TokenizerLoss(LossConfig())
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, _ = losses(images, tokenizer(images))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tokenizer.eval()
+    codes = tokenizer.encode(images)
+    errors = [F.mse_loss(tokenizer.decode(codes, up_to_scale=k), images).item() for k in range(1, 7)]
+    assert errors[-1] < 0.6 * errors[0] and errors[-1] < 0.06, errors
+    assert errors[-1] == min(errors), errors
+
+
+def test_a_prefix_of_the_codes_is_enough_for_the_coarse_picture() -> None:
+    tokenizer = tiny().eval()
+    codes = tokenizer.encode(pictures())
+    assert torch.equal(tokenizer.decode(codes, up_to_scale=6), tokenizer.decode(codes))
+    assert torch.equal(tokenizer.decode(codes[:, :14], up_to_scale=3), tokenizer.decode(codes, up_to_scale=3))
+    assert not torch.equal(tokenizer.decode(codes, up_to_scale=2), tokenizer.decode(codes, up_to_scale=3))
+    for wrong in (0, 7):
+        with pytest.raises(UserError, match=f"up_to_scale is {wrong}: this tokenizer has 6 scales"):
+            tokenizer.decode(codes, up_to_scale=wrong)
+    with pytest.raises(UserError, match=r"codes have shape \(4, 13\), but layout 1x1 \+ 2x2 .* takes \(images, 14\)"):
+        tokenizer.decode(codes[:, :13], up_to_scale=3)
+    with pytest.raises(UserError, match="up_to_scale is 2: this tokenizer has 1 scales"):
+        tiny(scales=()).decode(codes[:, :64], up_to_scale=2)
+
+
+def test_dropped_scales_change_training_alone() -> None:
+    images = pictures()
+    plain, dropped = (tiny(scale_dropout=share) for share in (0.0, 1.0))
+    dropped.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images).reconstruction, dropped.eval()(images).reconstruction)
+        torch.manual_seed(0)
+        assert not torch.equal(plain.train()(images).reconstruction, dropped.train()(images).reconstruction)
+
+
+def test_accumulated_micro_batches_move_the_codebook_as_one_batch() -> None:
+    first = tiny(quantizer=VQ(codebook_size=64, dim=4, revive_below=0.0)).train()
+    images = pictures(8)
+    first(images)  # k-means
+    second = copy.deepcopy(first)
+    first(images)
+    second(images[:4], accumulate=True)
+    second(images[4:])
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_never_moves_the_codebook() -> None:
+    tokenizer = tiny().train()
+    before = tokenizer.fingerprint()
+    with torch.no_grad():
+        tokenizer(pictures())
+    tokenizer.encode(pictures())
+    tokenizer.eval()(pictures())
+    assert tokenizer.fingerprint() == before
+    tokenizer.train()(pictures())
+    assert tokenizer.fingerprint() != before
+
+
+def test_rectangles_and_other_sizes() -> None:
+    tokenizer = tiny(image_size=(16, 32), scales=(1, 2, 4, 8)).eval()
+    assert tokenizer.layout == Layout(((1, 1), (1, 2), (2, 4), (4, 8)))
+    images = pictures(2, 16, 32)
+    assert tokenizer.decode(tokenizer.encode(images)).shape == images.shape
+    pairs = tiny(image_size=(16, 32), scales=((1, 1), (1, 8), (4, 8)))
+    assert pairs.layout.scales == ((1, 1), (1, 8), (4, 8))
+    square = tiny(scales=(1, 2, 4, 8)).eval()
+    layout = square.layout_for(64, 32)
+    assert layout.scales[0] == (1, 1) and layout.grid == (16, 8) and len(layout.scales) == 4
+    images = pictures(2, 64, 32)
+    codes = square.encode(images)
+    assert codes.shape == (2, layout.length) and square.decode(codes, layout).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scales": (1, 2, 4)}, r"scales ends at 4x4, but 32x32 pixels at stride 4 make a grid of 8x8: let it end"),
+        ({"scales": (1, 4, 2, 8)}, r"scales goes from 4x4 to 2x2: let it increase"),
+        ({"scales": (1, 4, 4, 8)}, r"scales goes from 4x4 to 4x4: let it increase"),
+        ({"scales": (1, 8, 16)}, r"scales has 16x16, but 32x32 pixels at stride 4 make a grid of 8x8: leave out"),
+        ({"scales": (0, 8)}, r"scales is \[0, 8\]: give numbers of at least 1"),
+        ({"quantizer": FSQ()}, r"scales with FSQ: choose VQ or SimVQ"),
+        ({"quantizer": Cosine()}, r"scales with Cosine: choose VQ or SimVQ"),
+        ({"scale_convs": 0}, r"scale_convs is 0: choose at least 1"),
+        ({"scale_dropout": 1.5}, r"scale_dropout is 1.5: choose a share from 0 to 1"),
+    ],
+)
+def test_bad_schedules_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny(**changes)
+
+
+def test_a_file_from_before_there_were_scales_is_read() -> None:
+    config = dataclasses.replace(DEBUG, scales=(1, (2, 2), 8))
+    values = config_to_dict(config)
+    assert config_from_dict(values) == config
+    old = {key: value for key, value in config_to_dict(DEBUG).items() if not key.startswith("scale")}
+    assert config_from_dict(old) == DEBUG

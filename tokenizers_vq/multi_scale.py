@@ -1,0 +1,155 @@
+"""Residual quantization over scales with one codebook (VAR, arXiv:2404.02905; numbers as in its released tokenizer).
+
+A latent grid f of h x w is written as maps of 1x1, 2x2, ... up to h x w codes. With rest = f, for each scale:
+
+    down  = area(rest, grid of the scale)            nearest codes of these vectors are the scale's codes
+    part  = conv(bicubic(code vectors, h x w))       conv(x) = (x + conv3x3(x)) / 2
+    total = total + part,   rest = rest - part
+
+The running total after k scales is what the picture is decoded from, and, shrunk to the next grid, what a next-scale
+model sees before it writes the next map.
+
+B = images, D = width of a code vector, h, w = finest grid, L = codes per image, N = rows of vectors
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import ConvVQConfig
+from .layout import Layout
+from .quantizers import Quantized, make_quantizer, pass_gradient, to_grid, to_rows
+from .scales import residual_conv_of
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Latents (B, D, h, w) <-> codes (B, L), coarse to fine. The codebook is that of any quantizer whose code vectors
+    can have any length (`vq`, `simvq`)."""
+
+    def __init__(self, config: ConvVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.book = make_quantizer(config.quantizer)
+        self.width, self.codebook_size = self.book.width, self.book.codebook_size
+        number = max(residual_conv_of(scale, config.scale_convs, len(config.scales)) for scale in self._scales) + 1
+        self.convs = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(number))
+
+    @property
+    def _scales(self) -> range:
+        return range(len(self.config.scales))
+
+    def forward(self, z: Tensor, accumulate: bool = False) -> Quantized:
+        """Quantizes (B, D, h, w); `accumulate` as in `Quantizer`.
+
+        With `scale_dropout`, training leaves out the finest scales of some pictures, so that the coarse ones say as
+        much as they can.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            layout = self._layout(z)
+            learn = self.training and torch.is_grad_enabled()
+            if learn:
+                self.book.start(self._pyramid(z.detach(), layout))
+            totals, codes, rows = self._write(z.detach(), layout)
+            if learn:
+                self.book.follow(rows, torch.cat([part.reshape(-1) for part in codes]), accumulate)
+            # As published: each total pulls the latents, and the latents pull codebook and convolutions, every scale
+            # alike. The picture's gradient passes straight through.
+            weight = getattr(self.config.quantizer, "commitment_weight", 1.0)
+            losses = {
+                "commitment": weight * torch.stack([F.mse_loss(total.detach(), z) for total in totals]).mean(),
+                "codebook": torch.stack([F.mse_loss(total, z.detach()) for total in totals]).mean(),
+            }
+            value = self._drop_scales(totals) if self.training else totals[-1]
+            rotate = getattr(self.config.quantizer, "rotation_trick", False)
+            latents = pass_gradient(to_rows(z), to_rows(value.detach()), rotate)
+            return Quantized(to_grid(latents, len(z), *layout.grid), torch.cat(codes, 1), losses)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Codes (B, L) of latents (B, D, h, w); never changes the codebook."""
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            return torch.cat(self._write(z, self._layout(z))[1], 1)
+
+    def vectors(self, codes: Tensor, layout: Layout, scales: int | None = None) -> Tensor:
+        """The total (B, D, h, w) float32 after the first `scales` scales (default: all)."""
+        total = self.blank(len(codes), layout, codes.device)
+        for scale, part in enumerate(layout.split(codes)[:scales]):
+            total = self.add(total, part, scale, layout)
+        return total
+
+    # --- one scale at a time ---------------------------------------------------------------------------------------
+
+    def blank(self, batch: int, layout: Layout, device: torch.device | None = None) -> Tensor:
+        """The total before any scale, (B, D, h, w)."""
+        return torch.zeros(batch, self.width, *layout.grid, device=device or self.convs[0].weight.device)
+
+    def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
+        """The total after one more scale, whose codes are (B, n)."""
+        with torch.autocast(total.device.type, enabled=False):
+            part = self.book.vectors(codes, layout.scales[scale])  # (B, D, h_k, w_k)
+            if layout.scales[scale] != layout.grid:
+                part = F.interpolate(part, layout.grid, mode="bicubic")
+            conv = self.convs[residual_conv_of(scale, self.config.scale_convs, len(layout.scales))]
+            return total + 0.5 * part + 0.5 * conv(part)
+
+    def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
+        """A total as seen on the grid of a scale, (B, n, D) row-major."""
+        return _area(total, layout.scales[scale]).flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def seen_before(self, codes: Tensor, layout: Layout) -> Tensor:
+        """(B, L, D): at the positions of each scale, the total of all coarser scales on its grid; zeros for the
+        first."""
+        total = self.blank(len(codes), layout, codes.device)
+        seen = []
+        for scale, part in enumerate(layout.split(codes)):
+            seen.append(self.shrink(total, scale, layout))
+            total = self.add(total, part, scale, layout)
+        return torch.cat(seen, 1)
+
+    # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _layout(self, z: Tensor) -> Layout:
+        stride = self.config.stride
+        return self.config.layout_for(z.shape[2] * stride, z.shape[3] * stride)
+
+    def _write(self, z: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Totals after each scale (B, D, h, w), codes of each scale (B, n), and all vectors that were looked up (N, D),
+        scale after scale."""
+        rest, total = z, torch.zeros_like(z)
+        totals, codes, rows = [], [], []
+        for scale, grid in enumerate(layout.scales):
+            down = _area(rest, grid)
+            codes.append(self.book.nearest(down))
+            rows.append(to_rows(down))
+            total = self.add(total, codes[-1], scale, layout)
+            totals.append(total)
+            rest = z - total.detach()
+        return totals, codes, torch.cat(rows)
+
+    def _pyramid(self, z: Tensor, layout: Layout) -> Tensor:
+        """(N, D): what the scales would have to write if each could write everything; k-means starts there."""
+        rest, rows = z, []
+        for grid in layout.scales:
+            down = _area(rest, grid)
+            rows.append(to_rows(down))
+            rest = rest - F.interpolate(down, layout.grid, mode="bicubic")
+        return torch.cat(rows)
+
+    def _drop_scales(self, totals: list[Tensor]) -> Tensor:
+        """(B, D, h, w): the last total, or for a share of the pictures an earlier one."""
+        share, batch, device = self.config.scale_dropout, len(totals[0]), totals[0].device
+        if share == 0 or len(totals) == 1:
+            return totals[-1]
+        dropped = torch.rand(batch, device=device) < share
+        kept = torch.randint(len(totals) - 1, (batch,), device=device).where(dropped, len(totals) - 1)
+        return torch.stack(totals)[kept, torch.arange(batch, device=device)]
+
+
+def _area(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Means over areas; the same tensor where the grid is its own."""
+    return x if tuple(x.shape[2:]) == grid else F.interpolate(x, grid, mode="area")

@@ -1,0 +1,65 @@
+"""Next scale: all codes of a scale at once, from all coarser scales (VAR, arXiv:2404.02905; with a caption before it
+as in STAR, 2406.10797)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.layout import Layout
+from tokenizers_vq.multi_scale import MultiScaleQuantizer
+
+from ..vocabulary import Vocabulary
+from .base import ImageSegments, Objective
+
+
+class NextScale(Objective):
+    """Input: the running reconstruction of the coarser scales, shrunk to this one's grid, and which scale it is.
+    Target: this scale's codes. Each scale is a group."""
+
+    name = "next_scale"
+
+    def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
+        self.quantizer, self.scales = quantizer, scales
+
+    @classmethod
+    def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> NextScale:
+        quantizer = image_tokenizer.quantizer
+        if not isinstance(quantizer, MultiScaleQuantizer):
+            raise UserError(
+                "objective next_scale needs a tokenizer with several scales, this one has a single grid: train one "
+                "with --tokenizer.scales, or choose next_token or masked_token"
+            )
+        return cls(quantizer, len(image_tokenizer.layout.scales))
+
+    @property
+    def features(self) -> int:
+        return self.quantizer.width + self.scales
+
+    def segments(
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        generators: list[torch.Generator],
+        code_dropout: float = 0.0,
+    ) -> ImageSegments:
+        seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
+        if code_dropout > 0:
+            draws = torch.stack([torch.rand(1 + layout.length, generator=generator) for generator in generators])
+            share = code_dropout * draws[:, :1]  # of this picture
+            seen = seen.masked_fill((draws[:, 1:] < share)[..., None], 0.0)
+        ids = vocabulary.image_ids(codes)
+        return ImageSegments(
+            torch.full_like(ids, vocabulary.mask), ids, self.groups(layout), self.mark(seen, self.groups(layout))
+        )
+
+    def groups(self, layout: Layout) -> torch.Tensor:
+        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
+
+    def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Features (B, n, D + K): what is seen (B, n, D) and, one-hot, the number of the scale (n,)."""
+        number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
+        return torch.cat([seen, number], -1)
