@@ -90,13 +90,13 @@ def eval_generator(
     out: Path = Path("runs/eval-generator"),
     limit: int | None = None,
     max_bad: float = 0.01,
-    guidance: float = 3.0,
-    temperature: float | list[float] = 1.0,
-    top_k: int | list[int] = 0,
-    top_p: float | list[float] = 0.0,
-    steps: int = 12,
-    guidance_rises: bool = False,
-    scales: int = 0,
+    guidance: float | None = None,
+    temperature: float | list[float] | None = None,
+    top_k: int | list[int] | None = None,
+    top_p: float | list[float] | None = None,
+    steps: int | None = None,
+    guidance_rises: bool | None = None,
+    scales: int | None = None,
     seed: int = 0,
     captioning: bool = True,
     features: str = "embedded",
@@ -120,12 +120,13 @@ def eval_generator(
         out: Folder for the report.
         limit: Captions used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
-        guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
+        guidance: Classifier-free guidance scale; 1 turns it off and halves the work. Like the following settings,
+            null is the model's own (--sampling of train generator), else 3.
         temperature: Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale.
         top_k: Keep the k most likely codes; 0 keeps all. Next scale: also a list.
         top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a
             list.
-        steps: Passes of masked-token decoding.
+        steps: Passes of masked-token decoding, else 12.
         guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
         seed: The i-th picture is drawn with seed + i.
@@ -142,8 +143,8 @@ def eval_generator(
     Example:
         unitok eval generator --model runs/demo/generator --data shapes@val --limit 200 --out runs/eval-generator
     """
+    given = SampleSettings.given(locals())
     started = time.time()
-    settings = SampleSettings(guidance, temperature, top_k, top_p, steps, guidance_rises, scales)
     _check(batch_size, limit)
     if (gallery is None) != (label is None):
         raise UserError("--gallery and --label go together: name the known pictures and the column of the right name")
@@ -176,7 +177,7 @@ def eval_generator(
             dataset,
             network,
             scorer,
-            settings=settings,
+            settings=SampleSettings.of(loaded.config, given),
             seed=seed,
             limit=limit,
             max_bad=max_bad,

@@ -76,6 +76,9 @@ def measure_tokenizer(
         "codebook_use": Number("Codebook use (share of codes that occur)", scores.codebook_use, "%", "higher", facts),
         "perplexity": Number(f"Code perplexity (of {tokenizer.codebook_size})", scores.perplexity, "", "higher", facts),
     }
+    if len(scores.scale_use) > 1:
+        title = "Codebook use of each scale (share of the codes it could have used)"
+        numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
     if scores.lpips is not None:
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
     figure = Figure("Originals and reconstructions", shown[:SHOWN])
@@ -107,7 +110,7 @@ def measure_generation(
         dataset: captions, and pictures of the model's size.
         network: features for FID, KID and retrieval.
         clip: network for CLIPScore.
-        settings: how codes are chosen.
+        settings: how codes are chosen; default: as the model likes it.
         seed: picture i is drawn with seed + i.
         limit: captions used; None for all (of an endless data set, 1000).
         max_bad: share of broken pictures that is left out; more of them are an error.
@@ -116,7 +119,7 @@ def measure_generation(
         gallery: known pictures whose captions are names; `labels` says which name each record of `dataset` should get.
         labels: one name per record of `dataset`, broken ones included.
     """
-    settings = settings or SampleSettings()
+    settings = settings or SampleSettings.of(model.config)
     rows = list(read_indexed(dataset, limit, max_bad))
     if len(rows) < 4:
         raise UserError(f"data {dataset.name!r} gives {len(rows)} captions: measuring needs at least 4")

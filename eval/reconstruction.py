@@ -53,6 +53,8 @@ class ReconstructionScores:
     codebook_use: float
     """Share of the codes that occurred."""
     perplexity: float
+    scale_use: dict[str, float]
+    """Of each scale of a multi-scale tokenizer, such as "2x2": share of the codes it could have used that it did."""
     count: int
     """Pictures measured."""
 
@@ -63,12 +65,16 @@ class ReconstructionMeter:
     def __init__(self, tokenizer: ImageTokenizer, network: FeatureNetwork, lpips: nn.Module | None = None) -> None:
         self.tokenizer, self.network, self.lpips = tokenizer, network, lpips
         self.usage = CodebookUsage(tokenizer.codebook_size)
+        self.scale_usage = {f"{h}x{w}": CodebookUsage(tokenizer.codebook_size) for h, w in tokenizer.layout.scales}
         self.values: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "lpips", "before", "after")}
 
     def update(self, images: Tensor) -> Tensor:
         """Measures pictures uint8 (B, 3, H, W); returns their reconstructions, uint8."""
         back, codes = reconstruct(self.tokenizer, images)
         self.usage.update(codes)
+        layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
+        for usage, part in zip(self.scale_usage.values(), layout.split(codes), strict=True):
+            usage.update(part)
         self.values["psnr"].append(psnr(images, back))
         self.values["ssim"].append(ssim(images, back))
         if self.lpips is not None:
@@ -92,5 +98,6 @@ class ReconstructionMeter:
             rfid=frechet_distance(joined["before"], joined["after"]),
             codebook_use=self.usage.use,
             perplexity=self.usage.perplexity,
+            scale_use={name: usage.reached for name, usage in self.scale_usage.items()},
             count=len(joined["psnr"]),
         )

@@ -17,13 +17,13 @@ def sample(
     n: int = 4,
     out: Path = Path("runs/samples"),
     seed: int = 0,
-    guidance: float = 3.0,
-    temperature: float | list[float] = 1.0,
-    top_k: int | list[int] = 0,
-    top_p: float | list[float] = 0.0,
-    steps: int = 12,
-    guidance_rises: bool = False,
-    scales: int = 0,
+    guidance: float | None = None,
+    temperature: float | list[float] | None = None,
+    top_k: int | list[int] | None = None,
+    top_p: float | list[float] | None = None,
+    steps: int | None = None,
+    guidance_rises: bool | None = None,
+    scales: int | None = None,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -40,12 +40,13 @@ def sample(
         n: Pictures for each caption, with the seeds seed, seed + 1, ...
         out: Folder for the results.
         seed: Seed of the first picture of each caption.
-        guidance: Classifier-free guidance scale; 1 turns it off and halves the work.
+        guidance: Classifier-free guidance scale; 1 turns it off and halves the work. Like the following settings,
+            null is the model's own (--sampling of train generator), else 3.
         temperature: Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale.
         top_k: Keep the k most likely codes; 0 keeps all. Next scale: also a list.
         top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a
             list.
-        steps: Passes of masked-token decoding.
+        steps: Passes of masked-token decoding, else 12.
         guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
@@ -55,7 +56,7 @@ def sample(
     Example:
         unitok sample --model runs/demo/generator "a small red circle left of a large blue square" --n 4
     """
-    settings = SampleSettings(guidance, temperature, top_k, top_p, steps, guidance_rises, scales)
+    given = SampleSettings.given(locals())
     problems = Problems()
     wanted = list(prompts)
     if captions is not None:
@@ -77,6 +78,7 @@ def sample(
     from .pipeline import draw
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    settings = SampleSettings.of(loaded.config, given)
     for caption in wanted:
         loaded.text_ids(caption)  # one that is too long is refused before anything is written
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)

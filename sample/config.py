@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from tokenizers_vq.errors import Problems
+from unitok.config import ModelConfig
 
 
 @dataclass
@@ -38,6 +41,19 @@ class SampleSettings:
         problems.check(self.steps >= 1, f"--steps is {self.steps}: choose 1 or more")
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
+
+    @classmethod
+    def of(cls, model: ModelConfig, given: Mapping[str, Any] | None = None) -> SampleSettings:
+        """What is given, else the model's own settings, else the defaults."""
+        return cls(**{**model.sampling, **(given or {})})
+
+    @classmethod
+    def given(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a command's options that are settings and not None. Raises UserError for values out of range."""
+        names = [item.name for item in fields(cls)]
+        given = {name: options[name] for name in names if options.get(name) is not None}
+        cls(**given)
+        return given
 
     def at_scale(self, scale: int = 0, scales: int = 1) -> SampleSettings:
         """The settings of one scale, every one a number.

@@ -52,7 +52,7 @@ def draw(
     `seeds` (default 0, 1, ...) fix each picture: the same model, caption, settings and seed give the same picture,
     alone or in any batch.
     """
-    settings = settings or SampleSettings()
+    settings = settings or SampleSettings.of(model.config)
     seeds = list(range(len(captions))) if seeds is None else seeds
     for caption in captions:
         model.text_ids(caption)  # a caption that is too long is refused before anything is drawn

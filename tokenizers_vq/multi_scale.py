@@ -54,7 +54,11 @@ class MultiScaleQuantizer(nn.Module):
                 self.book.start(self._pyramid(z.detach(), layout))
             totals, codes, rows = self._write(z.detach(), layout)
             if learn:
-                self.book.follow(rows, torch.cat([part.reshape(-1) for part in codes]), accumulate)
+                # Every scale has the same say in where the codes lie. Counted one by one, the finest map alone would
+                # decide, and the coarse ones would be left with a few codes each.
+                shares = [z.new_full((len(part),), len(rows[-1]) / len(part)) for part in rows]
+                chosen = torch.cat([part.reshape(-1) for part in codes])
+                self.book.follow(torch.cat(rows), chosen, accumulate, torch.cat(shares) / len(rows))
             # As published: each total pulls the latents, and the latents pull codebook and convolutions, every scale
             # alike. The picture's gradient passes straight through.
             weight = getattr(self.config.quantizer, "commitment_weight", 1.0)
@@ -117,9 +121,9 @@ class MultiScaleQuantizer(nn.Module):
         stride = self.config.stride
         return self.config.layout_for(z.shape[2] * stride, z.shape[3] * stride)
 
-    def _write(self, z: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Totals after each scale (B, D, h, w), codes of each scale (B, n), and all vectors that were looked up (N, D),
-        scale after scale."""
+    def _write(self, z: Tensor, layout: Layout) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Of each scale: the total after it (B, D, h, w), its codes (B, n), the vectors that were looked up
+        (B * n, D)."""
         rest, total = z, torch.zeros_like(z)
         totals, codes, rows = [], [], []
         for scale, grid in enumerate(layout.scales):
@@ -129,14 +133,15 @@ class MultiScaleQuantizer(nn.Module):
             total = self.add(total, codes[-1], scale, layout)
             totals.append(total)
             rest = z - total.detach()
-        return totals, codes, torch.cat(rows)
+        return totals, codes, rows
 
     def _pyramid(self, z: Tensor, layout: Layout) -> Tensor:
-        """(N, D): what the scales would have to write if each could write everything; k-means starts there."""
+        """(N, D): what the scales would have to write if each could write everything, equally many vectors of each;
+        k-means starts there."""
         rest, rows = z, []
-        for grid in layout.scales:
+        for grid, length in zip(layout.scales, layout.lengths, strict=True):
             down = _area(rest, grid)
-            rows.append(to_rows(down))
+            rows.append(to_rows(down).repeat(max(1, layout.lengths[-1] // length), 1))
             rest = rest - F.interpolate(down, layout.grid, mode="bicubic")
         return torch.cat(rows)
 

@@ -90,8 +90,9 @@ class Quantizer(nn.Module, ABC):
     def start(self, rows: Tensor) -> None:
         """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""
 
-    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:
-        """Sees training latents (N, D) and the codes they got; a codebook may move. `accumulate` as in `forward`."""
+    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool, weights: Tensor | None = None) -> None:
+        """Sees training latents (N, D) and the codes they got; a codebook may move. `accumulate` as in `forward`;
+        `weights` (N,) say how much each latent counts."""
 
     @abstractmethod
     def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -188,15 +189,16 @@ class MovingAverage(Quantizer):
         library_vq.logger.enable(library.__name__)
 
     @torch.no_grad()
-    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool) -> None:
+    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool, weights: Tensor | None = None) -> None:
         """Moves the codebook towards the latents that chose it.
 
         The library's own update makes an (N, K) one-hot table, several times the cost of everything else here; counts
         and sums are the same numbers.
         """
         book, size = self._book, self.codebook_size
-        counts = torch.bincount(codes, minlength=size).float()
-        sums = rows.new_zeros(size, self.width).index_add_(0, codes, rows)
+        counts = torch.bincount(codes, weights, minlength=size).float()
+        weighted = rows if weights is None else rows * weights[:, None]
+        sums = rows.new_zeros(size, self.width).index_add_(0, codes, weighted)
         if self._pending is not None:
             counts, sums = counts + self._pending[0], sums + self._pending[1]
         self._pending = (counts, sums) if accumulate else None
@@ -212,6 +214,8 @@ class MovingAverage(Quantizer):
             mean_use = float(counts.sum()) / size
             book.threshold_ema_dead_code = self.config.revive_below * mean_use
             book.reset_cluster_size = mean_use  # time to prove itself before it counts as dead again
+            if weights is not None:  # new codes are drawn from latents in proportion to their weight
+                rows = rows[torch.multinomial(weights, len(rows), replacement=True)]
             book.expire_codes_(rows[None])
 
 

@@ -15,8 +15,8 @@ class CodebookUsage:
     (0.5, 2.0)
     """
 
-    def __init__(self, size: int) -> None:
-        self.counts = torch.zeros(size, dtype=torch.int64)
+    def __init__(self, size: int, counts: Tensor | None = None) -> None:
+        self.counts = torch.zeros(size, dtype=torch.int64) if counts is None else counts
 
     def update(self, codes: Tensor) -> None:
         """Adds the codes of a batch, any shape, ids in [0, size)."""
@@ -36,6 +36,12 @@ class CodebookUsage:
     def use(self) -> float:
         """Share of the codes that occurred, 0 to 1."""
         return float((self.counts > 0).double().mean())
+
+    @property
+    def reached(self) -> float:
+        """Share of the codes that could have occurred that did: n codes cannot be more than n different ones."""
+        could = min(len(self.counts), int(self.counts.sum()))
+        return int((self.counts > 0).sum()) / could if could else 0.0
 
     @property
     def perplexity(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tokenizers_vq.config import ConvVQConfig, LossConfig, config_to_dict
 from tokenizers_vq.errors import Problems
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
+from unitok.sample.config import SampleSettings
 
 from .config import AugmentConfig, OptimConfig, RunConfig
 
@@ -81,6 +82,7 @@ def train_generator(
     objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
     trunk: TrunkConfig,
     tasks: TasksConfig,
+    sampling: SampleSettings,
     text_tokenizer: str | None = None,
     text_vocabulary: int = 4096,
     text_length: int = 128,
@@ -103,6 +105,7 @@ def train_generator(
         objective: How pictures are drawn: code by code, many at a time by confidence, or scale by scale.
         trunk: The transformer.
         tasks: What the model learns to do.
+        sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
         text_vocabulary: Size of that BPE.
         text_length: Longest caption in tokens; longer ones are cut in training.
@@ -137,7 +140,18 @@ def train_generator(
         texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder, run))
         fingerprint = images.fingerprint()
         features = get_objective(objective, images).features
-        config = ModelConfig(trunk, objective, texts.size, images.codebook_size, text_length, fingerprint, features)
+        if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
+            sampling = dataclasses.replace(sampling, guidance=1.0)
+        config = ModelConfig(
+            trunk,
+            objective,
+            texts.size,
+            images.codebook_size,
+            text_length,
+            fingerprint,
+            features,
+            dataclasses.asdict(sampling),
+        )
         counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size, features)
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
         # What the paths stand for decides whether a run can be resumed, not the paths.

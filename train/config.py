@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from tokenizers_vq.errors import Problems
+from unitok.sample.config import SampleSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +147,7 @@ FREE_ON_RESUME = frozenset(
     {"val_data"}
     | {f"run.{name}" for name in ("steps", "workers", "device", "compile", "checkpointing", "threads", "micro_batch")}
     | {f"run.{name}_every" for name in ("log", "eval", "sample", "save")}
+    | {f"sampling.{item.name}" for item in fields(SampleSettings)}
     | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad")}
 )
 """Settings that a resumed run may change, for they do not alter what is learned. (`steps` stretches the schedule.)"""

@@ -19,7 +19,6 @@ from unitok.data.loader import Finish
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.data.shards import CodesDataset
 from unitok.model import UniTok
-from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import task_losses
@@ -73,8 +72,6 @@ class GeneratorTrainee:
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         shown = first_records(validation or dataset, GRID_PICTURES).captions
         self._shown = [text for text in shown if len(text_tokenizer.encode(text)) <= config.text_length] or [""]
-        # An empty caption means something to the model only if it has been trained with it.
-        self._settings = SampleSettings() if tasks.caption_dropout > 0 else SampleSettings(guidance=1.0)
 
     @property
     def transform(self) -> None:
@@ -160,7 +157,7 @@ class GeneratorTrainee:
         if self._tasks.text_to_image.share == 0:
             return
         with self._using(model):
-            pictures = draw(self.unitok, self._shown, self._settings, precision=self._precision)
+            pictures = draw(self.unitok, self._shown, precision=self._precision)
         scale = max(1, 128 // pictures.shape[-1])
         save_grid(path, pictures, columns=8, labels=self._shown, scale=scale)
 

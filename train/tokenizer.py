@@ -13,6 +13,7 @@ from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
 from tokenizers_vq.config import LossConfig, TokenizerConfig
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.usage import CodebookUsage
 from unitok.data.loader import Transform
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.seeding import fold
@@ -45,6 +46,7 @@ class TokenizerTrainee:
         torch.manual_seed(fold(run.seed, "weights"))
         self.tokenizer: ImageTokenizer = build_tokenizer(config).to(world.device)
         self.model: nn.Module = self.tokenizer
+        self.size = self.tokenizer.codebook_size
         self._loss = TokenizerLoss(losses).to(world.device)
         micro_batch = run.micro_batch_for(world.size)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
@@ -84,13 +86,13 @@ class TokenizerTrainee:
         with torch.no_grad():
             difference = output.reconstruction.detach().clamp(-1, 1) - images
             square = difference.square().flatten(1).mean(1).clamp(min=1e-10)  # (B,); a perfect copy counts 106 dB
-            uses = torch.zeros(self.tokenizer.codebook_size, device=images.device)
-            codes = output.codes.flatten()
+            layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
+            uses = [torch.bincount(part.flatten(), minlength=self.size) for part in layout.split(output.codes)]
             return {
                 **{f"loss/{name}": part.detach() * pictures for name, part in parts.items()},
                 "l1": difference.abs().mean() * pictures,
                 "psnr": (10 * torch.log10(4 / square)).sum(),  # the range is 2 wide
-                "uses": uses.scatter_add_(0, codes, torch.ones_like(codes, dtype=uses.dtype)),
+                "uses": torch.stack(uses).double(),  # (scales, codebook)
                 "pictures": torch.tensor(float(pictures)),
             }
 
@@ -98,9 +100,11 @@ class TokenizerTrainee:
         pictures = float(sums["pictures"])
         numbers = {name: float(value) / pictures for name, value in sums.items() if name.startswith("loss/")}
         numbers |= {name: float(sums[name]) / pictures for name in ("psnr", "l1")}
-        share = sums["uses"] / sums["uses"].sum()
-        entropy = -(share * share.clamp(min=1e-12).log()).sum()
-        numbers |= {"codebook_use": float((share > 0).double().mean()), "perplexity": float(entropy.exp())}
+        usage = CodebookUsage(self.size, sums["uses"].sum(0))
+        numbers |= {"codebook_use": usage.use, "perplexity": usage.perplexity}
+        if len(sums["uses"]) > 1:
+            for (height, width), uses in zip(self.tokenizer.layout.scales, sums["uses"], strict=True):
+                numbers[f"use/{height}x{width}"] = CodebookUsage(self.size, uses).reached
         return {**numbers, "images/s": pictures}
 
     @torch.no_grad()

@@ -173,6 +173,8 @@ class ModelConfig:
     """Fingerprint of the image tokenizer that the model was trained with."""
     features: int = 0
     """Length of the vectors that stand beside the ids of an image; the objective's business."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Fields of `SampleSettings` that this model draws best with: what holds unless a user says otherwise."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "family": "unitok", **asdict(self)}

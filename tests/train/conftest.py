@@ -15,6 +15,7 @@ from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
 from unitok.cli import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
+from unitok.sample.config import SampleSettings
 from unitok.seeding import keyed_generator
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
@@ -188,6 +189,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             objective=objective,
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
             tasks=tasks or TasksConfig(),
+            sampling=SampleSettings(),
             text_tokenizer=text_tokenizer,
             text_vocabulary=300,
             optim=OptimConfig(lr=2e-3, warmup_steps=2, muon=muon),
