@@ -38,12 +38,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through a 1x1 when the channel count changes)."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:
         super().__init__()
         self.norm1 = group_norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
         self.norm2 = group_norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding=kernel // 2)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,11 +125,11 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    def __init__(self, channels: int, attention: bool) -> None:
+    def __init__(self, channels: int, attention: bool, kernel: int = 3) -> None:
         super().__init__()
-        self.block_1 = ResidualBlock(channels, channels)
+        self.block_1 = ResidualBlock(channels, channels, kernel)
         self.attn_1 = AttentionBlock(channels) if attention else None
-        self.block_2 = ResidualBlock(channels, channels)
+        self.block_2 = ResidualBlock(channels, channels, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.block_1(x)
@@ -138,12 +138,14 @@ class Middle(nn.Module):
         return self.block_2(x)
 
 
-def _level(config: ConvVQConfig, index: int, channels_in: int, channels_out: int, blocks: int) -> Level:
+def _level(
+    config: ConvVQConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3
+) -> Level:
     lowest = index == len(config.channel_multipliers) - 1
     inputs = [channels_in] + [channels_out] * (blocks - 1)
-    attention = blocks if config.attention == "lowest" and lowest else 0
+    attention = blocks if config.attention == "lowest" and lowest and kernel == 3 else 0
     return Level(
-        [ResidualBlock(width, channels_out) for width in inputs],
+        [ResidualBlock(width, channels_out, kernel) for width in inputs],
         [AttentionBlock(channels_out) for _ in range(attention)],
     )
 
@@ -156,18 +158,22 @@ class Encoder(nn.Module):
         widths = [config.channels * factor for factor in config.channel_multipliers]
         self.stem = config.stem
         self.patch = config.stride if config.patchwise else None
-        self.conv_in = nn.Conv2d(3 * config.stem**2, config.channels, 3, padding=1)
+        # Folded by the stem, a patch may be a single position: nothing stands beside it, and 1x1 does all that 3x3 can.
+        alone = self.patch == config.stem
+        kernel = 1 if alone else 3
+        attention = config.attention != "none" and not alone
+        self.conv_in = nn.Conv2d(3 * config.stem**2, config.channels, kernel, padding=kernel // 2)
         self.down = nn.ModuleList()
         width = config.channels
         for index, width_out in enumerate(widths):
-            level = _level(config, index, width, width_out, config.blocks)
+            level = _level(config, index, width, width_out, config.blocks, kernel)
             if index < len(widths) - 1:
                 level.downsample = Downsample(width_out)
             self.down.append(level)
             width = width_out
-        self.mid = Middle(width, attention=config.attention != "none")
+        self.mid = Middle(width, attention, kernel)
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, config.latent_dim, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, config.latent_dim, kernel, padding=kernel // 2)
         if config.patchwise:
             # A small patch ends as one position, where a group of four channels has little left after its own mean and
             # deviation are taken out. One group of all channels keeps what the patch looks like.
