@@ -30,8 +30,9 @@ def sample(
 ) -> None:
     """Draw pictures from captions.
 
-    Writes PNGs, a labelled contact sheet (sheet.png) and one JSON line per picture (pictures.jsonl) that reproduces
-    it. Run again with the same options to go on where it stopped.
+    Writes PNGs into pictures/, one JSON line per picture that reproduces it (pictures/metadata.jsonl, so that pictures/
+    is a captioned data set) and a labelled contact sheet (sheet.png). Run again with the same options to go on where it
+    stopped.
 
     Args:
         prompts: Captions to draw.
@@ -116,7 +117,7 @@ def caption(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok caption --model runs/demo/generator runs/pictures/00000-a-small-red-circle-s0.png
+        unitok caption --model runs/demo/generator runs/samples/pictures/a-small-red-circle-s0.png
     """
     problems = Problems()
     problems.check(bool(pictures), "nothing to caption: give picture files")

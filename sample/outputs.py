@@ -18,14 +18,14 @@ from unitok.seeding import fold
 
 from .config import SampleSettings
 
-RECORDS = "pictures.jsonl"
+PICTURES, RECORDS = "pictures", "metadata.jsonl"
 SHEET = "sheet.png"
 SHEET_LIMIT = 256
 """The contact sheet shows at most this many pictures."""
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """A line of `pictures.jsonl`, or None for one that was cut off."""
+    """A line of the records, or None for one that was cut off."""
     try:
         return json.loads(line)
     except ValueError:
@@ -33,14 +33,15 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 class PictureFolder:
-    """A folder of drawn pictures with one JSON line for each in `pictures.jsonl`.
+    """`pictures/` with one JSON line for each picture in its `metadata.jsonl`, and the contact sheet beside it.
 
-    A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint. A
-    folder that was begun with another model or other settings is refused.
+    A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint. With
+    `file_name` and `caption` in it, `pictures/` is a captioned data set like any other. A folder that was begun with
+    another model or other settings is refused.
     """
 
     def __init__(self, folder: Path, model: str, fingerprint: str, settings: SampleSettings) -> None:
-        self.folder = folder
+        self.folder, self.pictures = folder, folder / PICTURES
         self.origin: dict[str, Any] = {
             "model": model,
             "model_sha256": fingerprint,
@@ -49,19 +50,19 @@ class PictureFolder:
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
         """Records by (caption, seed)."""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.pictures.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
             raise UserError(f"--out {folder} is a file: choose a folder") from None
-        path = folder / RECORDS
+        path = self.pictures / RECORDS
         lines = path.read_text().splitlines() if path.exists() else []
         for record in filter(None, map(_record, lines)):
             if record.get("model_sha256") != fingerprint or record.get("settings") != self.origin["settings"]:
                 raise UserError(
                     f"--out {folder} already holds pictures of another model or other settings: choose another folder"
                 )
-            if (folder / record["file"]).is_file():
+            if (self.pictures / record["file_name"]).is_file():
                 self.done[record["caption"], record["seed"]] = record
-        self.names = {record["file"] for record in self.done.values()}
+        self.names = {record["file_name"] for record in self.done.values()}
         if len(self.done) < len(lines):  # a crash cut the last line off, or a picture is gone: it is drawn again
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(json.dumps(record) + "\n" for record in self.done.values()))
@@ -72,9 +73,9 @@ class PictureFolder:
         name = f"{slug}-s{seed}.png"
         if name in self.names:  # another caption with the same letters
             name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
-        save_png(self.folder / name, picture)
-        record = {"file": name, "caption": caption, "seed": seed, **self.origin}
-        with open(self.folder / RECORDS, "a") as file:
+        save_png(self.pictures / name, picture)
+        record = {"file_name": name, "caption": caption, "seed": seed, **self.origin}
+        with open(self.pictures / RECORDS, "a") as file:
             file.write(json.dumps(record) + "\n")
         self.done[caption, seed] = record
         self.names.add(name)
@@ -82,7 +83,7 @@ class PictureFolder:
     def write_sheet(self, n: int) -> Path:
         """The labelled contact sheet of the first pictures, about square; the n pictures of a caption stay together."""
         records = list(self.done.values())[:SHEET_LIMIT]
-        pictures = torch.stack([decode((self.folder / record["file"]).read_bytes()) for record in records])
+        pictures = torch.stack([decode((self.pictures / record["file_name"]).read_bytes()) for record in records])
         labels = [f"{record['caption']} (seed {record['seed']})" for record in records]
         scale = max(1, 144 // pictures.shape[-1])  # small pictures are enlarged, so that their labels fit below
         columns = n * max(1, round((len(records) / n / n) ** 0.5))

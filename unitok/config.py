@@ -81,7 +81,7 @@ def debug() -> TrunkConfig:
 
 def shapes() -> TrunkConfig:
     """For the rendered shapes: minutes on two CPU cores."""
-    return TrunkConfig(width=256, depth=6, heads=4)
+    return TrunkConfig(width=128, depth=6, heads=4)
 
 
 def emoji() -> TrunkConfig:

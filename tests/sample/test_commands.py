@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from unitok.cli import main
+from unitok.data.open import open_data
 from unitok.model import UniTok
 
 
@@ -21,7 +22,7 @@ def folder(make_model: Callable[..., UniTok], tmp_path: Path) -> Path:
 
 
 def records(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "pictures.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "pictures" / "metadata.jsonl").read_text().splitlines()]
 
 
 def test_pictures_records_and_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,8 +36,10 @@ def test_pictures_records_and_sheet(folder: Path, tmp_path: Path, capsys: pytest
     ]  # fmt: skip
     assert found[0]["settings"]["top_k"] == 9 and len(found[0]["model_sha256"]) == 64
     for record in found:
-        assert Image.open(out / record["file"]).size == (32, 32)
+        assert Image.open(out / "pictures" / record["file_name"]).size == (32, 32)
     assert Image.open(out / "sheet.png").size[0] > 2 * 32
+    data = open_data(str(out / "pictures"))  # the sheet is no part of it
+    assert sorted(data[i].caption or "" for i in range(len(data))) == ["a blue square"] * 2 + ["a red circle"] * 2
 
 
 def test_a_record_reproduces_its_picture(folder: Path, tmp_path: Path) -> None:
@@ -44,7 +47,10 @@ def test_a_record_reproduces_its_picture(folder: Path, tmp_path: Path) -> None:
     assert main([*base, str(tmp_path / "a"), "a red circle", "a blue square", "--n", "3"]) == 0
     record = records(tmp_path / "a")[4]
     assert main([*base, str(tmp_path / "b"), record["caption"], "--seed", str(record["seed"]), "--n", "1"]) == 0
-    one, two = tmp_path / "a" / record["file"], tmp_path / "b" / records(tmp_path / "b")[0]["file"]
+    one, two = (
+        tmp_path / name / "pictures" / found["file_name"]
+        for name, found in (("a", record), ("b", records(tmp_path / "b")[0]))
+    )
     difference = np.asarray(Image.open(one)).astype(int) - np.asarray(Image.open(two))
     assert np.abs(difference).max() <= 1  # convolutions round differently in another batch
 
@@ -57,12 +63,12 @@ def test_captions_from_a_file_go_on_where_they_stopped(folder: Path, tmp_path: P
     whole = records(out)
     assert [r["caption"] for r in whole] == ["one", "two", "three"]
     # As after a crash: a picture without its record, and a record cut off in the middle.
-    lines = (out / "pictures.jsonl").read_text().splitlines()
-    (out / "pictures.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
-    before = (out / whole[0]["file"]).stat().st_mtime_ns
+    lines = (out / "pictures" / "metadata.jsonl").read_text().splitlines()
+    (out / "pictures" / "metadata.jsonl").write_text(lines[0] + "\n" + lines[1][:20])
+    before = (out / "pictures" / whole[0]["file_name"]).stat().st_mtime_ns
     assert main(words) == 0
     assert sorted(r["caption"] for r in records(out)) == ["one", "three", "two"]
-    assert (out / whole[0]["file"]).stat().st_mtime_ns == before
+    assert (out / "pictures" / whole[0]["file_name"]).stat().st_mtime_ns == before
 
 
 def test_captions_of_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
