@@ -50,6 +50,7 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     from unitok.data.records import Key
     from unitok.device import autocast, pick_device
     from unitok.model import UniTok
+    from unitok.objectives import get_objective
     from unitok.sample.config import SampleSettings
     from unitok.sample.pipeline import draw
     from unitok.tasks import make_batch, task_losses
@@ -57,9 +58,11 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
 
     device = pick_device("auto")
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(TOKENIZER_PRESETS[preset]()).to(device)
+    # The scales of a preset stand in a preset of their own, where it has any.
+    scaled = "next_scale" in case or "scales" in case
+    tokenizer = build_tokenizer(TOKENIZER_PRESETS[f"{preset}_scales" if scaled else preset]()).to(device)
     layout = tokenizer.layout
-    kind, _, detail = case.partition(" ")
+    kind, _, detail = case.removesuffix(" scales").partition(" ")
     unit = "images/s"
     if kind == "tokenizer":
         images = torch.rand(BATCH, 3, *tokenizer.image_size, device=device) * 2 - 1
@@ -78,7 +81,8 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     else:
         text = train_bpe([CAPTION], 300)
         objective, _, batch = detail.partition(" ")
-        config = ModelConfig(TRUNK_PRESETS[preset](), objective, text.size, tokenizer.codebook_size)
+        features = get_objective(objective, tokenizer).features
+        config = ModelConfig(TRUNK_PRESETS[preset](), objective, text.size, tokenizer.codebook_size, features=features)
         model = UniTok(config, tokenizer, text).to(device).eval()
         if kind == "train":
             unit = "tokens/s"
@@ -116,12 +120,16 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     return {"case": case, "value": float(f"{value:.4g}"), "unit": unit, "peak_memory_gb": round(peak / 1e9, 2)}
 
 
-def cases() -> list[str]:
+def cases(preset: str) -> list[str]:
+    from tokenizers_vq.config import TOKENIZER_PRESETS
     from unitok.objectives import OBJECTIVES
 
-    listed = [f"tokenizer {what}" for what in ("encode", "decode", "train")]
-    listed += [f"train {objective}" for objective in OBJECTIVES]
-    return listed + [f"sample {objective} {batch}" for objective in OBJECTIVES for batch in (1, 8)]
+    scaled = f"{preset}_scales" in TOKENIZER_PRESETS
+    objectives = [objective for objective in OBJECTIVES if scaled or objective != "next_scale"]
+    kinds = ("", " scales") if scaled else ("",)
+    listed = [f"tokenizer {what}{kind}" for kind in kinds for what in ("encode", "decode", "train")]
+    listed += [f"train {objective}" for objective in objectives]
+    return listed + [f"sample {objective} {batch}" for objective in objectives for batch in (1, 8)]
 
 
 def main() -> None:
@@ -135,7 +143,7 @@ def main() -> None:
 
     rows = []
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for case in cases():
+        for case in cases(options.preset):
             row = pool.apply(measure, (case, options.preset, options.rounds))
             rows.append(row)
             print(

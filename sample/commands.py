@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from tokenizers_vq.errors import Problems
+from tokenizers_vq.errors import Problems, UserError
 
 from .config import SampleSettings
+
+PROGRESS_ROWS = 8
 
 
 def sample(
@@ -24,6 +26,7 @@ def sample(
     steps: int | None = None,
     guidance_rises: bool | None = None,
     scales: int | None = None,
+    progress: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
@@ -50,6 +53,7 @@ def sample(
         steps: Passes of masked-token decoding, else 12.
         guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
+        progress: Next scale: also write progress.png, the first pictures after each scale, one picture a row.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
         device: auto takes a GPU where there is one.
@@ -76,12 +80,14 @@ def sample(
     from unitok.model import UniTok
 
     from .outputs import PictureFolder
-    from .pipeline import draw
+    from .pipeline import draw, draw_progress
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     settings = SampleSettings.of(loaded.config, given)
     for caption in wanted:
         loaded.text_ids(caption)  # one that is too long is refused before anything is written
+    if progress and loaded.config.objective != "next_scale":
+        raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
     jobs = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in jobs if job not in folder.done]
@@ -98,6 +104,12 @@ def sample(
         for (caption, number), picture in zip(part, pictures, strict=True):
             folder.add(caption, number, picture)
     print(folder.write_sheet(n))
+    if progress:
+        first = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)][:PROGRESS_ROWS]
+        emerging = draw_progress(
+            loaded, [text for text, _ in first], settings, [number for _, number in first], precision=precision
+        )
+        print(folder.write_progress(emerging))
 
 
 def caption(

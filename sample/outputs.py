@@ -19,7 +19,7 @@ from unitok.seeding import fold
 from .config import SampleSettings
 
 PICTURES, RECORDS = "pictures", "metadata.jsonl"
-SHEET = "sheet.png"
+SHEET, PROGRESS = "sheet.png", "progress.png"
 SHEET_LIMIT = 256
 """The contact sheet shows at most this many pictures."""
 
@@ -89,3 +89,9 @@ class PictureFolder:
         columns = n * max(1, round((len(records) / n / n) ** 0.5))
         save_grid(self.folder / SHEET, pictures, columns=columns, labels=labels, scale=scale)
         return self.folder / SHEET
+
+    def write_progress(self, pictures: torch.Tensor) -> Path:
+        """A grid of pictures (N, K, 3, H, W): a row for each, a column for each scale."""
+        scale = max(1, 96 // pictures.shape[-1])
+        save_grid(self.folder / PROGRESS, pictures.flatten(0, 1), columns=pictures.shape[1], scale=scale)
+        return self.folder / PROGRESS

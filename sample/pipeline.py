@@ -65,6 +65,19 @@ def draw(
 
 
 @torch.inference_mode()
+def draw_progress(
+    model: UniTok, captions: list[str], settings: SampleSettings, seeds: list[int], *, precision: Precision = "fp32"
+) -> torch.Tensor:
+    """Pictures (N, K, 3, H, W) uint8 of a next-scale model: each as it is known after 1, 2, ... K scales. The last are
+    those of `draw`."""
+    with autocast(model.device, precision):
+        codes = draw_codes(model, captions, settings, seeds)
+    scales = range(1, 1 + (settings.scales or len(model.layout.scales)))
+    pictures = [to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scale)) for scale in scales]
+    return torch.stack(pictures, 1).cpu()
+
+
+@torch.inference_mode()
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
     """Captions of pictures given as codes (N, L): the most likely token each time, until the end of the text."""
     transformer, vocabulary = model.transformer, model.vocabulary

@@ -22,8 +22,8 @@ MAY_IMPORT = {
     "unitok.eval": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.eval"},
     "unitok.train": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.train"},
 }
-# The demo is a command that runs all rooms one after the other.
-ABOVE_ALL_ROOMS = {"unitok/demo.py"}
+# These commands run all rooms one after the other.
+ABOVE_ALL_ROOMS = {"unitok/demo.py", "unitok/compare.py"}
 LONGEST_FILE = 400
 
 

@@ -44,5 +44,8 @@ COMMANDS: dict[str, Command] = {
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
     ),
+    "compare": Command(
+        "unitok.compare:compare", "Objectives side by side, with the same compute: quality against time."
+    ),
     "demo": Command("unitok.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."),
 }

@@ -42,6 +42,26 @@ def test_pictures_records_and_sheet(folder: Path, tmp_path: Path, capsys: pytest
     assert sorted(data[i].caption or "" for i in range(len(data))) == ["a blue square"] * 2 + ["a red circle"] * 2
 
 
+def test_progress_shows_each_scale(
+    make_model: Callable[..., UniTok], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model("next_scale")
+    model.config.sampling = {"guidance": 2.0}
+    model.save_pretrained(tmp_path / "scaled")
+    out = tmp_path / "out"
+    words = ["sample", "a red circle", "--n", "2", "--out", str(out), "--progress", "--model"]
+    assert main([*words, str(tmp_path / "scaled")]) == 0
+    assert capsys.readouterr().out.split() == [str(out / "sheet.png"), str(out / "progress.png")]
+    assert records(out)[0]["settings"]["guidance"] == 2.0, "the model's own"
+    with Image.open(out / "progress.png") as progress:
+        assert progress.size == (4 * (96 + 4), 2 * (96 + 4))
+        last = np.asarray(progress.convert("RGB"))[2:98, 302:398][::3, ::3]
+    with Image.open(out / "pictures" / records(out)[0]["file_name"]) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - last).max() <= 1
+    assert main([*words, str(folder)]) == 2
+    assert "--progress shows scales, but this model draws by next_token" in capsys.readouterr().err
+
+
 def test_a_record_reproduces_its_picture(folder: Path, tmp_path: Path) -> None:
     base = ["sample", "--model", str(folder), "--guidance", "2", "--out"]
     assert main([*base, str(tmp_path / "a"), "a red circle", "a blue square", "--n", "3"]) == 0

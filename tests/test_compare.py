@@ -1,0 +1,84 @@
+"""`unitok compare` on tiny models: the same compute for each, a row for each way to draw, a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from unitok.cli import main
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> list[Path]:
+    """Three generators, one for each objective; the scales make longer sequences than the single grid."""
+    torch.manual_seed(0)
+    preset = TOKENIZER_PRESETS["debug"]()
+    build_tokenizer(preset).save_pretrained(tmp_path / "grid")
+    build_tokenizer(dataclasses.replace(preset, scales=(1, 2, 4, 8))).save_pretrained(tmp_path / "scales")
+    files = []
+    for objective in ("next_token", "masked_token", "next_scale"):
+        values = {
+            "data": "shapes",
+            "image_tokenizer": str(tmp_path / ("scales" if objective == "next_scale" else "grid")),
+            "out": "unused",
+            "preset": "debug",
+            "objective": objective,
+            "text_vocabulary": 300,
+            "run": {"batch_size": 8, "log_every": 1},
+        }
+        files.append(tmp_path / f"{objective}.yaml")
+        files[-1].write_text(yaml.safe_dump(values))
+    return files
+
+
+def words(files: list[Path], out: Path) -> list[str]:
+    listed = json.dumps([str(file) for file in files])
+    options = ["--val_data", "shapes@val", "--positions", "3000", "--limit", "8", "--steps", "[2, 4]"]
+    return ["compare", "--generators", listed, *options, "--out", str(out), "--batch_size", "4"]
+
+
+def test_each_objective_gets_the_same_compute(configs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(words(configs, out)) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert {"next_token", "masked_token, 2 passes", "masked_token, 4 passes", "next_scale"} <= report.keys()
+    for name in ("next_token", "masked_token, 2 passes", "next_scale"):
+        assert {"fid", "clipscore", "scene_accuracy", "seconds", "seconds_alone"} <= report[name].keys()
+    trained = {}
+    for config in configs:
+        log = [json.loads(line) for line in (out / config.stem / "log.jsonl").read_text().splitlines()]
+        run = json.loads((out / config.stem / "run.json").read_text())
+        trained[config.stem] = run["steps"]
+        assert run["finished"] and len([entry for entry in log if entry["kind"] == "train"]) == run["steps"]
+    assert trained["next_token"] == trained["masked_token"] == report["steps_next_token"]
+    ratio = trained["next_scale"] / trained["next_token"]
+    assert 0.7 < ratio < 0.9, "85 codes and a caption of about 15 tokens against 64 and the caption"
+    with Image.open(out / "compare.png") as plot:
+        assert plot.size[0] > plot.size[1]
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_what_cannot_be_compared_is_refused(
+    configs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(words(configs[:1], out)) == 2
+    assert "--generators has 1: give two files or more" in capsys.readouterr().err
+    assert main(words([configs[0], tmp_path / "no.yaml"], out)) == 2
+    assert "no.yaml is not a file" in capsys.readouterr().err
+    values = yaml.safe_load(configs[1].read_text())
+    values["trunk"] = {"depth": 1}
+    values["run"]["batch_size"] = 4
+    configs[1].write_text(yaml.safe_dump(values))
+    assert main(words(configs[:2], out)) == 2
+    error = capsys.readouterr().err
+    assert "differ in trunk: compare the same trunk" in error and "differ in run.batch_size (8, 4)" in error
+    assert not (out / "next_token").exists(), "nothing is trained"
