@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from .config import ConvVQConfig
 from .layout import Layout
-from .quantizers import Quantized, make_quantizer, pass_gradient, to_grid, to_rows
+from .quantizers import Quantized, make_quantizer, pass_gradient, ranks, to_grid, to_rows
 from .scales import residual_conv_of
 
 
@@ -28,12 +28,19 @@ class MultiScaleQuantizer(nn.Module):
     """Latents (B, D, h, w) <-> codes (B, L), coarse to fine. The codebook is that of any quantizer whose code vectors
     can have any length (`vq`, `simvq`)."""
 
+    mean: Tensor
+    """(D,): what all latents have in common. It is taken out before and added after, for the first map would otherwise
+    write little else, in a corner of the codebook that no other map uses. (A constant that the layers around could hold
+    as well: published tokenizers have 0 here.)"""
+
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__()
         self.config = config
         self.book = make_quantizer(config.quantizer)
         self.width, self.codebook_size = self.book.width, self.book.codebook_size
         number = max(residual_conv_of(scale, config.scale_convs, len(config.scales)) for scale in self._scales) + 1
+        self.register_buffer("mean", torch.zeros(self.width))
+        self._pending: Tensor | None = None
         self.convs = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(number))
 
     @property
@@ -47,9 +54,12 @@ class MultiScaleQuantizer(nn.Module):
         much as they can.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
             layout = self._layout(z)
             learn = self.training and torch.is_grad_enabled()
+            latents_in = z.detach().float()
+            if learn and not self.mean.any():  # the first batch, as for k-means
+                self._follow_mean(latents_in, accumulate=False, share=1.0)
+            z = self._centred(z)
             if learn:
                 self.book.start(self._pyramid(z.detach(), layout))
             totals, codes, rows = self._write(z.detach(), layout)
@@ -68,22 +78,23 @@ class MultiScaleQuantizer(nn.Module):
             }
             value = self._drop_scales(totals) if self.training else totals[-1]
             rotate = getattr(self.config.quantizer, "rotation_trick", False)
-            latents = pass_gradient(to_rows(z), to_rows(value.detach()), rotate)
+            latents = pass_gradient(to_rows(z), to_rows(value.detach()), rotate) + self.mean
+            if learn:
+                self._follow_mean(latents_in, accumulate)
             return Quantized(to_grid(latents, len(z), *layout.grid), torch.cat(codes, 1), losses)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (B, L) of latents (B, D, h, w); never changes the codebook."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            return torch.cat(self._write(z, self._layout(z))[1], 1)
+            return torch.cat(self._write(self._centred(z), self._layout(z))[1], 1)
 
-    def vectors(self, codes: Tensor, layout: Layout, scales: int | None = None) -> Tensor:
-        """The total (B, D, h, w) float32 after the first `scales` scales (default: all)."""
+    def vectors(self, codes: Tensor, layout: Layout) -> Tensor:
+        """Latents (B, D, h, w) float32 as known from the scales that the codes (B, n) hold."""
         total = self.blank(len(codes), layout, codes.device)
-        for scale, part in enumerate(layout.split(codes)[:scales]):
+        for scale, part in enumerate(layout.split(codes)):
             total = self.add(total, part, scale, layout)
-        return total
+        return total + self.mean[:, None, None]
 
     # --- one scale at a time ---------------------------------------------------------------------------------------
 
@@ -116,6 +127,21 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(seen, 1)
 
     # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _centred(self, z: Tensor) -> Tensor:
+        return z.float() - self.mean[:, None, None]
+
+    def _follow_mean(self, z: Tensor, accumulate: bool, share: float = 0.01) -> None:
+        """Moves the mean a share of the way to that of the step's latents (B, D, h, w), of all micro-batches and
+        ranks."""
+        sums = torch.cat([z.sum((0, 2, 3)), z.new_tensor([z.numel() / self.width])])
+        self._pending = sums if self._pending is None else self._pending + sums
+        if accumulate:
+            return
+        sums, self._pending = self._pending, None
+        if ranks() > 1:
+            distributed.all_reduce(sums)
+        self.mean.lerp_(sums[:-1] / sums[-1], share)
 
     def _layout(self, z: Tensor) -> Layout:
         stride = self.config.stride

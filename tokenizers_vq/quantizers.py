@@ -179,7 +179,7 @@ class MovingAverage(Quantizer):
     def start(self, rows: Tensor) -> None:
         """k-means over the first batch of all ranks, once."""
         book = self._book
-        together = _ranks() > 1
+        together = ranks() > 1
         sample = library_vq.sample_vectors_distributed if together else library_vq.batched_sample_vectors
         book.use_ddp = together
         book.sample_fn = book.replace_sample_fn = sample
@@ -204,7 +204,7 @@ class MovingAverage(Quantizer):
         self._pending = (counts, sums) if accumulate else None
         if accumulate:
             return
-        if _ranks() > 1:
+        if ranks() > 1:
             distributed.all_reduce(counts)
             distributed.all_reduce(sums)
         book.cluster_size[0].lerp_(counts, 1 - self.config.decay)
@@ -219,7 +219,7 @@ class MovingAverage(Quantizer):
             book.expire_codes_(rows[None])
 
 
-def _ranks() -> int:
+def ranks() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
