@@ -52,7 +52,7 @@ def compare(
         seed: The i-th picture is drawn with seed + i.
 
     Example:
-        unitok compare --config recipes/shapes/compare.yaml
+        unitok compare --generators "[next_token.yaml, next_scale.yaml]" --val_data pictures/@val --out runs/compare
     """
     problems = Problems()
     problems.check(len(generators) > 1, f"--generators has {len(generators)}: give two files or more to compare")

@@ -23,7 +23,7 @@ ENCODED = 24_000
 
 def demo(
     out: Path = Path("runs/demo"),
-    objective: Literal["next_token", "masked_token"] = "next_token",
+    objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
     pictures: int = 200,
     seed: int = 0,
 ) -> None:
@@ -35,7 +35,7 @@ def demo(
 
     Args:
         out: Folder for everything.
-        objective: How the generator draws.
+        objective: How the generator draws; next_scale trains a tokenizer with several scales for it.
         pictures: Held-out captions that are drawn, and held-out pictures that are captioned.
         seed: Seed of the runs.
 
@@ -48,7 +48,8 @@ def demo(
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    _run("train tokenizer", ["--config", recipes / "tokenizer.yaml", "--run.seed", seed], tokenizer)
+    first = recipes / ("tokenizer_scales.yaml" if objective == "next_scale" else "tokenizer.yaml")
+    _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
     _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
     words: list[object] = ["--config", recipes / f"{objective}.yaml", "--run.seed", seed]
     _run("train generator", [*words, "--data", codes, "--image_tokenizer", tokenizer], generator)

@@ -93,13 +93,19 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
 def test_recipes_are_accepted(recipe: Path) -> None:
-    name = "train tokenizer" if recipe.name.startswith("tokenizer") else "train generator"
-    words = ["--data", "d", "--out", "o", *([] if name == "train tokenizer" else ["--image_tokenizer", "t"])]
-    _, values = arguments.parse(name, COMMANDS[name], ["--config", str(recipe), *words])
+    """Every value of the file arrives where it is meant to."""
+    first = recipe.stem.split("_")[0]
+    name = {"tokenizer": "train tokenizer", "compare": "compare"}.get(first, "train generator")
+    _, values = arguments.parse(name, COMMANDS[name], ["--config", str(recipe)])
     written = yaml.safe_load(recipe.read_text())
-    assert values["data"] == "d" and values["preset"] == written["preset"]
-    for group in ("optim", "run"):
-        assert {key: getattr(values[group], key) for key in written[group]} == written[group]
+    for group, value in written.items():
+        if group in ("optim", "run", "sampling"):
+            assert {key: getattr(values[group], key) for key in value} == value
+        elif group == "generators":
+            assert [str(path) for path in values[group]] == value
+            assert all((RECIPES.parent / path).is_file() for path in value)
+        elif not isinstance(value, dict):
+            assert str(values[group]) == str(value)
 
 
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +121,7 @@ def test_module_runs_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
-        "choose one of train, encode, sample, caption, eval, demo\n"
+        "choose one of train, encode, sample, caption, eval, compare, demo\n"
     )
 
 
