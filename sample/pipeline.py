@@ -10,7 +10,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from unitok.device import Precision, autocast
 from unitok.model import UniTok
-from unitok.tasks import image_to_text_prompt, text_to_image_prompt
+from unitok.tasks import image_to_text_prompts, text_to_image_prompt
 
 from . import masked_token, next_scale, next_token
 from .config import SampleSettings
@@ -81,7 +81,7 @@ def draw_progress(
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
     """Captions of pictures given as codes (N, L): the most likely token each time, until the end of the text."""
     transformer, vocabulary = model.transformer, model.vocabulary
-    prompts = [image_to_text_prompt(row, model.layout, vocabulary) for row in codes.cpu()]
+    prompts = image_to_text_prompts(codes.to(model.device), model.layout, vocabulary, model.objective)
     encoded: EncodedPrompts = encode_prompts(model, prompts, room=model.config.text_length + 1)
     rows = len(prompts)
     ids = torch.full((rows, 1), vocabulary.bos, device=model.device)

@@ -37,7 +37,7 @@ def encode_prompts(model: UniTok, prompts: list[DocumentBuilder], room: int) -> 
     dtype = torch.get_autocast_dtype(model.device.type) if autocast else transformer.embedding.weight.dtype
     cache = KVCache(transformer.config, rows, length + room, model.device, dtype)
     seen = cache.extend(batch.groups, batch.documents)
-    transformer.hidden(batch.inputs, batch.places, seen, cache)
+    transformer.hidden(batch.inputs, batch.places, seen, cache, batch.features)
     return EncodedPrompts(
         cache,
         length,

@@ -184,8 +184,8 @@ def shapes() -> ConvVQConfig:
 def shapes_scales() -> ConvVQConfig:
     """As `shapes`, with maps of 1, 2, 3, 4, 6 and 8 codes a side: 130 codes out of 64.
 
-    A small codebook is enough for six maps (2500 steps of batch 32 give 37.6 dB), every map uses at least half of it, and a
-    generator learns it faster.
+    A small codebook is enough for six maps (2500 steps of batch 32 give 37.6 dB), every map uses at least half of it,
+    and a generator learns it faster.
     """
     return dataclasses.replace(shapes(), scales=(1, 2, 3, 4, 6, 8), quantizer=VQ(codebook_size=64, dim=8))
 

@@ -91,10 +91,14 @@ class MultiScaleQuantizer(nn.Module):
 
     def vectors(self, codes: Tensor, layout: Layout) -> Tensor:
         """Latents (B, D, h, w) float32 as known from the scales that the codes (B, n) hold."""
+        return self.total(codes, layout) + self.mean[:, None, None]
+
+    def total(self, codes: Tensor, layout: Layout) -> Tensor:
+        """The total (B, D, h, w) after the scales that the codes (B, n) hold; latents are this and the mean."""
         total = self.blank(len(codes), layout, codes.device)
         for scale, part in enumerate(layout.split(codes)):
             total = self.add(total, part, scale, layout)
-        return total + self.mean[:, None, None]
+        return total
 
     # --- one scale at a time ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Tasks: how a captioned picture becomes a document, and how a batch mixes them.
 
 text_to_image   [bos] caption            | image as the objective wants it     predicts the image
-image_to_text   image codes (one group)  | [bos] caption                       predicts the caption and its end
+image_to_text   image (one group)        | [bos] caption                       predicts the caption and its end
 text_only       [bos] caption                                                  predicts the caption and its end
 """
 
@@ -41,9 +41,14 @@ def text_to_image_prompt(caption: list[int], vocabulary: Vocabulary, task: int =
     return DocumentBuilder(task).text(caption, bos=vocabulary.bos)
 
 
-def image_to_text_prompt(codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, task: int = 0) -> DocumentBuilder:
-    """What stands before a caption that is to be written; codes (L,)."""
-    return DocumentBuilder(task).image(vocabulary.image_ids(codes), None, torch.zeros_like(codes), layout)
+def image_to_text_prompts(
+    codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, objective: Objective, task: int = 0
+) -> list[DocumentBuilder]:
+    """What stands before captions that are to be written; codes (B, L)."""
+    if not len(codes):
+        return []
+    images = objective.context(codes, layout, vocabulary)
+    return [images.add_to(DocumentBuilder(task), row) for row in range(len(codes))]
 
 
 def make_batch(
@@ -68,16 +73,16 @@ def make_batch(
         codes[drawn], layout, vocabulary, [generators[row] for row in drawn], tasks.code_dropout
     )
 
+    read = [row for row, task in enumerate(chosen) if task == 1]
+    prompts = image_to_text_prompts(codes[read], layout, vocabulary, objective, task=1)
+
     documents: list[Document] = []
     for row, (caption, task) in enumerate(zip(captions, chosen, strict=True)):
         if task == 0:
             builder = text_to_image_prompt([] if row in dropped else caption, vocabulary, task)
-            index = drawn.index(row)
-            features = None if segments.features is None else segments.features[index]
-            builder.image(segments.inputs[index], segments.targets[index], segments.groups, layout, features)
+            segments.add_to(builder, drawn.index(row))
         elif task == 1:
-            builder = image_to_text_prompt(codes[row], layout, vocabulary, task)
-            builder.text(caption, bos=vocabulary.bos, eos=vocabulary.eos)
+            builder = prompts[read.index(row)].text(caption, bos=vocabulary.bos, eos=vocabulary.eos)
         else:
             builder = DocumentBuilder(task).text(caption, bos=vocabulary.bos, eos=vocabulary.eos)
         documents.append(builder.build())

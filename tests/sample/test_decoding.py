@@ -16,7 +16,7 @@ from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_codes
 from unitok.sample.prompts import encode_prompts
 from unitok.sequence import lay_out
-from unitok.tasks import image_to_text_prompt, text_to_image_prompt
+from unitok.tasks import image_to_text_prompts, text_to_image_prompt
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", "zebra"]
 
@@ -168,8 +168,11 @@ def test_masked_token_fixes_every_code_in_the_steps_it_has(make_model: Callable[
 
 
 @torch.inference_mode()
-def test_captions_equal_greedy_full_passes_and_do_not_depend_on_the_batch(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("next_token")
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_captions_equal_greedy_full_passes_and_do_not_depend_on_the_batch(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    model = make_model(objective)
     model.config.text_length = 6
     torch.manual_seed(3)
     codes = torch.randint(model.vocabulary.codebook_size, (3, model.layout.length))
@@ -178,7 +181,8 @@ def test_captions_equal_greedy_full_passes_and_do_not_depend_on_the_batch(make_m
     for row, text in zip(codes, texts, strict=True):
         ids: list[int] = []
         for _ in range(6):
-            builder = image_to_text_prompt(row, model.layout, model.vocabulary).text(ids, bos=model.vocabulary.bos)
+            (builder,) = image_to_text_prompts(row[None], model.layout, model.vocabulary, model.objective)
+            builder.text(ids, bos=model.vocabulary.bos)
             logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
             best = int(logits[0, -1, model.vocabulary.text_range].argmax())
             if best == model.vocabulary.eos:

@@ -11,12 +11,13 @@ import torch
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.layout import Layout
 
+from ..sequence import IGNORE, DocumentBuilder
 from ..vocabulary import Vocabulary
 
 
 @dataclass
 class ImageSegments:
-    """B target images of one layout, ready to stand in documents."""
+    """B images, ready to stand in documents."""
 
     inputs: torch.Tensor
     """(B, L) int64 ids."""
@@ -24,8 +25,16 @@ class ImageSegments:
     """(B, L) int64 ids, or IGNORE where nothing is predicted."""
     groups: torch.Tensor
     """(L,) int64, counted from 0."""
+    layout: Layout
+    """Where the positions lie."""
     features: torch.Tensor | None = None
     """(B, L, F) float32: what stands at the positions beside the ids, for objectives that have such."""
+
+    def add_to(self, builder: DocumentBuilder, row: int) -> DocumentBuilder:
+        """Adds one of the images to a document."""
+        features = None if self.features is None else self.features[row].cpu()
+        inputs, targets, groups = self.inputs[row].cpu(), self.targets[row].cpu(), self.groups.cpu()
+        return builder.image(inputs, targets, groups, self.layout, features)
 
 
 class Objective(ABC):
@@ -56,6 +65,11 @@ class Objective(ABC):
 
         `code_dropout` is the largest share of a picture's codes that is hidden from its own continuation.
         """
+
+    def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
+        """Codes (B, L) of images that are read, not drawn: nothing is predicted, and all positions are one group."""
+        ids = vocabulary.image_ids(codes)
+        return ImageSegments(ids, torch.full_like(ids, IGNORE), torch.zeros_like(ids[0]), layout)
 
     @abstractmethod
     def groups(self, layout: Layout) -> torch.Tensor:

@@ -41,7 +41,7 @@ class MaskedToken(Objective):
             count = max(1, round(mask_share(progress) * layout.length))
             hidden[row, torch.randperm(layout.length, generator=generator)[:count]] = True
         return ImageSegments(
-            ids.masked_fill(hidden, vocabulary.mask), ids.masked_fill(~hidden, IGNORE), self.groups(layout)
+            ids.masked_fill(hidden, vocabulary.mask), ids.masked_fill(~hidden, IGNORE), self.groups(layout), layout
         )
 
     def groups(self, layout: Layout) -> torch.Tensor:

@@ -11,6 +11,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
 
+from ..sequence import IGNORE
 from ..vocabulary import Vocabulary
 from .base import ImageSegments, Objective
 
@@ -52,8 +53,18 @@ class NextScale(Objective):
             share = code_dropout * draws[:, :1]  # of this picture
             seen = seen.masked_fill((draws[:, 1:] < share)[..., None], 0.0)
         ids = vocabulary.image_ids(codes)
+        groups = self.groups(layout)
+        return ImageSegments(torch.full_like(ids, vocabulary.mask), ids, groups, layout, self.mark(seen, groups))
+
+    def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
+        """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
+        the codes of all scales."""
+        last = len(layout.scales) - 1
+        whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
+        ids = torch.full(whole.shape[:2], vocabulary.mask, device=codes.device)
+        features = F.pad(whole, (0, self.scales))
         return ImageSegments(
-            torch.full_like(ids, vocabulary.mask), ids, self.groups(layout), self.mark(seen, self.groups(layout))
+            ids, torch.full_like(ids, IGNORE), torch.zeros_like(ids[0]), Layout((layout.grid,)), features
         )
 
     def groups(self, layout: Layout) -> torch.Tensor:

@@ -31,7 +31,7 @@ class NextToken(Objective):
             draws = torch.stack([torch.rand(layout.length, generator=generator) for generator in generators])
             share = code_dropout * draws[:, :1]  # of this picture
             before = before.masked_fill(draws[:, 1:] < share, vocabulary.mask)
-        return ImageSegments(torch.cat([start, before], 1), ids, self.groups(layout))
+        return ImageSegments(torch.cat([start, before], 1), ids, self.groups(layout), layout)
 
     def groups(self, layout: Layout) -> torch.Tensor:
         return torch.arange(layout.length)
