@@ -102,9 +102,9 @@ class MultiScaleQuantizer(nn.Module):
 
     # --- one scale at a time ---------------------------------------------------------------------------------------
 
-    def blank(self, batch: int, layout: Layout, device: torch.device | None = None) -> Tensor:
+    def blank(self, batch: int, layout: Layout, device: torch.device) -> Tensor:
         """The total before any scale, (B, D, h, w)."""
-        return torch.zeros(batch, self.width, *layout.grid, device=device or self.convs[0].weight.device)
+        return torch.zeros(batch, self.width, *layout.grid, device=device)
 
     def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
         """The total after one more scale, whose codes are (B, n)."""

@@ -141,7 +141,7 @@ def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Ten
 
 
 def _moments(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for optimizer in optimizers:
         names = _names(model, optimizer)
         for weight, moments in optimizer.state.items():

@@ -9,7 +9,7 @@ anything again.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -132,7 +132,7 @@ class PackedBatch:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """The batch with every tensor changed."""
         tensors = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return PackedBatch(**{"features": None, **tensors}, causal=self.causal)
+        return replace(self, **tensors)
 
 
 def pack(documents: list[Document], *, pad: int) -> PackedBatch:
