@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -131,8 +132,8 @@ class PackedBatch:
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """The batch with every tensor changed."""
-        tensors = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return replace(self, **tensors)
+        changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **changed)
 
 
 def pack(documents: list[Document], *, pad: int) -> PackedBatch:
