@@ -48,10 +48,12 @@ def demo(
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    first = recipes / ("tokenizer_scales.yaml" if objective == "next_scale" else "tokenizer.yaml")
+    scaled = objective == "next_scale"
+    first = recipes / ("next_scale_tokenizer.yaml" if scaled else "tokenizer.yaml")
+    second = recipes / ("next_scale_generator.yaml" if scaled else f"{objective}.yaml")
     _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
     _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
-    words: list[object] = ["--config", recipes / f"{objective}.yaml", "--run.seed", seed]
+    words: list[object] = ["--config", second, "--run.seed", seed]
     _run("train generator", [*words, "--data", codes, "--image_tokenizer", tokenizer], generator)
     _measure(out, tokenizer, generator, pictures, seed, started)
 
