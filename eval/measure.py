@@ -25,10 +25,10 @@ from .features import FeatureNetwork, ImageTextNetwork, extract
 from .frechet import frechet_distance, too_few
 from .kid import kernel_distance
 from .pictures import MAX_BAD, count_pictures, picture_batches, read_indexed, read_records
-from .reconstruction import ReconstructionMeter
+from .reconstruction import ReconstructionMeter, scale_by_scale
 from .report import Fact, Figure, Item, Number, Section
 
-SHOWN = 32
+SHOWN, SHOWN_BY_SCALE = 32, 8
 """Pictures in a figure."""
 T = TypeVar("T")
 
@@ -81,8 +81,13 @@ def measure_tokenizer(
         numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
     if scores.lpips is not None:
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
-    figure = Figure("Originals and reconstructions", shown[:SHOWN])
-    return Section("tokenizer", "Tokenizer", numbers, [figure], _warnings(too_few(scores.count, network.dim)))
+    figures = [Figure("Originals and reconstructions", shown[:SHOWN])]
+    if len(scores.scale_use) > 1:
+        some = [item.pictures[0] for item in shown[:SHOWN_BY_SCALE]]
+        steps = scale_by_scale(tokenizer, torch.stack(some))
+        items = [Item([*row, image], item.text) for row, image, item in zip(steps, some, shown, strict=False)]
+        figures.append(Figure(f"After {', '.join(scores.scale_use)} codes, and the original", items))
+    return Section("tokenizer", "Tokenizer", numbers, figures, _warnings(too_few(scores.count, network.dim)))
 
 
 def measure_generation(

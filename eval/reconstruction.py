@@ -41,6 +41,16 @@ def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tens
     return to_uint8(pictures).cpu(), codes.cpu()
 
 
+@torch.no_grad()
+def scale_by_scale(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
+    """Pictures uint8 (B, 3, H, W) as known after 1, 2, ... K scales: uint8 (B, K, 3, H, W) on the CPU."""
+    device = next(tokenizer.parameters()).device
+    codes = tokenizer.encode(to_float(images).to(device))
+    layout = tokenizer.layout_for(images.shape[2], images.shape[3])
+    scales = range(1, 1 + len(layout.scales))
+    return torch.stack([to_uint8(tokenizer.decode(codes, layout, scale)).cpu() for scale in scales], 1)
+
+
 @dataclass(frozen=True)
 class ReconstructionScores:
     psnr: float

@@ -72,6 +72,16 @@ def test_eval_tokenizer(make_model: Callable[..., UniTok], pictures: Path, tmp_p
     assert second["tokenizer"]["rfid"] == pytest.approx(first["tokenizer"]["rfid"], rel=1e-2)
 
 
+def test_eval_tokenizer_with_scales(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
+    """Each map's own use, and pictures after each map."""
+    make_model("next_scale").image_tokenizer.save_pretrained(tmp_path / "scaled")
+    eval_tokenizer(tmp_path / "scaled", str(pictures), out=tmp_path / "report")
+    use = json.loads((tmp_path / "report" / "report.json").read_text())["tokenizer"]["scale_use"]
+    assert list(use) == ["1x1", "2x2", "4x4", "8x8"]
+    assert all(0 < share <= 1 for share in use.values()) and use["1x1"] >= 1 / 12, "12 codes are no more than 12"
+    assert "After 1x1, 2x2, 4x4, 8x8 codes, and the original" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "model")
     eval_generator(tmp_path / "model", "shapes@val", tmp_path / "report", limit=6, guidance=1.0)
