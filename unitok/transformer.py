@@ -181,7 +181,11 @@ class Transformer(nn.Module):
 
     def forward(self, batch: PackedBatch, at: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (R, T, V), or (N, V) at the flat positions `at` (N,)."""
-        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention), None, batch.features)
+        features = batch.features
+        if features is None and self.projection is not None:
+            # A batch of texts alone: every process of a run must have a gradient for every weight.
+            features = self.projection.weight.new_zeros(*batch.inputs.shape, self.projection.in_features)
+        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention), None, features)
         if at is not None:
             hidden = hidden.flatten(0, 1)[at]
         return self.logits(hidden)

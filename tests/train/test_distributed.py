@@ -18,7 +18,7 @@ from unitok.train.log import read_log
 
 STEPS = 4
 RUN = (
-    f"--run.steps {STEPS} --run.batch_size 8 --run.micro_batch 2 --run.log_every 2 --run.eval_pictures 8"
+    f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pictures 8"
     " --run.device cpu --run.precision fp32 --optim.lr 0.002 --optim.warmup_steps 2"
 )
 
@@ -31,18 +31,27 @@ def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
-def test_two_processes_train_as_one(tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, run_command: Any) -> None:
-    words = f"train {kind} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
-    if kind == "tokenizer":
+@pytest.mark.parametrize("kind", ["tokenizer", "multi-scale tokenizer", "generator", "next_scale generator"])
+def test_two_processes_train_as_one(
+    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
+) -> None:
+    words = f"train {kind.split()[-1]} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
+    if kind.endswith("tokenizer"):
         # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
         words += ["--tokenizer.quantizer.kmeans_init", "false", "--tokenizer.quantizer.revive_below", "0"]
     else:
-        words += ["--image_tokenizer", str(tiny_tokenizer_folder), "--text_vocabulary", "300"]
-    two = torchrun([*words, "--out", str(tmp_path / "two")])
+        folder = scaled_tokenizer_folder if kind.startswith("next_scale") else tiny_tokenizer_folder
+        words += ["--image_tokenizer", str(folder), "--text_vocabulary", "300"]
+    micro = {"two": "2", "one": "2"}
+    if kind == "multi-scale tokenizer":
+        words += ["--tokenizer.scales", "[1, 2, 4, 8]"]
+        micro = {"two": "4", "one": "8"}  # the mean of the latents starts from the first micro-batch of all processes
+    if kind == "next_scale generator":  # with micro-batches in which one process has texts alone
+        words += ["--objective", "next_scale", "--tasks.text_only.share", "2"]
+    two = torchrun([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("steps: 4") == 1 and two.stderr.count("training on 2 x cpu") == 1
-    run_command([*words, "--out", str(tmp_path / "one")])
+    run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
 
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [entry["step"] for entry in logs[1]] == [2, 4, 4]  # written once, by the first process
