@@ -5,6 +5,7 @@ Free of torch until it runs, so that help is quick.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -201,8 +202,6 @@ def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
 
 
 def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, seconds: float) -> None:
-    import platform
-
     import torch
 
     from unitok.eval.output import print_report, write_report
@@ -217,7 +216,12 @@ def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, secon
     _plot(rows, plot)
     picture = Item([decode(plot.read_bytes())], "Quality against time: up and left is better, for FID down and left")
     rows[0].section.figures.insert(0, Figure("Comparison", [picture]))
-    facts: dict[str, Any] = {"seconds": round(seconds, 1), "positions": positions, "machine": platform.machine()}
+    run = json.loads((plans[0].folder / "run.json").read_text())
+    facts: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "positions": positions,
+        "hardware": json.dumps(run["hardware"]),
+    }
     facts |= {f"steps_{plan.folder.name}": plan.steps for plan in plans}
     report = Report("unitok compare", [row.section for row in rows], facts)
     print_report(report)

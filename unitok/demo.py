@@ -98,9 +98,17 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "parameters": runs["generator"]["parameters"],
         "objective": model.config.objective,
-        "hardware": json.dumps(runs["generator"]["hardware"]),
+        "hardware": _hardware(runs["generator"]["hardware"]),
     }
     report = Report("unitok demo", sections, facts)
     print_report(report)
     write_report(report, out)
     print(out / "report.html")
+
+
+def _hardware(facts: dict[str, Any]) -> str:
+    """
+    >>> _hardware({"cpu": "AMD EPYC", "cpu_cores": 2, "threads": 1, "gpu": None})
+    'AMD EPYC, 2 cores, threads: 1'
+    """
+    return facts["gpu"] or f"{facts['cpu']}, {facts['cpu_cores']} cores, threads: {facts['threads']}"
