@@ -73,7 +73,7 @@ class TokenizerTrainee:
         self._codebook_watch = LowForLong(
             max(1.5, LOW_PERPLEXITY * codes),
             f"few of the {self.size} codes are in use, by the perplexity: lower optim.lr, raise the quantizer's"
-            " revive_below (VQ, Cosine) or entropy_weight (LFQ), or choose another, such as FSQ",
+            " revive_below (VQ, Cosine) or entropy_weight (LFQ, BSQ, IBQ), or choose another, such as FSQ",
         )
         self._discriminator_watch = LowForLong(
             LOW_DISCRIMINATOR_LOSS,

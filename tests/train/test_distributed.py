@@ -36,17 +36,9 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str, tiny_tokenizer_fo
     command = kind.split()[-1]
     words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
     if kind == "adversarial tokenizer":
-        words += [
-            "--adversarial.weight",
-            "0.5",
-            "--adversarial.start",
-            "1",
-            "--adversarial.ramp",
-            "2",
-            "--adversarial.layers",
-            "2",
-        ]
-        words += ["--adversarial.channels", "8", "--adversarial.r1_weight", "1", "--adversarial.r1_every", "2"]
+        words += ["--adversarial.weight", "0.5", "--adversarial.start", "1", "--adversarial.ramp", "2"]
+        words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
+        words += ["--adversarial.r1_weight", "1", "--adversarial.r1_every", "2"]
     if command == "tokenizer":
         # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
         words += ["--tokenizer.quantizer.kmeans_init", "false", "--tokenizer.quantizer.revive_below", "0"]
