@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig
     from .errors import UserError
     from .layout import Layout
-    from .quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
     from .usage import CodebookUsage
 
 _HOMES = {
@@ -27,13 +27,17 @@ _HOMES = {
     "SimVQ": "quantizer_config",
     "FSQ": "quantizer_config",
     "LFQ": "quantizer_config",
+    "BSQ": "quantizer_config",
+    "IBQ": "quantizer_config",
     "UserError": "errors",
     "Layout": "layout",
     "CodebookUsage": "usage",
 }
 
 __all__ = [
+    "BSQ",
     "FSQ",
+    "IBQ",
     "LFQ",
     "TOKENIZER_PRESETS",
     "VQ",

@@ -41,7 +41,7 @@ class ConvVQConfig:
     latent_dim: int = 256
     """Channels between encoder and quantizer, and between quantizer and decoder (`z_channels` in taming)."""
     quantizer: QuantizerConfig = field(default_factory=VQ)
-    """How latents become codes: VQ, Cosine, SimVQ, FSQ or LFQ."""
+    """How latents become codes: VQ, Cosine, SimVQ, FSQ, LFQ, BSQ or IBQ."""
     scales: tuple[int | tuple[int, int], ...] = ()
     """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
     [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""

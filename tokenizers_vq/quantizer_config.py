@@ -34,8 +34,6 @@ class _Codebook(QuantizerConfig):
     """Number of codes."""
     dim: int = 8
     """Length of a code vector. Short vectors (4 to 32) keep more of a large codebook in use (ViT-VQGAN)."""
-    rotation_trick: bool = False
-    """Carry gradients to the encoder by rotation (arXiv 2410.06424) instead of copying them straight through."""
 
     @property
     def width(self) -> int:
@@ -53,7 +51,7 @@ class _Codebook(QuantizerConfig):
         problems.check(self.dim >= 1, f"quantizer.dim is {self.dim}: choose at least 1")
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.name.endswith("_weight"):
+            if item.name.endswith("_weight") or item.name == "diversity":
                 problems.check(value >= 0, f"quantizer.{item.name} is {value}: choose 0 or more")
         decay = getattr(self, "decay", 0.5)
         problems.check(0 < decay < 1, f"quantizer.decay is {decay}: choose a value above 0 and below 1, such as 0.99")
@@ -68,6 +66,8 @@ class VQ(_Codebook):
 
     kind: ClassVar[str] = "vq"
 
+    rotation_trick: bool = False
+    """Carry gradients to the encoder by rotation (arXiv 2410.06424) instead of copying them straight through."""
     commitment_weight: float = 0.25
     """Weight of the pull of the latents towards their code vectors."""
     decay: float = 0.99
@@ -91,6 +91,8 @@ class SimVQ(_Codebook):
 
     kind: ClassVar[str] = "simvq"
 
+    rotation_trick: bool = False
+    """Carry gradients to the encoder by rotation (arXiv 2410.06424) instead of copying them straight through."""
     commitment_weight: float = 0.25
     """Weight of the pull of the latents towards their code vectors; the pull the other way has weight 1."""
 
@@ -149,7 +151,7 @@ class LFQ(QuantizerConfig):
         problems = Problems()
         problems.check(
             size >= 2 and size & (size - 1) == 0,
-            f"quantizer.codebook_size is {size}: lfq needs a power of two, such as {near}",
+            f"quantizer.codebook_size is {size}: {self.kind} needs a power of two, such as {near}",
         )
         for name in ("commitment_weight", "entropy_weight", "diversity"):
             value = getattr(self, name)
@@ -157,4 +159,27 @@ class LFQ(QuantizerConfig):
         problems.raise_if_any()
 
 
-QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ)}
+@dataclass(frozen=True, kw_only=True)
+class BSQ(LFQ):
+    """As LFQ, with latents and codes on the unit sphere (BSQ, arXiv 2406.07548): the entropy is counted bit by bit, so
+    that no table of the codes is ever made."""
+
+    kind: ClassVar[str] = "bsq"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IBQ(_Codebook):
+    """A learned codebook all of which gets a gradient, through the choice itself (IBQ, arXiv 2412.02692); the code of
+    the largest inner product. Training holds a table of latents x codes."""
+
+    kind: ClassVar[str] = "ibq"
+
+    commitment_weight: float = 1.0
+    """Weight of the pull of latents and code vectors towards each other."""
+    entropy_weight: float = 0.05
+    """Weight of the entropy terms: each latent should be sure of its code, and all codes should be used."""
+    diversity: float = 1.0
+    """Weight of the second entropy term against the first."""
+
+
+QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ)}

@@ -20,7 +20,7 @@ from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
 from .errors import UserError
 from .lookup import nearest_rows
-from .quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 
 
 class Quantized(NamedTuple):
@@ -265,6 +265,15 @@ class Levels(Quantizer):
         return self.library.indices_to_codes(codes)
 
 
+def entropy_loss(probabilities: Tensor, diversity: float) -> Tensor:
+    """Mean entropy of the rows of (N, K), minus that of their mean: sure each by itself, varied all together."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
+
+    return entropy(probabilities).mean() - diversity * entropy(probabilities.mean(dim=0))
+
+
 class Signs(Quantizer):
     """`lfq`: every channel gives its sign.
 
@@ -288,17 +297,76 @@ class Signs(Quantizer):
     def _entropy(self, rows: Tensor) -> Tensor:
         """Mean entropy of each latent's soft choice, minus that of this rank's mean choice (eq. 5 of the paper)."""
         probabilities = (200.0 * rows @ self.library.codebook.t()).softmax(dim=-1)  # (N, K); 2 v.e at temperature 0.01
-
-        def entropy(p: Tensor) -> Tensor:
-            return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
-
-        return entropy(probabilities).mean() - self.config.diversity * entropy(probabilities.mean(dim=0))
+        return entropy_loss(probabilities, self.config.diversity)
 
     def _nearest(self, rows: Tensor) -> Tensor:
         return ((rows > 0) * self.library.mask).sum(dim=-1)
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.library.indices_to_codes(codes)
+
+
+class SphereSigns(Quantizer):
+    """`bsq`: every channel of a unit vector gives its sign. Written here: the library makes a table of all codes."""
+
+    config: BSQ
+    bits: Tensor
+
+    def __init__(self, config: BSQ) -> None:
+        super().__init__(config)
+        self.register_buffer("bits", 2 ** torch.arange(self.width - 1, -1, -1), persistent=False)
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        config, codes = self.config, self._nearest(rows)
+        rows, target = F.normalize(rows, dim=-1), self._vectors(codes)
+        losses = {"commitment": config.commitment_weight * F.mse_loss(rows, target)}
+        if config.entropy_weight > 0:
+            losses["entropy"] = config.entropy_weight * self._entropy(rows)
+        return pass_gradient(rows, target, rotate=False), codes, losses
+
+    def _entropy(self, rows: Tensor) -> Tensor:
+        """As that of `lfq`, with chances exp(100 v.e) of the codes e. On the sphere's cube they are products of chances
+        of the bits, so that entropies are sums over bits: exactly for each latent, an upper bound for the mean choice
+        (section 3.2 of the paper)."""
+        ones = (200.0 / self.width**0.5 * rows).sigmoid()  # (N, D)
+        return entropy_loss(torch.stack([ones, 1 - ones], dim=-1), self.config.diversity).sum()
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return ((rows > 0) * self.bits).sum(dim=-1)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        signs = (codes[:, None] & self.bits > 0).float() * 2 - 1
+        return signs / self.width**0.5
+
+
+class IndexGradient(Quantizer):
+    """`ibq`: a codebook that learns by gradient. The choice is a softmax over all codes in the backward pass, and the
+    best code alone in the forward pass."""
+
+    config: IBQ
+
+    def __init__(self, config: IBQ) -> None:
+        super().__init__(config)
+        self.codebook = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.dim), dim=-1))
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        config, codes = self.config, self._nearest(rows)
+        scores = rows @ self.codebook.t()  # (N, K)
+        choice = scores.softmax(dim=-1)
+        best = self.codebook[codes]
+        chosen = best + (choice - choice.detach()) @ self.codebook  # the value of `best`; the choice has a gradient too
+        # The double quantization loss of the paper: through the choice, and past it, each side towards the other.
+        pulls = F.mse_loss(chosen, rows) + F.mse_loss(rows, best.detach()) + 0.25 * F.mse_loss(best, rows.detach())
+        losses = {"commitment": config.commitment_weight * pulls}
+        if config.entropy_weight > 0:
+            losses["entropy"] = config.entropy_weight * entropy_loss((100.0 * scores).softmax(-1), config.diversity)
+        return chosen, codes, losses
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return nearest_rows(rows, self.codebook.detach(), cosine=True)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.codebook[codes]
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -310,6 +378,10 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
             return Linear(config)
         case FSQ():
             return Levels(config)
+        case BSQ():
+            return SphereSigns(config)
+        case IBQ():
+            return IndexGradient(config)
         case LFQ():
             return Signs(config)
-    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ or LFQ")
+    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ, LFQ, BSQ or IBQ")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import ConvVQConfig, LossConfig, config_to_dict
 from tokenizers_vq.errors import Problems
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
@@ -22,6 +23,7 @@ def train_tokenizer(
     preset: str = "small",
     tokenizer: ConvVQConfig,
     losses: LossConfig,
+    adversarial: AdversarialConfig,
     augment: AugmentConfig,
     optim: OptimConfig,
     run: RunConfig,
@@ -41,6 +43,7 @@ def train_tokenizer(
         preset: Starting values of --tokenizer.*
         tokenizer: The network.
         losses: What it is trained for.
+        adversarial: A discriminator against blur; weight 0 is without.
         augment: Changes of the training pictures.
         optim: How the weights move.
         run: How long, on what, how often.
@@ -51,6 +54,8 @@ def train_tokenizer(
         unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer
     """
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
+    if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
+        del settings["adversarial"]
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)
@@ -65,8 +70,10 @@ def train_tokenizer(
     dataset = open_data(data, tokenizer.size, captions=False)
     validation = open_data(val_data, tokenizer.size, captions=False) if val_data else None
     with join(run.device, run.threads) as world:
-        trainee = TokenizerTrainee(tokenizer, losses, augment, dataset, validation, run, world)
-        parts = trainee.tokenizer.named_children()
+        trainee = TokenizerTrainee(tokenizer, losses, adversarial, augment, dataset, validation, run, world)
+        parts = [*trainee.tokenizer.named_children()]
+        if trainee.adversarial is not None:
+            parts += trainee.adversarial.named_children()
         _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:

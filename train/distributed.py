@@ -50,6 +50,13 @@ class World:
         parts = self.sum(flat).cpu().split([value.numel() for value in sums.values()])
         return {name: part.reshape(sums[name].shape) for name, part in zip(sums, parts, strict=True)}
 
+    def average_gradients(self, weights: list[torch.nn.Parameter]) -> None:
+        """Replaces gradients by their mean over all processes; for networks small enough to do without DDP, which wants
+        every weight to take part in every step."""
+        for weight in weights:
+            if self.size > 1 and weight.grad is not None:
+                self.sum(weight.grad.div_(self.size))
+
     def gather(self, value: object) -> list[Any]:
         """One value per process, in rank order, in every process."""
         if self.size == 1:

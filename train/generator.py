@@ -30,7 +30,7 @@ from .config import RunConfig
 from .distributed import World
 from .packing import PackedRecords, Packer, TaskBatch
 from .pictures import Validation, first_records, to_device
-from .trainee import MicroBatch
+from .trainee import MicroBatch, Opponent
 
 GRID_PICTURES = 16
 
@@ -38,6 +38,8 @@ GRID_PICTURES = 16
 class GeneratorTrainee:
     """What the engine needs to train a generator. The loss is the sum over tasks of weight x mean cross-entropy, the
     mean taken over the targets of the whole step."""
+
+    opponent: Opponent | None = None
 
     def __init__(
         self,
@@ -125,6 +127,9 @@ class GeneratorTrainee:
     def _means(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         rows = zip(self.parts, sums["losses"].tolist(), sums["counts"].tolist(), strict=True)
         return {f"loss/{name}": total / count for name, total, count in rows if count}
+
+    def notices(self, step: int, numbers: dict[str, float]) -> list[str]:
+        return []
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:

@@ -28,7 +28,7 @@ from .distributed import World
 from .folder import RunFolder, environment
 from .guard import Guard
 from .log import RunLog, plot_losses
-from .optim import AveragedWeights, build_optimizers, learning_rate
+from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
 from .signals import StopRequest
 from .trainee import MicroBatch, Trainee
 
@@ -53,8 +53,17 @@ def train(
     settings = {**settings, "pictures": len(dataset)}
     newest = folder.checkpoint_to_resume(settings) if folder.resume else None
 
-    model = trainee.model
-    state = TrainState(model, AveragedWeights(model, optim.ema), build_optimizers(model, optim), step=0, sums={})
+    model, opponent = trainee.model, trainee.opponent
+    optimizers = build_optimizers(model, optim)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    weights = [weight for group in groups for weight in group["params"]]
+    learners: nn.Module = model
+    opponent_weights: list[nn.Parameter] = []
+    if opponent:
+        optimizers.append(build_opponent_optimizer(opponent))
+        opponent_weights = list(opponent.network.parameters())
+        learners = nn.ModuleDict({"model": model, "opponent": opponent.network})
+    state = TrainState(learners, AveragedWeights(model, optim.ema), optimizers, step=0, sums={})
     if newest:
         load(newest, state)
     if run.checkpointing:
@@ -67,8 +76,6 @@ def train(
         parallel = DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    groups = [group for optimizer in state.optimizers for group in optimizer.param_groups]
-    weights = [weight for group in groups for weight in group["params"]]
     bad = BadPictures(len(dataset), run.max_bad)
     guard = Guard(state.optimizers, late=world.device.type == "cuda")
 
@@ -114,7 +121,7 @@ def train(
 
             # load
             if not model.training:
-                model.train()
+                learners.train()
             micros = _load(trainee, batches, bad, micro_batches, step)
             totals, stopping, usable = _agree(trainee, micros, stop, world)
             if stopping:
@@ -141,11 +148,18 @@ def train(
                     losses.append(loss.detach())
                     _add(state.sums, sums)
                 # guard, clip
-                norm = nn.utils.clip_grad_norm_(weights, optim.clip or float("inf"))
-                guard.check(step + 1, norm, losses, [micro.names for micro in micros])
+                longest = optim.clip or float("inf")
+                norm = nn.utils.clip_grad_norm_(weights, longest)
+                world.average_gradients(opponent_weights)  # the model's are averaged by DDP
+                opponent_norm = nn.utils.clip_grad_norm_(opponent_weights, longest)
+                guard.check(step + 1, norm + opponent_norm, losses, [micro.names for micro in micros])
                 # step, average
+                rate = learning_rate(step, run.steps, optim)
                 for group in groups:
-                    group["lr"] = learning_rate(step, run.steps, optim)
+                    group["lr"] = rate
+                if opponent:
+                    for group in optimizers[-1].param_groups:
+                        group["lr"] = rate / optim.lr * opponent.lr
                 for optimizer in state.optimizers:
                     optimizer.step()
                     optimizer.zero_grad(set_to_none=True)
@@ -166,6 +180,8 @@ def train(
                 guard.settle()
                 numbers = _interval(trainee, state, world, speed)
                 log.numbers("train", step, {**numbers, "lr": groups[0]["lr"]})
+                for notice in trainee.notices(step, numbers):
+                    log.say(f"warning: {notice}")
             # evaluate, sample, save
             if _due(step, run.eval_every, run.steps):
                 with speed.pause(), autocast(world.device, run.precision):

@@ -11,6 +11,7 @@ from torch import nn
 from tokenizers_vq.errors import UserError
 
 from .config import OptimConfig
+from .trainee import Opponent
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -70,6 +71,12 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     ]
     groups = [group for group in groups if group["params"]]
     return [*optimizers, torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)]
+
+
+def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
+    """AdamW with short memory, as in VQGAN, and no decay: an opponent has to follow a moving target."""
+    weights = opponent.network.parameters()
+    return torch.optim.AdamW(weights, lr=opponent.lr, betas=(0.5, 0.9), weight_decay=0.0, eps=1e-8, fused=True)
 
 
 class AveragedWeights:

@@ -1,14 +1,16 @@
-"""Trains an image tokenizer: reconstruction, the quantizer's own losses, LPIPS where its weights can be had."""
+"""Trains an image tokenizer: reconstruction, the quantizer's own losses, LPIPS and a discriminator where asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from tokenizers_vq.adversarial import AdversarialLoss
+from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
 from tokenizers_vq.config import LossConfig, TokenizerConfig
 from tokenizers_vq.images import save_grid, to_uint8
@@ -20,10 +22,21 @@ from unitok.seeding import fold
 
 from .config import AugmentConfig, RunConfig
 from .distributed import World
+from .notices import LowForLong
 from .pictures import Augmenter, Validation, first_records, to_device
-from .trainee import MicroBatch
+from .trainee import MicroBatch, Opponent
 
 GRID_PICTURES = 8
+
+LOW_PERPLEXITY = 0.01
+"""Share of the codes that could occur; a perplexity below it is a collapse."""
+LOW_DISCRIMINATOR_LOSS = 0.02
+"""Chance is 1 (hinge) or 0.69."""
+
+
+class StepImages(NamedTuple):
+    images: torch.Tensor
+    step: int
 
 
 class TokenizerTrainee:
@@ -35,6 +48,7 @@ class TokenizerTrainee:
         self,
         config: TokenizerConfig,
         losses: LossConfig,
+        adversarial: AdversarialConfig,
         augmentation: AugmentConfig,
         dataset: RecordDataset,
         validation: RecordDataset | None,
@@ -48,6 +62,24 @@ class TokenizerTrainee:
         self.model: nn.Module = self.tokenizer
         self.size = self.tokenizer.codebook_size
         self._loss = TokenizerLoss(losses).to(world.device)
+        self.adversarial: AdversarialLoss | None = None
+        self.opponent: Opponent | None = None
+        if adversarial.weight > 0:
+            adversarial.check_run(config.size, run.steps)
+            torch.manual_seed(fold(run.seed, "discriminator"))
+            self.adversarial = AdversarialLoss(adversarial).to(world.device)
+            self.opponent = Opponent(self.adversarial, adversarial.lr)
+        codes = min(self.size, run.batch_size * self.tokenizer.layout.length)
+        self._codebook_watch = LowForLong(
+            max(1.5, LOW_PERPLEXITY * codes),
+            f"few of the {self.size} codes are in use, by the perplexity: lower optim.lr, raise the quantizer's"
+            " revive_below (VQ, Cosine) or entropy_weight (LFQ, BSQ, IBQ), or choose another, such as FSQ",
+        )
+        self._discriminator_watch = LowForLong(
+            LOW_DISCRIMINATOR_LOSS,
+            "the discriminator tells everything apart, and the tokenizer learns little from it: lower adversarial.lr,"
+            " raise adversarial.lecam_weight, or set adversarial.r1_weight",
+        )
         micro_batch = run.micro_batch_for(world.size)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
@@ -69,14 +101,26 @@ class TokenizerTrainee:
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
         assert records.images is not None
         images = to_device(records.images, self._world.device)
-        return MicroBatch(images, torch.tensor([float(len(images))], dtype=torch.double), records.names)
+        return MicroBatch(
+            StepImages(images, step), torch.tensor([float(len(images))], dtype=torch.double), records.names
+        )
 
     def loss(
-        self, forward: Callable[..., Any], data: torch.Tensor, totals: torch.Tensor, last: bool
+        self, forward: Callable[..., Any], data: StepImages, totals: torch.Tensor, last: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        output: TokenizerOutput = forward(data, accumulate=not last)
-        total, parts = self._loss(data, output)
-        return total * (len(data) / totals[0]), self._sums(data, output, parts)
+        images, step = data
+        share = len(images) / totals[0]
+        output: TokenizerOutput = forward(images, accumulate=not last)
+        total, parts = self._loss(images, output)
+        numbers: dict[str, torch.Tensor] = {}
+        if self.adversarial is not None:
+            more, numbers = self.adversarial(
+                images, output.reconstruction, total, self.tokenizer.last_layer, step, share, last
+            )
+            total = torch.stack([total, *more.values()]).sum()
+            parts |= more
+        sums = self._sums(images, output, parts)
+        return total * share, sums | {name: value * len(images) for name, value in numbers.items()}
 
     def _sums(
         self, images: torch.Tensor, output: TokenizerOutput, parts: dict[str, torch.Tensor]
@@ -100,12 +144,22 @@ class TokenizerTrainee:
         pictures = float(sums["pictures"])
         numbers = {name: float(value) / pictures for name, value in sums.items() if name.startswith("loss/")}
         numbers |= {name: float(sums[name]) / pictures for name in ("psnr", "l1")}
+        numbers |= {name: float(sums[name]) / pictures for name in sums if name.startswith("adversarial/")}
         usage = CodebookUsage(self.size, sums["uses"].sum(0))
         numbers |= {"codebook_use": usage.use, "perplexity": usage.perplexity}
         if len(sums["uses"]) > 1:
             for (height, width), uses in zip(self.tokenizer.layout.scales, sums["uses"], strict=True):
                 numbers[f"use/{height}x{width}"] = CodebookUsage(self.size, uses).reached
         return {**numbers, "images/s": pictures}
+
+    def notices(self, step: int, numbers: dict[str, float]) -> list[str]:
+        notices = []
+        if "perplexity" in numbers:
+            notices += self._codebook_watch.see(step, numbers["perplexity"])
+        # An interval in which the discriminator appears says little, but cannot be low for long.
+        if "loss/discriminator" in numbers:
+            notices += self._discriminator_watch.see(step, numbers["loss/discriminator"])
+        return notices
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:

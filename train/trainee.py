@@ -25,11 +25,24 @@ class MicroBatch:
     """Files, for errors."""
 
 
+@dataclass(frozen=True)
+class Opponent:
+    """A second network that learns against the model, from the same loss and the same backward pass. Its gradient is
+    clipped by itself; it is in the checkpoints, but neither averaged nor exported."""
+
+    network: nn.Module
+    lr: float
+    """Its learning rate where the model's is `optim.lr`."""
+
+
 class Trainee(Protocol):
     """What a trainer brings to the engine."""
 
     model: nn.Module
     """What trains, on its device. The engine averages, saves and exports it."""
+
+    opponent: Opponent | None
+    """What learns against it, if anything does."""
 
     parts: tuple[str, ...]
     """Names of the loss's parts: `MicroBatch.counts` has one number for each."""
@@ -61,6 +74,10 @@ class Trainee(Protocol):
 
     def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         """The numbers to log, from the sums over a log interval and all processes; `.../s` is divided by time."""
+        ...
+
+    def notices(self, step: int, numbers: dict[str, float]) -> list[str]:
+        """What a user should know about the numbers of the log interval that ends at `step`; the run goes on."""
         ...
 
     def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:

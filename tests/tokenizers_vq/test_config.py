@@ -17,7 +17,7 @@ from tokenizers_vq.config import (
     config_to_dict,
 )
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, SimVQ
+from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, SimVQ
 
 
 @pytest.mark.parametrize("name", TOKENIZER_PRESETS)
@@ -70,6 +70,8 @@ def test_several_problems_are_reported_together() -> None:
         (lambda: VQ(revive_below=2.0), r"revive_below is 2.0: choose 0 \(never\)"),
         (lambda: SimVQ(commitment_weight=-1.0), "commitment_weight is -1.0: choose 0 or more"),
         (lambda: LFQ(codebook_size=1000), "codebook_size is 1000: lfq needs a power of two, such as 1024"),
+        (lambda: BSQ(codebook_size=5), "codebook_size is 5: bsq needs a power of two, such as 8"),
+        (lambda: IBQ(diversity=-1.0), "diversity is -1.0: choose 0 or more"),
         (lambda: LFQ(commitment_weight=-1.0), "commitment_weight is -1.0: choose 0 or more"),
         (lambda: FSQ(levels=(8, 1)), r"levels is \[8, 1\]"),
         (lambda: FSQ(levels=(256,) * 4), "make 4294967296 codes: choose at most 16777216"),
@@ -92,7 +94,9 @@ def test_foreign_config_files_are_refused() -> None:
         config_from_dict({**good, "chanels": 3}, where="here")
     with pytest.raises(UserError, match=r"here lacks the key 'blocks'"):
         config_from_dict({key: value for key, value in good.items() if key != "blocks"}, where="here")
-    with pytest.raises(UserError, match=r"here has quantizer kind 'gumbel': known are vq, cosine, simvq, fsq, lfq"):
+    with pytest.raises(
+        UserError, match=r"here has quantizer kind 'gumbel': known are vq, cosine, simvq, fsq, lfq, bsq, ibq"
+    ):
         config_from_dict({**good, "quantizer": {"kind": "gumbel"}}, where="here")
     with pytest.raises(UserError, match=r"here has a value of the wrong type"):
         config_from_dict({**good, "channels": "many"}, where="here")

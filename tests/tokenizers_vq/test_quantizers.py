@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.lookup import nearest_rows
-from tokenizers_vq.quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
 from tokenizers_vq.quantizers import Quantizer, make_quantizer
 
 CONFIGS: dict[str, QuantizerConfig] = {
@@ -25,6 +25,8 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "fsq": FSQ(levels=(5, 4, 3)),
     "fsq with bits": FSQ(levels=(2, 4, 2)),
     "lfq": LFQ(codebook_size=32),
+    "bsq": BSQ(codebook_size=32),
+    "ibq": IBQ(codebook_size=32, dim=4),
 }
 every_quantizer = pytest.mark.parametrize("name", CONFIGS)
 
@@ -67,12 +69,12 @@ def test_nearest_is_the_forward_pass_and_idempotent(name: str) -> None:
     quantizer.eval()
     codes = quantizer.nearest(z)
     assert torch.equal(codes, quantizer(z).codes)
-    if name.startswith("fsq"):
-        return  # its vectors lie behind the tanh that latents still have to pass
+    if name.startswith(("fsq", "ibq")):
+        return  # vectors of fsq lie behind the tanh that latents still have to pass; ibq prefers a longer vector
     assert torch.equal(quantizer.nearest(quantizer.vectors(codes, (3, 5))), codes)
 
 
-@pytest.mark.parametrize("name", ["fsq", "fsq with bits", "lfq"])
+@pytest.mark.parametrize("name", ["fsq", "fsq with bits", "lfq", "bsq"])
 def test_every_code_of_a_fixed_codebook_has_its_own_vector(name: str) -> None:
     quantizer, _ = made(name)
     codes = torch.arange(quantizer.codebook_size).reshape(1, -1)
@@ -169,7 +171,7 @@ def test_search_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 1024])
-@every_quantizer
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bsq", "ibq")])
 def test_codes_equal_the_librarys(name: str, size: int) -> None:
     torch.manual_seed(1)
     quantizer = make_quantizer(CONFIGS[name])
@@ -219,6 +221,63 @@ def test_lfq_losses_equal_the_librarys() -> None:
     assert torch.equal(out.codes, codes.reshape(2, -1))
     torch.testing.assert_close(out.latents, latents)
     torch.testing.assert_close(out.losses["commitment"] + out.losses["entropy"], loss)
+
+
+def test_bsq_codes_and_vectors_equal_the_librarys() -> None:
+    torch.manual_seed(0)
+    ours, theirs = make_quantizer(BSQ(codebook_size=64)), library.LFQ(codebook_size=64, spherical=True).eval()
+    z = torch.randn(2, 6, 4, 4)
+    latents, codes, _ = theirs(z)
+    out = ours(z)
+    assert torch.equal(out.codes, codes.reshape(2, -1))
+    torch.testing.assert_close(out.latents, latents)
+    torch.testing.assert_close(out.latents.norm(dim=1), torch.ones(2, 4, 4))
+
+
+def test_bsq_entropy_equals_that_of_the_table_of_all_codes() -> None:
+    torch.manual_seed(0)
+    quantizer = make_quantizer(BSQ(codebook_size=8, entropy_weight=0.5, diversity=2.0))
+    z = 0.02 * torch.randn(2, 3, 4, 4)
+    rows = F.normalize(z.permute(0, 2, 3, 1).reshape(-1, 3), dim=1)
+    codes = quantizer.vectors(torch.arange(8)[None], (1, 8))[0, :, 0].T
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-5).log()).sum(-1)
+
+    each = entropy((100 * rows @ codes.T).softmax(-1)).mean()
+    ones = (200 / 3**0.5 * rows).sigmoid().mean(0)
+    together = (entropy(torch.stack([ones, 1 - ones], -1))).sum()
+    torch.testing.assert_close(quantizer(z).losses["entropy"], 0.5 * (each - 2 * together), atol=1e-4, rtol=1e-3)
+
+
+def test_bsq_of_two_to_the_24_codes_needs_no_table() -> None:
+    quantizer = make_quantizer(BSQ(codebook_size=2**24))
+    assert list(quantizer.state_dict()) == []
+    out = quantizer(torch.randn(1, 24, 8, 8))
+    torch.testing.assert_close(quantizer.vectors(out.codes, (8, 8)), out.latents)
+
+
+def test_ibq_gradients_by_hand() -> None:
+    """The value is the best code; the gradient is that of hard + soft - stopped soft times the codebook."""
+    torch.manual_seed(0)
+    quantizer = make_quantizer(IBQ(codebook_size=8, dim=3, entropy_weight=0.0, commitment_weight=2.0))
+    z, pull = torch.randn(1, 3, 4, 4, requires_grad=True), torch.randn(16, 3)
+    out = quantizer(z)
+    rows = z.permute(0, 2, 3, 1).reshape(-1, 3)
+    scores = rows @ quantizer.codebook.T
+    soft, hard = scores.softmax(-1), F.one_hot(scores.argmax(-1), 8).float()
+    chosen = (hard + soft - soft.detach()) @ quantizer.codebook
+    assert torch.equal(out.codes[0], scores.argmax(-1))
+    torch.testing.assert_close(out.latents.permute(0, 2, 3, 1).reshape(-1, 3), chosen)
+    best = hard @ quantizer.codebook
+    loss = (chosen - rows).square().mean() + (best.detach() - rows).square().mean()
+    loss = 2 * (loss + 0.25 * (best - rows.detach()).square().mean())
+    torch.testing.assert_close(out.losses["commitment"], loss)
+    wanted = torch.autograd.grad((chosen * pull).sum() + loss, [z, quantizer.codebook])
+    total = (out.latents.permute(0, 2, 3, 1).reshape(-1, 3) * pull).sum() + out.losses["commitment"]
+    for mine, other in zip(torch.autograd.grad(total, [z, quantizer.codebook]), wanted, strict=True):
+        torch.testing.assert_close(mine, other)
+    assert (wanted[1].abs().sum(1) > 0).all()  # codes that nobody chose learn too
 
 
 def test_accumulated_micro_batches_move_the_codebook_as_one_batch() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
 from unitok.cli import main
@@ -49,6 +50,7 @@ class Pictures:
 
 class Toy:
     parts = ("even", "odd")
+    opponent = None
     transform = None
     finish = None
 
@@ -81,6 +83,9 @@ class Toy:
 
     def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         return {"loss/error": float(sums["error"] / sums["count"]), "images/s": float(sums["count"])}
+
+    def notices(self, step: int, numbers: dict[str, float]) -> list[str]:
+        return []
 
     def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
         return {"loss": float(sum(weight.detach().abs().sum() for weight in model.parameters()))}
@@ -148,7 +153,15 @@ def toy_class() -> type[Toy]:
 def train_small_tokenizer() -> Any:
     """The command itself, on rendered shapes with the debug preset."""
 
-    def run(out: Path, *, quantizer: Any = None, augment: Any = None, resume: bool = False, **settings: Any) -> Any:
+    def run(
+        out: Path,
+        *,
+        quantizer: Any = None,
+        augment: Any = None,
+        adversarial: Any = None,
+        resume: bool = False,
+        **settings: Any,
+    ) -> Any:
         preset = TOKENIZER_PRESETS["debug"]()
         train_tokenizer(
             data="shapes",
@@ -156,6 +169,7 @@ def train_small_tokenizer() -> Any:
             out=out,
             tokenizer=replace(preset, quantizer=quantizer or preset.quantizer),
             losses=LossConfig(l1=0.5),
+            adversarial=adversarial or AdversarialConfig(),
             augment=augment or AugmentConfig(),
             optim=OptimConfig(lr=2e-3, warmup_steps=2),
             run=RunConfig(**{**SMALL_RUN, **settings}),

@@ -11,14 +11,14 @@ from unitok.config import TrunkConfig
 from unitok.train import checkpoint
 from unitok.train.checkpoint import TrainState, all_checkpoints, load, save
 from unitok.train.config import OptimConfig
-from unitok.train.optim import AveragedWeights, build_optimizer
+from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.transformer import Transformer
 
 
 def make_state(seed: int = 0, width: int = 32) -> TrainState:
     torch.manual_seed(seed)
     model = Transformer(TrunkConfig(width=width, depth=1, heads=2, tied_head=True), 50)
-    return TrainState(model, AveragedWeights(model, 0.9), build_optimizer(model, OptimConfig()), 0, {})
+    return TrainState(model, AveragedWeights(model, 0.9), build_optimizers(model, OptimConfig()), 0, {})
 
 
 def take_steps(state: TrainState, number: int) -> None:
@@ -26,7 +26,8 @@ def take_steps(state: TrainState, number: int) -> None:
         for index, weight in enumerate(state.model.parameters()):
             generator = torch.Generator().manual_seed(state.step * 1000 + index)
             weight.grad = torch.randn(weight.shape, generator=generator)
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.step()
         state.average.update(state.step)
         state.step += 1
         state.sums = {"loss": torch.tensor(state.step, dtype=torch.double)}
@@ -51,7 +52,7 @@ def test_moments_keep_the_memory_format_of_their_weight(tmp_path: Path) -> None:
     def make() -> TrainState:
         torch.manual_seed(0)
         model = torch.nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
-        return TrainState(model, AveragedWeights(model, 0.9), build_optimizer(model, OptimConfig()), 0, {})
+        return TrainState(model, AveragedWeights(model, 0.9), build_optimizers(model, OptimConfig()), 0, {})
 
     state, again = make(), make()
     take_steps(state, 3)

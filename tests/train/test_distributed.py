@@ -31,11 +31,18 @@ def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "multi-scale tokenizer", "generator", "next_scale generator"])
+KINDS = ["tokenizer", "adversarial tokenizer", "multi-scale tokenizer", "generator", "next_scale generator"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(
     tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
 ) -> None:
     words = f"train {kind.split()[-1]} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
+    if kind == "adversarial tokenizer":
+        words += ["--adversarial.weight", "0.5", "--adversarial.start", "1", "--adversarial.ramp", "2"]
+        words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
+        words += ["--adversarial.r1_weight", "1", "--adversarial.r1_every", "2"]
     if kind.endswith("tokenizer"):
         # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
         words += ["--tokenizer.quantizer.kmeans_init", "false", "--tokenizer.quantizer.revive_below", "0"]

@@ -59,14 +59,18 @@ def assert_equal_runs(stopped: Path, whole: Path) -> None:
         assert all(torch.equal(mine[key], other[key]) for key in mine), name
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "generator", "next_scale by Muon"])
+@pytest.mark.parametrize("kind", ["tokenizer", "adversarial tokenizer", "generator", "next_scale by Muon"])
 def test_resume_after_a_signal_equals_the_unbroken_run(
     tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
 ) -> None:
-    command = "tokenizer" if kind == "tokenizer" else "generator"
+    command = "tokenizer" if kind.endswith("tokenizer") else "generator"
     words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
-    if kind == "tokenizer":
+    if command == "tokenizer":
         words += ["--augment.flip", "0.5", "--augment.crop", "0.7"]
+        if kind == "adversarial tokenizer":
+            words += ["--adversarial.weight", "0.5", "--adversarial.start", "3", "--adversarial.ramp", "20"]
+            words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
+            words += ["--adversarial.r1_weight", "1", "--adversarial.r1_every", "5"]
     else:
         words += ["--trunk.dropout", "0.1", "--text_vocabulary", "300", "--tasks.code_dropout", "0.5"]
         folder = tiny_tokenizer_folder if kind == "generator" else scaled_tokenizer_folder
