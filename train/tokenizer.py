@@ -36,8 +36,12 @@ LOW_DISCRIMINATOR_LOSS = 0.02
 
 
 class StepImages(NamedTuple):
+    """A micro-batch and the step it is of, for the losses that have a schedule."""
+
     images: torch.Tensor
+    """(B, 3, H, W) in [-1, 1]."""
     step: int
+    """From 0."""
 
 
 class TokenizerTrainee:
