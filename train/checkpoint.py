@@ -1,7 +1,7 @@
 """Checkpoints: a directory of safetensors and one JSON file, complete or not there at all.
 
     checkpoints/step-00001000/
-        model.safetensors       the weights that train
+        model.safetensors       the weights that train, those of an opponent too
         average.safetensors     their moving average
         optimizer.safetensors   moments of AdamW and Muon, by weight name
         sums.safetensors        what the current log interval has summed up so far

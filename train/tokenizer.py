@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from tokenizers_vq.adversarial import AdversarialLoss
 from tokenizers_vq.adversarial_config import AdversarialConfig
@@ -35,8 +36,12 @@ LOW_DISCRIMINATOR_LOSS = 0.02
 
 
 class StepImages(NamedTuple):
+    """A micro-batch and the step it is of, for the losses that have a schedule."""
+
     images: torch.Tensor
+    """(B, 3, H, W) in [-1, 1]."""
     step: int
+    """From 0."""
 
 
 class TokenizerTrainee:
@@ -93,6 +98,10 @@ class TokenizerTrainee:
         return None
 
     def compile(self) -> None:
+        if self.adversarial is not None:
+            # The adaptive weight asks the last layer for gradients twice before the backward pass; a compiled decoder
+            # would have given its buffers away after the first.
+            functorch_config.donated_buffer = False
         # Not the quantizer: its search and its codebook updates ask the device, which would break the graph.
         for name, part in self.tokenizer.named_children():
             if name != "quantizer":
