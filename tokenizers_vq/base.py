@@ -26,7 +26,7 @@ from .quantizers import check_codes
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer"}
+_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer", "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer"}
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 
 

@@ -157,4 +157,34 @@ class LFQ(QuantizerConfig):
         problems.raise_if_any()
 
 
-QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ)}
+@dataclass(frozen=True, kw_only=True)
+class IBQ(_Codebook):
+    """A codebook whose rows all learn from every latent (IBQ, arXiv 2412.02692); largest inner product, no norms."""
+
+    kind: ClassVar[str] = "ibq"
+
+    commitment_weight: float = 0.25
+    """Weight of the pull of the latents towards their code vectors; the pull the other way has weight 1."""
+    entropy_weight: float = 0.05
+    """Weight of the entropy terms: each latent should be sure of its code, and all codes should be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gumbel(_Codebook):
+    """A 1x1 convolution scores the codes, Gumbel noise draws among them in training (DALL-E, arXiv 2102.12092; VQGAN's
+    f8 Gumbel variant); the best score wins when pictures are encoded."""
+
+    kind: ClassVar[str] = "gumbel"
+
+    temperature: float = 1.0
+    """Of the draw in training: low values make it nearly one code, high ones mix many."""
+    kl_weight: float = 0.0005
+    """Weight of the pull of the scores' distribution towards all codes alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise UserError(f"quantizer.temperature is {self.temperature}: choose a value above 0, such as 1")
+
+
+QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ, IBQ, Gumbel)}

@@ -20,7 +20,7 @@ from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
 from .errors import UserError
 from .lookup import nearest_rows
-from .quantizer_config import FSQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+from .quantizer_config import FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
 
 
 class Quantized(NamedTuple):
@@ -288,17 +288,77 @@ class Signs(Quantizer):
     def _entropy(self, rows: Tensor) -> Tensor:
         """Mean entropy of each latent's soft choice, minus that of this rank's mean choice (eq. 5 of the paper)."""
         probabilities = (200.0 * rows @ self.library.codebook.t()).softmax(dim=-1)  # (N, K); 2 v.e at temperature 0.01
-
-        def entropy(p: Tensor) -> Tensor:
-            return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
-
-        return entropy(probabilities).mean() - self.config.diversity * entropy(probabilities.mean(dim=0))
+        return _entropy(probabilities).mean() - self.config.diversity * _entropy(probabilities.mean(dim=0))
 
     def _nearest(self, rows: Tensor) -> Tensor:
         return ((rows > 0) * self.library.mask).sum(dim=-1)
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.library.indices_to_codes(codes)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
+
+
+class InnerProduct(Quantizer):
+    """`ibq`: the row of largest inner product, and gradients to all rows through the soft choice."""
+
+    config: IBQ
+
+    def __init__(self, config: IBQ) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.codebook_size, config.dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        codebook = self.embedding.weight
+        codes = self._nearest(rows.detach())
+        soft = (rows @ codebook.t()).softmax(dim=-1)  # (N, K)
+        chosen = codebook[codes]
+        # Hard in value, soft in gradient, for the rows as well as for the latents.
+        mixed = soft @ codebook
+        target = mixed + (chosen - mixed).detach()
+        losses = {
+            "commitment": self.config.commitment_weight * F.mse_loss(rows, chosen.detach()),
+            "codebook": F.mse_loss(chosen, rows.detach()),
+        }
+        if self.config.entropy_weight > 0:
+            losses["entropy"] = self.config.entropy_weight * (_entropy(soft).mean() - _entropy(soft.mean(dim=0)))
+        return target, codes, losses
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return nearest_rows(rows, self.embedding.weight, cosine=True)
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.embedding(codes)
+
+
+class Scores(Quantizer):
+    """`gumbel`: a linear map scores the codes; in training the code vectors are mixed by a noisy soft choice."""
+
+    config: Gumbel
+
+    def __init__(self, config: Gumbel) -> None:
+        super().__init__(config)
+        self.proj = nn.Linear(config.dim, config.codebook_size)
+        self.embedding = nn.Embedding(config.codebook_size, config.dim)
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        scores = self.proj(rows)  # (N, K)
+        p = scores.softmax(dim=-1)
+        kl = (p * (p * self.codebook_size).clamp(min=1e-10).log()).sum(dim=-1).mean()
+        if self.training and torch.is_grad_enabled():
+            mixed = F.gumbel_softmax(scores, self.config.temperature, dim=-1) @ self.embedding.weight
+        else:
+            mixed = self.embedding(scores.argmax(dim=-1))
+        return mixed, scores.detach().argmax(dim=-1), {"kl": self.config.kl_weight * kl}
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return torch.cat([self.proj(part).argmax(dim=-1) for part in rows.split(512)])
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.embedding(codes)
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
@@ -312,4 +372,8 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
             return Levels(config)
         case LFQ():
             return Signs(config)
-    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ or LFQ")
+        case IBQ():
+            return InnerProduct(config)
+        case Gumbel():
+            return Scores(config)
+    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ, LFQ, IBQ or Gumbel")
