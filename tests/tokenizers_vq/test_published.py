@@ -327,7 +327,7 @@ def test_gumbel_takes_the_best_score(tmp_path: Path) -> None:
 def taming_agrees(tmp_path: Path, dd: dict[str, Any], codebook_size: int, embed_dim: int, count: int) -> None:
     """Same codes and pictures as the package's own classes with the same random weights.
 
-    By hand, 2026-11-24: at full size as well, 256 px with the numbers of f16-1024 (`dd` as released): see FULL_SIZE.
+    Run by hand on 2026-11-24 at full size as well: f16-1024 as released, one picture of 256 px, 26 s on one core.
     """
     model = pytest.importorskip(
         "taming.modules.diffusionmodules.model",
@@ -361,6 +361,17 @@ def taming_agrees(tmp_path: Path, dd: dict[str, Any], codebook_size: int, embed_
 def test_taming_agrees_with_its_own_package(changes: dict[str, Any], tmp_path: Path) -> None:
     dd = {**TAMING, "in_channels": 3, "out_ch": 3, "double_z": False, "dropout": 0.0, **changes}
     taming_agrees(tmp_path, dd, codebook_size=50, embed_dim=8, count=3)
+
+
+def test_open_magvit2_learns_and_keeps_to_its_sizes(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, "open_magvit2", random_weights("open_magvit2", **TINY["open_magvit2"])).train()
+    output = tokenizer(images())
+    (output.reconstruction.square().mean() + sum(output.losses.values())).backward()
+    assert all(weight.grad is not None for weight in tokenizer.parameters())
+    with pytest.raises(UserError, match=r"image size 4x4 is a single code: .* use at least 4x8"):
+        tokenizer.decode(torch.zeros(1, 1, dtype=torch.int64), tokenizer.layout_for(4, 4))
+    with pytest.raises(UserError, match=r"tokenizer.image_size 30 is not a multiple of the tokenizer's stride 4"):
+        load_published("open_magvit2", "any.pt", **{**TINY["open_magvit2"], "image_size": 30})
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

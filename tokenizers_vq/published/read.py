@@ -98,8 +98,8 @@ def _unwrap(content: Any, wrappers: tuple[str, ...]) -> Any:
 
 def _foreign(path: Path, name: str, wrappers: tuple[str, ...]) -> str:
     keys = "".join(f"[{key!r}]" for key in wrappers[-1].split(".")) if wrappers else ""
+    export = f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=False){keys}, 'weights.pt')"
     return (
         f"{path} holds Python objects ({name}) beside its weights, and reading them would run foreign code: where you "
-        f"trust it, export the weights with torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=False){keys}, "
-        "'weights.pt') and import weights.pt"
+        f"trust it, export the weights with {export} and import weights.pt"
     )
