@@ -57,22 +57,38 @@ class Family:
         merged = {name: dict(value) if name in groups else value for name, value in released.items()}
         problems = Problems()
         for name, value in given.items():
-            owner = merged
-            if name not in merged and "ddconfig" in groups and name in released["ddconfig"]:
-                owner = merged["ddconfig"]
-            if name not in owner:
-                inner = [*released.get("ddconfig", {})]
-                problems.check(False, f"unknown setting {name!r}: known are {', '.join([*merged, *inner])}")
-            elif isinstance(owner[name], dict):
-                known = owner[name]
-                wrong = sorted(value.keys() - known.keys()) if isinstance(value, Mapping) else [str(value)]
-                problems.check(not wrong, f"setting {name} has {', '.join(wrong)}: known are {', '.join(known)}")
-                if not wrong:
-                    owner[name] = {**known, **value}
+            inside = name not in merged and name in merged.get("ddconfig", {})
+            owner, known = (merged["ddconfig"], released["ddconfig"]) if inside else (merged, released)
+            if name not in known:
+                names = ", ".join([*released, *released.get("ddconfig", {})])
+                problems.check(False, f"unknown setting {name!r}: known are {names}")
+            elif name in groups:
+                _merge(owner[name], value, known[name], f"setting {name}", problems)
             else:
-                owner[name] = value
+                _merge(owner, {name: value}, known, "settings", problems)
         problems.raise_if_any()
         return merged
+
+
+def _merge(into: dict[str, Any], given: object, released: Settings, where: str, problems: Problems) -> None:
+    """Puts given values into a group of settings; notes unknown names and values of another kind than the released."""
+    if not isinstance(given, Mapping):
+        problems.check(False, f"{where} is {given!r}: give values by name, known are {', '.join(released)}")
+        return
+    for name, value in given.items():
+        if name not in released:
+            problems.check(False, f"{where} has {name}: known are {', '.join(released)}")
+        elif not _alike(value, released[name]):
+            problems.check(False, f"{where} has {name} {value!r}: give a value like the released {released[name]!r}")
+        else:
+            into[name] = value
+
+
+def _alike(value: object, released: object) -> bool:
+    """Whether a value is of the released value's kind: whole numbers for a list of them, and so on."""
+    if isinstance(released, tuple):
+        return isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    return type(value) is type(released) or (isinstance(released, float) and type(value) is int)
 
 
 def only(settings: Settings, **allowed: object) -> None:
