@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from pathlib import Path
@@ -35,6 +36,9 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     repository = f"{owner}/{name}"
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
     try:
         if not file:
             file = _choose(path, HfApi().list_repo_files(repository), usual)
@@ -46,6 +50,8 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
         raise UserError(
             f"{path} could not be fetched ({reason}): check name and network, or download the file and give its path"
         ) from None
+    finally:
+        hub.setLevel(level)
 
 
 def _choose(path: str, files: list[str], usual: tuple[str, ...]) -> str:
