@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
-    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig
+    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig, OpenMagvit2Config, TokenizerConfig
     from .errors import UserError
     from .layout import Layout
-    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+    from .published import PUBLISHED, load_published
+    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
     from .usage import CodebookUsage
 
 _HOMES = {
@@ -20,6 +21,10 @@ _HOMES = {
     "load_tokenizer": "base",
     "TOKENIZER_PRESETS": "config",
     "ConvVQConfig": "config",
+    "OpenMagvit2Config": "config",
+    "TokenizerConfig": "config",
+    "PUBLISHED": "published",
+    "load_published": "published",
     "LossConfig": "config",
     "QuantizerConfig": "quantizer_config",
     "VQ": "quantizer_config",
@@ -29,6 +34,7 @@ _HOMES = {
     "LFQ": "quantizer_config",
     "BSQ": "quantizer_config",
     "IBQ": "quantizer_config",
+    "Gumbel": "quantizer_config",
     "UserError": "errors",
     "Layout": "layout",
     "CodebookUsage": "usage",
@@ -39,19 +45,24 @@ __all__ = [
     "FSQ",
     "IBQ",
     "LFQ",
+    "PUBLISHED",
     "TOKENIZER_PRESETS",
     "VQ",
     "CodebookUsage",
     "ConvVQConfig",
     "Cosine",
+    "Gumbel",
     "ImageTokenizer",
     "Layout",
     "LossConfig",
+    "OpenMagvit2Config",
     "QuantizerConfig",
     "SimVQ",
+    "TokenizerConfig",
     "TokenizerOutput",
     "UserError",
     "build_tokenizer",
+    "load_published",
     "load_tokenizer",
 ]
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from .adversarial_config import AdversarialConfig
 from .conv import group_norm
-from .quantizers import ranks
+from .quantizer_base import ranks
 
 
 class PatchDiscriminator(nn.Module):

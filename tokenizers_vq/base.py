@@ -21,12 +21,12 @@ from .config import TokenizerConfig, check_size, config_from_dict, config_to_dic
 from .errors import Problems, UserError
 from .files import atomic_path, read_json, write_json
 from .layout import Layout
-from .quantizers import check_codes
+from .quantizer_base import check_codes
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer"}
+_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer", "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer"}
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from .errors import Problems, UserError
 from .layout import Layout
-from .quantizer_config import FSQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
 from .scales import check_scales, scale_grids
 
 FORMAT = 1
@@ -17,13 +17,51 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvVQConfig:
+class TokenizerConfig:
+    """What every tokenizer's configuration says. Choose one of its subclasses."""
+
+    family: ClassVar[str]
+
+    image_size: int | tuple[int, int] = 256
+    """Pixels, one number for a square or [height, width]. Any other size that the stride divides works too."""
+    quantizer: QuantizerConfig = field(default_factory=VQ)
+    """How latents become codes: VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_size, int):
+            object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along each side."""
+        raise NotImplementedError
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of `image_size`."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def layout_for(self, height: int, width: int) -> Layout:
+        """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
+        check_size(height, width, self.stride)
+        return Layout(((height // self.stride, width // self.stride),))
+
+    def _check_image_size(self, problems: Problems) -> None:
+        """Notes what is not a size; with nothing else wrong, raises for a size that the stride does not divide."""
+        problems.check(
+            isinstance(self.image_size, int) or len(self.image_size) == 2,
+            f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
+        )
+        problems.raise_if_any()
+        check_size(*self.size, self.stride, "tokenizer.image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvVQConfig(TokenizerConfig):
     """A convolutional tokenizer with one grid of codes, wired like VQGAN in taming-transformers (arXiv 2012.09841)."""
 
     family: ClassVar[str] = "conv_vq"
 
-    image_size: int | tuple[int, int] = 256
-    """Pixels, one number for a square or [height, width]. Any other size that the stride divides works too."""
     stem: int = 1
     """Pixels are folded into channels in blocks of this side before the first convolution and unfolded after the last
     one (space-to-depth). 1 keeps the full-resolution convolutions of taming; 2 or 4 is far cheaper."""
@@ -40,8 +78,16 @@ class ConvVQConfig:
     """Self-attention nowhere, between the two middle blocks, or also after each block of the lowest resolution."""
     latent_dim: int = 256
     """Channels between encoder and quantizer, and between quantizer and decoder (`z_channels` in taming)."""
-    quantizer: QuantizerConfig = field(default_factory=VQ)
-    """How latents become codes: VQ, Cosine, SimVQ, FSQ, LFQ, BSQ or IBQ."""
+    quant_kernel: int = 1
+    """Side of the convolutions before and after the quantizer; VAR has 3."""
+    blocks_of_levels: tuple[int, ...] = ()
+    """Encoder blocks of each level where they differ, full resolution first. Empty: `blocks` everywhere."""
+    decoder_blocks_of_levels: tuple[int, ...] = ()
+    """Decoder blocks of each level, full resolution first. Empty: one more than the encoder has."""
+    decoder_multipliers: tuple[int, ...] = ()
+    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder."""
+    attention_levels: tuple[int, ...] = ()
+    """Further levels (0 is full resolution) whose blocks are followed by attention."""
     scales: tuple[int | tuple[int, int], ...] = ()
     """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
     [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""
@@ -51,9 +97,9 @@ class ConvVQConfig:
     """Share of the training pictures that are decoded from their coarse scales alone, which then say more."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int):
-            object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
-        object.__setattr__(self, "channel_multipliers", tuple(int(factor) for factor in self.channel_multipliers))
+        super().__post_init__()
+        for name in ("channel_multipliers", *PER_LEVEL, "attention_levels"):
+            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         scales = tuple(scale if isinstance(scale, int) else tuple(scale) for scale in self.scales)
         object.__setattr__(self, "scales", scales)
         problems = Problems()
@@ -65,13 +111,20 @@ class ConvVQConfig:
             bool(multipliers) and min(multipliers, default=0) >= 1,
             f"tokenizer.channel_multipliers is {multipliers}: give one factor of at least 1 per level",
         )
+        for name in PER_LEVEL:
+            values = getattr(self, name)
+            problems.check(
+                not values or (len(values) == len(multipliers) and min(values) >= 1),
+                f"tokenizer.{name} is {list(values)}: give {len(multipliers)} numbers of at least 1, one per level",
+            )
+        problems.check(
+            all(0 <= level < len(multipliers) for level in self.attention_levels),
+            f"tokenizer.attention_levels is {list(self.attention_levels)}: levels go from 0 to {len(multipliers) - 1}",
+        )
+        problems.check(self.quant_kernel in (1, 3), f"tokenizer.quant_kernel is {self.quant_kernel}: choose 1 or 3")
         problems.check(
             self.attention in ("none", "middle", "lowest"),
             f"tokenizer.attention is {self.attention!r}: choose none, middle or lowest",
-        )
-        problems.check(
-            isinstance(self.image_size, int) or len(self.image_size) == 2,
-            f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
         )
         problems.check(
             0 <= self.scale_dropout <= 1, f"tokenizer.scale_dropout is {self.scale_dropout}: choose a share from 0 to 1"
@@ -81,29 +134,80 @@ class ConvVQConfig:
             f"tokenizer.scales with {type(self.quantizer).__name__}: choose VQ or SimVQ, whose code vectors can be as "
             "short as what the coarse scales leave over",
         )
-        problems.raise_if_any()
-        check_size(*self.size, self.stride, "tokenizer.image_size")
+        self._check_image_size(problems)
         if self.scales:
             check_scales(self.scales, self.size, self.stride)
 
     def layout_for(self, height: int, width: int) -> Layout:
-        """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
-        check_size(height, width, self.stride)
-        grid = (height // self.stride, width // self.stride)
+        layout = super().layout_for(height, width)
         if not self.scales:
-            return Layout((grid,))
+            return layout
         home = (self.size[0] // self.stride, self.size[1] // self.stride)
-        return Layout(scale_grids(self.scales, home, grid))
+        return Layout(scale_grids(self.scales, home, layout.grid))
 
     @property
     def stride(self) -> int:
-        """Pixels per code along each side."""
         return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of `image_size`."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+    def encoder_levels(self) -> list[tuple[int, int]]:
+        """(channels, blocks) of each encoder level, full resolution first."""
+        blocks = self.blocks_of_levels or [self.blocks] * len(self.channel_multipliers)
+        return [(self.channels * factor, n) for factor, n in zip(self.channel_multipliers, blocks, strict=True)]
+
+    @property
+    def decoder_levels(self) -> list[tuple[int, int]]:
+        """(channels, blocks) of each decoder level, full resolution first."""
+        blocks = self.decoder_blocks_of_levels or [n + 1 for _, n in self.encoder_levels]
+        factors = self.decoder_multipliers or self.channel_multipliers
+        return [(self.channels * factor, n) for factor, n in zip(factors, blocks, strict=True)]
+
+
+PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")
+"""Fields of `ConvVQConfig` that are empty or hold one number per level."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenMagvit2Config(TokenizerConfig):
+    """The tokenizer of Open-MAGVIT2 (arXiv 2409.04410): convolutions, and norms steered by the codes."""
+
+    family: ClassVar[str] = "open_magvit2"
+
+    quantizer: QuantizerConfig = field(default_factory=lambda: LFQ(codebook_size=2**18))
+    """How latents become codes; published with LFQ."""
+    channels: int = 128
+    """Channels of the first level."""
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channels of each level as multiples of `channels`; each level after the first halves the resolution."""
+    blocks: int = 4
+    """Residual blocks of each level and in the middle, of encoder and decoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "channel_multipliers", tuple(int(factor) for factor in self.channel_multipliers))
+        problems = Problems()
+        for name in ("channels", "blocks"):
+            problems.check(getattr(self, name) >= 1, f"tokenizer.{name} is {getattr(self, name)}: choose at least 1")
+        multipliers = list(self.channel_multipliers)
+        problems.check(
+            bool(multipliers) and min(multipliers, default=0) >= 1,
+            f"tokenizer.channel_multipliers is {multipliers}: give one factor of at least 1 per level",
+        )
+        self._check_image_size(problems)
+        self.layout_for(*self.size)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    def layout_for(self, height: int, width: int) -> Layout:
+        layout = super().layout_for(height, width)
+        if layout.length < 2:
+            raise UserError(
+                f"image size {height}x{width} is a single code: this decoder needs the deviation over several, "
+                f"use at least {height}x{2 * width}"
+            )
+        return layout
 
 
 def check_size(height: int, width: int, stride: int, what: str = "image size") -> None:
@@ -235,15 +339,15 @@ TOKENIZER_PRESETS: dict[str, Callable[[], ConvVQConfig]] = {
     preset.__name__: preset for preset in (debug, shapes, shapes_scales, emoji, small, base, base_scales)
 }
 
-TokenizerConfig = ConvVQConfig
-"""Any tokenizer's configuration. One family so far."""
-
-FAMILIES: dict[str, type[TokenizerConfig]] = {ConvVQConfig.family: ConvVQConfig}
+FAMILIES: dict[str, type[TokenizerConfig]] = {kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config)}
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------
 
-ADDED = {"patchwise", "scales", "scale_convs", "scale_dropout"}
+ADDED = {
+    *("patchwise", "scales", "scale_convs", "scale_dropout"),
+    *("quant_kernel", *PER_LEVEL, "attention_levels"),
+}
 """Keys that the first files of this format do not have; there, the default holds."""
 
 

@@ -38,13 +38,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class ResidualBlock(nn.Module):
     """norm, SiLU, 3x3, norm, SiLU, 3x3, plus the input (through a 1x1 when the channel count changes)."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3) -> None:
+    def __init__(self, channels_in: int, channels_out: int, kernel: int = 3, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = group_norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2, bias=bias)
         self.norm2 = group_norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding=kernel // 2)
-        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding=kernel // 2, bias=bias)
+        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=bias) if channels_in != channels_out else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -143,7 +143,8 @@ def _level(
 ) -> Level:
     lowest = index == len(config.channel_multipliers) - 1
     inputs = [channels_in] + [channels_out] * (blocks - 1)
-    attention = blocks if config.attention == "lowest" and lowest and kernel == 3 else 0
+    attends = (config.attention == "lowest" and lowest) or index in config.attention_levels
+    attention = blocks if attends and kernel == 3 else 0
     return Level(
         [ResidualBlock(width, channels_out, kernel) for width in inputs],
         [AttentionBlock(channels_out) for _ in range(attention)],
@@ -155,7 +156,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__()
-        widths = [config.channels * factor for factor in config.channel_multipliers]
+        levels = config.encoder_levels
         self.stem = config.stem
         self.patch = config.stride if config.patchwise else None
         # Folded by the stem, a patch may be a single position: nothing stands beside it, and 1x1 does all that 3x3 can.
@@ -165,9 +166,9 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3 * config.stem**2, config.channels, kernel, padding=kernel // 2)
         self.down = nn.ModuleList()
         width = config.channels
-        for index, width_out in enumerate(widths):
-            level = _level(config, index, width, width_out, config.blocks, kernel)
-            if index < len(widths) - 1:
+        for index, (width_out, blocks) in enumerate(levels):
+            level = _level(config, index, width, width_out, blocks, kernel)
+            if index < len(levels) - 1:
                 level.downsample = Downsample(width_out)
             self.down.append(level)
             width = width_out
@@ -204,14 +205,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__()
-        widths = [config.channels * factor for factor in config.channel_multipliers]
         self.stem = config.stem
-        width = widths[-1]
+        width = config.decoder_levels[-1][0]
         self.conv_in = nn.Conv2d(config.latent_dim, width, 3, padding=1)
         self.mid = Middle(width, attention=config.attention != "none")
         levels = []
-        for index, width_out in reversed(list(enumerate(widths))):
-            level = _level(config, index, width, width_out, config.blocks + 1)
+        for index, (width_out, blocks) in reversed(list(enumerate(config.decoder_levels))):
+            level = _level(config, index, width, width_out, blocks)
             if index > 0:
                 level.upsample = Upsample(width_out)
             levels.append(level)

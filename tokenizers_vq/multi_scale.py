@@ -20,7 +20,8 @@ from torch import Tensor, distributed, nn
 
 from .config import ConvVQConfig
 from .layout import Layout
-from .quantizers import Quantized, make_quantizer, pass_gradient, ranks, to_grid, to_rows
+from .quantizer_base import Quantized, pass_gradient, ranks, to_grid, to_rows
+from .quantizers import make_quantizer
 from .scales import residual_conv_of
 
 
@@ -108,12 +109,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
         """The total after one more scale, whose codes are (B, n)."""
-        with torch.autocast(total.device.type, enabled=False):
-            part = self.book.vectors(codes, layout.scales[scale])  # (B, D, h_k, w_k)
-            if layout.scales[scale] != layout.grid:
-                part = F.interpolate(part, layout.grid, mode="bicubic")
-            conv = self.convs[residual_conv_of(scale, self.config.scale_convs, len(layout.scales))]
-            return total + 0.5 * part + 0.5 * conv(part)
+        return total + self._part(codes, scale, layout)
 
     def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
         """A total as seen on the grid of a scale, (B, n, D) row-major."""
@@ -131,6 +127,15 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(seen, 1)
 
     # --- parts -----------------------------------------------------------------------------------------------------
+
+    def _part(self, codes: Tensor, scale: int, layout: Layout) -> Tensor:
+        """What the codes (B, n) of one scale add to the total, (B, D, h, w)."""
+        with torch.autocast(codes.device.type, enabled=False):
+            part = self.book.vectors(codes, layout.scales[scale])  # (B, D, h_k, w_k)
+            if layout.scales[scale] != layout.grid:
+                part = F.interpolate(part, layout.grid, mode="bicubic")
+            conv = self.convs[residual_conv_of(scale, self.config.scale_convs, len(layout.scales))]
+            return 0.5 * part + 0.5 * conv(part)
 
     def _centred(self, z: Tensor) -> Tensor:
         return z.float() - self.mean[:, None, None]
@@ -160,9 +165,10 @@ class MultiScaleQuantizer(nn.Module):
             down = _area(rest, grid)
             codes.append(self.book.nearest(down))
             rows.append(to_rows(down))
-            total = self.add(total, codes[-1], scale, layout)
+            part = self._part(codes[-1], scale, layout)
+            total = total + part
             totals.append(total)
-            rest = z - total.detach()
+            rest = rest - part.detach()  # in this order as published: rounding can decide between two codes
         return totals, codes, rows
 
     def _pyramid(self, z: Tensor, layout: Layout) -> Tensor:

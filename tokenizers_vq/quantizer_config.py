@@ -182,4 +182,24 @@ class IBQ(_Codebook):
     """Weight of the second entropy term against the first."""
 
 
-QUANTIZERS: dict[str, type[QuantizerConfig]] = {kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ)}
+@dataclass(frozen=True, kw_only=True)
+class Gumbel(_Codebook):
+    """A 1x1 convolution scores the codes, Gumbel noise draws among them in training (DALL-E, arXiv 2102.12092; VQGAN's
+    f8 Gumbel variant); the best score wins when pictures are encoded."""
+
+    kind: ClassVar[str] = "gumbel"
+
+    temperature: float = 1.0
+    """Of the draw in training: low values make it nearly one code, high ones mix many."""
+    kl_weight: float = 0.0005
+    """Weight of the pull of the scores' distribution towards all codes alike."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise UserError(f"quantizer.temperature is {self.temperature}: choose a value above 0, such as 1")
+
+
+QUANTIZERS: dict[str, type[QuantizerConfig]] = {
+    kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ, Gumbel)
+}

@@ -9,9 +9,6 @@ B = images, D = width of a code vector, h, w = grid, N = B*h*w vectors, K = code
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 import vector_quantize_pytorch as library
@@ -20,106 +17,8 @@ from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
 from .errors import UserError
 from .lookup import nearest_rows
-from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
-
-
-class Quantized(NamedTuple):
-    """What a quantizer makes of latents."""
-
-    latents: Tensor
-    """(B, D, h, w) float32: the code vectors; gradients pass to the encoder."""
-    codes: Tensor
-    """(B, h*w) int64, row-major."""
-    losses: dict[str, Tensor]
-    """Weighted scalars to add to the training loss; the same names in training and in evaluation."""
-
-
-def to_rows(z: Tensor) -> Tensor:
-    """(B, D, h, w) -> (N, D) float32."""
-    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
-
-
-def to_grid(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """(N, D) -> (B, D, h, w)."""
-    return rows.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def pass_gradient(source: Tensor, target: Tensor, rotate: bool) -> Tensor:
-    """The value of `target` with the gradient of `source`."""
-    if rotate and source.requires_grad:
-        return library_vq.rotate_to(source, target)
-    return source + (target - source).detach()
-
-
-class Quantizer(nn.Module, ABC):
-    """Latents <-> codes. Made by `make_quantizer`."""
-
-    def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.width = config.width
-        self.codebook_size = config.size
-
-    def forward(self, z: Tensor, accumulate: bool = False) -> Quantized:
-        """Quantizes (B, D, h, w).
-
-        The codebook moves only in training mode with gradients enabled. `accumulate=True` puts its move off to the next
-        call without: then micro-batches move it as their joint batch would.
-        """
-        batch, _, height, width = z.shape
-        with torch.autocast(z.device.type, enabled=False):
-            rows, codes, losses = self._quantize(to_rows(z), accumulate)
-            return Quantized(to_grid(rows, batch, height, width), codes.reshape(batch, height * width), losses)
-
-    @torch.no_grad()
-    def nearest(self, z: Tensor) -> Tensor:
-        """Codes (B, h*w) int64 of latents (B, D, h, w); never changes the codebook."""
-        with torch.autocast(z.device.type, enabled=False):
-            return self._nearest(to_rows(z)).reshape(z.shape[0], -1)
-
-    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, D, h, w) float32: the code vectors of codes (B, h*w), as `forward` gives them.
-
-        Raises:
-            UserError: an id is outside the codebook. (The library would wrap some of them silently.)
-        """
-        check_codes(codes, self.codebook_size)
-        with torch.autocast(codes.device.type, enabled=False):
-            return to_grid(self._vectors(codes.reshape(-1).long()), codes.shape[0], *grid)
-
-    def start(self, rows: Tensor) -> None:
-        """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""
-
-    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool, weights: Tensor | None = None) -> None:
-        """Sees training latents (N, D) and the codes they got; a codebook may move. `accumulate` as in `forward`;
-        `weights` (N,) say how much each latent counts."""
-
-    @abstractmethod
-    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(N, D) -> code vectors (N, D), codes (N,), losses."""
-
-    @abstractmethod
-    def _nearest(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N,) int64."""
-
-    @abstractmethod
-    def _vectors(self, codes: Tensor) -> Tensor:
-        """(N,) -> (N, D)."""
-
-
-def check_codes(codes: Tensor, codebook_size: int) -> None:
-    """Raises UserError for ids outside [0, codebook_size), with the worst one."""
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise UserError(f"codes are {codes.dtype}: give integer ids from 0 to {codebook_size - 1}")
-    if codes.numel() == 0:
-        return
-    low, high = (int(value) for value in torch.aminmax(codes))
-    if low < 0 or high >= codebook_size:
-        worst = low if low < 0 else high
-        raise UserError(
-            f"code {worst} is outside the codebook of {codebook_size}: ids go from 0 to {codebook_size - 1}; "
-            "were these codes made by another tokenizer?"
-        )
+from .quantizer_base import Quantizer, entropy_loss, pass_gradient, ranks
+from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
 
 
 class MovingAverage(Quantizer):
@@ -219,10 +118,6 @@ class MovingAverage(Quantizer):
             book.expire_codes_(rows[None])
 
 
-def ranks() -> int:
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-
-
 class Linear(Quantizer):
     """`simvq`: a frozen codebook behind a learned linear map."""
 
@@ -263,15 +158,6 @@ class Levels(Quantizer):
 
     def _vectors(self, codes: Tensor) -> Tensor:
         return self.library.indices_to_codes(codes)
-
-
-def entropy_loss(probabilities: Tensor, diversity: float) -> Tensor:
-    """Mean entropy of the rows of (N, K), minus that of their mean: sure each by itself, varied all together."""
-
-    def entropy(p: Tensor) -> Tensor:
-        return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
-
-    return entropy(probabilities).mean() - diversity * entropy(probabilities.mean(dim=0))
 
 
 class Signs(Quantizer):
@@ -347,7 +233,13 @@ class IndexGradient(Quantizer):
 
     def __init__(self, config: IBQ) -> None:
         super().__init__(config)
-        self.codebook = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.dim), dim=-1))
+        self.embedding = nn.Embedding(config.codebook_size, config.dim)
+        nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)  # lengths of about 1
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, D)."""
+        return self.embedding.weight
 
     def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         config, codes = self.config, self._nearest(rows)
@@ -369,6 +261,33 @@ class IndexGradient(Quantizer):
         return self.codebook[codes]
 
 
+class Scores(Quantizer):
+    """`gumbel`: a linear map scores the codes; in training the code vectors are mixed by a noisy soft choice."""
+
+    config: Gumbel
+
+    def __init__(self, config: Gumbel) -> None:
+        super().__init__(config)
+        self.proj = nn.Linear(config.dim, config.codebook_size)
+        self.embedding = nn.Embedding(config.codebook_size, config.dim)
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        scores = self.proj(rows)  # (N, K)
+        p = scores.softmax(dim=-1)
+        kl = (p * (p * self.codebook_size).clamp(min=1e-10).log()).sum(dim=-1).mean()
+        if self.training and torch.is_grad_enabled():
+            mixed = F.gumbel_softmax(scores, self.config.temperature, dim=-1) @ self.embedding.weight
+        else:
+            mixed = self.embedding(scores.argmax(dim=-1))
+        return mixed, scores.detach().argmax(dim=-1), {"kl": self.config.kl_weight * kl}
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return torch.cat([self.proj(part).argmax(dim=-1) for part in rows.split(512)])
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        return self.embedding(codes)
+
+
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer of a configuration; its `width` is the number of latent channels that it takes."""
     match config:
@@ -384,4 +303,6 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
             return IndexGradient(config)
         case LFQ():
             return Signs(config)
-    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ, LFQ, BSQ or IBQ")
+        case Gumbel():
+            return Scores(config)
+    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel")

@@ -1,6 +1,6 @@
 """The convolutional VQ tokenizer: one grid of codes (VQGAN, arXiv 2012.09841) or several scales (VAR, 2404.02905).
 
-image -> encoder -> 1x1 -> quantizer -> codes -> vectors -> 1x1 -> decoder -> image
+image -> encoder -> conv -> quantizer -> codes -> vectors -> conv -> decoder -> image
 
 B = images, H, W = pixels, h, w = grid, D = width of a code vector
 """
@@ -24,8 +24,9 @@ class ConvVQTokenizer(ImageTokenizer):
         super().__init__(config)
         self.encoder = Encoder(config)
         self.quantizer = MultiScaleQuantizer(config) if config.scales else make_quantizer(config.quantizer)
-        self.quant_conv = nn.Conv2d(config.latent_dim, self.quantizer.width, 1)
-        self.post_quant_conv = nn.Conv2d(self.quantizer.width, config.latent_dim, 1)
+        kernel, width = config.quant_kernel, self.quantizer.width
+        self.quant_conv = nn.Conv2d(config.latent_dim, width, kernel, padding=kernel // 2)
+        self.post_quant_conv = nn.Conv2d(width, config.latent_dim, kernel, padding=kernel // 2)
         self.decoder = Decoder(config)
 
     @property

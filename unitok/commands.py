@@ -33,6 +33,11 @@ COMMANDS: dict[str, Command] = {
         "Train one transformer over text and image codes.",
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
     ),
+    "import-tokenizer": Command(
+        "unitok.published:import_tokenizer",
+        "Turn a published tokenizer checkpoint into a tokenizer folder.",
+        positional=("family", "file"),
+    ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "sample": Command("unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",)),
     "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),

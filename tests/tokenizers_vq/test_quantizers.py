@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.lookup import nearest_rows
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
 from tokenizers_vq.quantizers import Quantizer, make_quantizer
 
 CONFIGS: dict[str, QuantizerConfig] = {
@@ -27,6 +27,7 @@ CONFIGS: dict[str, QuantizerConfig] = {
     "lfq": LFQ(codebook_size=32),
     "bsq": BSQ(codebook_size=32),
     "ibq": IBQ(codebook_size=32, dim=4),
+    "gumbel": Gumbel(codebook_size=32, dim=4),
 }
 every_quantizer = pytest.mark.parametrize("name", CONFIGS)
 
@@ -69,8 +70,8 @@ def test_nearest_is_the_forward_pass_and_idempotent(name: str) -> None:
     quantizer.eval()
     codes = quantizer.nearest(z)
     assert torch.equal(codes, quantizer(z).codes)
-    if name.startswith(("fsq", "ibq")):
-        return  # vectors of fsq lie behind the tanh that latents still have to pass; ibq prefers a longer vector
+    if name.startswith(("fsq", "ibq", "gumbel")):
+        return  # vectors behind the tanh that latents still have to pass, or codes chosen by score, not nearness
     assert torch.equal(quantizer.nearest(quantizer.vectors(codes, (3, 5))), codes)
 
 
@@ -128,7 +129,9 @@ def test_gradients_reach_the_latents(name: str) -> None:
 def test_autocast_changes_nothing(name: str, dtype: torch.dtype) -> None:
     quantizer, z = made(name)
     z = z.to(dtype)
+    torch.manual_seed(2)  # gumbel draws
     plain = copy.deepcopy(quantizer)(z)
+    torch.manual_seed(2)
     with torch.autocast("cpu", torch.bfloat16):
         codes, out = quantizer.nearest(z), quantizer(z)
     assert torch.equal(codes, plain.codes)
@@ -171,7 +174,7 @@ def test_search_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 1024])
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bsq", "ibq")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bsq", "ibq", "gumbel")])
 def test_codes_equal_the_librarys(name: str, size: int) -> None:
     torch.manual_seed(1)
     quantizer = make_quantizer(CONFIGS[name])
@@ -181,6 +184,27 @@ def test_codes_equal_the_librarys(name: str, size: int) -> None:
     rows = z.permute(0, 2, 3, 1).reshape(1, -1, quantizer.width)
     theirs = quantizer.library.eval()(rows)[1][0].long()
     assert torch.equal(quantizer.nearest(z).reshape(-1), theirs)
+
+
+def test_scores_choose_the_code() -> None:
+    ibq = make_quantizer(IBQ(codebook_size=3, dim=2))
+    ibq.load_state_dict({"embedding.weight": torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])})
+    z = torch.tensor([[[[1.0, 0.1]], [[0.0, 1.0]]]])  # two vectors, (1, 0) and (0.1, 1)
+    assert ibq.nearest(z).tolist() == [[1, 2]]  # (3, 0), though (1, 0) is nearest
+    gumbel = make_quantizer(Gumbel(codebook_size=2, dim=2))
+    weights = {"proj.weight": torch.eye(2), "proj.bias": torch.tensor([0.0, 5.0]), "embedding.weight": torch.ones(2, 2)}
+    gumbel.load_state_dict(weights)
+    assert gumbel.nearest(z).tolist() == [[1, 1]]  # the bias counts
+    with pytest.raises(UserError, match=r"quantizer.temperature is 0: choose a value above 0"):
+        Gumbel(temperature=0)
+
+
+@pytest.mark.parametrize("name", ["ibq", "gumbel"])
+def test_every_code_of_a_soft_choice_learns(name: str) -> None:
+    quantizer, z = made(name)
+    quantizer(z).latents.square().sum().backward()
+    rows = quantizer.embedding.weight.grad
+    assert rows is not None and (rows.abs().sum(dim=1) > 0).all()
 
 
 # --- learning -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""What a published family is: a table of names and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TokenizerConfig
+from ..errors import Problems, UserError
+
+Shape = tuple[int, ...]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from."""
+
+    name: str
+    """The published tensor."""
+    shape: Shape | None
+    """Its published shape; None where another source of the same name says it."""
+    take: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """Ours, from the published one."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published family of tokenizers."""
+
+    released: tuple[dict[str, Any], ...]
+    """Settings of the released models, by the authors' names; a file is tried against each."""
+    configure: Callable[[Settings], TokenizerConfig]
+    """Our configuration for such settings."""
+    source: Callable[[str, Shape, TokenizerConfig], Source]
+    """Where our tensor of this name and shape comes from."""
+    wrappers: tuple[str, ...] = ()
+    """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
+    ignored: tuple[str, ...] = ()
+    """Beginnings of published names that a tokenizer does not need: training losses, statistics, constants."""
+    ema: bool = False
+    """Where the file has a moving average of the weights (`model_ema.` and the name without dots), it is the model."""
+    files: tuple[str, ...] = ()
+    """File names on the hub, the usual one first."""
+
+    def settings(self, released: Settings, given: Settings) -> dict[str, Any]:
+        """Released settings, changed by what the user gave; groups such as `ddconfig` are merged or may be left out.
+
+        Raises:
+            UserError: a name that the family does not have.
+        """
+        groups = [name for name, value in released.items() if isinstance(value, dict)]
+        merged = {name: dict(value) if name in groups else value for name, value in released.items()}
+        problems = Problems()
+        for name, value in given.items():
+            inside = name not in merged and name in merged.get("ddconfig", {})
+            owner, known = (merged["ddconfig"], released["ddconfig"]) if inside else (merged, released)
+            if name not in known:
+                names = ", ".join([*released, *released.get("ddconfig", {})])
+                problems.check(False, f"unknown setting {name!r}: known are {names}")
+            elif name in groups:
+                _merge(owner[name], value, known[name], f"setting {name}", problems)
+            else:
+                _merge(owner, {name: value}, known, "settings", problems)
+        problems.raise_if_any()
+        return merged
+
+
+def _merge(into: dict[str, Any], given: object, released: Settings, where: str, problems: Problems) -> None:
+    """Puts given values into a group of settings; notes unknown names and values of another kind than the released."""
+    if not isinstance(given, Mapping):
+        problems.check(False, f"{where} is {given!r}: give values by name, known are {', '.join(released)}")
+        return
+    for name, value in given.items():
+        if name not in released:
+            problems.check(False, f"{where} has {name}: known are {', '.join(released)}")
+        elif not _alike(value, released[name]):
+            problems.check(False, f"{where} has {name} {value!r}: give a value like the released {released[name]!r}")
+        else:
+            into[name] = value
+
+
+def _alike(value: object, released: object) -> bool:
+    """Whether a value is of the released value's kind: whole numbers for a list of them, and so on."""
+    if isinstance(released, tuple):
+        return isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    return type(value) is type(released) or (isinstance(released, float) and type(value) is int)
+
+
+def only(settings: Settings, **allowed: object) -> None:
+    """Raises UserError for settings with another value than the one this program can follow."""
+    problems = Problems()
+    for name, value in allowed.items():
+        problems.check(settings[name] == value, f"setting {name} is {settings[name]!r}: only {value!r} can be imported")
+    problems.raise_if_any()
+
+
+def attention_fields(levels: list[int], number: int) -> dict[str, Any]:
+    """Fields of `ConvVQConfig` for attention in the middle and after the blocks of these levels."""
+    lowest = number - 1 in levels
+    further = tuple(level for level in levels if level != number - 1)
+    return {"attention": "lowest" if lowest else "middle", "attention_levels": further}
+
+
+def taming_encoder(dd: Settings) -> dict[str, Any]:
+    """Fields of `ConvVQConfig` for a `ddconfig` of taming-transformers.
+
+    Attention follows the blocks of the levels whose nominal resolution, that of the configuration and never that of
+    the picture, is listed.
+    """
+    only(dd, in_channels=3, out_ch=3, double_z=False)
+    number = len(dd["ch_mult"])
+    levels = [level for level in range(number) if dd["resolution"] // 2**level in dd["attn_resolutions"]]
+    return {
+        "image_size": dd["resolution"],
+        "channels": dd["ch"],
+        "channel_multipliers": dd["ch_mult"],
+        "blocks": dd["num_res_blocks"],
+        "latent_dim": dd["z_channels"],
+        **attention_fields(levels, number),
+    }
+
+
+def codebook_source(name: str, shape: Shape, table: str = "quantize.embedding.weight") -> Source | None:
+    """Source of the tensors of `vq` and `cosine`, which keep a moving average beside the table; None for others."""
+    before, _, part = name.rpartition("._codebook.")
+    if not before:
+        return None
+    if part in ("embed", "embed_avg"):
+        return Source(table, shape[1:], lambda tensor: tensor[None].clone())
+    # The moving average starts as if every code had been used once, by its own vector, and k-means is done.
+    dtype = torch.bool if part == "initted" else torch.float32
+    return Source(table, None, lambda tensor: torch.ones(shape, dtype=dtype))
+
+
+def check_bits(bits: int, codebook_size: int) -> None:
+    """Raises UserError unless so many channels of one bit each make a codebook of that size."""
+    if codebook_size != 2**bits:
+        raise UserError(f"setting codebook_size is {codebook_size}: {bits} channels of one bit make {2**bits}")
+
+
+def bit_values(shape: Shape, beside: str) -> Source:
+    """Source of what each bit of a code counts, the first the most: known from the number of bits, read from no file
+    (`beside` is any tensor of the family)."""
+    return Source(beside, None, lambda tensor: 2 ** torch.arange(shape[0] - 1, -1, -1))

@@ -1,0 +1,128 @@
+"""What every quantizer has in common: latents (B, D, h, w) <-> codes (B, h*w) int64.
+
+B = images, D = width of a code vector, h, w = grid, N = B*h*w vectors, K = codes
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
+
+from .errors import UserError
+from .quantizer_config import QuantizerConfig
+
+
+class Quantized(NamedTuple):
+    """What a quantizer makes of latents."""
+
+    latents: Tensor
+    """(B, D, h, w) float32: the code vectors; gradients pass to the encoder."""
+    codes: Tensor
+    """(B, h*w) int64, row-major."""
+    losses: dict[str, Tensor]
+    """Weighted scalars to add to the training loss; the same names in training and in evaluation."""
+
+
+def to_rows(z: Tensor) -> Tensor:
+    """(B, D, h, w) -> (N, D) float32."""
+    return z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+
+
+def to_grid(rows: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """(N, D) -> (B, D, h, w)."""
+    return rows.reshape(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def pass_gradient(source: Tensor, target: Tensor, rotate: bool) -> Tensor:
+    """The value of `target` with the gradient of `source`."""
+    if rotate and source.requires_grad:
+        return library_vq.rotate_to(source, target)
+    return source + (target - source).detach()
+
+
+class Quantizer(nn.Module, ABC):
+    """Latents <-> codes. Made by `make_quantizer`."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.codebook_size = config.size
+
+    def forward(self, z: Tensor, accumulate: bool = False) -> Quantized:
+        """Quantizes (B, D, h, w).
+
+        The codebook moves only in training mode with gradients enabled. `accumulate=True` puts its move off to the next
+        call without: then micro-batches move it as their joint batch would.
+        """
+        batch, _, height, width = z.shape
+        with torch.autocast(z.device.type, enabled=False):
+            rows, codes, losses = self._quantize(to_rows(z), accumulate)
+            return Quantized(to_grid(rows, batch, height, width), codes.reshape(batch, height * width), losses)
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor) -> Tensor:
+        """Codes (B, h*w) int64 of latents (B, D, h, w); never changes the codebook."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self._nearest(to_rows(z)).reshape(z.shape[0], -1)
+
+    def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, D, h, w) float32: the code vectors of codes (B, h*w), as `forward` gives them.
+
+        Raises:
+            UserError: an id is outside the codebook. (The library would wrap some of them silently.)
+        """
+        check_codes(codes, self.codebook_size)
+        with torch.autocast(codes.device.type, enabled=False):
+            return to_grid(self._vectors(codes.reshape(-1).long()), codes.shape[0], *grid)
+
+    def start(self, rows: Tensor) -> None:
+        """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""
+
+    def follow(self, rows: Tensor, codes: Tensor, accumulate: bool, weights: Tensor | None = None) -> None:
+        """Sees training latents (N, D) and the codes they got; a codebook may move. `accumulate` as in `forward`;
+        `weights` (N,) say how much each latent counts."""
+
+    @abstractmethod
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(N, D) -> code vectors (N, D), codes (N,), losses."""
+
+    @abstractmethod
+    def _nearest(self, rows: Tensor) -> Tensor:
+        """(N, D) -> (N,) int64."""
+
+    @abstractmethod
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """(N,) -> (N, D)."""
+
+
+def check_codes(codes: Tensor, codebook_size: int) -> None:
+    """Raises UserError for ids outside [0, codebook_size), with the worst one."""
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise UserError(f"codes are {codes.dtype}: give integer ids from 0 to {codebook_size - 1}")
+    if codes.numel() == 0:
+        return
+    low, high = (int(value) for value in torch.aminmax(codes))
+    if low < 0 or high >= codebook_size:
+        worst = low if low < 0 else high
+        raise UserError(
+            f"code {worst} is outside the codebook of {codebook_size}: ids go from 0 to {codebook_size - 1}; "
+            "were these codes made by another tokenizer?"
+        )
+
+
+def ranks() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def entropy_loss(probabilities: Tensor, diversity: float) -> Tensor:
+    """Mean entropy of the rows of (N, K), minus that of their mean: sure each by itself, varied all together."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-5).log()).sum(dim=-1)
+
+    return entropy(probabilities).mean() - diversity * entropy(probabilities.mean(dim=0))

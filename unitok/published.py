@@ -1,0 +1,41 @@
+"""`unitok import-tokenizer`. Free of torch until it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers_vq.errors import UserError
+
+FamilyName = Literal["taming_vqgan", "llamagen_vq", "var_vae", "showo_magvitv2", "open_magvit2", "ibq"]
+
+
+def import_tokenizer(*, family: FamilyName, file: str, out: Path, settings: dict[str, Any] | None = None) -> None:
+    """Turn a published checkpoint into a tokenizer folder, for --image_tokenizer and --tokenizer of all commands.
+
+    Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
+    of them are checked. docs/tokenizers.md lists models and licences.
+
+    Args:
+        family: Whose checkpoint it is.
+        file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors), or hf:owner/name, or hf:owner/name/file.
+        out: New folder for the tokenizer.
+        settings: What differs from the released model, under its authors' names, as in '{"image_size": 512}'.
+
+    Example:
+        unitok import-tokenizer showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
+        unitok import-tokenizer var_vae vae_ch160v4096z32.pth --out runs/var
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is not empty: choose a new folder")
+
+    from tokenizers_vq.published import load_published
+
+    tokenizer = load_published(family, file, **(settings or {}))
+    tokenizer.save_pretrained(out)
+    layout = tokenizer.layout
+    grids = " + ".join(f"{height}x{width}" for height, width in layout.scales)
+    height, width = tokenizer.image_size
+    print(f"tokenizer: {out}")
+    print(f"{height}x{width} pixels -> {grids} codes out of {tokenizer.codebook_size}", file=sys.stderr)
