@@ -94,8 +94,9 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
 def test_recipes_are_accepted(recipe: Path) -> None:
     """Every value of the file arrives where it is meant to."""
-    last = recipe.stem.split("_")[-1]
-    name = {"tokenizer": "train tokenizer", "compare": "compare"}.get(last, "train generator")
+    words = recipe.stem.split("_")
+    names = {"tokenizer": "train tokenizer", "compare": "compare"}
+    name = next((names[word] for word in words if word in names), "train generator")
     _, values = arguments.parse(name, COMMANDS[name], ["--config", str(recipe)])
     written = yaml.safe_load(recipe.read_text())
     for group, value in written.items():
