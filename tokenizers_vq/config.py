@@ -348,12 +348,14 @@ ADDED = {
     *("patchwise", "scales", "scale_convs", "scale_dropout"),
     *("quant_kernel", *PER_LEVEL, "attention_levels"),
 }
-"""Keys that the first files of this format do not have; there, the default holds."""
+"""Keys that the first files of this format do not have. Where one is missing its default holds, and where its default
+holds it is not written: so a new key changes neither the file nor the fingerprint of an older tokenizer."""
 
 
 def config_to_dict(config: TokenizerConfig) -> dict[str, Any]:
     """What `config.json` holds; inverse of `config_from_dict`."""
-    values = dataclasses.asdict(config)
+    unset = {f.name for f in dataclasses.fields(config) if f.name in ADDED and getattr(config, f.name) == f.default}
+    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in unset}
     values["quantizer"] = {"kind": config.quantizer.kind, **dataclasses.asdict(config.quantizer)}
     return {"format": FORMAT, "family": config.family, **values}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from tokenizers_vq.config import (
+    ADDED,
     TOKENIZER_PRESETS,
     ConvVQConfig,
     LossConfig,
@@ -18,6 +20,14 @@ from tokenizers_vq.config import (
 )
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, SimVQ
+
+
+def test_a_key_that_was_added_later_is_written_only_where_it_says_something() -> None:
+    """Or every new key would change the fingerprints of all older tokenizers."""
+    plain = TOKENIZER_PRESETS["debug"]()
+    assert not ADDED & config_to_dict(plain).keys()
+    scaled = config_to_dict(replace(plain, scales=(1, 8)))
+    assert ADDED & scaled.keys() == {"scales"} and config_from_dict(scaled).scales == (1, 8)
 
 
 @pytest.mark.parametrize("name", TOKENIZER_PRESETS)
