@@ -231,6 +231,7 @@ def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, secon
 
 def _plot(rows: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     from tokenizers_vq.files import atomic_path
 
@@ -242,6 +243,9 @@ def _plot(rows: list[Row], path: Path) -> None:
             mine = sorted((row.seconds, _value(row.section.numbers[key])) for row in rows if row.objective == objective)
             axes.plot(*zip(*mine, strict=True), "o-", label=objective)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.set_xlabel("seconds per picture, in a batch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
