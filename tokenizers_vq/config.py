@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -17,7 +18,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(ABC):
     """What every tokenizer's configuration says. Choose one of its subclasses."""
 
     family: ClassVar[str]
@@ -32,9 +33,9 @@ class TokenizerConfig:
             object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
 
     @property
+    @abstractmethod
     def stride(self) -> int:
         """Pixels per code along each side."""
-        raise NotImplementedError
 
     @property
     def size(self) -> tuple[int, int]:

@@ -42,6 +42,7 @@ class MultiScaleQuantizer(nn.Module):
         number = max(residual_conv_of(scale, config.scale_convs, len(config.scales)) for scale in self._scales) + 1
         self.register_buffer("mean", torch.zeros(self.width))
         self._pending: Tensor | None = None
+        self._started = False  # whether the mean has been looked at: on a GPU, looking waits
         self.convs = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(number))
 
     @property
@@ -58,8 +59,10 @@ class MultiScaleQuantizer(nn.Module):
             layout = self._layout(z)
             learn = self.training and torch.is_grad_enabled()
             latents_in = z.detach().float()
-            if learn and not self.mean.any():  # the first batch, as for k-means
-                self._follow_mean(latents_in, accumulate=False, share=1.0)
+            if learn and not self._started:
+                self._started = True
+                if not self.mean.any():  # the first batch of a run, as for k-means; not one that goes on
+                    self._follow_mean(latents_in, accumulate=False, share=1.0)
             z = self._centred(z)
             if learn:
                 self.book.start(self._pyramid(z.detach(), layout))
