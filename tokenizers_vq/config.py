@@ -33,8 +33,8 @@ class TokenizerConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels per code along each side; each family has its own. (No abstract class: jsonargparse would take a family
-        for a choice, whose options it cannot list.)"""
+        """Pixels per code along each side; each family has its own. (No abstract class: jsonargparse would then take a
+        family for a choice, whose options it cannot list.)"""
         raise NotImplementedError(f"{type(self).__name__} does not say its stride")
 
     @property
