@@ -22,6 +22,7 @@ from unitok.sample.pipeline import caption, draw
 from .alignment import are_shapes, check_pictures, exact_share, nearest_group, true_share, wrong_attributes
 from .clipscore import clip_score, pair_scores, summarize
 from .features import FeatureNetwork, ImageTextNetwork, extract
+from .figures import codebook_figure, with_errors
 from .frechet import frechet_distance, too_few
 from .kid import kernel_distance
 from .pictures import MAX_BAD, count_pictures, picture_batches, read_indexed, read_records
@@ -56,11 +57,11 @@ def measure_tokenizer(
     """
     meter = ReconstructionMeter(tokenizer, network, lpips)
     records = _progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
-    shown: list[Item] = []
+    shown: list[tuple[Tensor, list[Tensor], str]] = []
     for images, batch in picture_batches(records, batch_size):
         back = meter.update(images)
         if len(shown) < SHOWN:
-            shown += [Item([a, b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
+            shown += [(a, [b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
         size = f"{images.shape[3]}x{images.shape[2]}"
     scores = meter.scores()
     facts: dict[str, Fact] = {
@@ -81,12 +82,16 @@ def measure_tokenizer(
         numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
     if scores.lpips is not None:
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
-    figures = [Figure("Originals and reconstructions", shown[:SHOWN])]
+    title = "Originals, reconstructions and where they differ"
+    figures = [with_errors(title, [""], shown[:SHOWN], "reconstructions.png")]
     if len(scores.scale_use) > 1:
-        some = [item.pictures[0] for item in shown[:SHOWN_BY_SCALE]]
+        some = [original for original, _, _ in shown[:SHOWN_BY_SCALE]]
         steps = scale_by_scale(tokenizer, torch.stack(some))
-        items = [Item([*row, image], item.text) for row, image, item in zip(steps, some, shown, strict=False)]
-        figures.append(Figure(f"After {', '.join(scores.scale_use)} codes, and the original", items))
+        items = [Item([*row, image], text) for row, (image, _, text) in zip(steps, shown, strict=False)]
+        title = f"After {', '.join(scores.scale_use)} codes, and the original"
+        figures.append(Figure(title, items, (*scores.scale_use, "original"), file="scales.png"))
+    usages = {"all codes": meter.usage} | (meter.scale_usage if len(scores.scale_use) > 1 else {})
+    figures.append(codebook_figure(usages, "codebook.png"))
     return Section("tokenizer", "Tokenizer", numbers, figures, _warnings(too_few(scores.count, network.dim)))
 
 
