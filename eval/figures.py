@@ -74,6 +74,7 @@ def codebook_figure(usages: Mapping[str, CodebookUsage], file: str) -> Figure:
     plot = Plot(figsize=(7.5, 4), dpi=160)
     axes = plot.add_subplot()
     colours = _colours(len(usages))
+    lowest = 1.0
     for (name, usage), shade in zip(usages.items(), colours, strict=True):
         counts = usage.counts.cpu().sort(descending=True).values
         size, total = len(counts), int(counts.sum())
@@ -81,12 +82,14 @@ def codebook_figure(usages: Mapping[str, CodebookUsage], file: str) -> Figure:
         # A step for each code; what never occurs has no height on a log scale, and the curve ends before it.
         edges = [100 * index / size for index in range(used + 1)]
         times = (counts[:used].double() * size / total).tolist()
+        lowest = min(lowest, *times[-1:])
         label = f"{name}: {used:,} of {size:,}"
         axes.stairs(times, edges, baseline=None, color=shade, label=label, linewidth=1.6)
         if len(usages) == 1:
-            axes.stairs(times, edges, baseline=min(0.5, times[-1]), fill=True, color=shade, alpha=0.2)
+            axes.stairs(times, edges, baseline=lowest / 2, fill=True, color=shade, alpha=0.2)
     axes.axhline(1, color="0.4", linestyle="--", linewidth=1, label="all equally often")
     axes.set_yscale("log")
+    axes.set_ylim(bottom=lowest / 2)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlim(0, 100)
     axes.set_xlabel("codes, the most frequent first (% of the codebook)")
@@ -130,7 +133,9 @@ def sheet(figure: Figure) -> Tensor:
     for column, item in enumerate(items):
         for row, picture in enumerate(item.pictures):
             enlarged = to_pil(picture).resize((across, down), Image.Resampling.NEAREST)
-            image.paste(enlarged, (left + column * (across + gap), row * (down + gap)))
+            at = (left + column * (across + gap), row * (down + gap))
+            image.paste(enlarged, at)
+            draw.rectangle((*at, at[0] + across - 1, at[1] + down - 1), outline="#cccccc")
     if figure.legend is not None:
         bar = to_pil(figure.legend.pictures[0])
         top = size[1] - legend + 10

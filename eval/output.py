@@ -43,7 +43,9 @@ def print_report(report: Report) -> None:
     """One table per section on stdout, warnings on stderr."""
     out, notes = Console(), Console(stderr=True)
     for section in report.sections:
-        table = Table("", *section.columns, title=section.title, title_justify="left", show_header=bool(section.columns))
+        table = Table(
+            "", *section.columns, title=section.title, title_justify="left", show_header=bool(section.columns)
+        )
         for number in section.numbers.values():
             if isinstance(number.value, dict) and section.columns:
                 table.add_row(number.label, *(number.show(number.value[name]) for name in section.columns))

@@ -26,7 +26,7 @@ td.bar { width: 12rem; } .bar div { background: #4c8bf5; height: .7rem; border-r
 .items { display: flex; flex-wrap: wrap; gap: .9rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; max-width: 17rem; }
 .picture { display: inline-block; vertical-align: top; } .picture small { display: block; font-size: .7rem; }
-.legend { display: flex; align-items: center; gap: .6rem; margin-top: .8rem; }
+.legend { display: flex; align-items: center; gap: .6rem; margin: .6rem 0 .9rem; }
 .items img { image-rendering: pixelated; border: 1px solid var(--line); border-radius: 4px; margin-right: 2px; }
 .right::before { content: "\\2713 "; color: var(--good); } .wrong::before { content: "\\2717 "; color: var(--bad); }
 p.warning { border-left: 4px solid #d9a400; padding-left: .8rem; }
