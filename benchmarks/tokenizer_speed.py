@@ -1,4 +1,4 @@
-"""Our VQGAN tokenizer against the modules of taming-transformers: the same configuration, weights and pictures, float32.
+"""Our VQGAN tokenizer against the modules of taming-transformers: same configuration, weights and pictures, float32.
 
     pip install 'unitok-vq[taming]'
     OMP_NUM_THREADS=1 python benchmarks/tokenizer_speed.py

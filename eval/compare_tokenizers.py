@@ -37,7 +37,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         UserError: a folder is named twice.
     """
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.absolute().parts for path in paths]
     if len(set(parts)) < len(parts):
         twice = next(path for path, one in zip(paths, parts, strict=True) if parts.count(one) > 1)
         raise UserError(f"{twice} is named twice: name different tokenizers")

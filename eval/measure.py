@@ -285,12 +285,12 @@ def _picture_retrieval(
     names = [record.caption or "" for record in known]
     vectors = extract(network, (images for images, _ in picture_batches(known, batch_size)))
     more: dict[str, Fact] = {"gallery": gallery, "gallery pictures": len(names), "names": len(set(names))}
-    origin: dict[str, Fact] = {**facts, **more, **origin(network)}
+    of_network: dict[str, Fact] = {**facts, **more, **origin(network)}
     numbers = {}
     for key, whose in {"drawn": "drawn pictures", "real": "the data's own pictures"}.items():
         share = nearest_group(features[key], labels, vectors, names)
         title = f"Right name among {len(set(names))} by nearest picture, {whose} ({network.label})"
-        numbers[f"retrieval_{key}"] = Number(title, share, "%", "higher", origin)
+        numbers[f"retrieval_{key}"] = Number(title, share, "%", "higher", of_network)
     return numbers
 
 

@@ -20,8 +20,8 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } p.facts, small, td.from { color:
 table { border-collapse: collapse; width: 100%; } td { padding: .35rem .8rem .35rem 0; vertical-align: top; }
 tr + tr td { border-top: 1px solid var(--line); }
 td.value { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; text-align: right; }
-th { text-align: right; font-weight: 600; padding: .35rem .8rem .35rem 0; overflow-wrap: anywhere; vertical-align: bottom; }
-td.value.best { color: var(--good); } table.columns td.value { font-weight: 400; } table.columns td.best { font-weight: 600; }
+th { text-align: right; padding: .35rem .8rem .35rem 0; overflow-wrap: anywhere; vertical-align: bottom; }
+table.columns td.value { font-weight: 400; } table.columns td.best { font-weight: 600; color: var(--good); }
 td.bar { width: 12rem; } .bar div { background: #4c8bf5; height: .7rem; border-radius: .35rem; margin-top: .45rem; }
 .items { display: flex; flex-wrap: wrap; gap: .9rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; max-width: 17rem; }
