@@ -22,6 +22,7 @@ from unitok.sample.pipeline import caption, draw
 from .alignment import are_shapes, check_pictures, exact_share, nearest_group, true_share, wrong_attributes
 from .clipscore import clip_score, pair_scores, summarize
 from .features import FeatureNetwork, ImageTextNetwork, extract
+from .figures import codebook_figure, with_errors
 from .frechet import frechet_distance, too_few
 from .kid import kernel_distance
 from .pictures import MAX_BAD, count_pictures, picture_batches, read_indexed, read_records
@@ -55,12 +56,12 @@ def measure_tokenizer(
         batch_size: pictures at a time; changes the speed, not the numbers.
     """
     meter = ReconstructionMeter(tokenizer, network, lpips)
-    records = _progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
-    shown: list[Item] = []
+    records = progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
+    shown: list[tuple[Tensor, list[Tensor], str]] = []
     for images, batch in picture_batches(records, batch_size):
         back = meter.update(images)
         if len(shown) < SHOWN:
-            shown += [Item([a, b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
+            shown += [(a, [b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
         size = f"{images.shape[3]}x{images.shape[2]}"
     scores = meter.scores()
     facts: dict[str, Fact] = {
@@ -72,7 +73,7 @@ def measure_tokenizer(
     numbers = {
         "psnr": Number("PSNR (mean over pictures)", scores.psnr, "dB", "higher", facts),
         "ssim": Number("SSIM (mean over pictures)", scores.ssim, "", "higher", facts),
-        "rfid": Number(f"rFID ({network.label})", scores.rfid, "", "lower", {**facts, **_origin(network)}),
+        "rfid": Number(f"rFID ({network.label})", scores.rfid, "", "lower", {**facts, **origin(network)}),
         "codebook_use": Number("Codebook use (share of codes that occur)", scores.codebook_use, "%", "higher", facts),
         "perplexity": Number(f"Code perplexity (of {tokenizer.codebook_size})", scores.perplexity, "", "higher", facts),
     }
@@ -81,12 +82,16 @@ def measure_tokenizer(
         numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
     if scores.lpips is not None:
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
-    figures = [Figure("Originals and reconstructions", shown[:SHOWN])]
+    title = "Originals, reconstructions and where they differ"
+    figures = [with_errors(title, [""], shown[:SHOWN], "reconstructions.png")]
     if len(scores.scale_use) > 1:
-        some = [item.pictures[0] for item in shown[:SHOWN_BY_SCALE]]
+        some = [original for original, _, _ in shown[:SHOWN_BY_SCALE]]
         steps = scale_by_scale(tokenizer, torch.stack(some))
-        items = [Item([*row, image], item.text) for row, image, item in zip(steps, some, shown, strict=False)]
-        figures.append(Figure(f"After {', '.join(scores.scale_use)} codes, and the original", items))
+        items = [Item([*row, image], text) for row, (image, _, text) in zip(steps, shown, strict=False)]
+        title = f"After {', '.join(scores.scale_use)} codes, and the original"
+        figures.append(Figure(title, items, (*scores.scale_use, "original"), file="scales.png"))
+    usages = {"all codes": meter.usage} | (meter.scale_usage if len(scores.scale_use) > 1 else {})
+    figures.append(codebook_figure(usages, "codebook.png"))
     return Section("tokenizer", "Tokenizer", numbers, figures, _warnings(too_few(scores.count, network.dim)))
 
 
@@ -131,7 +136,7 @@ def measure_generation(
     captions = [record.caption or "" for _, record in rows]
     real = torch.stack([record.image for _, record in rows if record.image is not None])
     parts = []
-    for start in _progress(range(0, len(captions), batch_size), "drawing"):
+    for start in progress(range(0, len(captions), batch_size), "drawing"):
         some = captions[start : start + batch_size]
         seeds = list(range(seed + start, seed + start + len(some)))
         parts.append(draw(model, some, settings, seeds, batch_size=batch_size, precision=precision))
@@ -148,7 +153,7 @@ def measure_generation(
     features = {"real": extract(network, real.split(batch_size)), "drawn": extract(network, drawn.split(batch_size))}
     numbers = _distances(features["real"], features["drawn"], network, facts, seed)
     score, best = clip_score(clip, drawn, captions), clip_score(clip, real, captions)
-    of_clip: dict[str, Fact] = {**facts, **_origin(clip)}
+    of_clip: dict[str, Fact] = {**facts, **origin(clip)}
     numbers["clipscore"] = Number(f"CLIPScore ({clip.pair_label})", score.score, "", "higher", of_clip)
     numbers["clipscore_real"] = Number(
         f"CLIPScore of the data's own pictures ({clip.pair_label})", best.score, "", "", of_clip
@@ -190,7 +195,7 @@ def measure_captioning(
     written: list[str] = []
     reference: list[str] = []
     images: list[Tensor] = []
-    records = _progress(read_records(dataset, limit, max_bad), "captioning", count_pictures(dataset, limit))
+    records = progress(read_records(dataset, limit, max_bad), "captioning", count_pictures(dataset, limit))
     for batch_images, batch in picture_batches(records, batch_size):
         written += caption(model, batch_images, batch_size=batch_size, precision=precision)
         reference += [record.caption or "" for record in batch]
@@ -220,7 +225,7 @@ def compare_sets(
     """FID and KID between the pictures of two data sets; `seed` chooses KID's subsets."""
     features, counts = [], []
     for dataset in (a, b):
-        records = _progress(read_records(dataset, limit, max_bad), "features", count_pictures(dataset, limit))
+        records = progress(read_records(dataset, limit, max_bad), "features", count_pictures(dataset, limit))
         features.append(extract(network, (images for images, _ in picture_batches(records, batch_size))))
         counts.append(len(features[-1]))
     facts: dict[str, Fact] = {"a": a.name, "b": b.name, "pictures a": counts[0], "pictures b": counts[1]}
@@ -239,7 +244,7 @@ def score_pairs(
     """CLIPScore of the pictures and captions of a data set, with the best and the worst pairs."""
     scores: list[Tensor] = []
     items: list[Item] = []
-    records = _progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
+    records = progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
         captions = [record.caption or "" for record in batch]
         scores.append(pair_scores(clip, images, captions))
@@ -251,13 +256,13 @@ def score_pairs(
         items = items if len(items) <= SHOWN else items[: SHOWN // 2] + items[-SHOWN // 2 :]
     result = summarize(torch.cat(scores))
     count = len(result.per_picture)
-    facts: dict[str, Fact] = {"data": dataset.name, "pictures": count, **_origin(clip)}
+    facts: dict[str, Fact] = {"data": dataset.name, "pictures": count, **origin(clip)}
     numbers = {"clipscore": Number(f"CLIPScore ({clip.pair_label})", result.score, "", "higher", facts)}
     return Section("pairs", dataset.name, numbers, [Figure("Best pairs first, worst last", items)])
 
 
 def _distances(a: Tensor, b: Tensor, network: FeatureNetwork, facts: dict[str, Fact], seed: int) -> dict[str, Number]:
-    facts = {**facts, **_origin(network)}
+    facts = {**facts, **origin(network)}
     kid = kernel_distance(a, b, seed=seed)
     of_kid: dict[str, Fact] = {**facts, "subsets": 100, "subset size": kid.subset_size, "seed": seed}
     return {
@@ -280,12 +285,12 @@ def _picture_retrieval(
     names = [record.caption or "" for record in known]
     vectors = extract(network, (images for images, _ in picture_batches(known, batch_size)))
     more: dict[str, Fact] = {"gallery": gallery, "gallery pictures": len(names), "names": len(set(names))}
-    origin: dict[str, Fact] = {**facts, **more, **_origin(network)}
+    of_network: dict[str, Fact] = {**facts, **more, **origin(network)}
     numbers = {}
     for key, whose in {"drawn": "drawn pictures", "real": "the data's own pictures"}.items():
         share = nearest_group(features[key], labels, vectors, names)
         title = f"Right name among {len(set(names))} by nearest picture, {whose} ({network.label})"
-        numbers[f"retrieval_{key}"] = Number(title, share, "%", "higher", origin)
+        numbers[f"retrieval_{key}"] = Number(title, share, "%", "higher", of_network)
     return numbers
 
 
@@ -308,7 +313,8 @@ def _name_retrieval(
     return numbers
 
 
-def _origin(network: FeatureNetwork) -> dict[str, Fact]:
+def origin(network: FeatureNetwork) -> dict[str, Fact]:
+    """Which features a number was made with."""
     return {"features": network.name, "features_sha256": network.hash, "resize": network.resize}
 
 
@@ -316,5 +322,6 @@ def _warnings(*texts: str | None) -> list[str]:
     return [text for text in texts if text]
 
 
-def _progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """Goes through `items` with a bar on stderr."""
     return track(items, what, total=total, console=Console(stderr=True), transient=True)

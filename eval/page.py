@@ -20,13 +20,18 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; } p.facts, small, td.from { color:
 table { border-collapse: collapse; width: 100%; } td { padding: .35rem .8rem .35rem 0; vertical-align: top; }
 tr + tr td { border-top: 1px solid var(--line); }
 td.value { font-variant-numeric: tabular-nums; font-weight: 600; white-space: nowrap; text-align: right; }
+th { text-align: right; padding: .35rem .8rem .35rem 0; overflow-wrap: anywhere; vertical-align: bottom; }
+table.columns td.value { font-weight: 400; } table.columns td.best { font-weight: 600; color: var(--good); }
 td.bar { width: 12rem; } .bar div { background: #4c8bf5; height: .7rem; border-radius: .35rem; margin-top: .45rem; }
 .items { display: flex; flex-wrap: wrap; gap: .9rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; max-width: 17rem; }
+.picture { display: inline-block; vertical-align: top; } .picture small { display: block; font-size: .7rem; }
+.legend { display: flex; align-items: center; gap: .6rem; margin: .6rem 0 .9rem; }
 .items img { image-rendering: pixelated; border: 1px solid var(--line); border-radius: 4px; margin-right: 2px; }
 .right::before { content: "\\2713 "; color: var(--good); } .wrong::before { content: "\\2717 "; color: var(--bad); }
 p.warning { border-left: 4px solid #d9a400; padding-left: .8rem; }
 """
+ARROWS = {"higher": " &uarr;", "lower": " &darr;", "": ""}
 SHOWN_SIDE = 128
 """Small pictures are enlarged by a whole factor to about this many pixels."""
 LARGEST_SIDE = 960
@@ -52,14 +57,33 @@ def _section(section: Section) -> str:
     parts = [f"<section><h2>{escape(section.title)}</h2>"]
     parts += [f'<p class="warning">{escape(text)}</p>' for text in section.warnings]
     if section.numbers:
-        rows = "".join(_rows(number) for number in section.numbers.values())
-        parts.append(f"<table>{rows}</table>{_provenance(section)}")
+        parts.append(_columns(section) if section.columns else _plain(section))
+        parts.append(_provenance(section))
     parts += [_figure(figure) for figure in section.figures]
     return "\n".join([*parts, "</section>"])
 
 
+def _plain(section: Section) -> str:
+    return f"<table>{''.join(_rows(number) for number in section.numbers.values())}</table>"
+
+
+def _columns(section: Section) -> str:
+    """A number in each row, what has it in each column; the best of a row is marked."""
+    rows = ["<tr><td></td>" + "".join(f"<th>{escape(name)}</th>" for name in section.columns) + "</tr>"]
+    for number in section.numbers.values():
+        assert isinstance(number.value, dict)
+        pick = {"higher": max, "lower": min}.get(number.better)
+        best = pick(number.value.values()) if pick and len(set(number.value.values())) > 1 else None
+        cells = "".join(
+            f'<td class="value{" best" if value == best else ""}">{escape(number.show(value))}</td>'
+            for value in (number.value[name] for name in section.columns)
+        )
+        rows.append(f"<tr><td>{escape(number.label)}{ARROWS[number.better]}</td>{cells}</tr>")
+    return f'<table class="columns">{"".join(rows)}</table>'
+
+
 def _rows(number: Number) -> str:
-    arrow = {"higher": " &uarr;", "lower": " &darr;"}.get(number.better, "")
+    arrow = ARROWS[number.better]
     if not isinstance(number.value, dict):
         return _row(f"{escape(number.label)}{arrow}", number, number.value)
     return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v) for k, v in number.value.items())
@@ -85,15 +109,22 @@ def _short(key: str, value: object) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    items = "".join(_item(item) for item in figure.items)
-    return f'<h3>{escape(figure.title)}</h3><div class="items">{items}</div>'
+    items = "".join(_item(item, figure.labels) for item in figure.items)
+    legend = ""
+    if figure.legend is not None:
+        bar = _picture(figure.legend.pictures[0], "scale of colours")
+        legend = f'<div class="legend">{bar}<small>{escape(figure.legend.text)}</small></div>'
+    return f'<h3>{escape(figure.title)}</h3>{legend}<div class="items">{items}</div>'
 
 
-def _item(item: Item) -> str:
+def _item(item: Item, labels: tuple[str, ...]) -> str:
     mark = {None: "", True: ' class="right"', False: ' class="wrong"'}[item.right]
     detail = f"<br><small>{escape(item.detail)}</small>" if item.detail else ""
-    pictures = "".join(_picture(picture, item.text) for picture in item.pictures)
-    return f"<figure>{pictures}<figcaption{mark}>{escape(item.text)}{detail}</figcaption></figure>"
+    pictures = [_picture(picture, item.text) for picture in item.pictures]
+    if labels:
+        pairs = zip(pictures, labels, strict=True)
+        pictures = [f'<span class="picture">{picture}<small>{escape(label)}</small></span>' for picture, label in pairs]
+    return f"<figure>{''.join(pictures)}<figcaption{mark}>{escape(item.text)}{detail}</figcaption></figure>"
 
 
 def _picture(picture: Tensor, text: str) -> str:

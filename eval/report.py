@@ -30,6 +30,8 @@ class Number:
     def show(self, value: float) -> str:
         if self.unit == "%":
             return f"{100 * value:.1f} %"
+        if isinstance(value, int):
+            return f"{value:,}" + (f" {self.unit}" if self.unit else "")
         digits = 4 if abs(value) < 1 else 2
         return f"{value:.{digits}f}" + (f" {self.unit}" if self.unit else "")
 
@@ -50,6 +52,12 @@ class Item:
 class Figure:
     title: str
     items: list[Item]
+    labels: tuple[str, ...] = ()
+    """What each picture of an item is, such as ("original", "reconstruction"); empty where the title says it."""
+    legend: Item | None = None
+    """A bar of colours and what they mean."""
+    file: str = ""
+    """Name of a PNG beside the report that shows the first items as well; empty for none."""
 
 
 @dataclass
@@ -61,6 +69,8 @@ class Section:
     numbers: dict[str, Number] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    columns: tuple[str, ...] = ()
+    """Names that every number has a value for: then the numbers are shown as one table with these columns."""
 
 
 @dataclass

@@ -17,7 +17,8 @@ def nearest_rows(vectors: Tensor, codebook: Tensor, cosine: bool = False) -> Ten
     """Index of the nearest codebook row of every vector.
 
     |v - e|^2 = |v|^2 - 2 v.e + |e|^2, and |v|^2 does not change which row is nearest. In chunks this needs no memory to
-    speak of, and it is 2 to 12 times faster than the quantizers' own search.
+    speak of, and it is 2 to 12 times faster than the quantizers' own search. All chunks share one table of scores: a
+    table for each left the heap so broken up that the next did not fit, 1 GB for 16,384 vectors among 16,384 codes.
 
     Args:
         vectors: (N, D) float32.
@@ -29,6 +30,10 @@ def nearest_rows(vectors: Tensor, codebook: Tensor, cosine: bool = False) -> Ten
     """
     bias = codebook.new_zeros(len(codebook)) if cosine else codebook.square().sum(dim=1)
     scale = -1.0 if cosine else -2.0
-    rows = max(1, CHUNK // len(codebook))
-    parts = [torch.addmm(bias, chunk, codebook.t(), alpha=scale).argmin(dim=1) for chunk in vectors.split(rows)]
-    return torch.cat(parts) if parts else vectors.new_zeros(0, dtype=torch.int64)
+    rows = max(1, min(len(vectors), CHUNK // len(codebook)))
+    scores = codebook.new_empty(rows, len(codebook))
+    codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)
+    for chunk, part in zip(vectors.split(rows), codes.split(rows), strict=True):
+        some = torch.addmm(bias, chunk, codebook.t(), alpha=scale, out=scores[: len(chunk)])
+        torch.argmin(some, dim=1, out=part)
+    return codes

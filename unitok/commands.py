@@ -52,5 +52,10 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "unitok.compare:compare", "Objectives side by side, with the same compute: quality against time."
     ),
+    "compare-tokenizers": Command(
+        "unitok.eval.commands:compare_tokenizers",
+        "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
+        positional=("tokenizers",),
+    ),
     "demo": Command("unitok.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."),
 }

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
+from unitok.eval.figures import with_errors
 from unitok.eval.output import claim_folder, print_report, write_report
 from unitok.eval.report import Figure, Item, Number, Report, Section
 
@@ -102,3 +103,24 @@ def test_output_folder_is_checked_first(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         claim_folder(tmp_path / "file")
+
+
+def test_columns_and_legend_and_sheet(tmp_path: Path) -> None:
+    """Numbers of several side by side, the best marked; pictures with labels; the figure as a PNG of its own."""
+    original = torch.full((3, 64, 64), 100, dtype=torch.uint8)
+    figure = with_errors("By each", ["a", "b"], [(original, [original, original + 20], "grey")], "grey.png")
+    number = Number("PSNR", {"a": 30.0, "b": 20.0}, "dB", "higher")
+    count = Number("Parameters", {"a": 1234567, "b": 12})
+    section = Section("tokenizers", "Tokenizers", {"psnr": number, "parameters": count}, [figure], columns=("a", "b"))
+    write_report(Report("Two", [section]), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert '<td class="value best">30.00 dB</td><td class="value">20.00 dB</td>' in text
+    assert '<td class="value">1,234,567</td>' in text
+    words = Page(text).texts
+    assert [word for word in words if word in ("original", "a", "b", "error")] == [
+        *("a", "b"),  # heads of columns
+        *("original", "a", "error", "b", "error"),
+    ]
+    assert any("0 (black) to 32 of 255 levels or more" in word for word in words), "20 of 255 lies within 32"
+    sheet = Image.open(tmp_path / "grey.png")
+    assert sheet.height >= 5 * 128 and sheet.width > 128
