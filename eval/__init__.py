@@ -9,13 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .captioning import measure_captioning
     from .clipscore import clip_score
     from .features import FeatureNetwork, ImageTextNetwork, extract, load_features, load_image_text
     from .frechet import fit_gaussian, frechet_distance, gaussian_distance
+    from .generation import measure_generation
     from .kid import kernel_distance
-    from .measure import compare_sets, measure_captioning, measure_generation, measure_tokenizer, score_pairs
+    from .measure import measure_tokenizer
     from .output import print_report, write_report
     from .report import Report, Section
+    from .sets import compare_sets, score_pairs
 
 _HOMES = {
     "FeatureNetwork": "features",
@@ -23,7 +26,7 @@ _HOMES = {
     "Report": "report",
     "Section": "report",
     "clip_score": "clipscore",
-    "compare_sets": "measure",
+    "compare_sets": "sets",
     "extract": "features",
     "fit_gaussian": "frechet",
     "frechet_distance": "frechet",
@@ -31,11 +34,11 @@ _HOMES = {
     "kernel_distance": "kid",
     "load_features": "features",
     "load_image_text": "features",
-    "measure_captioning": "measure",
-    "measure_generation": "measure",
+    "measure_captioning": "captioning",
+    "measure_generation": "generation",
     "measure_tokenizer": "measure",
     "print_report": "output",
-    "score_pairs": "measure",
+    "score_pairs": "sets",
     "write_report": "output",
 }
 

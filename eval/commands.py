@@ -153,8 +153,9 @@ def eval_generator(
     from unitok.device import pick_device
     from unitok.model import UniTok
 
+    from .captioning import measure_captioning
     from .features import ImageTextNetwork, load_features, load_image_text
-    from .measure import measure_captioning, measure_generation
+    from .generation import measure_generation
     from .output import claim_folder
 
     where = pick_device(device)
@@ -233,8 +234,8 @@ def eval_fid(
     from unitok.device import pick_device
 
     from .features import load_features
-    from .measure import compare_sets
     from .output import claim_folder
+    from .sets import compare_sets
 
     sets = [open_data(spec, image_size, captions=False) for spec in (a, b)]
     network = load_features(features, pick_device(device), feature_weights)
@@ -275,8 +276,8 @@ def eval_clipscore(
     from unitok.device import pick_device
 
     from .features import load_image_text
-    from .measure import score_pairs
     from .output import claim_folder
+    from .sets import score_pairs
 
     dataset = open_data(data, image_size)
     network = load_image_text(clip, pick_device(device))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tokenizers_vq.errors import UserError
 
 from .encoder.model import load_encoder
+from .report import Fact
 
 INCEPTION_DIM = 2048
 
@@ -47,6 +48,11 @@ class FeatureNetwork(ABC):
         self.device = device
         self.hash = hash_weights(module)
         """SHA-256 (hex) of the weights."""
+
+    @property
+    def origin(self) -> dict[str, Fact]:
+        """What a number made with it must carry."""
+        return {"features": self.name, "features_sha256": self.hash, "resize": self.resize}
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor: ...

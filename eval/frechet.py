@@ -67,14 +67,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return _distance(mean_x, mean_y, x.square().sum(), y.square().sum(), shared)
 
 
-def too_few(count: int, dim: int) -> str | None:
-    """A warning when a covariance of `dim` dimensions is fitted to too few samples; KID has no such bias."""
+def too_few(count: int, dim: int) -> list[str]:
+    """A warning when a covariance of `dim` dimensions is fitted to too few samples, else none; KID has no such bias."""
     if count >= dim:
-        return None
-    return (
+        return []
+    return [
         f"FID from {count} pictures with {dim}-dimensional features: the covariance is singular and the number biased "
         "upwards; compare it only with numbers from as many pictures, and read KID instead"
-    )
+    ]
 
 
 def _centre(features: Tensor) -> tuple[Tensor, Tensor]:

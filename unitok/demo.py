@@ -72,8 +72,10 @@ def _run(command: str, words: list[object], out: Path) -> None:
 
 
 def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
+    from unitok.eval.captioning import measure_captioning
     from unitok.eval.features import load_image_text
-    from unitok.eval.measure import measure_captioning, measure_generation, measure_tokenizer
+    from unitok.eval.generation import measure_generation
+    from unitok.eval.measure import measure_tokenizer
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
