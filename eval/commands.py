@@ -41,7 +41,7 @@ def eval_tokenizer(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
-        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
+        features: Network for rFID: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
         lpips_weights: File with torchvision's weights of that network, instead of the download.
@@ -102,6 +102,8 @@ def eval_generator(
     features: str = "embedded",
     feature_weights: Path | None = None,
     clip: str = "embedded",
+    reference: Path | None = None,
+    save_features: bool = False,
     gallery: str | None = None,
     label: str | None = None,
     batch_size: int = 32,
@@ -110,9 +112,10 @@ def eval_generator(
 ) -> None:
     """Measure a model: FID, KID and CLIPScore of pictures drawn from the captions of a data set, and its own captions.
 
-    On `shapes`, an exact checker also reads the pictures: attribute and scene accuracy. With --gallery, retrieval: is
-    the known picture that is nearest to the drawn one called what was asked for? Prints a table and writes report.json
-    and report.html.
+    Also precision, recall, density, coverage, CMMD and R-precision; the Inception Score with --features inception. On
+    `shapes`, an exact checker reads the pictures: attribute and scene accuracy, and GenEval's tasks. With --gallery,
+    retrieval: is the known picture that is nearest to the drawn one called what was asked for? Prints a table and
+    writes report.json, report.html and items.jsonl, which has a line of values per picture.
 
     Args:
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
@@ -131,9 +134,13 @@ def eval_generator(
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
         seed: The i-th picture is drawn with seed + i.
         captioning: Also caption the pictures of the data and compare with their captions.
-        features: Network for FID, KID and retrieval: embedded, inception, or clip:<hub id or folder>.
+        features: Network for FID, KID, precision and retrieval: embedded, inception, clip:<hub id or folder>, dinov2,
+            or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
-        clip: Network for CLIPScore: embedded or clip:<hub id or folder>.
+        clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
+        reference: An .npz file that FID compares with instead of the pictures of the data: statistics (mu, sigma), or
+            pictures (arr_0), or both, such as ADM's reference batches.
+        save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.
         gallery: Known pictures whose captions are names, such as "emoji/@train?caption=text".
         label: Column or template of the data that holds the right name, such as text; needs --gallery.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
@@ -157,6 +164,7 @@ def eval_generator(
     from .features import ImageTextNetwork, load_features, load_image_text
     from .generation import measure_generation
     from .output import claim_folder
+    from .sources import load_set
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
@@ -171,6 +179,11 @@ def eval_generator(
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
     scorer = network if same and isinstance(network, ImageTextNetwork) else load_image_text(clip, where)
+    known_set = None
+    if reference is not None:
+        if reference.suffix != ".npz":
+            raise UserError(f"--reference {reference} is not an .npz file: make one with `unitok eval statistics`")
+        known_set = load_set(str(reference), network, batch_size=batch_size)
     claim_folder(out)
     sections = [
         measure_generation(
@@ -184,17 +197,67 @@ def eval_generator(
             max_bad=max_bad,
             batch_size=batch_size,
             precision=precision,
+            reference=known_set,
             gallery=known,
             labels=labels,
+            save_features=save_features,
         )
     ]
     if captioning:
         sections.append(
             measure_captioning(
-                loaded, dataset, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
+                loaded, dataset, scorer, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
             )
         )
     _finish("Generator evaluation", sections, out, started, {"model": str(model)})
+
+
+def eval_statistics(
+    data: str,
+    out: Path,
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Save mean and covariance of the features of a set of pictures, for `eval fid` and `eval generator --reference`.
+
+    The file has pytorch-fid's layout (mu, sigma), and says in a key of its own which network made it from what.
+
+    Args:
+        data: Pictures, SOURCE[@SPLIT][?key=value&...], or an .npz file with pictures (arr_0).
+        out: File to write, ending in .npz.
+        limit: Pictures used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
+        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        batch_size: Pictures at a time; changes the speed, not the numbers.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval statistics shapes@val --out runs/shapes-val.npz
+    """
+    _check(batch_size, limit)
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out} is not an .npz file: give a name such as statistics.npz")
+    if out.exists():
+        raise UserError(f"--out {out} is there already: choose another name or remove it")
+    from unitok.device import pick_device
+
+    from .features import load_features
+    from .saved import save_statistics
+    from .sources import load_set
+
+    network = load_features(features, pick_device(device), feature_weights)
+    statistics = load_set(
+        data, network, image_size=image_size, limit=limit, max_bad=max_bad, batch_size=batch_size, keep=0
+    )
+    save_statistics(out, statistics)
+    print(f"{out}: {statistics.gaussian.count} pictures, {network.label}")
 
 
 def eval_fid(
@@ -210,16 +273,17 @@ def eval_fid(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Frechet distance and kernel distance between two sets of pictures.
+    """How far one set of pictures is from another: FID, KID, precision, recall, density, coverage, Inception Score.
 
     Args:
-        a: Pictures, SOURCE[@SPLIT][?key=value&...], such as a folder; captions are not needed.
-        b: The pictures to compare with.
+        a: Pictures to judge, SOURCE[@SPLIT][?key=value&...], such as a folder; captions are not needed. Or an .npz
+            file: statistics (mu, sigma) for FID alone, or ADM's samples (arr_0).
+        b: The reference to compare with, of the same kinds; ADM's reference batches have both.
         out: Folder for report.json and report.html; null prints the table alone.
         limit: Pictures used of each set; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
-        features: embedded, inception, or clip:<hub id or folder>.
+        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         seed: Chooses the subsets of KID.
@@ -230,18 +294,21 @@ def eval_fid(
     """
     started = time.time()
     _check(batch_size, limit)
-    from unitok.data.open import open_data
     from unitok.device import pick_device
 
     from .features import load_features
     from .output import claim_folder
     from .sets import compare_sets
+    from .sources import load_set
 
-    sets = [open_data(spec, image_size, captions=False) for spec in (a, b)]
     network = load_features(features, pick_device(device), feature_weights)
     if out is not None:
         claim_folder(out)
-    section = compare_sets(sets[0], sets[1], network, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
+    first, second = (
+        load_set(one, network, image_size=image_size, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
+        for one in (a, b)
+    )
+    section = compare_sets(first, second, network, seed=seed)
     _finish("Distance of two sets of pictures", [section], out, started, {})
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tokenizers_vq.errors import UserError
 
 from .encoder.model import load_encoder
-from .report import Fact
+from .provenance import Provenance
 
 INCEPTION_DIM = 2048
 
@@ -50,12 +50,16 @@ class FeatureNetwork(ABC):
         """SHA-256 (hex) of the weights."""
 
     @property
-    def origin(self) -> dict[str, Fact]:
+    def origin(self) -> Provenance:
         """What a number made with it must carry."""
         return {"features": self.name, "features_sha256": self.hash, "resize": self.resize}
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor: ...
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features, and the scores (B, C) of ImageNet's classes where the network has them: the Inception Score's."""
+        return self.features(images), None
 
 
 class ImageTextNetwork(FeatureNetwork):
@@ -118,7 +122,7 @@ class InceptionNetwork(FeatureNetwork):
         copy.seek(0)
         try:
             network = FeatureExtractorInceptionV3(
-                "inception", [str(INCEPTION_DIM)], feature_extractor_weights_path=copy
+                "inception", [str(INCEPTION_DIM), "logits_unbiased"], feature_extractor_weights_path=copy
             )
         except RuntimeError as error:
             raise UserError(
@@ -126,9 +130,13 @@ class InceptionNetwork(FeatureNetwork):
             ) from error
         super().__init__(network, device)
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        return self.module(images.to(self.device))[0].cpu()
+        return self.features_and_logits(images)[0]
+
+    @torch.inference_mode()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = self.module(images.to(self.device))
+        return features.cpu(), logits.cpu()
 
 
 def inception_file() -> str:
@@ -265,13 +273,14 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
     return check_features(torch.cat(parts), network.label)
 
 
-def check_features(features: Tensor, where: str) -> Tensor:
-    """The features themselves. Raises UserError when some are not finite."""
+def check_features(features: Tensor, where: str, first: int = 0) -> Tensor:
+    """The features themselves, of which the first belongs to picture number `first`. Raises UserError when some are not
+    finite."""
     bad = (~torch.isfinite(features)).any(dim=1)
     if bad.any():
         raise UserError(
             f"{int(bad.sum())} of {len(features)} pictures have features that are not finite ({where}), the first is "
-            f"number {int(bad.nonzero()[0])}: check the weights and the pictures"
+            f"number {first + int(bad.nonzero()[0])}: check the weights and the pictures"
         )
     return features
 

@@ -28,6 +28,7 @@ class Gaussian:
     covariance: Tensor
     """(D, D) float64, with N - 1 in the denominator."""
     count: int
+    """Samples; 0 when it is not known."""
     network: str
     """Hash of the network that made the features, "" when it is not known."""
 
@@ -44,15 +45,20 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     Raises:
         UserError: the two come from different networks.
     """
+    check_same_network(a, b)
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    return _distance(a.mean, b.mean, a.covariance.trace(), b.covariance.trace(), shared)
+
+
+def check_same_network(a: Gaussian, b: Gaussian) -> None:
+    """Raises UserError when two Gaussians cannot come from one network; one of unknown origin passes if it may fit."""
     if a.mean.shape != b.mean.shape or (a.network and b.network and a.network != b.network):
         raise UserError(
             f"statistics of different networks cannot be compared: {a.network[:12] or 'unknown'} with {len(a.mean)} "
             f"dimensions, {b.network[:12] or 'unknown'} with {len(b.mean)}: compute both with the same --features"
         )
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    return _distance(a.mean, b.mean, a.covariance.trace(), b.covariance.trace(), shared)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

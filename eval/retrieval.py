@@ -37,7 +37,7 @@ def picture_retrieval(
 
 def name_retrieval(
     clip: ImageTextNetwork,
-    pictures: dict[str, Tensor],
+    embeddings: dict[str, Tensor],
     labels: list[str],
     names: list[str],
     batch_size: int,
@@ -47,8 +47,7 @@ def name_retrieval(
     texts = [clip.text_embeddings(names[i : i + batch_size]) for i in range(0, len(names), batch_size)]
     numbers = {}
     for key, whose in {"drawn": "drawn pictures", "real": "the data's own pictures"}.items():
-        vectors = torch.cat([clip.image_embeddings(part) for part in pictures[key].split(batch_size)])
-        share = nearest_group(vectors, labels, torch.cat(texts), names)
+        share = nearest_group(embeddings[key], labels, torch.cat(texts), names)
         title = f"Right name among {len(names)} by nearest caption, {whose} ({clip.pair_label})"
         numbers[f"naming_{key}"] = Number(title, share, "%", "higher", {**facts, "names": len(names)})
     return numbers

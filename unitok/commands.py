@@ -44,7 +44,10 @@ COMMANDS: dict[str, Command] = {
     "eval tokenizer": Command("unitok.eval.commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."),
     "eval generator": Command("unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions."),
     "eval fid": Command(
-        "unitok.eval.commands:eval_fid", "Frechet distance between two sets of pictures.", positional=("a", "b")
+        "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")
+    ),
+    "eval statistics": Command(
+        "unitok.eval.commands:eval_statistics", "Save what FID needs to know of a set.", positional=("data",)
     ),
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)

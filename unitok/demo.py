@@ -90,7 +90,7 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     sections = [
         measure_tokenizer(model.image_tokenizer, held_out, network, limit=pictures),
         measure_generation(model, held_out, network, network, limit=pictures, seed=seed, batch_size=100),
-        measure_captioning(model, held_out, limit=pictures, batch_size=100),
+        measure_captioning(model, held_out, network, limit=pictures, batch_size=100),
     ]
     runs: dict[str, Any] = {path.name: json.loads((path / "run.json").read_text()) for path in (tokenizer, generator)}
     facts = {
