@@ -11,9 +11,9 @@ from .clipscore import pair_scores, summarize
 from .distances import distances
 from .features import FeatureNetwork, ImageTextNetwork
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .provenance import Fact
+from .provenance import Fact, PictureHash, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics
+from .statistics import Statistics, size_line
 
 SHOWN = 32
 """Pictures in a figure."""
@@ -43,10 +43,18 @@ def score_pairs(
     """CLIPScore of the pictures and captions of a data set, with the best and the worst pairs."""
     scores: list[Tensor] = []
     items: list[Item] = []
+    values: list[dict[str, Fact]] = []
+    seen, sizes = PictureHash(), set()
     records = progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
         captions = [record.caption or "" for record in batch]
         scores.append(pair_scores(clip, images, captions))
+        seen.update(images, captions)
+        sizes.add((images.shape[3], images.shape[2]))
+        values += [
+            {"item": record.name, "caption": text, "clipscore": score}
+            for record, text, score in zip(batch, captions, scores[-1].tolist(), strict=True)
+        ]
         items += [
             Item([image], text, detail=f"{score:.1f}")
             for image, text, score in zip(images, captions, scores[-1].tolist(), strict=True)
@@ -55,6 +63,12 @@ def score_pairs(
         items = items if len(items) <= SHOWN else items[: SHOWN // 2] + items[-SHOWN // 2 :]
     result = summarize(torch.cat(scores))
     count = len(result.per_picture)
-    facts: dict[str, Fact] = {"data": dataset.name, "pictures": count, **clip.origin}
+    facts: Provenance = {
+        "set": dataset.name,
+        "set_sha256": seen.hexdigest(),
+        "pictures": count,
+        "image size": size_line(sizes),
+        **clip.origin,
+    }
     numbers = {"clipscore": Number(f"CLIPScore ({clip.pair_label})", result.score, "", "higher", facts)}
-    return Section("pairs", dataset.name, numbers, [Figure("Best pairs first, worst last", items)])
+    return Section("pairs", dataset.name, numbers, [Figure("Best pairs first, worst last", items)], values=values)
