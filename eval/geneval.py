@@ -140,7 +140,7 @@ def geneval(
         UserError: not as many pictures as prompts.
     """
     images = iter(pictures)
-    verdicts = []
+    verdicts: list[dict[str, bool]] = []
     for prompt in prompts:
         image = next(images, None)
         if image is None:

@@ -34,13 +34,13 @@ HINT = "give a file with mu and sigma (pytorch-fid, ADM, `unitok eval statistics
 def save_statistics(path: Path, statistics: Statistics) -> None:
     """Writes mean, covariance and where they come from; pytorch-fid reads the file too."""
     facts = {"versions": version_line(), **statistics.provenance}
+    arrays: dict[str, Any] = {
+        "mu": statistics.gaussian.mean.numpy(),
+        "sigma": statistics.gaussian.covariance.numpy(),
+        FACTS: np.array(json.dumps(facts, ensure_ascii=False)),
+    }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            mu=statistics.gaussian.mean.numpy(),
-            sigma=statistics.gaussian.covariance.numpy(),
-            **{FACTS: np.array(json.dumps(facts, ensure_ascii=False))},
-        )
+        np.savez(file, **arrays)
 
 
 def load_statistics(path: Path) -> Statistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -63,8 +65,10 @@ def score_pairs(
         items = items if len(items) <= SHOWN else items[: SHOWN // 2] + items[-SHOWN // 2 :]
     result = summarize(torch.cat(scores))
     count = len(result.per_picture)
+    texts = "\n".join(str(one["caption"]) for one in values)
     facts: Provenance = {
         "set": dataset.name,
+        "captions_sha256": hashlib.sha256(texts.encode()).hexdigest(),
         "set_sha256": seen.hexdigest(),
         "pictures": count,
         "image size": size_line(sizes),

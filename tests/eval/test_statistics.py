@@ -1,8 +1,9 @@
-"""The chain: streamed statistics, sources, saved files, provenance. Closed forms and other tools on the same features."""
+"""The chain: streamed statistics, sources, saved files, provenance. Closed forms, other tools on the same features."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -305,7 +306,7 @@ def test_numbers_made_in_different_ways_are_refused_in_one_table() -> None:
     assert difference(a, fewer) == ("features_sha256 abababababab and cdcdcdcdcdcd, pictures 500 and 50, y 2 and y 3")
     assert require_same({"A": a, "B": same}, "fid") == []
     with pytest.raises(
-        UserError, match="fid of A and of C were made in different ways: .*pictures 500 and 50.*--force"
+        UserError, match=r"fid of A and of C were made in different ways: .*pictures 500 and 50.*--force"
     ):
         require_same({"A": a, "B": same, "C": fewer}, "fid")
     assert len(require_same({"A": a, "B": same, "C": fewer}, "fid", force=True)) == 1
@@ -344,3 +345,14 @@ def test_hash_of_pictures_ignores_order_and_batches_alone() -> None:
 def test_statistics_without_features_still_give_fid() -> None:
     a, b = statistics_of_features(rows(100, 8, 0)), statistics_of_features(rows(90, 8, 1, 0.5))
     assert fid(Statistics(a.gaussian), Statistics(b.gaussian)) == pytest.approx(fid(a, b), rel=1e-12)
+
+
+def test_fid_is_quick() -> None:
+    """A quarter of Inception's dimension and fewer rows; benchmarks/frechet.py has the full size."""
+    started = time.perf_counter()
+    sums = [RunningGaussian(512) for _ in range(2)]
+    for number, one in enumerate(sums):
+        for part in rows(2000, 512, number).split(64):
+            one.update(part)
+    gaussian_distance(sums[0].gaussian(), sums[1].gaussian())
+    assert time.perf_counter() - started < 5, "about half a second on an idle core"
