@@ -58,7 +58,7 @@ def test_precision_and_recall_equal_torch_fidelity() -> None:
 
 
 def test_prdc_refusals() -> None:
-    with pytest.raises(UserError, match=r"5 picture\(s\) are too few for precision and recall: give 6|at least 6"):
+    with pytest.raises(UserError, match=r"5 picture\(s\) are too few for precision and recall: give at least 6"):
         prdc(rows(5, 4, 0), rows(50, 4, 1))
     with pytest.raises(UserError, match="of 4 and of 5 dimensions"):
         prdc(rows(50, 4, 0), rows(50, 5, 1))
@@ -83,7 +83,7 @@ def test_cmmd_equals_the_written_out_formula() -> None:
 
 
 def test_inception_score_of_known_cases() -> None:
-    sure = 50 * torch.eye(10).repeat(100, 1)  # each class equally often, without doubt
+    sure = 50 * torch.eye(10).repeat(1000, 1)  # each class equally often, without doubt
     assert inception_score(sure).mean == pytest.approx(10, rel=0.02)
     assert inception_score(torch.zeros(100, 10)).mean == pytest.approx(1), "no class at all"
     assert inception_score(sure[:1].expand(100, 10)).mean == pytest.approx(1), "one class alone"
@@ -147,10 +147,8 @@ def test_bleu_and_words() -> None:
 # --- GenEval ----------------------------------------------------------------------------------------------------------
 
 
-def box(
-    label: str, left: float, top: float, size: float = 10, color: str | None = None, confidence: float = 0.95
-) -> Box:
-    return Box(label, confidence, left, top, left + size, top + size, color)
+def box(label: str, left: float, top: float, color: str | None = None, confidence: float = 0.95) -> Box:
+    return Box(label, confidence, left, top, left + 10, top + 10, color)
 
 
 def test_relations_follow_the_published_rule() -> None:
@@ -218,7 +216,7 @@ def test_prompts_are_read_and_a_detector_is_plugged_in(tmp_path: Path) -> None:
     assert scores == {"colors": 1.0, "position": 1.0, "overall": 1.0}
     shuffled = overall(geneval(detector, prompts, images[1:] + images[:1]))
     assert shuffled["overall"] < 0.3
-    with pytest.raises(UserError, match="pictures and .* prompts: give one picture"):
+    with pytest.raises(UserError, match=r"pictures and .* prompts: give one picture"):
         geneval(detector, prompts, images[:-1])
     with pytest.raises(UserError, match="more pictures than"):
         geneval(detector, prompts[:-1], images)
