@@ -2,9 +2,10 @@
 
     d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)
 
-The trace of the root is the sum of the roots of the eigenvalues of the symmetric A^(1/2) B A^(1/2), or, when there are
-fewer samples than dimensions, the sum of the singular values of the product of the centred feature matrices: the same
-number to rounding, without a D x D decomposition.
+The trace of the root is the sum of the roots of the eigenvalues of A B, which are those of the symmetric L^T B L with
+A = L L^T (by Cholesky, or by eigenvalues when A is singular); or, when there are fewer samples than dimensions, the sum
+of the singular values of the product of the centred feature matrices: the same number to rounding, without a D x D
+decomposition.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
         UserError: the two come from different networks.
     """
     check_same_network(a, b)
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    factor, failed = torch.linalg.cholesky_ex(a.covariance)
+    if failed:  # singular: fewer samples than dimensions, or features that never move
+        values, vectors = torch.linalg.eigh(a.covariance)
+        factor = vectors * values.clamp(min=0).sqrt()
+    shared = torch.linalg.eigvalsh(factor.T @ b.covariance @ factor).clamp(min=0).sqrt().sum()
     return _distance(a.mean, b.mean, a.covariance.trace(), b.covariance.trace(), shared)
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.data.shapes import ShapesDataset
-from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_tokenizer
+from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_statistics, eval_tokenizer
+from unitok.eval.output import read_items
 from unitok.model import UniTok
 
 
@@ -93,6 +95,37 @@ def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: P
     assert data["provenance"]["generation.fid"]["seed"] == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("<img") == 6 * 2 + 6
+
+
+def test_eval_generator_against_saved_statistics_with_values_per_picture(
+    make_model: Callable[..., UniTok], tmp_path: Path
+) -> None:
+    """The model draws, FID compares with a file; values and features of single pictures stand beside the report."""
+    make_model().save_pretrained(tmp_path / "model")
+    eval_statistics("shapes@train?limit=60", tmp_path / "train.npz")
+    out = tmp_path / "report"
+    reference = tmp_path / "train.npz"
+    eval_generator(
+        tmp_path / "model", "shapes@val", out, limit=8, guidance=1.0, reference=reference, save_features=True
+    )
+    data = json.loads((out / "report.json").read_text())
+    origin = data["provenance"]["generation.fid"]
+    assert origin["reference pictures"] == 60 and origin["pictures"] == 8 and origin["seed"] == 0
+    assert origin["model_sha256"] and origin["captions_sha256"] and "kid" not in data["generation"]
+    assert {"clipscore", "r_precision", "cmmd", "geneval"} <= data["generation"].keys()
+    assert data["provenance"]["generation.r_precision"]["R"] <= 8
+    lines, captions = read_items(out, "generation"), read_items(out, "captioning")
+    assert len(lines) == len(captions) == 8 and lines[3]["item"] == "shapes:3" and lines[3]["seed"] == 3
+    for key in ("clipscore", "scene"):
+        number = data["generation"]["scene_accuracy" if key == "scene" else key]
+        assert sum(float(line[key] or 0) for line in lines) / 8 == pytest.approx(number, abs=1e-4)
+    assert sum(float(line["cider"] or 0) for line in captions) / 8 == pytest.approx(data["captioning"]["cider"])
+    features = load_file(out / "features.safetensors")
+    assert features["generation.drawn"].shape == features["generation.real"].shape == (8, 160)
+    with pytest.raises(UserError, match="measure again"):
+        read_items(tmp_path, "generation")
+    with pytest.raises(UserError, match=r"--reference .* is not an \.npz file"):
+        eval_generator(tmp_path / "model", "shapes@val", tmp_path / "other", reference=tmp_path)
 
 
 def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
