@@ -33,11 +33,9 @@ def batches(count: int, dim: int, seed: int, size: int = 64) -> Iterator[Tensor]
 def timed(name: str, work: Callable[[], object]) -> object:
     started, busy = time.perf_counter(), time.process_time()
     result = work()
+    seconds, busy = time.perf_counter() - started, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(
-        f"{name:<34}{time.perf_counter() - started:8.1f} s   CPU {time.process_time() - busy:6.1f} s   peak {peak:.2f} GB",
-        flush=True,
-    )
+    print(f"{name:<36}{seconds:8.1f} s   processor {busy:6.1f} s   peak {peak:.2f} GB", flush=True)
     return result
 
 

@@ -78,7 +78,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         UserError: no such file, or a line that is no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give GenEval's evaluation_metadata.jsonl") from error
     prompts = []

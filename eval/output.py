@@ -62,7 +62,7 @@ def read_items(folder: Path, section: str) -> list[dict[str, Fact]]:
     """
     file = folder / ITEMS_FILE
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
         return [{k: v for k, v in line.items() if k != "section"} for line in lines if line["section"] == section]
     except OSError as error:
         raise UserError(
