@@ -64,7 +64,7 @@ def measure_captioning(
     facts: Provenance = {
         "data": dataset.name,
         "pictures": len(written),
-        "reference_sha256": seen.hexdigest(),
+        "captions_sha256": seen.hexdigest(),
         "model_sha256": model.fingerprint(),
         "precision": precision,
     }

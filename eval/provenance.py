@@ -21,10 +21,11 @@ Fact = str | int | float | None
 Provenance = dict[str, Fact]
 
 PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
-SUBJECT = frozenset(
-    {"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "set resize", "label", "precision"}
-)
+SUBJECT = frozenset({"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision"})
 """Facts about what is measured, not about how: they may differ between two numbers of one table."""
+
+NAMED = {"features": "features_sha256", "reference": "reference_sha256", "data": "captions_sha256"}
+"""Names, such as paths, that say nothing more where the hash of what they name is known and equal."""
 
 
 @cache
@@ -82,7 +83,8 @@ def difference(a: Mapping[str, Fact], b: Mapping[str, Fact]) -> str | None:
     >>> difference({"features": "inception", "pictures": 500}, {"features": "inception", "pictures": 5000})
     'pictures 500 and 5000'
     """
-    keys = [key for key in dict.fromkeys([*a, *b]) if key not in SUBJECT and a.get(key) != b.get(key)]
+    settled = {name for name, key in NAMED.items() if a.get(key) is not None and a.get(key) == b.get(key)}
+    keys = [key for key in dict.fromkeys([*a, *b]) if key not in SUBJECT | settled and a.get(key) != b.get(key)]
     if "versions" in keys:
         keys.remove("versions")
         parts = [_versions_line(str(a.get("versions")), str(b.get("versions")))]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
+from unitok.cli import main
 from unitok.data.shapes import ShapesDataset
 from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_statistics, eval_tokenizer
 from unitok.eval.output import read_items
@@ -167,6 +171,29 @@ def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: 
     with pytest.raises(UserError, match=r"--lpips_weights .* is not a file"):
         eval_tokenizer(tokenizer, str(pictures), tmp_path / "out", lpips_weights=tmp_path / "none.pth")
     assert not (tmp_path / "out").exists(), "nothing is half-written"
+
+
+def test_bad_input_ends_with_one_line_and_exit_code_2(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    for argv, message in {
+        (str(tmp_path / "empty"), str(pictures)): "no pictures",
+        (f"{pictures}?limit=1", str(pictures)): "1 picture(s) are too few",
+        (str(pictures), str(tmp_path / "inception.npz")): "made with another network",
+        (str(pictures), str(tmp_path / "none.npz")): "there is no file",
+        (str(pictures), str(pictures), "--features", "inception"): "pass --feature_weights FILE",
+        (str(pictures), str(pictures), "--features", f"dinov2:{tmp_path}"): "--features dinov2:FOLDER",
+    }.items():
+        assert main(["eval", "fid", *argv]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert lines[-1].startswith("error: ") and message in lines[-1]
+        assert sum("error" in line for line in lines) == 1
 
 
 def test_broken_pictures_stop_the_measurement_or_are_left_out(pictures: Path, tmp_path: Path) -> None:
