@@ -98,8 +98,8 @@ def _notes(drawn: Statistics, real: Statistics, network: FeatureNetwork) -> list
                 f"{name} has pictures of {size}: the network resizes each by itself, which blurs them differently; "
                 "--image_size makes them alike"
             )
-    sizes = [one.provenance.get("image size") for one in (drawn, real)]
-    if None not in sizes and sizes[0] != sizes[1] and not any(" sizes " in str(size) for size in sizes):
+    sizes = [str(one.provenance.get("image size")).split(" (")[0] for one in (drawn, real)]
+    if "None" not in sizes and sizes[0] != sizes[1] and not any(" sizes " in str(size) for size in sizes):
         notes.append(
             f"the pictures are {sizes[0]} and {sizes[1]}: resizing differs between the sets, and part of the distance "
             "is that; --image_size makes them alike"

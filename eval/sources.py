@@ -6,6 +6,7 @@ Each source is an iterable of batches uint8 (B, 3, H, W); any other iterable of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -75,9 +76,12 @@ def load_set(
     if not what.endswith(".npz"):
         dataset = open_data(what, image_size, captions=False)
         batches = dataset_pictures(dataset, limit, max_bad, batch_size)
-        return measure_statistics(
-            network, _shown(batches, count_pictures(dataset, limit), batch_size), dataset.name, keep=keep, seed=seed
-        )
+        batches = _shown(batches, count_pictures(dataset, limit), batch_size)
+        found = measure_statistics(network, batches, dataset.name, keep=keep, seed=seed)
+        if image_size is None:
+            return found
+        size = f"{found.provenance['image size']} (scaled and cropped before the network)"
+        return replace(found, provenance={**found.provenance, "image size": size})
     path = Path(what).expanduser()
     keys = holds(path)
     saved = load_statistics(path) if "mu" in keys or "arr_0" not in keys else None

@@ -271,7 +271,7 @@ def test_sizes_that_differ_are_warned_of(tmp_path: Path, network: FeatureNetwork
     _, warnings = distances(mixed, even, network)
     assert any("--image_size makes them alike" in line for line in warnings)
     alike = load_set(str(tmp_path), network, image_size=32)
-    assert alike.provenance["image size"] == "32x32"
+    assert alike.provenance["image size"] == "32x32 (scaled and cropped before the network)"
     assert not any("image_size" in line for line in distances(alike, even, network)[1])
 
 
