@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from safetensors.torch import save_file
 
 from tokenizers_vq.errors import UserError
@@ -76,13 +77,13 @@ def print_report(report: Report) -> None:
     """One table per section on stdout, warnings on stderr."""
     out, notes = Console(), Console(stderr=True)
     for section in report.sections:
-        table = Table(title=section.title, title_justify="left", show_header=False)
+        table = Table(title=Text(section.title), title_justify="left", show_header=False)
         for number in section.numbers.values():
             if isinstance(number.value, dict):
                 for part, value in number.value.items():
-                    table.add_row(f"{number.label}: {part}", number.show(value))
+                    table.add_row(Text(f"{number.label}: {part}"), number.show(value))
             else:
-                table.add_row(number.label, number.show(number.value))
+                table.add_row(Text(number.label), number.show(number.value))
         if section.numbers:
             out.print(table, markup=False)
         for warning in section.warnings:
