@@ -1,5 +1,10 @@
 """Measuring: pictures -> features -> statistics -> number, and reports that say where each number comes from.
 
+    pictures    sources (a folder, a data spec, a model, a saved file), or any iterable of uint8 (B, 3, H, W)
+    features    features.load_features: embedded, inception, clip:<name>, dinov2:<name>
+    statistics  statistics.measure_statistics; saved.save_statistics keeps them
+    number      statistics.fid, kid, prdc, cmmd, inception_score, clipscore, r_precision, captions, geneval
+
 Names are loaded when first used.
 """
 
@@ -9,33 +14,58 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .captioning import measure_captioning
+    from .captions import bleu, cider
     from .clipscore import clip_score
     from .features import FeatureNetwork, ImageTextNetwork, extract, load_features, load_image_text
     from .frechet import fit_gaussian, frechet_distance, gaussian_distance
+    from .generation import measure_generation
+    from .geneval import read_prompts
     from .kid import kernel_distance
-    from .measure import compare_sets, measure_captioning, measure_generation, measure_tokenizer, score_pairs
-    from .output import print_report, write_report
+    from .measure import measure_tokenizer
+    from .output import print_report, read_items, write_report
+    from .provenance import difference, require_same
     from .report import Report, Section
+    from .saved import load_statistics, npz_pictures, save_statistics
+    from .sets import compare_sets, score_pairs
+    from .sources import dataset_pictures, load_set, model_pictures
+    from .statistics import Statistics, fid, measure_statistics, statistics_of_features
 
 _HOMES = {
     "FeatureNetwork": "features",
     "ImageTextNetwork": "features",
     "Report": "report",
     "Section": "report",
+    "Statistics": "statistics",
+    "bleu": "captions",
+    "cider": "captions",
     "clip_score": "clipscore",
-    "compare_sets": "measure",
+    "compare_sets": "sets",
+    "dataset_pictures": "sources",
+    "difference": "provenance",
     "extract": "features",
+    "fid": "statistics",
     "fit_gaussian": "frechet",
     "frechet_distance": "frechet",
     "gaussian_distance": "frechet",
     "kernel_distance": "kid",
     "load_features": "features",
     "load_image_text": "features",
-    "measure_captioning": "measure",
-    "measure_generation": "measure",
+    "load_set": "sources",
+    "load_statistics": "saved",
+    "measure_captioning": "captioning",
+    "measure_generation": "generation",
+    "measure_statistics": "statistics",
     "measure_tokenizer": "measure",
+    "model_pictures": "sources",
+    "npz_pictures": "saved",
     "print_report": "output",
-    "score_pairs": "measure",
+    "read_items": "output",
+    "read_prompts": "geneval",
+    "require_same": "provenance",
+    "save_statistics": "saved",
+    "score_pairs": "sets",
+    "statistics_of_features": "statistics",
     "write_report": "output",
 }
 
@@ -44,20 +74,36 @@ __all__ = [
     "ImageTextNetwork",
     "Report",
     "Section",
+    "Statistics",
+    "bleu",
+    "cider",
     "clip_score",
     "compare_sets",
+    "dataset_pictures",
+    "difference",
     "extract",
+    "fid",
     "fit_gaussian",
     "frechet_distance",
     "gaussian_distance",
     "kernel_distance",
     "load_features",
     "load_image_text",
+    "load_set",
+    "load_statistics",
     "measure_captioning",
     "measure_generation",
+    "measure_statistics",
     "measure_tokenizer",
+    "model_pictures",
+    "npz_pictures",
     "print_report",
+    "read_items",
+    "read_prompts",
+    "require_same",
+    "save_statistics",
     "score_pairs",
+    "statistics_of_features",
     "write_report",
 ]
 

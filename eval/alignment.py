@@ -5,14 +5,15 @@ Exact on `shapes`, by nearest features elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import Verdict, check
-from unitok.data.shapes import parse
+from unitok.data.checker import Found, Verdict, check
+from unitok.data.shapes import Kind, parse
 
 
 def are_shapes(captions: Sequence[str]) -> bool:
@@ -23,6 +24,42 @@ def are_shapes(captions: Sequence[str]) -> bool:
 def check_pictures(images: Tensor, captions: Sequence[str]) -> list[Verdict]:
     """The checker's verdict on each picture uint8 (N, 3, S, S) and its shapes caption."""
     return [check(image, caption) for image, caption in zip(images, captions, strict=True)]
+
+
+def by_category(verdicts: Sequence[Verdict], captions: Sequence[str]) -> list[dict[str, bool]]:
+    """For each picture of a shapes caption: which of GenEval's tasks the caption sets, and whether they are done.
+
+    "single_object"      one object is asked for, and its shape is there
+    "colors"             one object is asked for, and its shape is there in its colour
+    "two_object"         two objects are asked for, and both shapes are there
+    "color_attr"         two objects are asked for, and each shape has its own colour (attribute binding)
+    "counting"           the picture has exactly as many objects as the caption names
+    "position"           a relation is asked for, and all shapes are there and stand as the caption says
+    """
+    results = []
+    for verdict, caption in zip(verdicts, captions, strict=True):
+        facts = parse(caption)
+        assert facts is not None
+        found, kinds = verdict.found, facts.kinds
+        shapes = _matched(found, kinds, lambda thing, kind: thing.shape == kind.shape)
+        bound = _matched(found, kinds, lambda thing, kind: (thing.shape, thing.colour) == (kind.shape, kind.colour))
+        tasks = {"counting": verdict.count}
+        if len(kinds) == 1:
+            tasks |= {"single_object": shapes, "colors": bound}
+        if len(kinds) == 2:
+            tasks |= {"two_object": shapes, "color_attr": bound}
+        if verdict.relation is not None:
+            tasks["position"] = verdict.relation == 1 and verdict.shape == 1
+        results.append(tasks)
+    return results
+
+
+def _matched(found: Sequence[Found], kinds: Sequence[Kind], fits: Callable[[Found, Kind], bool]) -> bool:
+    """Whether each kind can have a found object of its own that fits it."""
+    return any(
+        all(fits(thing, kind) for thing, kind in zip(things, kinds, strict=True))
+        for things in permutations(found, len(kinds))
+    )
 
 
 def wrong_attributes(verdict: Verdict) -> list[str]:
@@ -45,8 +82,13 @@ def true_share(images: Tensor, written: Sequence[str]) -> float:
     """
     if not written:
         raise UserError("there are no captions to check: give at least one picture")
-    true = [parse(text) is not None and check(image, text).all for image, text in zip(images, written, strict=True)]
+    true = true_captions(images, written)
     return sum(true) / len(true)
+
+
+def true_captions(images: Tensor, written: Sequence[str]) -> list[bool]:
+    """Of each caption, whether it is a shapes sentence and wholly true of its picture uint8 (N, 3, S, S)."""
+    return [parse(text) is not None and check(image, text).all for image, text in zip(images, written, strict=True)]
 
 
 def nearest_group(

@@ -28,8 +28,7 @@ def pair_scores(network: ImageTextNetwork, images: Tensor, captions: Sequence[st
     """(B,) 100 times the cosine of each picture uint8 (B, 3, H, W) and its caption."""
     if len(images) != len(captions):
         raise UserError(f"{len(images)} pictures and {len(captions)} captions: give one caption for each picture")
-    cosines = (network.image_embeddings(images) * network.text_embeddings(list(captions))).sum(dim=1)
-    return 100 * cosines
+    return cosine_scores(network.image_embeddings(images), network.text_embeddings(list(captions)))
 
 
 def clip_score(network: ImageTextNetwork, images: Tensor, captions: Sequence[str], batch_size: int = 64) -> ClipScore:
@@ -41,6 +40,11 @@ def clip_score(network: ImageTextNetwork, images: Tensor, captions: Sequence[str
     starts = range(0, len(images), batch_size)
     scores = [pair_scores(network, images[i : i + batch_size], captions[i : i + batch_size]) for i in starts]
     return summarize(torch.cat(scores))
+
+
+def cosine_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """(N,) 100 times the cosine of embeddings (N, E) and (N, E) of length 1."""
+    return 100 * (images * texts).sum(dim=1)
 
 
 def summarize(scores: Tensor) -> ClipScore:

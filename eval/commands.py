@@ -1,4 +1,4 @@
-"""The commands that measure. Free of torch until one runs, so that help is quick."""
+"""The commands that measure pictures and generators. Free of torch until one runs, so that help is quick."""
 
 from __future__ import annotations
 
@@ -11,135 +11,9 @@ from unitok.data.spec import parse_spec
 from unitok.sample.config import SampleSettings
 
 if TYPE_CHECKING:
-    import torch
-
-    from tokenizers_vq.base import ImageTokenizer
-
     from .report import Section
 
 Device = Literal["auto", "cpu", "cuda"]
-Lpips = Literal["auto", "alex", "vgg", "squeeze", "none"]
-
-
-def eval_tokenizer(
-    tokenizer: Path,
-    data: str,
-    out: Path = Path("runs/eval-tokenizer"),
-    limit: int | None = None,
-    max_bad: float = 0.01,
-    image_size: int | None = None,
-    features: str = "embedded",
-    feature_weights: Path | None = None,
-    lpips: Lpips = "auto",
-    lpips_weights: Path | None = None,
-    batch_size: int = 32,
-    device: Device = "auto",
-) -> None:
-    """Measure a tokenizer: PSNR, SSIM, LPIPS, reconstruction FID and codebook use.
-
-    Prints a table and writes report.json, report.html, and its figures as PNG files: reconstructions beside originals
-    with maps of the error, how often codes occur, and of several scales the picture after each.
-
-    Args:
-        tokenizer: Folder of a tokenizer, as `unitok train tokenizer` writes it, or of a model that holds one.
-        data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
-        out: Folder for the report.
-        limit: Pictures used; null for all (of endless data, 1000).
-        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
-        image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
-        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
-        feature_weights: File with the weights of inception, instead of the download.
-        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
-        lpips_weights: File with torchvision's weights of that network, instead of the download.
-        batch_size: Pictures at a time; changes the speed, not the numbers.
-        device: auto takes a GPU where there is one.
-
-    Example:
-        unitok eval tokenizer --tokenizer runs/demo/tokenizer --data shapes@val --out runs/eval-tokenizer
-    """
-    started = time.time()
-    _check(batch_size, limit)
-    from unitok.data.open import open_data
-    from unitok.device import pick_device
-
-    from .features import load_features
-    from .measure import measure_tokenizer
-    from .output import claim_folder
-
-    where = pick_device(device)
-    loaded = _open_tokenizer(tokenizer, where)
-    dataset = open_data(data, image_size or loaded.image_size, captions=False)
-    network = load_features(features, where, feature_weights)
-    perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
-    claim_folder(out)
-    section = measure_tokenizer(
-        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
-    )
-    section.warnings += left_out
-    _finish("Tokenizer evaluation", [section], out, started, {"tokenizer": str(tokenizer)})
-
-
-def compare_tokenizers(
-    tokenizers: list[Path],
-    data: str,
-    out: Path = Path("runs/compare-tokenizers"),
-    limit: int | None = None,
-    max_bad: float = 0.01,
-    image_size: int | None = None,
-    features: str = "embedded",
-    feature_weights: Path | None = None,
-    lpips: Lpips = "auto",
-    lpips_weights: Path | None = None,
-    batch_size: int = 32,
-    device: Device = "auto",
-) -> None:
-    """Tokenizers side by side on the same pictures: quality, codebook use, bits, parameters and speed in one table.
-
-    Writes report.json, report.html with the same pictures reconstructed by each, and the figures as PNG files. Speeds
-    are taken in turns, so that whatever else the machine does falls on all alike.
-
-    Args:
-        tokenizers: Folders of tokenizers, or of models that hold one.
-        data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
-        out: Folder for the report.
-        limit: Pictures used; null for all (of endless data, 1000).
-        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
-        image_size: Pictures are scaled and cropped to this square; null for the size that all the tokenizers have.
-        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
-        feature_weights: File with the weights of inception, instead of the download.
-        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
-        lpips_weights: File with torchvision's weights of that network, instead of the download.
-        batch_size: Pictures at a time, also when speed is measured.
-        device: auto takes a GPU where there is one.
-
-    Example:
-        unitok compare-tokenizers runs/tokenizer runs/tokenizer_scales --data shapes@val --limit 500
-    """
-    started = time.time()
-    _check(batch_size, limit)
-    if len(tokenizers) < 2:
-        raise UserError(f"{len(tokenizers)} tokenizer given: name two folders or more to compare")
-    from unitok.data.open import open_data
-    from unitok.device import pick_device
-
-    from .compare_tokenizers import common_size, measure_side_by_side, short_names
-    from .features import load_features
-    from .output import claim_folder
-
-    where = pick_device(device)
-    names = short_names(tokenizers)
-    loaded = {name: _open_tokenizer(path, where) for name, path in zip(names, tokenizers, strict=True)}
-    size = common_size(loaded, image_size)
-    dataset = open_data(data, size, captions=False)
-    network = load_features(features, where, feature_weights)
-    perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
-    claim_folder(out)
-    section = measure_side_by_side(
-        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
-    )
-    section.warnings += left_out
-    facts = {name: str(path) for name, path in zip(names, tokenizers, strict=True)}
-    _finish("Tokenizers side by side", [section], out, started, facts)
 
 
 def eval_generator(
@@ -160,6 +34,8 @@ def eval_generator(
     features: str = "embedded",
     feature_weights: Path | None = None,
     clip: str = "embedded",
+    reference: Path | None = None,
+    save_features: bool = False,
     gallery: str | None = None,
     label: str | None = None,
     batch_size: int = 32,
@@ -168,9 +44,10 @@ def eval_generator(
 ) -> None:
     """Measure a model: FID, KID and CLIPScore of pictures drawn from the captions of a data set, and its own captions.
 
-    On `shapes`, an exact checker also reads the pictures: attribute and scene accuracy. With --gallery, retrieval: is
-    the known picture that is nearest to the drawn one called what was asked for? Prints a table and writes report.json
-    and report.html.
+    Also precision, recall, density, coverage, CMMD and R-precision; the Inception Score with --features inception. On
+    `shapes`, an exact checker reads the pictures: attribute and scene accuracy, and GenEval's tasks. With --gallery,
+    retrieval: is the known picture that is nearest to the drawn one called what was asked for? Prints a table and
+    writes report.json, report.html and items.jsonl, which has a line of values per picture.
 
     Args:
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
@@ -189,9 +66,13 @@ def eval_generator(
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
         seed: The i-th picture is drawn with seed + i.
         captioning: Also caption the pictures of the data and compare with their captions.
-        features: Network for FID, KID and retrieval: embedded, inception, or clip:<hub id or folder>.
+        features: Network for FID, KID, precision and retrieval: embedded, inception, clip:<hub id or folder>, dinov2,
+            or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
-        clip: Network for CLIPScore: embedded or clip:<hub id or folder>.
+        clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
+        reference: An .npz file that FID compares with instead of the pictures of the data: statistics (mu, sigma), or
+            pictures (arr_0), or both, such as ADM's reference batches.
+        save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.
         gallery: Known pictures whose captions are names, such as "emoji/@train?caption=text".
         label: Column or template of the data that holds the right name, such as text; needs --gallery.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
@@ -203,7 +84,7 @@ def eval_generator(
     """
     given = SampleSettings.given(locals())
     started = time.time()
-    _check(batch_size, limit)
+    check_counts(batch_size, limit)
     if (gallery is None) != (label is None):
         raise UserError("--gallery and --label go together: name the known pictures and the column of the right name")
 
@@ -211,9 +92,11 @@ def eval_generator(
     from unitok.device import pick_device
     from unitok.model import UniTok
 
+    from .captioning import measure_captioning
     from .features import ImageTextNetwork, load_features, load_image_text
-    from .measure import measure_captioning, measure_generation
+    from .generation import measure_generation
     from .output import claim_folder
+    from .sources import load_set
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
@@ -228,6 +111,11 @@ def eval_generator(
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
     scorer = network if same and isinstance(network, ImageTextNetwork) else load_image_text(clip, where)
+    known_set = None
+    if reference is not None:
+        if reference.suffix != ".npz":
+            raise UserError(f"--reference {reference} is not an .npz file: make one with `unitok eval statistics`")
+        known_set = load_set(str(reference), network, batch_size=batch_size)
     claim_folder(out)
     sections = [
         measure_generation(
@@ -241,17 +129,67 @@ def eval_generator(
             max_bad=max_bad,
             batch_size=batch_size,
             precision=precision,
+            reference=known_set,
             gallery=known,
             labels=labels,
+            save_features=save_features,
         )
     ]
     if captioning:
         sections.append(
             measure_captioning(
-                loaded, dataset, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
+                loaded, dataset, scorer, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
             )
         )
-    _finish("Generator evaluation", sections, out, started, {"model": str(model)})
+    finish("Generator evaluation", sections, out, started, {"model": str(model)})
+
+
+def eval_statistics(
+    data: str,
+    out: Path,
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Save mean and covariance of the features of a set of pictures, for `eval fid` and `eval generator --reference`.
+
+    The file has pytorch-fid's layout (mu, sigma), and says in a key of its own which network made it from what.
+
+    Args:
+        data: Pictures, SOURCE[@SPLIT][?key=value&...], or an .npz file with pictures (arr_0).
+        out: File to write, ending in .npz.
+        limit: Pictures used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
+        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        batch_size: Pictures at a time; changes the speed, not the numbers.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval statistics shapes@val --out runs/shapes-val.npz
+    """
+    check_counts(batch_size, limit)
+    if out.suffix != ".npz":
+        raise UserError(f"--out {out} is not an .npz file: give a name such as statistics.npz")
+    if out.exists():
+        raise UserError(f"--out {out} is there already: choose another name or remove it")
+    from unitok.device import pick_device
+
+    from .features import load_features
+    from .saved import save_statistics
+    from .sources import load_set
+
+    network = load_features(features, pick_device(device), feature_weights)
+    statistics = load_set(
+        data, network, image_size=image_size, limit=limit, max_bad=max_bad, batch_size=batch_size, keep=0
+    )
+    save_statistics(out, statistics)
+    print(f"{out}: {statistics.gaussian.count} pictures, {network.label}")
 
 
 def eval_fid(
@@ -267,16 +205,17 @@ def eval_fid(
     seed: int = 0,
     device: Device = "auto",
 ) -> None:
-    """Frechet distance and kernel distance between two sets of pictures.
+    """How far one set of pictures is from another: FID, KID, precision, recall, density, coverage, Inception Score.
 
     Args:
-        a: Pictures, SOURCE[@SPLIT][?key=value&...], such as a folder; captions are not needed.
-        b: The pictures to compare with.
+        a: Pictures to judge, SOURCE[@SPLIT][?key=value&...], such as a folder; captions are not needed. Or an .npz
+            file: statistics (mu, sigma) for FID alone, or ADM's samples (arr_0).
+        b: The reference to compare with, of the same kinds; ADM's reference batches have both.
         out: Folder for report.json and report.html; null prints the table alone.
         limit: Pictures used of each set; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
-        features: embedded, inception, or clip:<hub id or folder>.
+        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         seed: Chooses the subsets of KID.
@@ -286,20 +225,23 @@ def eval_fid(
         unitok eval fid shapes@val shapes@train --limit 500
     """
     started = time.time()
-    _check(batch_size, limit)
-    from unitok.data.open import open_data
+    check_counts(batch_size, limit)
     from unitok.device import pick_device
 
     from .features import load_features
-    from .measure import compare_sets
     from .output import claim_folder
+    from .sets import compare_sets
+    from .sources import load_set
 
-    sets = [open_data(spec, image_size, captions=False) for spec in (a, b)]
     network = load_features(features, pick_device(device), feature_weights)
     if out is not None:
         claim_folder(out)
-    section = compare_sets(sets[0], sets[1], network, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
-    _finish("Distance of two sets of pictures", [section], out, started, {})
+    first, second = (
+        load_set(one, network, image_size=image_size, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
+        for one in (a, b)
+    )
+    section = compare_sets(first, second, network, seed=seed)
+    finish("Distance of two sets of pictures", [section], out, started, {})
 
 
 def eval_clipscore(
@@ -328,52 +270,32 @@ def eval_clipscore(
         unitok eval clipscore --data shapes@val --limit 200
     """
     started = time.time()
-    _check(batch_size, limit)
+    check_counts(batch_size, limit)
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
     from .features import load_image_text
-    from .measure import score_pairs
     from .output import claim_folder
+    from .sets import score_pairs
 
     dataset = open_data(data, image_size)
     network = load_image_text(clip, pick_device(device))
     if out is not None:
         claim_folder(out)
     section = score_pairs(dataset, network, limit=limit, max_bad=max_bad, batch_size=batch_size)
-    _finish("CLIPScore", [section], out, started, {})
+    finish("CLIPScore", [section], out, started, {})
 
 
-def _check(batch_size: int, limit: int | None) -> None:
+def check_counts(batch_size: int, limit: int | None) -> None:
+    """Raises UserError unless both are counts."""
     problems = Problems()
     problems.check(batch_size >= 1, f"--batch_size is {batch_size}: choose 1 or more")
     problems.check(limit is None or limit >= 1, f"--limit is {limit}: choose 1 or more, or leave it out")
     problems.raise_if_any()
 
 
-def _open_tokenizer(path: Path, device: torch.device) -> ImageTokenizer:
-    """The tokenizer of its own folder, or the one inside a model's folder."""
-    from tokenizers_vq.base import load_tokenizer
-
-    inside = path / "image_tokenizer"
-    return load_tokenizer(inside if inside.is_dir() else path, device)
-
-
-def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:
-    """The network of LPIPS, or None and why it is left out."""
-    from tokenizers_vq.losses import load_lpips
-
-    if name == "none":
-        return None, []
-    try:
-        return load_lpips("alex" if name == "auto" else name, weights, "--lpips_weights").to(device), []
-    except UserError as error:
-        if name != "auto" or weights is not None:
-            raise
-        return None, [f"LPIPS is left out. {error}"]
-
-
-def _finish(title: str, sections: list[Section], out: Path | None, started: float, facts: dict[str, str]) -> None:
+def finish(title: str, sections: list[Section], out: Path | None, started: float, facts: dict[str, str]) -> None:
+    """Prints the report, and writes it where there is a folder for it."""
     from .output import print_report, write_report
     from .report import Report
 

@@ -19,8 +19,8 @@ from unitok.data.records import RecordDataset
 from .features import FeatureNetwork
 from .figures import codebook_figure, with_errors
 from .frechet import too_few
-from .measure import SHOWN, origin, progress
-from .pictures import MAX_BAD, count_pictures, picture_batches, read_records
+from .measure import SHOWN
+from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .reconstruction import ReconstructionMeter
 from .report import Fact, Number, Section
 
@@ -109,7 +109,7 @@ def measure_side_by_side(
     bits = {name: codes[name] * math.log2(sizes[name]) for name in tokenizers}
     parameters = {name: sum(p.numel() for p in tokenizer.parameters()) for name, tokenizer in tokenizers.items()}
     lpips_values = {name: score.lpips for name, score in scores.items() if score.lpips is not None}
-    of_network: dict[str, Fact] = {**facts, **origin(network)}
+    of_network: dict[str, Fact] = {**facts, **network.origin}
 
     numbers = {
         "psnr": Number("PSNR (mean over pictures)", {n: s.psnr for n, s in scores.items()}, "dB", "higher", facts),
@@ -138,7 +138,7 @@ def measure_side_by_side(
         codebook_figure({name: meter.usage for name, meter in meters.items()}, "codebook.png"),
     ]
     few = too_few(count, network.dim)
-    return Section("tokenizers", "Tokenizers", numbers, figures, [few] if few else [], tuple(tokenizers))
+    return Section("tokenizers", "Tokenizers", numbers, figures, few, tuple(tokenizers))
 
 
 @torch.no_grad()

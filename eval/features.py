@@ -1,8 +1,9 @@
 """Networks that turn pictures (and captions) into vectors. Every number carries the label of its network.
 
-embedded                 the small dual encoder of this repository, offline; knows only what encoder/README.md says
-inception                the network of the published FID, weights by download or `--feature_weights FILE`
-clip:<hub id or folder>  a CLIP model of transformers
+embedded                   the small dual encoder of this repository, offline; knows only what encoder/README.md says
+inception                  the network of the published FID, weights by download or `--feature_weights FILE`
+clip:<hub id or folder>    a CLIP model of transformers
+dinov2:<hub id or folder>  a DINOv2 model of transformers; dinov2 alone is DINOv2_DEFAULT
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import io
 import logging
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,8 +25,15 @@ from torch import Tensor, nn
 from tokenizers_vq.errors import UserError
 
 from .encoder.model import load_encoder
+from .provenance import Provenance
 
 INCEPTION_DIM = 2048
+DINOV2_DEFAULT = "facebook/dinov2-large"
+"""The ViT-L/14 of the published FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675)."""
+DINOV2_SIZE = 224
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of the channels, in 0 to 1."""
+CHOICES = "embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>"
 
 
 class FeatureNetwork(ABC):
@@ -48,8 +57,17 @@ class FeatureNetwork(ABC):
         self.hash = hash_weights(module)
         """SHA-256 (hex) of the weights."""
 
+    @property
+    def origin(self) -> Provenance:
+        """What a number made with it must carry."""
+        return {"features": self.name, "features_sha256": self.hash, "resize": self.resize}
+
     @abstractmethod
     def features(self, images: Tensor) -> Tensor: ...
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features, and the scores (B, C) of ImageNet's classes where the network has them: the Inception Score's."""
+        return self.features(images), None
 
 
 class ImageTextNetwork(FeatureNetwork):
@@ -112,7 +130,7 @@ class InceptionNetwork(FeatureNetwork):
         copy.seek(0)
         try:
             network = FeatureExtractorInceptionV3(
-                "inception", [str(INCEPTION_DIM)], feature_extractor_weights_path=copy
+                "inception", [str(INCEPTION_DIM), "logits_unbiased"], feature_extractor_weights_path=copy
             )
         except RuntimeError as error:
             raise UserError(
@@ -120,9 +138,13 @@ class InceptionNetwork(FeatureNetwork):
             ) from error
         super().__init__(network, device)
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        return self.module(images.to(self.device))[0].cpu()
+        return self.features_and_logits(images)[0]
+
+    @torch.inference_mode()
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = self.module(images.to(self.device))
+        return features.cpu(), logits.cpu()
 
 
 def inception_file() -> str:
@@ -164,20 +186,16 @@ class ClipNetwork(ImageTextNetwork):
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        hub = logging.getLogger("huggingface_hub")
-        level = hub.level
-        hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
         try:
-            model = CLIPModel.from_pretrained(source)
-            self.processor = CLIPProcessor.from_pretrained(source)
+            with _quiet_hub():
+                model = CLIPModel.from_pretrained(source)
+                self.processor = CLIPProcessor.from_pretrained(source)
         except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
             raise UserError(
                 f"features 'clip:{source}': it is neither a folder with a CLIP model (config.json, model.safetensors, "
                 "preprocessor_config.json, tokenizer files) nor a model of the hub that can be fetched from here "
                 f"({type(error).__name__}): fetch it on a machine with a network and give --features clip:FOLDER"
             ) from error
-        finally:
-            hub.setLevel(level)
         super().__init__(model, device)
         self.name = f"clip:{source}"
         self.label = f"features of CLIP {source}, not Inception"
@@ -207,6 +225,51 @@ class ClipNetwork(ImageTextNetwork):
         return _pooled(cast("Any", self.module).get_image_features(pixel_values=pixels.to(self.device)))
 
 
+class DinoNetwork(FeatureNetwork):
+    """A DINOv2 model of transformers; its feature is the normalised class token. Pictures become 224x224 as FD-DINOv2
+    has them, whatever the model's own preprocessing says: bicubic, without a crop."""
+
+    def __init__(self, source: str, device: torch.device) -> None:
+        from transformers import Dinov2Model
+
+        try:
+            with _quiet_hub():
+                model = Dinov2Model.from_pretrained(source)
+        except Exception as error:  # as for CLIP
+            raise UserError(
+                f"features 'dinov2:{source}': it is neither a folder with a DINOv2 model (config.json, "
+                f"model.safetensors) nor a model of the hub that can be fetched from here ({type(error).__name__}): "
+                "fetch it on a machine with a network and give --features dinov2:FOLDER"
+            ) from error
+        super().__init__(model, device)
+        self.name = f"dinov2:{source}"
+        self.label = f"class token of DINOv2 {source}, not Inception"
+        self.dim = model.config.hidden_size
+        self.image_size = DINOV2_SIZE
+        self.resize = f"bicubic, antialiased, to {DINOV2_SIZE}x{DINOV2_SIZE}"
+        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in IMAGENET)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        x = images.to(self.device).float()
+        if x.shape[-2:] != (DINOV2_SIZE, DINOV2_SIZE):
+            x = F.interpolate(x, (DINOV2_SIZE, DINOV2_SIZE), mode="bicubic", antialias=True, align_corners=False)
+        pixels = (x.clamp(0, 255) / 255 - self.mean) / self.std
+        return cast("Any", self.module)(pixel_values=pixels).pooler_output.float().cpu()
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub's word on every retry: the error that follows says it once."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        hub.setLevel(level)
+
+
 def _pooled(output: Any) -> Tensor:
     """transformers 5 returns an output object whose pooler_output is what transformers 4 returned."""
     return output if isinstance(output, Tensor) else output.pooler_output
@@ -215,7 +278,7 @@ def _pooled(output: Any) -> Tensor:
 def load_features(
     name: str = "embedded", device: torch.device | str = "cpu", weights: Path | None = None
 ) -> FeatureNetwork:
-    """The network of that name: embedded, inception or clip:<hub id or folder>.
+    """The network of that name.
 
     Args:
         name: see the top of this module.
@@ -234,17 +297,22 @@ def load_features(
         return InceptionNetwork(device, weights)
     if name.startswith("clip:") and name != "clip:":
         return ClipNetwork(name.removeprefix("clip:"), device)
-    raise UserError(f"--features is {name!r}: choose embedded, inception, or clip:<hub id or folder>")
+    if name == "dinov2":
+        return DinoNetwork(DINOV2_DEFAULT, device)
+    if name.startswith("dinov2:") and name != "dinov2:":
+        return DinoNetwork(name.removeprefix("dinov2:"), device)
+    raise UserError(f"--features is {name!r}: choose {CHOICES}")
 
 
 def load_image_text(name: str = "embedded", device: torch.device | str = "cpu") -> ImageTextNetwork:
     """Like `load_features`, for networks that read captions too."""
-    if name == "inception":
-        raise UserError("--clip is 'inception', which reads no captions: choose embedded or clip:<hub id or folder>")
+    if name == "inception" or name.startswith("dinov2"):
+        raise UserError(f"--clip is {name!r}, which reads no captions: choose embedded or clip:<hub id or folder>")
     try:
         return cast("ImageTextNetwork", load_features(name, device))
     except UserError as error:
-        raise UserError(str(error).replace("--features", "--clip")) from error
+        message = str(error).replace("--features", "--clip").replace(CHOICES, "embedded or clip:<hub id or folder>")
+        raise UserError(message) from error
 
 
 def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
@@ -259,13 +327,14 @@ def extract(network: FeatureNetwork, batches: Iterable[Tensor]) -> Tensor:
     return check_features(torch.cat(parts), network.label)
 
 
-def check_features(features: Tensor, where: str) -> Tensor:
-    """The features themselves. Raises UserError when some are not finite."""
+def check_features(features: Tensor, where: str, first: int = 0) -> Tensor:
+    """The features themselves, of which the first belongs to picture number `first`. Raises UserError when some are not
+    finite."""
     bad = (~torch.isfinite(features)).any(dim=1)
     if bad.any():
         raise UserError(
             f"{int(bad.sum())} of {len(features)} pictures have features that are not finite ({where}), the first is "
-            f"number {int(bad.nonzero()[0])}: check the weights and the pictures"
+            f"number {first + int(bad.nonzero()[0])}: check the weights and the pictures"
         )
     return features
 

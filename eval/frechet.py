@@ -2,9 +2,10 @@
 
     d^2 = |mu_a - mu_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)
 
-The trace of the root is the sum of the roots of the eigenvalues of the symmetric A^(1/2) B A^(1/2), or, when there are
-fewer samples than dimensions, the sum of the singular values of the product of the centred feature matrices: the same
-number to rounding, without a D x D decomposition.
+The trace of the root is the sum of the roots of the eigenvalues of A B, which are those of the symmetric L^T B L with
+A = L L^T (by Cholesky, or by eigenvalues when A is singular); or, when there are fewer samples than dimensions, the sum
+of the singular values of the product of the centred feature matrices: the same number to rounding, without a D x D
+decomposition.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Gaussian:
     covariance: Tensor
     """(D, D) float64, with N - 1 in the denominator."""
     count: int
+    """Samples; 0 when it is not known."""
     network: str
     """Hash of the network that made the features, "" when it is not known."""
 
@@ -44,15 +46,22 @@ def gaussian_distance(a: Gaussian, b: Gaussian) -> float:
     Raises:
         UserError: the two come from different networks.
     """
+    check_same_network(a, b)
+    factor, failed = torch.linalg.cholesky_ex(a.covariance)
+    if failed:  # singular: fewer samples than dimensions, or features that never move
+        values, vectors = torch.linalg.eigh(a.covariance)
+        factor = vectors * values.clamp(min=0).sqrt()
+    shared = torch.linalg.eigvalsh(factor.T @ b.covariance @ factor).clamp(min=0).sqrt().sum()
+    return _distance(a.mean, b.mean, a.covariance.trace(), b.covariance.trace(), shared)
+
+
+def check_same_network(a: Gaussian, b: Gaussian) -> None:
+    """Raises UserError when two Gaussians cannot come from one network; one of unknown origin passes if it may fit."""
     if a.mean.shape != b.mean.shape or (a.network and b.network and a.network != b.network):
         raise UserError(
             f"statistics of different networks cannot be compared: {a.network[:12] or 'unknown'} with {len(a.mean)} "
             f"dimensions, {b.network[:12] or 'unknown'} with {len(b.mean)}: compute both with the same --features"
         )
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    return _distance(a.mean, b.mean, a.covariance.trace(), b.covariance.trace(), shared)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -67,14 +76,14 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return _distance(mean_x, mean_y, x.square().sum(), y.square().sum(), shared)
 
 
-def too_few(count: int, dim: int) -> str | None:
-    """A warning when a covariance of `dim` dimensions is fitted to too few samples; KID has no such bias."""
+def too_few(count: int, dim: int) -> list[str]:
+    """A warning when a covariance of `dim` dimensions is fitted to too few samples, else none; KID has no such bias."""
     if count >= dim:
-        return None
-    return (
+        return []
+    return [
         f"FID from {count} pictures with {dim}-dimensional features: the covariance is singular and the number biased "
         "upwards; compare it only with numbers from as many pictures, and read KID instead"
-    )
+    ]
 
 
 def _centre(features: Tensor) -> tuple[Tensor, Tensor]:

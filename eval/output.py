@@ -1,12 +1,22 @@
-"""A report as tables on stdout, as report.json, as report.html and as PNG files of its figures."""
+"""A report as tables on stdout and as files.
+
+report.json           the numbers and where each comes from
+report.html           the same to look at, with pictures
+*.png                 figures that have a file name
+items.jsonl           values of single pictures, a line each, where a section has them
+features.safetensors  feature matrices that were asked for, as "SECTION.NAME", in the order of the section's lines
+"""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from safetensors.torch import save_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, write_json
@@ -14,9 +24,11 @@ from tokenizers_vq.images import save_png
 
 from .figures import sheet
 from .page import render
+from .provenance import Fact
 from .report import Report
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
+ITEMS_FILE, FEATURES_FILE = "items.jsonl", "features.safetensors"
 
 
 def claim_folder(folder: Path) -> None:
@@ -30,13 +42,41 @@ def claim_folder(folder: Path) -> None:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Writes the figures that have a file name, report.html and report.json, each whole or not at all."""
+    """Writes report.json, report.html, the figures that have a file name and what the sections hold of single pictures,
+    each file whole or not at all."""
     report.facts.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
     for figure in (figure for section in report.sections for figure in section.figures if figure.file):
         save_png(folder / figure.file, sheet(figure))
     with atomic_path(folder / HTML_FILE) as temporary:
         temporary.write_text(render(report), encoding="utf-8")
-    write_json(folder / JSON_FILE, report.to_json())
+    lines = [{"section": section.name, **values} for section in report.sections for values in section.values]
+    if lines:
+        with atomic_path(folder / ITEMS_FILE) as temporary:
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            temporary.write_text(text, encoding="utf-8")
+    features = {f"{one.name}.{name}": kept for one in report.sections for name, kept in one.features.items()}
+    if features:
+        with atomic_path(folder / FEATURES_FILE) as temporary:
+            save_file({name: kept.contiguous() for name, kept in features.items()}, temporary)
+    write_json(folder / JSON_FILE, report.to_json())  # last: where it stands, the rest is complete
+
+
+def read_items(folder: Path, section: str) -> list[dict[str, Fact]]:
+    """The values of single pictures of one section of a written report, in order.
+
+    Raises:
+        UserError: no such file, or it is not what `write_report` writes.
+    """
+    file = folder / ITEMS_FILE
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        return [{k: v for k, v in line.items() if k != "section"} for line in lines if line["section"] == section]
+    except OSError as error:
+        raise UserError(
+            f"cannot read {file}: {error.strerror}; measure again to have values of single pictures"
+        ) from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{file} does not hold one JSON object with a section per line: measure again") from error
 
 
 def print_report(report: Report) -> None:
@@ -44,16 +84,20 @@ def print_report(report: Report) -> None:
     out, notes = Console(), Console(stderr=True)
     for section in report.sections:
         table = Table(
-            "", *section.columns, title=section.title, title_justify="left", show_header=bool(section.columns)
+            "",
+            *section.columns,
+            title=Text(section.title),
+            title_justify="left",
+            show_header=bool(section.columns),
         )
         for number in section.numbers.values():
             if isinstance(number.value, dict) and section.columns:
                 table.add_row(number.label, *(number.show(number.value[name]) for name in section.columns))
             elif isinstance(number.value, dict):
                 for part, value in number.value.items():
-                    table.add_row(f"{number.label}: {part}", number.show(value))
+                    table.add_row(Text(f"{number.label}: {part}"), number.show(value))
             else:
-                table.add_row(number.label, number.show(number.value))
+                table.add_row(Text(number.label), number.show(number.value))
         if section.numbers:
             out.print(table, markup=False)
         for warning in section.warnings:

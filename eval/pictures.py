@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
@@ -15,6 +18,12 @@ ENDLESS_LIMIT = 1000
 """Pictures taken of an endless data set when no limit is given."""
 MAX_BAD = 0.01
 """Share of broken pictures that is left out; more of them stop a measurement."""
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The items themselves, with a bar on stderr that leaves nothing behind."""
+    return track(items, what, total=total, console=Console(stderr=True), transient=True)
 
 
 def count_pictures(dataset: RecordDataset, limit: int | None) -> int:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 from torch import Tensor
 
-Fact = str | int | float | None
-PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+from .provenance import Fact, Provenance, version_line, versions
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,9 @@ class Number:
     """"%" for a share, which is kept as 0 to 1 and shown times 100; "dB"; or nothing."""
     better: str = ""
     """"higher", "lower" or nothing."""
-    provenance: dict[str, Fact] = field(default_factory=dict)
-    """Network and its hash, sample counts, image size, resize method, reference, seed."""
+    provenance: Provenance = field(default_factory=dict)
+    """Network and its hash, sample counts, image size, resize method, reference set and its hash, seed; the metric's
+    name and the versions are added when the report is written."""
 
     def show(self, value: float) -> str:
         if self.unit == "%":
@@ -71,6 +69,11 @@ class Section:
     warnings: list[str] = field(default_factory=list)
     columns: tuple[str, ...] = ()
     """Names that every number has a value for: then the numbers are shown as one table with these columns."""
+    values: list[dict[str, Fact]] = field(default_factory=list)
+    """One entry per picture, in order: "item" names it, the rest are its own values (its CLIPScore, its PSNR, whether
+    it is right as 0 or 1, its caption). They are what a bootstrap draws from."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """(N, D) feature matrices to keep, row i belonging to `values[i]`; a bootstrap of FID draws from them."""
 
 
 @dataclass
@@ -81,23 +84,18 @@ class Report:
     """Top-level entries of the JSON: seconds, peak memory, the command, ..."""
 
     def to_json(self) -> dict[str, Any]:
-        """`section.number` are plain values; where each comes from is under `provenance`, by dotted name."""
+        """`section.number` are plain values; where each comes from is under `provenance`, by dotted name. Values of
+        single pictures are not in it: they go to a file of their own."""
         result: dict[str, Any] = {"title": self.title, **self.facts, "versions": versions()}
         provenance: dict[str, Any] = {}
         for section in self.sections:
             result[section.name] = {key: number.value for key, number in section.numbers.items()}
             for key, number in section.numbers.items():
-                provenance[f"{section.name}.{key}"] = {"label": number.label, **number.provenance}
+                provenance[f"{section.name}.{key}"] = {
+                    "label": number.label,
+                    "metric": key,
+                    **number.provenance,
+                    "versions": version_line(),
+                }
         warnings = [text for section in self.sections for text in section.warnings]
         return {**result, "warnings": warnings, "provenance": provenance}
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the numbers."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # unitok itself, in a checkout that is not installed
-            found[name] = "not installed"
-    return found

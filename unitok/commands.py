@@ -41,10 +41,15 @@ COMMANDS: dict[str, Command] = {
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "sample": Command("unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",)),
     "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),
-    "eval tokenizer": Command("unitok.eval.commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."),
+    "eval tokenizer": Command(
+        "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
+    ),
     "eval generator": Command("unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions."),
     "eval fid": Command(
-        "unitok.eval.commands:eval_fid", "Frechet distance between two sets of pictures.", positional=("a", "b")
+        "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")
+    ),
+    "eval statistics": Command(
+        "unitok.eval.commands:eval_statistics", "Save what FID needs to know of a set.", positional=("data",)
     ),
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
@@ -53,7 +58,7 @@ COMMANDS: dict[str, Command] = {
         "unitok.compare:compare", "Objectives side by side, with the same compute: quality against time."
     ),
     "compare-tokenizers": Command(
-        "unitok.eval.commands:compare_tokenizers",
+        "unitok.eval.tokenizer_commands:compare_tokenizers",
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
         positional=("tokenizers",),
     ),

@@ -163,7 +163,7 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
     from dataclasses import replace
 
     from unitok.eval.features import load_image_text
-    from unitok.eval.measure import measure_generation
+    from unitok.eval.generation import measure_generation
     from unitok.sample.config import SampleSettings
 
     from .data.open import open_data

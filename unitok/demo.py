@@ -72,8 +72,10 @@ def _run(command: str, words: list[object], out: Path) -> None:
 
 
 def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
+    from unitok.eval.captioning import measure_captioning
     from unitok.eval.features import load_image_text
-    from unitok.eval.measure import measure_captioning, measure_generation, measure_tokenizer
+    from unitok.eval.generation import measure_generation
+    from unitok.eval.measure import measure_tokenizer
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
@@ -88,7 +90,7 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     sections = [
         measure_tokenizer(model.image_tokenizer, held_out, network, limit=pictures),
         measure_generation(model, held_out, network, network, limit=pictures, seed=seed, batch_size=100),
-        measure_captioning(model, held_out, limit=pictures, batch_size=100),
+        measure_captioning(model, held_out, network, limit=pictures, batch_size=100),
     ]
     runs: dict[str, Any] = {path.name: json.loads((path / "run.json").read_text()) for path in (tokenizer, generator)}
     facts = {

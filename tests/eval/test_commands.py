@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
+from unitok.cli import main
 from unitok.data.shapes import ShapesDataset
-from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_tokenizer
+from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_statistics
+from unitok.eval.output import read_items
+from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
 
 
@@ -37,7 +44,7 @@ def test_eval_fid(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert data["fid"]["fid"] == pytest.approx(0, abs=1e-5)
     origin = data["provenance"]["fid.fid"]
     assert "not Inception" in origin["label"] and len(origin["features_sha256"]) == 64
-    assert origin["pictures a"] == origin["pictures b"] == 12
+    assert origin["pictures"] == origin["reference pictures"] == 12
     assert "12 pictures with 160-dimensional features" in data["warnings"][0]
     printed = capsys.readouterr()
     assert "not Inception" in " ".join(printed.out.split()) and str(tmp_path / "report.html") in printed.out
@@ -87,12 +94,44 @@ def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: P
     eval_generator(tmp_path / "model", "shapes@val", tmp_path / "report", limit=6, guidance=1.0)
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {"fid", "kid", "clipscore", "attribute_accuracy", "scene_accuracy"} <= data["generation"].keys()
-    assert {"exact", "true"} == data["captioning"].keys()
+    assert {"exact", "true", "bleu", "cider", "clipscore"} <= data["captioning"].keys()
     assert data["generation"]["scene_accuracy"] < 0.5, "the model was never trained"
     assert data["generation"]["clipscore_real"] > data["generation"]["clipscore"]
     assert data["provenance"]["generation.fid"]["seed"] == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert page.count("<img") == 6 * 2 + 6
+
+
+def test_eval_generator_against_saved_statistics_with_values_per_picture(
+    make_model: Callable[..., UniTok], tmp_path: Path
+) -> None:
+    """The model draws, FID compares with a file; values and features of single pictures stand beside the report."""
+    make_model().save_pretrained(tmp_path / "model")
+    eval_statistics("shapes@train?limit=60", tmp_path / "train.npz")
+    out = tmp_path / "report"
+    reference = tmp_path / "train.npz"
+    eval_generator(
+        tmp_path / "model", "shapes@val", out, limit=8, guidance=1.0, reference=reference, save_features=True
+    )
+    data = json.loads((out / "report.json").read_text())
+    origin = data["provenance"]["generation.fid"]
+    assert origin["reference pictures"] == 60 and origin["pictures"] == 8 and origin["seed"] == 0
+    assert origin["model_sha256"] and origin["captions_sha256"] and "kid" not in data["generation"]
+    assert {"clipscore", "r_precision", "cmmd", "geneval"} <= data["generation"].keys()
+    assert data["provenance"]["generation.r_precision"]["R"] <= 8
+    lines, captions = read_items(out, "generation"), read_items(out, "captioning")
+    assert len(lines) == len(captions) == 8 and lines[3]["seed"] == 3
+    assert [line["item"] for line in lines] == [line["item"] for line in captions], "so that they can be joined"
+    for key in ("clipscore", "clipscore_real", "r_precision"):
+        mean = sum(float(line[key] or 0) for line in lines) / 8
+        assert max(0, mean) == pytest.approx(data["generation"][key], abs=1e-4)
+    assert sum(float(line["cider"] or 0) for line in captions) / 8 == pytest.approx(data["captioning"]["cider"])
+    features = load_file(out / "features.safetensors")
+    assert features["generation.drawn"].shape == features["generation.real"].shape == (8, 160)
+    with pytest.raises(UserError, match="measure again"):
+        read_items(tmp_path, "generation")
+    with pytest.raises(UserError, match=r"--reference .* is not an \.npz file"):
+        eval_generator(tmp_path / "model", "shapes@val", tmp_path / "other", reference=tmp_path)
 
 
 def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
@@ -133,6 +172,29 @@ def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: 
     with pytest.raises(UserError, match=r"--lpips_weights .* is not a file"):
         eval_tokenizer(tokenizer, str(pictures), tmp_path / "out", lpips_weights=tmp_path / "none.pth")
     assert not (tmp_path / "out").exists(), "nothing is half-written"
+
+
+def test_bad_input_ends_with_one_line_and_exit_code_2(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    for argv, message in {
+        (str(tmp_path / "empty"), str(pictures)): "no pictures",
+        (f"{pictures}?limit=1", str(pictures)): "1 picture(s) are too few",
+        (str(pictures), str(tmp_path / "inception.npz")): "made with another network",
+        (str(pictures), str(tmp_path / "none.npz")): "there is no file",
+        (str(pictures), str(pictures), "--features", "inception"): "pass --feature_weights FILE",
+        (str(pictures), str(pictures), "--features", f"dinov2:{tmp_path}"): "--features dinov2:FOLDER",
+    }.items():
+        assert main(["eval", "fid", *argv]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert lines[-1].startswith("error: ") and message in lines[-1]
+        assert sum("error" in line for line in lines) == 1
 
 
 def test_broken_pictures_stop_the_measurement_or_are_left_out(pictures: Path, tmp_path: Path) -> None:

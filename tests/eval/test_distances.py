@@ -86,7 +86,7 @@ def test_kid_is_near_zero_within_its_spread_for_one_distribution_and_grows_with_
 
 
 def test_too_few_pictures_are_warned_of() -> None:
-    assert too_few(2048, 2048) is None
+    assert too_few(2048, 2048) == []
     assert "100 pictures with 2048-dimensional" in str(too_few(100, 2048))
 
 

@@ -87,7 +87,7 @@ def test_damage_raises_fid_and_kid_and_more_damage_raises_it_more(network: Embed
 
 
 def test_names() -> None:
-    with pytest.raises(UserError, match=r"--features is 'resnet': choose embedded, inception, or clip:"):
+    with pytest.raises(UserError, match=r"--features is 'resnet': choose embedded, inception, clip:"):
         load_features("resnet")
     with pytest.raises(UserError, match=r"--clip is 'resnet': choose"):
         load_image_text("resnet")
@@ -130,6 +130,8 @@ def test_inception_from_a_local_file(inception_path: Path) -> None:
     vectors = network.features(images)
     assert vectors.shape == (2, 2048) and torch.isfinite(vectors).all()
     assert "Inception" in network.label and len(network.hash) == 64
+    same, logits = network.features_and_logits(images)
+    assert torch.equal(same, vectors) and logits is not None and logits.shape == (2, 1008)
 
 
 def test_inception_without_network_says_which_file_and_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,3 +233,30 @@ def test_clip_score_refuses_what_does_not_pair(network: EmbeddedNetwork) -> None
         clip_score(network, images, captions[:2])
     with pytest.raises(UserError, match="no pictures to score"):
         clip_score(network, images[:0], [])
+
+
+# --- DINOv2 -----------------------------------------------------------------------------------------------------------
+
+
+def test_dinov2_from_a_folder(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14, mlp_ratio=2
+    )
+    model = Dinov2Model(config).eval()
+    model.save_pretrained(tmp_path)
+    network = load_features(f"dinov2:{tmp_path}")
+    images = F.interpolate(scenes(3)[0].float(), size=(224, 224)).byte()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (images / 255 - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).last_hidden_state[:, 0]  # the class token behind the last norm
+    torch.testing.assert_close(network.features(images), expected, rtol=1e-4, atol=1e-5)
+    assert network.dim == 32 and len(network.hash) == 64 and "not Inception" in network.label
+    assert network.features(scenes(2)[0]).shape == (2, 32), "pictures of any size"
+    with pytest.raises(UserError, match=r"features 'dinov2:.*none'.*--features dinov2:FOLDER"):
+        load_features(f"dinov2:{tmp_path / 'none'}")
+    with pytest.raises(UserError, match="--clip is 'dinov2', which reads no captions"):
+        load_image_text("dinov2")

@@ -1,0 +1,107 @@
+"""Statistics -> numbers: all that two sets of pictures say about each other."""
+
+from __future__ import annotations
+
+from .features import FeatureNetwork
+from .frechet import too_few
+from .inception_score import SPLITS, inception_score
+from .kid import kernel_distance
+from .prdc import prdc
+from .provenance import Provenance
+from .report import Number
+from .statistics import Statistics, fid
+
+KID_SUBSETS = 100
+NEIGHBOURS, NEIGHBOURS_DENSITY = 3, 5
+
+
+def distances(
+    drawn: Statistics, real: Statistics, network: FeatureNetwork, facts: Provenance | None = None, seed: int = 0
+) -> tuple[dict[str, Number], list[str]]:
+    """Numbers of the drawn set against the real one, and what to know when reading them.
+
+    FID always; KID, precision, recall, density and coverage when both sets have features; Inception Score of the drawn
+    set when the network has class scores.
+
+    Args:
+        drawn: statistics of the set that is judged.
+        real: statistics of the reference set.
+        network: that both were made with.
+        facts: more to say about every number.
+        seed: chooses the subsets of KID and the splits of the Inception Score.
+    """
+    facts = {**pair_facts(drawn, real, network), **(facts or {})}
+    label = network.label
+    numbers = {"fid": Number(f"FID ({label})", fid(drawn, real), "", "lower", facts)}
+    warnings = _notes(drawn, real, network)
+    if drawn.features is None or real.features is None:
+        warnings.append(
+            "KID, precision, recall, density and coverage are left out: they need features, and saved statistics hold "
+            "only mean and covariance; give the pictures"
+        )
+    else:
+        few = min(len(drawn.features), len(real.features))
+        kept: Provenance = {**facts, "features used": f"{len(drawn.features)} and {len(real.features)}"}
+        if few >= 4:
+            kid = kernel_distance(drawn.features, real.features, KID_SUBSETS, seed=seed)
+            of_kid: Provenance = {**kept, "subsets": KID_SUBSETS, "subset size": kid.subset_size, "subset seed": seed}
+            numbers["kid"] = Number(f"KID ({label})", kid.mean, "", "lower", of_kid)
+            numbers["kid_std"] = Number("KID, standard deviation over subsets", kid.std, "", "", of_kid)
+        if few > NEIGHBOURS_DENSITY:
+            found = prdc(real.features, drawn.features, NEIGHBOURS, NEIGHBOURS_DENSITY)
+            for key, value in found._asdict().items():
+                k = NEIGHBOURS if key in ("precision", "recall") else NEIGHBOURS_DENSITY
+                unit = "" if key == "density" else "%"
+                title = f"{key.capitalize()} (k={k}, {label})"
+                numbers[key] = Number(title, value, unit, "higher", {**kept, "k": k})
+        if few <= NEIGHBOURS_DENSITY:
+            warnings.append(
+                f"{few} pictures are too few for precision, recall, density and coverage"
+                f"{'' if few >= 4 else ' and for KID'}: give at least {NEIGHBOURS_DENSITY + 1} in each set"
+            )
+    if drawn.logits is not None and len(drawn.logits) >= SPLITS:
+        score = inception_score(drawn.logits, seed)
+        of_score: Provenance = {**facts, "splits": SPLITS, "subset seed": seed}
+        numbers["inception_score"] = Number(f"Inception Score ({label})", score.mean, "", "higher", of_score)
+        numbers["inception_score_std"] = Number("Inception Score, spread over splits", score.std, "", "", of_score)
+    return numbers, warnings
+
+
+def pair_facts(drawn: Statistics, real: Statistics, network: FeatureNetwork) -> Provenance:
+    """Provenance of a number that compares two sets."""
+    return {
+        **network.origin,
+        "set": drawn.provenance.get("name"),
+        "set_sha256": drawn.provenance.get("sha256"),
+        "pictures": drawn.gaussian.count or None,
+        "image size": drawn.provenance.get("image size"),
+        "reference": real.provenance.get("name"),
+        "reference_sha256": real.provenance.get("sha256"),
+        "reference pictures": real.gaussian.count or None,
+        "reference image size": real.provenance.get("image size"),
+    }
+
+
+def _notes(drawn: Statistics, real: Statistics, network: FeatureNetwork) -> list[str]:
+    """What a reader of the numbers must know of the two sets."""
+    known = [one.gaussian.count for one in (drawn, real) if one.gaussian.count]
+    notes = too_few(min(known), network.dim) if known else []
+    for one in (drawn, real):
+        name, size = one.provenance.get("name"), str(one.provenance.get("image size"))
+        if not one.gaussian.network:
+            notes.append(
+                f"{name} does not say which network made it; it has {network.name}'s {network.dim} dimensions, and FID "
+                "is right only if it is of the same weights and resizing"
+            )
+        if " sizes " in size:
+            notes.append(
+                f"{name} has pictures of {size}: the network resizes each by itself, which blurs them differently; "
+                "--image_size makes them alike"
+            )
+    sizes = [str(one.provenance.get("image size")).split(" (")[0] for one in (drawn, real)]
+    if "None" not in sizes and sizes[0] != sizes[1] and not any(" sizes " in str(size) for size in sizes):
+        notes.append(
+            f"the pictures are {sizes[0]} and {sizes[1]}: resizing differs between the sets, and part of the distance "
+            "is that; --image_size makes them alike"
+        )
+    return notes

@@ -1,0 +1,213 @@
+"""The measurement of drawn pictures: from captions to a section of a report.
+
+Pictures are looked at as they are drawn and not kept, so memory does not grow with their number, but for a line of
+values and two CLIP embeddings each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from unitok.data.checker import ATTRIBUTES, Verdict, accuracy
+from unitok.data.records import Record, RecordDataset
+from unitok.device import Precision
+from unitok.model import UniTok
+from unitok.sample.config import SampleSettings
+from unitok.sample.pipeline import draw
+
+from .alignment import are_shapes, by_category, check_pictures, wrong_attributes
+from .clipscore import cosine_scores, summarize
+from .cmmd import cmmd
+from .distances import distances
+from .features import FeatureNetwork, ImageTextNetwork
+from .geneval import CATEGORIES, overall
+from .pictures import MAX_BAD, count_pictures, progress, read_indexed, read_records
+from .provenance import Fact, Provenance
+from .r_precision import r_precision
+from .report import Figure, Item, Number, Section
+from .retrieval import name_retrieval, picture_retrieval
+from .statistics import KEPT, Statistics, StatisticsMeter, size_line
+
+SHOWN = 32
+"""Pictures in a figure."""
+FEWEST = 4
+"""Captions; below it, KID has no subsets."""
+
+
+def measure_generation(
+    model: UniTok,
+    dataset: RecordDataset,
+    network: FeatureNetwork,
+    clip: ImageTextNetwork,
+    *,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    max_bad: float = MAX_BAD,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    reference: Statistics | None = None,
+    gallery: RecordDataset | None = None,
+    labels: Sequence[str] | None = None,
+    save_features: bool = False,
+) -> Section:
+    """Draws one picture for each caption of a data set and compares them with its pictures and captions.
+
+    FID, KID, precision, recall, density, coverage, CMMD, CLIPScore and R-precision; the Inception Score with Inception;
+    on `shapes` also what the checker reads in the pictures; with a gallery, retrieval of the right name by the nearest
+    known picture and by the nearest name. The section has one line of values per picture.
+
+    Args:
+        model: draws the pictures.
+        dataset: captions, and pictures of the model's size.
+        network: features for FID, KID, precision and retrieval.
+        clip: network for CLIPScore, R-precision and CMMD.
+        settings: how codes are chosen; default: as the model likes it.
+        seed: picture i is drawn with seed + i.
+        limit: captions used; None for all (of an endless data set, 1000).
+        max_bad: share of broken pictures that is left out; more of them are an error.
+        batch_size: pictures drawn at a time; changes the speed, not the pictures.
+        precision: see `unitok.device`.
+        reference: of the set that FID and its kin compare with; None for the pictures of `dataset`.
+        gallery: known pictures whose captions are names; `labels` says which name each record of `dataset` should get.
+        labels: one name per record of `dataset`, broken ones included.
+        save_features: keep all features in the section, for a bootstrap of FID; they grow with the number of pictures.
+    """
+    settings = settings or SampleSettings.of(model.config)
+    count = count_pictures(dataset, limit)
+    if count < FEWEST:
+        raise UserError(f"data {dataset.name!r} gives {count} captions: measuring needs at least {FEWEST}")
+    keep = None if gallery is not None or save_features else KEPT
+    meters = {
+        "drawn": StatisticsMeter(network, "drawn pictures", keep=keep),
+        "real": StatisticsMeter(network, dataset.name, keep=keep),
+    }
+    embeddings: dict[str, list[Tensor]] = {"drawn": [], "real": [], "text": []}
+    captions: list[str] = []
+    indices: list[int] = []
+    verdicts: list[Verdict] | None = []
+    values: list[dict[str, Fact]] = []
+    items: list[Item] = []
+    rows = progress(read_indexed(dataset, limit, max_bad), "drawing", count)
+    for batch in _batches(rows, batch_size):
+        some = [record.caption or "" for _, record in batch]
+        seeds = list(range(seed + len(captions), seed + len(captions) + len(some)))
+        real = torch.stack([record.image for _, record in batch if record.image is not None])
+        drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision)
+        meters["drawn"].update(drawn)
+        if reference is None or gallery is not None or save_features:
+            meters["real"].update(real)
+        embeddings["drawn"].append(clip.image_embeddings(drawn))
+        embeddings["real"].append(clip.image_embeddings(real))
+        embeddings["text"].append(clip.text_embeddings(some))
+        judged = None
+        if verdicts is not None and are_shapes(some):
+            judged = check_pictures(drawn, some)
+            verdicts += judged
+        else:
+            verdicts = None
+        for i, (_, record) in enumerate(batch):
+            values.append({"item": record.name, "caption": some[i], "seed": seeds[i]})
+            if len(items) < SHOWN:
+                wrong = f"wrong: {', '.join(wrong_attributes(judged[i]))}" if judged and not judged[i].all else ""
+                items.append(Item([drawn[i], real[i]], some[i], judged[i].all if judged else None, wrong))
+        captions += some
+        indices += [index for index, _ in batch]
+    if len(captions) < FEWEST:
+        raise UserError(f"data {dataset.name!r} gives {len(captions)} captions: measuring needs at least {FEWEST}")
+
+    of_drawn = meters["drawn"].result()
+    of_real = reference or meters["real"].result()
+    facts: Provenance = {
+        "data": dataset.name,
+        "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+        "pictures": len(captions),
+        "image size": size_line(meters["drawn"].sizes),
+        "seed": seed,
+        "model_sha256": model.fingerprint(),
+        "settings": str(settings),
+        "precision": precision,
+    }
+    numbers, warnings = distances(of_drawn, of_real, network, facts)
+    joined = {name: torch.cat(parts) for name, parts in embeddings.items()}
+    found, of_each = _clip_numbers(clip, joined, captions, facts, seed)
+    numbers |= found
+    if verdicts:
+        found, exact_values = _exact_numbers(verdicts, captions, facts)
+        numbers |= found
+        of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
+    values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
+    features = {name: meter.rows.result() for name, meter in meters.items() if keep is None}
+    if gallery is not None:
+        assert labels is not None
+        wanted = [labels[index] for index in indices]
+        known = list(read_records(gallery, max_bad=max_bad))
+        numbers |= picture_retrieval(network, features, wanted, known, gallery.name, batch_size, facts)
+        names = list(dict.fromkeys(record.caption or "" for record in known))
+        numbers |= name_retrieval(clip, joined, wanted, names, batch_size, {**facts, **clip.origin})
+    figure = Figure("Drawn from the caption, and the data's own picture beside it", items)
+    kept = features if save_features else {}
+    return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
+
+
+def _clip_numbers(
+    clip: ImageTextNetwork, embeddings: dict[str, Tensor], captions: list[str], facts: Provenance, seed: int
+) -> tuple[dict[str, Number], list[dict[str, Fact]]]:
+    """Numbers from the embeddings of drawn and real pictures and of captions, and each picture's share in them."""
+    scores = {name: cosine_scores(embeddings[name], embeddings["text"]) for name in ("drawn", "real")}
+    of_clip: Provenance = {**facts, **clip.origin}
+    label = clip.pair_label
+    numbers = {
+        "clipscore": Number(f"CLIPScore ({label})", summarize(scores["drawn"]).score, "", "higher", of_clip),
+        "clipscore_real": Number(
+            f"CLIPScore of the data's own pictures ({label})", summarize(scores["real"]).score, "", "", of_clip
+        ),
+        "cmmd": Number(f"CMMD ({label})", cmmd(embeddings["drawn"], embeddings["real"]), "", "lower", of_clip),
+    }
+    values: list[dict[str, Fact]] = [
+        {"clipscore": drawn, "clipscore_real": real}
+        for drawn, real in zip(scores["drawn"].tolist(), scores["real"].tolist(), strict=True)
+    ]
+    if len(set(captions)) > 1:
+        found = r_precision(embeddings["drawn"], embeddings["text"], captions, seed=seed)
+        title = f"R-precision (own caption among {found.candidates}, {label})"
+        numbers["r_precision"] = Number(title, found.share, "%", "higher", {**of_clip, "R": found.candidates})
+        values = [{**one, "r_precision": int(right)} for one, right in zip(values, found.right, strict=True)]
+    return numbers, values
+
+
+def _exact_numbers(
+    verdicts: list[Verdict], captions: list[str], facts: Provenance
+) -> tuple[dict[str, Number], list[dict[str, Fact]]]:
+    """Numbers from the checker's verdicts on shapes pictures, and each picture's share in them."""
+    exact = accuracy(verdicts)
+    scene = exact.pop("scene")
+    tasks = by_category(verdicts, captions)
+    facts = {**facts, "checker": "exact, without learned parts"}
+    numbers = {
+        "attribute_accuracy": Number("Attribute accuracy", exact, "%", "higher", facts),
+        "scene_accuracy": Number("Scene accuracy (all is right)", scene, "%", "higher", facts),
+        "geneval": Number("Tasks of GenEval, on shapes by the checker", overall(tasks), "%", "higher", facts),
+    }
+    values: list[dict[str, Fact]] = []
+    for verdict, done in zip(verdicts, tasks, strict=True):
+        shares = {name: getattr(verdict, name) for name in ATTRIBUTES if getattr(verdict, name) is not None}
+        of_tasks: dict[str, Fact] = {f"geneval.{name}": int(done[name]) for name in CATEGORIES if name in done}
+        values.append({**{name: float(share) for name, share in shares.items()}, "scene": int(verdict.all), **of_tasks})
+    return numbers, values
+
+
+def _batches(rows: Iterable[tuple[int, Record]], size: int) -> Iterator[list[tuple[int, Record]]]:
+    batch: list[tuple[int, Record]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

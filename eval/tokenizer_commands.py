@@ -1,0 +1,161 @@
+"""The commands that measure tokenizers. Free of torch until one runs, so that help is quick."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers_vq.errors import UserError
+
+from .commands import Device, check_counts, finish
+
+if TYPE_CHECKING:
+    import torch
+
+    from tokenizers_vq.base import ImageTokenizer
+
+Lpips = Literal["auto", "alex", "vgg", "squeeze", "none"]
+
+
+def eval_tokenizer(
+    tokenizer: Path,
+    data: str,
+    out: Path = Path("runs/eval-tokenizer"),
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    lpips: Lpips = "auto",
+    lpips_weights: Path | None = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Measure a tokenizer: PSNR, SSIM, LPIPS, reconstruction FID and codebook use.
+
+    Prints a table and writes report.json, report.html, and its figures as PNG files: reconstructions beside originals
+    with maps of the error, how often codes occur, and of several scales the picture after each.
+
+    Args:
+        tokenizer: Folder of a tokenizer, as `unitok train tokenizer` writes it, or of a model that holds one.
+        data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
+        out: Folder for the report.
+        limit: Pictures used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
+        features: Network for rFID: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
+        lpips_weights: File with torchvision's weights of that network, instead of the download.
+        batch_size: Pictures at a time; changes the speed, not the numbers.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval tokenizer --tokenizer runs/demo/tokenizer --data shapes@val --out runs/eval-tokenizer
+    """
+    started = time.time()
+    check_counts(batch_size, limit)
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+
+    from .features import load_features
+    from .measure import measure_tokenizer
+    from .output import claim_folder
+
+    where = pick_device(device)
+    loaded = _open_tokenizer(tokenizer, where)
+    dataset = open_data(data, image_size or loaded.image_size, captions=False)
+    network = load_features(features, where, feature_weights)
+    perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
+    claim_folder(out)
+    section = measure_tokenizer(
+        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
+    )
+    section.warnings += left_out
+    finish("Tokenizer evaluation", [section], out, started, {"tokenizer": str(tokenizer)})
+
+
+def compare_tokenizers(
+    tokenizers: list[Path],
+    data: str,
+    out: Path = Path("runs/compare-tokenizers"),
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    image_size: int | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    lpips: Lpips = "auto",
+    lpips_weights: Path | None = None,
+    batch_size: int = 32,
+    device: Device = "auto",
+) -> None:
+    """Tokenizers side by side on the same pictures: quality, codebook use, bits, parameters and speed in one table.
+
+    Writes report.json, report.html with the same pictures reconstructed by each, and the figures as PNG files. Speeds
+    are taken in turns, so that whatever else the machine does falls on all alike.
+
+    Args:
+        tokenizers: Folders of tokenizers, or of models that hold one.
+        data: Pictures to reconstruct, SOURCE[@SPLIT][?key=value&...]; captions are not needed.
+        out: Folder for the report.
+        limit: Pictures used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        image_size: Pictures are scaled and cropped to this square; null for the size that all the tokenizers have.
+        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
+        lpips_weights: File with torchvision's weights of that network, instead of the download.
+        batch_size: Pictures at a time, also when speed is measured.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok compare-tokenizers runs/tokenizer runs/tokenizer_scales --data shapes@val --limit 500
+    """
+    started = time.time()
+    check_counts(batch_size, limit)
+    if len(tokenizers) < 2:
+        raise UserError(f"{len(tokenizers)} tokenizer given: name two folders or more to compare")
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+
+    from .compare_tokenizers import common_size, measure_side_by_side, short_names
+    from .features import load_features
+    from .output import claim_folder
+
+    where = pick_device(device)
+    names = short_names(tokenizers)
+    loaded = {name: _open_tokenizer(path, where) for name, path in zip(names, tokenizers, strict=True)}
+    size = common_size(loaded, image_size)
+    dataset = open_data(data, size, captions=False)
+    network = load_features(features, where, feature_weights)
+    perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
+    claim_folder(out)
+    section = measure_side_by_side(
+        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
+    )
+    section.warnings += left_out
+    facts = {name: str(path) for name, path in zip(names, tokenizers, strict=True)}
+    finish("Tokenizers side by side", [section], out, started, facts)
+
+
+def _open_tokenizer(path: Path, device: torch.device) -> ImageTokenizer:
+    """The tokenizer of its own folder, or the one inside a model's folder."""
+    from tokenizers_vq.base import load_tokenizer
+
+    inside = path / "image_tokenizer"
+    return load_tokenizer(inside if inside.is_dir() else path, device)
+
+
+def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:
+    """The network of LPIPS, or None and why it is left out."""
+    from tokenizers_vq.losses import load_lpips
+
+    if name == "none":
+        return None, []
+    try:
+        return load_lpips("alex" if name == "auto" else name, weights, "--lpips_weights").to(device), []
+    except UserError as error:
+        if name != "auto" or weights is not None:
+            raise
+        return None, [f"LPIPS is left out. {error}"]

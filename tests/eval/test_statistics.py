@@ -1,0 +1,359 @@
+"""The chain: streamed statistics, sources, saved files, provenance. Closed forms, other tools on the same features."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import save_png
+from unitok.data.shapes import ShapesDataset
+from unitok.eval.commands import eval_fid, eval_statistics
+from unitok.eval.distances import distances
+from unitok.eval.features import FeatureNetwork, load_features
+from unitok.eval.frechet import fit_gaussian, gaussian_distance
+from unitok.eval.kid import polynomial_mmd
+from unitok.eval.provenance import PictureHash, difference, require_same
+from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
+from unitok.eval.sources import load_set
+from unitok.eval.statistics import (
+    CHUNK,
+    KeptRows,
+    RunningGaussian,
+    Statistics,
+    fid,
+    measure_statistics,
+    statistics_of_features,
+)
+
+
+@pytest.fixture(scope="module")
+def network() -> FeatureNetwork:
+    return load_features("embedded")
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    dataset = ShapesDataset(split="val", seed=seed)
+    return torch.stack([image for index in range(count) if (image := dataset[index].image) is not None])
+
+
+def rows(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_two_gaussians_have_the_closed_form_through_the_stream() -> None:
+    """Rows with exactly the wanted mean and covariance, fed in uneven batches."""
+
+    def exact(mean: Tensor, deviations: Tensor, seed: int) -> Tensor:
+        x = rows(3000, 3, seed).double()
+        x = x - x.mean(dim=0)
+        x = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (len(x) - 1))).T
+        return x * deviations + mean
+
+    mean_a, mean_b = torch.tensor([0.0, 1.0, 2.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
+    std_a, std_b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 2.0, 0.5]).double()
+    gaussians = []
+    for values in (exact(mean_a, std_a, 0), exact(mean_b, std_b, 1)):
+        running = RunningGaussian(3)
+        for part in values.split(377):
+            running.update(part)
+        gaussians.append(running.gaussian())
+    expected = float((mean_a - mean_b).square().sum() + (std_a - std_b).square().sum())
+    assert gaussian_distance(*gaussians) == pytest.approx(expected, rel=1e-9)
+
+
+def test_streamed_statistics_do_not_depend_on_batches_and_survive_a_large_offset() -> None:
+    values = rows(2 * CHUNK + 77, 16, 0) + 3000.0  # sums of squares would lose eight digits here
+    whole = fit_gaussian(values)
+    results = []
+    for size in (1, 50, CHUNK, len(values)):
+        running = RunningGaussian(16)
+        for part in values.split(size):
+            running.update(part)
+        results.append(running.gaussian())
+    torch.testing.assert_close(results[0].covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+    for other in results[1:]:
+        assert torch.equal(other.mean, results[0].mean) and torch.equal(other.covariance, results[0].covariance)
+    backwards = RunningGaussian(16)
+    backwards.update(values.flip(0))
+    torch.testing.assert_close(backwards.gaussian().covariance, whole.covariance, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_held_does_not_grow() -> None:
+    running, kept = RunningGaussian(4), KeptRows(50)
+    for number in range(300):
+        running.update(rows(10, 4, number))
+        kept.update(rows(10, 4, number))
+        assert running._rows < CHUNK and sum(map(len, kept._rows)) <= 2 * 50 + 10
+    assert running.gaussian().count == 3000 and len(kept.result()) == 50
+
+
+def test_kept_rows_are_a_random_subset_that_batches_do_not_change() -> None:
+    values = torch.arange(3000.0)[:, None]
+    chosen = []
+    for size in (1, 64, 3000):
+        kept = KeptRows(400, seed=3)
+        for part in values.split(size):
+            kept.update(part)
+        chosen.append(kept.result())
+    assert all(torch.equal(one, chosen[0]) for one in chosen)
+    assert chosen[0].squeeze().diff().min() > 0, "in order, each once"
+    assert abs(float(chosen[0].mean()) - 1499.5) < 150, "from everywhere"
+
+
+@pytest.mark.parametrize(("count", "dim"), [(400, 64), (50, 64)])
+def test_fid_equals_pytorch_fid_and_torch_fidelity(count: int, dim: int) -> None:
+    from pytorch_fid.fid_score import calculate_frechet_distance
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    a, b = rows(count, dim, 0) @ rows(dim, dim, 9), rows(count + 9, dim, 1, 0.3) @ rows(dim, dim, 8)
+    ours = fid(statistics_of_features(a), statistics_of_features(b))
+    x, y = a.double().numpy(), b.double().numpy()
+    outside = calculate_frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    assert ours == pytest.approx(float(outside), rel=1e-3 if count < dim else 1e-7)
+    other = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)
+    assert ours == pytest.approx(other["frechet_inception_distance"], rel=1e-3)
+
+
+def test_kid_equals_torch_fidelity() -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    a, b = rows(150, 64, 0), rows(150, 64, 1, 0.2)
+    outside = kid_features_to_metric(a, b, kid_subsets=1, kid_subset_size=150, rng_seed=0, verbose=False)
+    assert polynomial_mmd(a, b) == pytest.approx(outside["kernel_inception_distance_mean"], rel=1e-3)
+
+
+def blur(images: Tensor) -> Tensor:
+    x = images.float()
+    for _ in range(3):
+        x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    return x.round().byte()
+
+
+def noise(images: Tensor) -> Tensor:
+    drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 40 * drawn).round().clamp(0, 255).byte()
+
+
+def test_damage_moves_the_right_metric_the_right_way(network: FeatureNetwork) -> None:
+    real = measure_statistics(network, pictures(240).split(60), "real")
+
+    def values(images: Tensor) -> dict[str, float]:
+        found, _ = distances(measure_statistics(network, images.split(60), "drawn"), real, network)
+        return {key: number.value for key, number in found.items() if isinstance(number.value, float)}
+
+    other = pictures(240, seed=1)
+    clean, blurred, noisy = values(other), values(blur(other)), values(noise(other))
+    dropped = values(other[:12].repeat(20, 1, 1, 1))
+    for damaged in (blurred, noisy):  # the pictures are bad
+        assert damaged["fid"] > 2 * clean["fid"] and damaged["kid"] > clean["kid"] + clean["kid_std"]
+        assert damaged["precision"] < clean["precision"] - 0.2 and damaged["density"] < clean["density"] - 0.2
+    assert dropped["fid"] > 1.5 * clean["fid"] and dropped["kid"] > clean["kid"]  # good pictures, always the same
+    assert dropped["recall"] < clean["recall"] - 0.3 and dropped["coverage"] < clean["coverage"] - 0.3
+    assert dropped["precision"] > clean["precision"] - 0.15, "repetition is no loss of fidelity"
+
+
+def test_batch_size_and_order_do_not_change_the_numbers(network: FeatureNetwork) -> None:
+    images, other = pictures(120), measure_statistics(network, [pictures(120, seed=1)], "other")
+    results = []
+    for batches in (images.split(120), images.split(7), images.flip(0).split(50)):
+        one = measure_statistics(network, batches, "one")
+        numbers, _ = distances(one, other, network)
+        results.append((numbers["fid"].value, numbers["recall"].value, one.provenance["sha256"]))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
+    assert results[2][0] == pytest.approx(results[0][0], rel=1e-4)
+    assert results[0][1:] == results[1][1:] == results[2][1:]
+
+
+# --- sources and saved files ------------------------------------------------------------------------------------------
+
+
+def test_any_iterable_of_tensors_is_a_source(network: FeatureNetwork) -> None:
+    def generator() -> Iterator[Tensor]:
+        yield from pictures(40).split(16)
+
+    one = measure_statistics(network, generator(), "generated")
+    assert one.gaussian.count == 40 and one.provenance["image size"] == "32x32"
+    assert one.provenance["sha256"] == load_set("shapes@val", network, limit=40).provenance["sha256"]
+
+
+def test_saved_statistics_stand_for_the_pictures_on_either_side(tmp_path: Path, network: FeatureNetwork) -> None:
+    file = tmp_path / "val.npz"
+    eval_statistics("shapes@val", file, limit=200)
+    eval_fid("shapes@train?limit=200", str(file), out=tmp_path / "right")
+    eval_fid("shapes@train?limit=200", "shapes@val?limit=200", out=tmp_path / "pictures")
+    right, whole = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("right", "pictures"))
+    assert right["fid"]["fid"] == pytest.approx(whole["fid"]["fid"], rel=1e-6)
+    assert "kid" not in right["fid"] and any("KID, precision" in line for line in right["warnings"])
+    assert right["provenance"]["fid.fid"]["reference_sha256"] == whole["provenance"]["fid.fid"]["reference_sha256"]
+    assert right["provenance"]["fid.fid"]["reference pictures"] == 200
+    eval_fid(str(file), "shapes@train?limit=200", out=tmp_path / "left")
+    left = json.loads((tmp_path / "left" / "report.json").read_text())
+    assert left["fid"]["fid"] == pytest.approx(right["fid"]["fid"], rel=1e-6)
+
+
+def test_pytorch_fid_reads_what_is_written(tmp_path: Path) -> None:
+    from pytorch_fid.fid_score import compute_statistics_of_path
+
+    statistics = statistics_of_features(rows(100, 8, 0), "ab" * 32)
+    save_statistics(tmp_path / "one.npz", statistics)
+    mean, covariance = compute_statistics_of_path(str(tmp_path / "one.npz"), None, 1, 8, "cpu")
+    assert np.array_equal(mean, statistics.gaussian.mean.numpy())
+    assert np.array_equal(covariance, statistics.gaussian.covariance.numpy())
+    back = load_statistics(tmp_path / "one.npz")
+    assert torch.equal(back.gaussian.covariance, statistics.gaussian.covariance)
+    assert back.gaussian.count == 100 and back.gaussian.network == "ab" * 32
+
+
+def test_adm_files_give_fid_their_statistics_and_the_rest_their_pictures(
+    tmp_path: Path, network: FeatureNetwork
+) -> None:
+    images = pictures(40)
+    samples = images.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "samples.npz", samples)
+    assert torch.equal(torch.cat(list(npz_pictures(tmp_path / "samples.npz", 7))), images)
+    assert torch.equal(torch.cat(list(npz_pictures(tmp_path / "samples.npz", 7, 10))), images[:10])
+    whole = measure_statistics(network, [pictures(300)], "whole").gaussian
+    spatial = {"mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "ref.npz", arr_0=samples, mu=whole.mean.numpy(), sigma=whole.covariance.numpy(), **spatial)
+    reference = load_set(str(tmp_path / "ref.npz"), network)
+    assert torch.equal(reference.gaussian.mean, whole.mean) and reference.gaussian.count == 0
+    assert reference.features is not None and len(reference.features) == 40
+    numbers, warnings = distances(load_set(str(tmp_path / "samples.npz"), network), reference, network)
+    assert {"fid", "kid", "precision"} <= numbers.keys()
+    assert any("ref.npz does not say which network made it" in line for line in warnings)
+
+
+def test_bad_files_get_one_line(tmp_path: Path, network: FeatureNetwork) -> None:
+    np.savez(tmp_path / "foreign.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "empty.npz", other=np.zeros(3))
+    np.savez(tmp_path / "shape.npz", mu=np.zeros(160), sigma=np.eye(3))
+    np.savez(tmp_path / "nan.npz", mu=np.full(160, np.nan), sigma=np.eye(160))
+    np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    np.savez(tmp_path / "float.npz", np.zeros((2, 8, 8, 3)))
+    (tmp_path / "text.npz").write_text("no archive")
+    other = statistics_of_features(rows(200, 160, 0), "cd" * 32)
+    save_statistics(tmp_path / "other.npz", other)
+    for name, message in {
+        "none": "there is no file",
+        "foreign": "has 2048 dimensions, embedded has 160.*another network",
+        "empty": "holds other: give a file with mu and sigma",
+        "shape": "no mean and covariance",
+        "nan": "not finite",
+        "pickle": "cannot be read as .npz",
+        "float": "pictures are uint8",
+        "text": "cannot be read as .npz|is not an .npz file",
+        "other": "was made with features None \\(cdcdcdcdcdcd\\), not with embedded",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            load_set(str(tmp_path / f"{name}.npz"), network)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"is not an \.npz file: give a name such as"):
+        eval_statistics("shapes@val", tmp_path / "out.txt")
+
+
+def test_sizes_that_differ_are_warned_of(tmp_path: Path, network: FeatureNetwork) -> None:
+    for number, image in enumerate(pictures(8)):
+        save_png(tmp_path / f"{number}.png", image if number < 4 else image[:, :20])
+    mixed, even = load_set(str(tmp_path), network), load_set("shapes@val", network, limit=8)
+    assert mixed.provenance["image size"] == "2 sizes from 32x20 to 32x32"
+    _, warnings = distances(mixed, even, network)
+    assert any("--image_size makes them alike" in line for line in warnings)
+    alike = load_set(str(tmp_path), network, image_size=32)
+    assert alike.provenance["image size"] == "32x32 (scaled and cropped before the network)"
+    assert not any("image_size" in line for line in distances(alike, even, network)[1])
+
+
+def test_features_that_are_not_finite_name_the_picture(network: FeatureNetwork) -> None:
+    class Broken(type(network)):  # type: ignore[misc]
+        def features(self, images: Tensor) -> Tensor:
+            values = super().features(images)
+            return torch.where(images.flatten(1).eq(0).all(dim=1)[:, None], torch.nan, values)
+
+    images = pictures(10)
+    images[7] = 0
+    with pytest.raises(UserError, match=r"1 of 4 pictures have features that are not finite.*number 7"):
+        measure_statistics(Broken(torch.device("cpu")), images.split(4), "broken")
+    with pytest.raises(UserError, match="there are no pictures to measure"):
+        measure_statistics(network, [], "nothing")
+
+
+# --- provenance -------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_made_in_different_ways_are_refused_in_one_table() -> None:
+    a = {
+        "features": "inception",
+        "features_sha256": "ab" * 32,
+        "pictures": 500,
+        "model_sha256": "1",
+        "versions": "x 1, y 2",
+    }
+    same = {**a, "model_sha256": "2"}
+    fewer = {**a, "pictures": 50, "features_sha256": "cd" * 32, "versions": "x 1, y 3"}
+    assert difference(a, same) is None, "the model is what is compared"
+    assert difference(a, {**a, "features": "a copy elsewhere"}) is None, "the hash says that it is the same"
+    assert difference(a, fewer) == ("features_sha256 abababababab and cdcdcdcdcdcd, pictures 500 and 50, y 2 and y 3")
+    assert require_same({"A": a, "B": same}, "fid") == []
+    with pytest.raises(
+        UserError, match=r"fid of A and of C were made in different ways: .*pictures 500 and 50.*--force"
+    ):
+        require_same({"A": a, "B": same, "C": fewer}, "fid")
+    assert len(require_same({"A": a, "B": same, "C": fewer}, "fid", force=True)) == 1
+
+
+def test_every_number_says_how_it_was_made(tmp_path: Path) -> None:
+    eval_fid("shapes@val?limit=40", "shapes@train?limit=40", out=tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text())
+    wanted = {
+        "metric", "features", "features_sha256", "resize", "pictures", "image size", "reference", "reference_sha256",
+        "reference pictures", "seed", "versions",
+    }  # fmt: skip
+    assert data["fid"].keys() >= {"fid", "kid", "precision", "recall", "density", "coverage"}
+    for key in data["fid"]:
+        origin = data["provenance"][f"fid.{key}"]
+        assert wanted <= origin.keys() and origin["metric"] == key
+
+
+def test_hash_of_pictures_ignores_order_and_batches_alone() -> None:
+    images = pictures(6)
+
+    def digest(*batches: Tensor, captions: list[str] | None = None) -> str:
+        seen = PictureHash()
+        for batch in batches:
+            seen.update(batch, captions)
+        return seen.hexdigest()
+
+    assert digest(images) == digest(images[3:], images[:3])
+    changed = images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    different = [digest(images), digest(changed), digest(images[:5]), digest(images, images[:1])]
+    different += [digest(images, captions=list("abcdef")), digest(images, captions=list("abcdeg"))]
+    assert len(set(different)) == 6
+
+
+def test_statistics_without_features_still_give_fid() -> None:
+    a, b = statistics_of_features(rows(100, 8, 0)), statistics_of_features(rows(90, 8, 1, 0.5))
+    assert fid(Statistics(a.gaussian), Statistics(b.gaussian)) == pytest.approx(fid(a, b), rel=1e-12)
+
+
+def test_fid_is_quick() -> None:
+    """A quarter of Inception's dimension and fewer rows; benchmarks/frechet.py has the full size."""
+    started = time.process_time()
+    sums = [RunningGaussian(512) for _ in range(2)]
+    for number, one in enumerate(sums):
+        for part in rows(2000, 512, number).split(64):
+            one.update(part)
+    gaussian_distance(sums[0].gaussian(), sums[1].gaussian())
+    assert time.process_time() - started < 5, "about half a second of a core"
