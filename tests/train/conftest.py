@@ -12,7 +12,8 @@ from torch import nn
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import build_tokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.loss_config import LossConfig
 from unitok.cli import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
