@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tokenizers_vq import BSQ, FSQ, IBQ, LFQ, VQ, ConvVQConfig, Cosine, Gumbel, LossConfig, MultiVQ, SimVQ, ViTConfig
 from tokenizers_vq.adversarial_config import AdversarialConfig
+from tokenizers_vq.quantizers import make_quantizer
 from unitok.eval.commands import eval_tokenizer
 from unitok.train.commands import train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
@@ -74,14 +75,16 @@ def measure(config: ConvVQConfig, folder: Path, options: argparse.Namespace) -> 
 
 def row(name: str, config: ConvVQConfig, numbers: dict[str, float]) -> str:
     quantizer, layout = config.quantizer, config.layout_for(*config.size)
+    kept = sum(tensor.nbytes for tensor in make_quantizer(quantizer).state_dict().values())
     cells = [
         name,
         f"{layout.length} of {quantizer.size:,}",
         f"{numbers['psnr']:.2f}",
         f"{numbers['ssim']:.3f}",
         f"{numbers['rfid']:.2f}",
-        f"{100 * numbers['codebook_use']:.0f} %",
+        f"{100 * numbers['codebook_use']:.1f} %",
         f"{numbers['perplexity']:.0f}",
+        f"{kept / 1024:.0f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -93,7 +96,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=list(CASES), metavar="NAME")
     options = parser.parse_args()
-    rows = ["| quantizer | codes | PSNR, dB | SSIM | rFID | use | perplexity |", "|---|---|---:|---:|---:|---:|---:|"]
+    rows = [
+        "| quantizer | codes | PSNR, dB | SSIM | rFID | use | perplexity | codebook, KiB |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
     for name in options.only:
         slug = "_".join(name.lower().replace(",", "").split())
         rows.append(row(name, CASES[name], measure(CASES[name], options.runs / slug, options)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -155,13 +156,15 @@ class Codebooks(Quantizer):
         """Codebooks whose codes are missing give the mean of their rows. An id of another codebook, which a generator
         may draw, stands for the code of the same number."""
         numbers = codes.reshape(len(codes), -1) % self.config.codebook_size
-        known = [book._vectors(column) for book, column in zip(self.books, numbers.T, strict=False)]
-        means = [book.codebook.mean(0).expand(len(codes), -1) for book in self.books[len(known) :]]
+        books = cast("list[MovingAverage]", list(self.books))
+        known = [book._vectors(column) for book, column in zip(books, numbers.T, strict=False)]
+        means = [book.codebook.mean(0).expand(len(codes), -1) for book in books[len(known) :]]
         return torch.cat([*known, *means], 1)
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[MovingAverage, Tensor]]:
         """(codebook, (N, D/G)) of every chunk of latents (N, D)."""
-        return zip(self.books, rows.chunk(self.config.codebooks, 1), strict=True)
+        books = cast("list[MovingAverage]", list(self.books))
+        return zip(books, rows.chunk(self.config.codebooks, 1), strict=True)
 
 
 class Linear(Quantizer):
