@@ -75,7 +75,8 @@ class ReconstructionMeter:
     def __init__(self, tokenizer: ImageTokenizer, network: FeatureNetwork, lpips: nn.Module | None = None) -> None:
         self.tokenizer, self.network, self.lpips = tokenizer, network, lpips
         self.usage = CodebookUsage(tokenizer.codebook_size)
-        self.scale_usage = {f"{h}x{w}": CodebookUsage(tokenizer.codebook_size) for h, w in tokenizer.layout.scales}
+        own = tokenizer.codebook_size // tokenizer.config.quantizer.grids  # codes that one grid can use
+        self.scale_usage = {name: CodebookUsage(own) for name in tokenizer.layout.names}
         self.values: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "lpips", "before", "after")}
 
     def update(self, images: Tensor) -> Tensor:
@@ -84,7 +85,7 @@ class ReconstructionMeter:
         self.usage.update(codes)
         layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
         for usage, part in zip(self.scale_usage.values(), layout.split(codes), strict=True):
-            usage.update(part)
+            usage.update(part % len(usage.counts))
         self.values["psnr"].append(psnr(images, back))
         self.values["ssim"].append(ssim(images, back))
         if self.lpips is not None:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
-    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig, OpenMagvit2Config, TokenizerConfig
+    from .config import TOKENIZER_PRESETS, ConvVQConfig, OpenMagvit2Config, TokenizerConfig
     from .errors import UserError
     from .layout import Layout
+    from .loss_config import LossConfig
     from .published import PUBLISHED, load_published
-    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
+    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
     from .usage import CodebookUsage
+    from .vit_config import ViTConfig
 
 _HOMES = {
     "ImageTokenizer": "base",
@@ -25,7 +27,7 @@ _HOMES = {
     "TokenizerConfig": "config",
     "PUBLISHED": "published",
     "load_published": "published",
-    "LossConfig": "config",
+    "LossConfig": "loss_config",
     "QuantizerConfig": "quantizer_config",
     "VQ": "quantizer_config",
     "Cosine": "quantizer_config",
@@ -35,9 +37,11 @@ _HOMES = {
     "BSQ": "quantizer_config",
     "IBQ": "quantizer_config",
     "Gumbel": "quantizer_config",
+    "MultiVQ": "quantizer_config",
     "UserError": "errors",
     "Layout": "layout",
     "CodebookUsage": "usage",
+    "ViTConfig": "vit_config",
 }
 
 __all__ = [
@@ -55,12 +59,14 @@ __all__ = [
     "ImageTokenizer",
     "Layout",
     "LossConfig",
+    "MultiVQ",
     "OpenMagvit2Config",
     "QuantizerConfig",
     "SimVQ",
     "TokenizerConfig",
     "TokenizerOutput",
     "UserError",
+    "ViTConfig",
     "build_tokenizer",
     "load_published",
     "load_tokenizer",

@@ -11,6 +11,7 @@ from .errors import Problems, UserError
 from .layout import Layout
 from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
 from .scales import check_scales, scale_grids
+from .vit_config import ViTConfig
 
 FORMAT = 1
 """Version of `config.json`; a reader refuses files of a later version."""
@@ -25,7 +26,7 @@ class TokenizerConfig:
     image_size: int | tuple[int, int] = 256
     """Pixels, one number for a square or [height, width]. Any other size that the stride divides works too."""
     quantizer: QuantizerConfig = field(default_factory=VQ)
-    """How latents become codes: VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel."""
+    """How latents become codes: VQ, Cosine, MultiVQ, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int):
@@ -45,7 +46,7 @@ class TokenizerConfig:
     def layout_for(self, height: int, width: int) -> Layout:
         """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
         check_size(height, width, self.stride)
-        return Layout(((height // self.stride, width // self.stride),))
+        return Layout(((height // self.stride, width // self.stride),) * self.quantizer.grids)
 
     def _check_image_size(self, problems: Problems) -> None:
         """Notes what is not a size; with nothing else wrong, raises for a size that the stride does not divide."""
@@ -59,10 +60,15 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvVQConfig(TokenizerConfig):
-    """A convolutional tokenizer with one grid of codes, wired like VQGAN in taming-transformers (arXiv 2012.09841)."""
+    """Encoder, quantizer, decoder: convolutions wired like VQGAN in taming-transformers (arXiv 2012.09841), or
+    transformers over patches."""
 
     family: ClassVar[str] = "conv_vq"
 
+    backbone: Literal["conv", "vit"] = "conv"
+    """Network of encoder and decoder: convolutions, whose settings stand here, or a transformer over patches (vit)."""
+    vit: ViTConfig = field(default=ViTConfig())
+    """The transformer over patches, where `backbone` is vit."""
     stem: int = 1
     """Pixels are folded into channels in blocks of this side before the first convolution and unfolded after the last
     one (space-to-depth). 1 keeps the full-resolution convolutions of taming; 2 or 4 is far cheaper."""
@@ -122,6 +128,11 @@ class ConvVQConfig(TokenizerConfig):
             all(0 <= level < len(multipliers) for level in self.attention_levels),
             f"tokenizer.attention_levels is {list(self.attention_levels)}: levels go from 0 to {len(multipliers) - 1}",
         )
+        problems.check(self.backbone in ("conv", "vit"), f"tokenizer.backbone is {self.backbone!r}: choose conv or vit")
+        problems.check(
+            self.backbone == "conv" or not self.patchwise,
+            "tokenizer.patchwise is true, but the vit backbone looks across patches: leave it out, or take conv",
+        )
         problems.check(self.quant_kernel in (1, 3), f"tokenizer.quant_kernel is {self.quant_kernel}: choose 1 or 3")
         problems.check(
             self.attention in ("none", "middle", "lowest"),
@@ -148,6 +159,8 @@ class ConvVQConfig(TokenizerConfig):
 
     @property
     def stride(self) -> int:
+        if self.backbone == "vit":
+            return self.vit.patch
         return self.stem * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -227,29 +240,6 @@ def check_size(height: int, width: int, stride: int, what: str = "image size") -
     raise UserError(f"{what} {value} is not a multiple of the tokenizer's stride {stride}: use {choice}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """What a tokenizer is trained for. The quantizer's own losses have their weights in its configuration."""
-
-    l1: float = 0.0
-    """Weight of the mean absolute error per pixel, images in [-1, 1]."""
-    l2: float = 1.0
-    """Weight of the mean squared error per pixel, images in [-1, 1]."""
-    lpips: float = 0.0
-    """Weight of the perceptual distance LPIPS (arXiv 1801.03924). 0: not used, no weights needed."""
-    lpips_network: Literal["vgg", "alex", "squeeze"] = "vgg"
-    """Feature network of LPIPS; VQGAN uses vgg."""
-    lpips_weights: str | None = None
-    """Local file with torchvision's weights of that network. Without it torch's cache is used, then the network."""
-
-    def __post_init__(self) -> None:
-        problems = Problems()
-        for name in ("l1", "l2", "lpips"):
-            problems.check(getattr(self, name) >= 0, f"losses.{name} is {getattr(self, name)}: choose 0 or more")
-        problems.check(self.l1 + self.l2 > 0, "losses.l1 and losses.l2 are both 0: give at least one a weight")
-        problems.raise_if_any()
-
-
 # --- presets --------------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +316,11 @@ def base() -> ConvVQConfig:
     return ConvVQConfig(quantizer=Cosine(codebook_size=16384, dim=8))
 
 
+def base_vit() -> ConvVQConfig:
+    """As `base`, with transformers of 12 blocks over the patches: 256 px, stride 16, 16x16 codes out of 16384."""
+    return dataclasses.replace(base(), backbone="vit")
+
+
 def base_scales() -> ConvVQConfig:
     """The size of VAR's tokenizer: 256 px, stride 16, ten maps of 1 to 16 codes a side, 680 codes out of 4096."""
     return ConvVQConfig(
@@ -337,7 +332,7 @@ def base_scales() -> ConvVQConfig:
 
 
 TOKENIZER_PRESETS: dict[str, Callable[[], ConvVQConfig]] = {
-    preset.__name__: preset for preset in (debug, shapes, shapes_scales, emoji, small, base, base_scales)
+    preset.__name__: preset for preset in (debug, shapes, shapes_scales, emoji, small, base, base_vit, base_scales)
 }
 
 FAMILIES: dict[str, type[TokenizerConfig]] = {kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config)}
@@ -348,6 +343,7 @@ FAMILIES: dict[str, type[TokenizerConfig]] = {kind.family: kind for kind in (Con
 ADDED = {
     *("patchwise", "scales", "scale_convs", "scale_dropout"),
     *("quant_kernel", *PER_LEVEL, "attention_levels"),
+    *("backbone", "vit", "learned"),
 }
 """Keys that the first files of this format do not have. Where one is missing its default holds, and where its default
 holds it is not written: so a new key changes neither the file nor the fingerprint of an older tokenizer."""
@@ -355,10 +351,13 @@ holds it is not written: so a new key changes neither the file nor the fingerpri
 
 def config_to_dict(config: TokenizerConfig) -> dict[str, Any]:
     """What `config.json` holds; inverse of `config_from_dict`."""
+    quantizer = {"kind": config.quantizer.kind, **_written(config.quantizer)}
+    return {"format": FORMAT, "family": config.family, **_written(config), "quantizer": quantizer}
+
+
+def _written(config: Any) -> dict[str, Any]:
     unset = {f.name for f in dataclasses.fields(config) if f.name in ADDED and getattr(config, f.name) == f.default}
-    values = {name: value for name, value in dataclasses.asdict(config).items() if name not in unset}
-    values["quantizer"] = {"kind": config.quantizer.kind, **dataclasses.asdict(config.quantizer)}
-    return {"format": FORMAT, "family": config.family, **values}
+    return {name: value for name, value in dataclasses.asdict(config).items() if name not in unset}
 
 
 def config_from_dict(values: Mapping[str, Any], where: str = "config.json") -> TokenizerConfig:
@@ -375,6 +374,8 @@ def config_from_dict(values: Mapping[str, Any], where: str = "config.json") -> T
     kind = quantizer.pop("kind", None)
     if kind not in QUANTIZERS:
         raise UserError(f"{where} has quantizer kind {kind!r}: known are {', '.join(QUANTIZERS)}")
+    if "vit" in values:
+        values["vit"] = _build(ViTConfig, values["vit"], f"{where}: vit")
     return _build(
         FAMILIES[family], {**values, "quantizer": _build(QUANTIZERS[kind], quantizer, f"{where}: quantizer")}, where
     )

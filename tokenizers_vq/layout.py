@@ -1,7 +1,8 @@
 """Layout: which codes an image becomes.
 
 An ordered list of scales, each a (height, width) grid. A raster tokenizer has one scale, a multi-scale tokenizer has
-several, a 1-D tokenizer has one of height 1. Codes travel flat, (B, L) int64, scale-major then row-major.
+several, a 1-D tokenizer has one of height 1; one that writes G codes for each place has G equal ones. Codes travel
+flat, (B, L) int64, scale-major then row-major.
 """
 
 from __future__ import annotations
@@ -45,6 +46,16 @@ class Layout:
     def lengths(self) -> list[int]:
         """Codes of each scale."""
         return [height * width for height, width in self.scales]
+
+    @property
+    def names(self) -> list[str]:
+        """What to call each scale: its grid, numbered where several are alike.
+
+        >>> Layout(((1, 1), (2, 2), (2, 2))).names
+        ['1x1', '2x2 1', '2x2 2']
+        """
+        names = [f"{height}x{width}" for height, width in self.scales]
+        return [f"{n} {names[: i + 1].count(n)}" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
     def split(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Codes (B, L), or of the first scales only, as one (B, n) per scale.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import TokenizerOutput
-from .config import LossConfig
 from .errors import UserError
+from .loss_config import LossConfig
 
 LPIPS_FILES = {
     "vgg": "vgg16-397923af.pth",

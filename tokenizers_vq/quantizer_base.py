@@ -1,6 +1,7 @@
-"""What every quantizer has in common: latents (B, D, h, w) <-> codes (B, h*w) int64.
+"""What every quantizer has in common: latents (B, D, h, w) <-> codes (B, L) int64.
 
-B = images, D = width of a code vector, h, w = grid, N = B*h*w vectors, K = codes
+B = images, D = width of a code vector, h, w = grid, N = B*h*w vectors, K = codes, L = h*w codes of an image, or G*h*w
+where a vector is written in G codes: then one grid follows the other
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Quantized(NamedTuple):
     latents: Tensor
     """(B, D, h, w) float32: the code vectors; gradients pass to the encoder."""
     codes: Tensor
-    """(B, h*w) int64, row-major."""
+    """(B, L) int64, row-major, grid by grid."""
     losses: dict[str, Tensor]
     """Weighted scalars to add to the training loss; the same names in training and in evaluation."""
 
@@ -62,23 +63,25 @@ class Quantizer(nn.Module, ABC):
         batch, _, height, width = z.shape
         with torch.autocast(z.device.type, enabled=False):
             rows, codes, losses = self._quantize(to_rows(z), accumulate)
-            return Quantized(to_grid(rows, batch, height, width), codes.reshape(batch, height * width), losses)
+            return Quantized(to_grid(rows, batch, height, width), _grid_by_grid(codes, batch), losses)
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes (B, h*w) int64 of latents (B, D, h, w); never changes the codebook."""
+        """Codes (B, L) int64 of latents (B, D, h, w); never changes the codebook."""
         with torch.autocast(z.device.type, enabled=False):
-            return self._nearest(to_rows(z)).reshape(z.shape[0], -1)
+            return _grid_by_grid(self._nearest(to_rows(z)), len(z))
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(B, D, h, w) float32: the code vectors of codes (B, h*w), as `forward` gives them.
+        """(B, D, h, w) float32: the code vectors of codes (B, L), or of their first grids, as `forward` gives them.
 
         Raises:
             UserError: an id is outside the codebook. (The library would wrap some of them silently.)
         """
         check_codes(codes, self.codebook_size)
+        batch = len(codes)
+        places = codes.long().reshape(batch, -1, grid[0] * grid[1]).transpose(1, 2).flatten(0, 1)  # (N, grids)
         with torch.autocast(codes.device.type, enabled=False):
-            return to_grid(self._vectors(codes.reshape(-1).long()), codes.shape[0], *grid)
+            return to_grid(self._vectors(places.squeeze(1)), batch, *grid)
 
     def start(self, rows: Tensor) -> None:
         """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""
@@ -89,15 +92,20 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """(N, D) -> code vectors (N, D), codes (N,), losses."""
+        """(N, D) -> code vectors (N, D), codes (N,) or (N, G), losses."""
 
     @abstractmethod
     def _nearest(self, rows: Tensor) -> Tensor:
-        """(N, D) -> (N,) int64."""
+        """(N, D) -> (N,) or (N, G) int64."""
 
     @abstractmethod
     def _vectors(self, codes: Tensor) -> Tensor:
-        """(N,) -> (N, D)."""
+        """(N,), or (N, n) of the first n grids, -> (N, D)."""
+
+
+def _grid_by_grid(codes: Tensor, batch: int) -> Tensor:
+    """(N,) or (N, G) -> (B, L)."""
+    return codes.reshape(batch, -1, codes[0].numel()).transpose(1, 2).reshape(batch, -1)
 
 
 def check_codes(codes: Tensor, codebook_size: int) -> None:

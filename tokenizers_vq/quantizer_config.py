@@ -27,6 +27,11 @@ class QuantizerConfig(ABC):
     def size(self) -> int:
         """Number of codes."""
 
+    @property
+    def grids(self) -> int:
+        """Codes per latent vector; each of them has a grid of its own in the layout."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Codebook(QuantizerConfig):
@@ -66,6 +71,9 @@ class VQ(_Codebook):
 
     kind: ClassVar[str] = "vq"
 
+    learned: bool = False
+    """The codebook learns by gradient, from a loss of weight 1 towards its latents (as in VQGAN), not by averaging."""
+
     rotation_trick: bool = False
     """Carry gradients to the encoder by rotation (arXiv 2410.06424) instead of copying them straight through."""
     commitment_weight: float = 0.25
@@ -83,6 +91,38 @@ class Cosine(VQ):
     """As VQ, with latents and codes on the unit sphere (ViT-VQGAN, arXiv 2110.04627); nearest row by angle."""
 
     kind: ClassVar[str] = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiVQ(VQ):
+    """The latent is cut into chunks of `dim` channels, each with a codebook of its own (UniTok, arXiv 2502.20321): as
+    many codes per place as codebooks, and the picture's vocabulary is a product that no table has to hold."""
+
+    kind: ClassVar[str] = "multi_vq"
+
+    codebook_size: int = 256
+    """Number of codes of each codebook."""
+    dim: int = 8
+    """Length of a code vector, and channels of a chunk."""
+    codebooks: int = 4
+    """Chunks of a latent, and codes of each place. The ids of the codebooks follow one another."""
+
+    @property
+    def width(self) -> int:
+        return self.dim * self.codebooks
+
+    @property
+    def size(self) -> int:
+        return self.codebook_size * self.codebooks
+
+    @property
+    def grids(self) -> int:
+        return self.codebooks
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.codebooks < 1:
+            raise UserError(f"quantizer.codebooks is {self.codebooks}: choose at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,5 +241,5 @@ class Gumbel(_Codebook):
 
 
 QUANTIZERS: dict[str, type[QuantizerConfig]] = {
-    kind.kind: kind for kind in (VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ, Gumbel)
+    kind.kind: kind for kind in (VQ, Cosine, MultiVQ, SimVQ, FSQ, LFQ, BSQ, IBQ, Gumbel)
 }

@@ -9,6 +9,10 @@ B = images, D = width of a code vector, h, w = grid, N = B*h*w vectors, K = code
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 import vector_quantize_pytorch as library
@@ -18,7 +22,7 @@ from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 from .errors import UserError
 from .lookup import nearest_rows
 from .quantizer_base import Quantizer, entropy_loss, pass_gradient, ranks
-from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
+from .quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
 
 
 class MovingAverage(Quantizer):
@@ -42,6 +46,10 @@ class MovingAverage(Quantizer):
         start = F.normalize(torch.randn(1, config.codebook_size, config.dim), dim=-1)
         self._book.embed.data.copy_(start)
         self._book.embed_avg.data.copy_(start)
+        if config.learned:
+            embed = self._book._buffers.pop("embed")
+            assert embed is not None
+            self._book.embed = nn.Parameter(embed)
         self._pending: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -64,10 +72,13 @@ class MovingAverage(Quantizer):
         codebook = self.codebook
         codes = nearest_rows(rows.detach(), codebook, self.cosine)
         target = codebook[codes]
-        loss = self.config.commitment_weight * F.mse_loss(rows, target)
+        value = target.detach()
+        losses = {"commitment": self.config.commitment_weight * F.mse_loss(rows, value)}
+        if self.config.learned:
+            losses["codebook"] = F.mse_loss(target, rows.detach())
         if learn:
             self.follow(rows.detach(), codes, accumulate)
-        return pass_gradient(rows, target, self.config.rotation_trick), codes, {"commitment": loss}
+        return pass_gradient(rows, value, self.config.rotation_trick), codes, losses
 
     def _nearest(self, rows: Tensor) -> Tensor:
         return nearest_rows(self._directions(rows), self.codebook, self.cosine)
@@ -108,7 +119,8 @@ class MovingAverage(Quantizer):
             distributed.all_reduce(sums)
         book.cluster_size[0].lerp_(counts, 1 - self.config.decay)
         book.embed_avg[0].lerp_(sums, 1 - self.config.decay)
-        book.update_ema()
+        if not self.config.learned:
+            book.update_ema()
         if self.config.revive_below > 0:
             mean_use = float(counts.sum()) / size
             book.threshold_ema_dead_code = self.config.revive_below * mean_use
@@ -116,6 +128,43 @@ class MovingAverage(Quantizer):
             if weights is not None:  # new codes are drawn from latents in proportion to their weight
                 rows = rows[torch.multinomial(weights, len(rows), replacement=True)]
             book.expire_codes_(rows[None])
+
+
+class Codebooks(Quantizer):
+    """`multi_vq`: a codebook for each chunk of the latent. Code k of codebook g has the id g * codebook_size + k."""
+
+    config: MultiVQ
+    firsts: Tensor
+    """(G,): the first id of each codebook."""
+
+    def __init__(self, config: MultiVQ) -> None:
+        super().__init__(config)
+        shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(VQ)}
+        self.books = nn.ModuleList(MovingAverage(VQ(**shared)) for _ in range(config.codebooks))
+        self.register_buffer("firsts", torch.arange(config.codebooks) * config.codebook_size, persistent=False)
+
+    def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        parts = [book._quantize(chunk, accumulate) for book, chunk in self._chunks(rows)]
+        vectors, codes, losses = zip(*parts, strict=True)
+        means = {name: torch.stack([of_book[name] for of_book in losses]).mean() for name in losses[0]}
+        return torch.cat(vectors, 1), torch.stack(codes, 1) + self.firsts, means
+
+    def _nearest(self, rows: Tensor) -> Tensor:
+        return torch.stack([book._nearest(chunk) for book, chunk in self._chunks(rows)], 1) + self.firsts
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """Codebooks whose codes are missing give the mean of their rows. An id of another codebook, which a generator
+        may draw, stands for the code of the same number."""
+        numbers = codes.reshape(len(codes), -1) % self.config.codebook_size
+        books = cast("list[MovingAverage]", list(self.books))
+        known = [book._vectors(column) for book, column in zip(books, numbers.T, strict=False)]
+        means = [book.codebook.mean(0).expand(len(codes), -1) for book in books[len(known) :]]
+        return torch.cat([*known, *means], 1)
+
+    def _chunks(self, rows: Tensor) -> Iterator[tuple[MovingAverage, Tensor]]:
+        """(codebook, (N, D/G)) of every chunk of latents (N, D)."""
+        books = cast("list[MovingAverage]", list(self.books))
+        return zip(books, rows.chunk(self.config.codebooks, 1), strict=True)
 
 
 class Linear(Quantizer):
@@ -291,6 +340,8 @@ class Scores(Quantizer):
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
     """The quantizer of a configuration; its `width` is the number of latent channels that it takes."""
     match config:
+        case MultiVQ():
+            return Codebooks(config)
         case VQ():
             return MovingAverage(config)
         case SimVQ():
@@ -305,4 +356,4 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
             return Signs(config)
         case Gumbel():
             return Scores(config)
-    raise UserError(f"quantizer is {type(config).__name__}: choose VQ, Cosine, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel")
+    raise UserError(f"quantizer is {type(config).__name__}: choose one of {', '.join(QUANTIZERS)}")

@@ -1,4 +1,5 @@
-"""The convolutional VQ tokenizer: one grid of codes (VQGAN, arXiv 2012.09841) or several scales (VAR, 2404.02905).
+"""The VQ tokenizer: convolutions or transformers over patches, one grid of codes (VQGAN, arXiv 2012.09841) or several
+scales (VAR, 2404.02905).
 
 image -> encoder -> conv -> quantizer -> codes -> vectors -> conv -> decoder -> image
 
@@ -15,19 +16,22 @@ from .conv import Decoder, Encoder
 from .layout import Layout
 from .multi_scale import MultiScaleQuantizer
 from .quantizers import make_quantizer
+from .vit import Decoder as ViTDecoder
+from .vit import Encoder as ViTEncoder
 
 
 class ConvVQTokenizer(ImageTokenizer):
-    """Convolutions, one or several grids of codes, any image size that the stride divides."""
+    """One or several grids of codes, any image size that the stride divides."""
 
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__(config)
-        self.encoder = Encoder(config)
+        vit = config.backbone == "vit"
+        self.encoder = ViTEncoder(config.vit, config.latent_dim) if vit else Encoder(config)
         self.quantizer = MultiScaleQuantizer(config) if config.scales else make_quantizer(config.quantizer)
         kernel, width = config.quant_kernel, self.quantizer.width
         self.quant_conv = nn.Conv2d(config.latent_dim, width, kernel, padding=kernel // 2)
         self.post_quant_conv = nn.Conv2d(width, config.latent_dim, kernel, padding=kernel // 2)
-        self.decoder = Decoder(config)
+        self.decoder = ViTDecoder(config.vit, config.latent_dim) if vit else Decoder(config)
 
     @property
     def last_layer(self) -> Tensor:

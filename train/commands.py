@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
-from tokenizers_vq.config import ConvVQConfig, LossConfig, config_to_dict
+from tokenizers_vq.config import ConvVQConfig, config_to_dict
 from tokenizers_vq.errors import Problems
+from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
 from unitok.sample.config import SampleSettings
 

@@ -13,8 +13,9 @@ from torch._functorch import config as functorch_config
 from tokenizers_vq.adversarial import AdversarialLoss
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
-from tokenizers_vq.config import LossConfig, TokenizerConfig
+from tokenizers_vq.config import TokenizerConfig
 from tokenizers_vq.images import save_grid, to_uint8
+from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
 from tokenizers_vq.usage import CodebookUsage
 from unitok.data.loader import Transform
@@ -157,8 +158,10 @@ class TokenizerTrainee:
         usage = CodebookUsage(self.size, sums["uses"].sum(0))
         numbers |= {"codebook_use": usage.use, "perplexity": usage.perplexity}
         if len(sums["uses"]) > 1:
-            for (height, width), uses in zip(self.tokenizer.layout.scales, sums["uses"], strict=True):
-                numbers[f"use/{height}x{width}"] = CodebookUsage(self.size, uses).reached
+            grids = self.tokenizer.config.quantizer.grids
+            for name, uses in zip(self.tokenizer.layout.names, sums["uses"], strict=True):
+                own = uses.reshape(grids, -1).sum(0)  # of several codebooks, a grid uses one
+                numbers[f"use/{name}"] = CodebookUsage(len(own), own).reached
         return {**numbers, "images/s": pictures}
 
     def notices(self, step: int, numbers: dict[str, float]) -> list[str]:

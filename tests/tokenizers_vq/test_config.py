@@ -13,21 +13,25 @@ from tokenizers_vq.config import (
     ADDED,
     TOKENIZER_PRESETS,
     ConvVQConfig,
-    LossConfig,
     check_size,
     config_from_dict,
     config_to_dict,
 )
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, SimVQ
+from tokenizers_vq.loss_config import LossConfig
+from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, MultiVQ, SimVQ
+from tokenizers_vq.vit_config import ViTConfig
 
 
 def test_a_key_that_was_added_later_is_written_only_where_it_says_something() -> None:
     """Or every new key would change the fingerprints of all older tokenizers."""
     plain = TOKENIZER_PRESETS["debug"]()
     assert not ADDED & config_to_dict(plain).keys()
+    assert not ADDED & config_to_dict(plain)["quantizer"].keys()
     scaled = config_to_dict(replace(plain, scales=(1, 8)))
     assert ADDED & scaled.keys() == {"scales"} and config_from_dict(scaled).scales == (1, 8)
+    learned = config_to_dict(replace(plain, quantizer=VQ(learned=True)))
+    assert learned["quantizer"]["learned"] is True and config_from_dict(learned).quantizer == VQ(learned=True)
 
 
 @pytest.mark.parametrize("name", TOKENIZER_PRESETS)
@@ -85,6 +89,11 @@ def test_several_problems_are_reported_together() -> None:
         (lambda: LFQ(commitment_weight=-1.0), "commitment_weight is -1.0: choose 0 or more"),
         (lambda: FSQ(levels=(8, 1)), r"levels is \[8, 1\]"),
         (lambda: FSQ(levels=(256,) * 4), "make 4294967296 codes: choose at most 16777216"),
+        (lambda: MultiVQ(codebooks=0), "codebooks is 0: choose at least 1"),
+        (lambda: ViTConfig(patch=0), "vit.patch is 0: choose at least 1"),
+        (lambda: ViTConfig(width=100), "vit.width is 100: choose a multiple of 64"),
+        (lambda: ConvVQConfig(backbone="mlp"), "backbone is 'mlp': choose conv or vit"),
+        (lambda: ConvVQConfig(backbone="vit", patchwise=True), "patchwise is true, but the vit backbone looks across"),
         (lambda: LossConfig(l1=-1.0), "losses.l1 is -1.0: choose 0 or more"),
         (lambda: LossConfig(l1=0.0, l2=0.0), "both 0: give at least one a weight"),
     ],
@@ -105,7 +114,8 @@ def test_foreign_config_files_are_refused() -> None:
     with pytest.raises(UserError, match=r"here lacks the key 'blocks'"):
         config_from_dict({key: value for key, value in good.items() if key != "blocks"}, where="here")
     with pytest.raises(
-        UserError, match=r"here has quantizer kind 'kmeans': known are vq, cosine, simvq, fsq, lfq, bsq, ibq, gumbel"
+        UserError,
+        match=r"here has quantizer kind 'kmeans': known are vq, cosine, multi_vq, simvq, fsq, lfq, bsq, ibq, gumbel",
     ):
         config_from_dict({**good, "quantizer": {"kind": "kmeans"}}, where="here")
     with pytest.raises(UserError, match=r"here has a value of the wrong type"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tokenizers_vq.base import TokenizerOutput
-from tokenizers_vq.config import LossConfig
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss, load_lpips
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tokenizers_vq import build_tokenizer
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig, config_from_dict, config_to_dict
+from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict, config_to_dict
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
 from tokenizers_vq.quantizer_config import FSQ, VQ, Cosine, SimVQ

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.lookup import nearest_rows
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
 from tokenizers_vq.quantizers import Quantizer, make_quantizer
 
 CONFIGS: dict[str, QuantizerConfig] = {
     "vq": VQ(codebook_size=32, dim=4),
     "vq without k-means": VQ(codebook_size=32, dim=4, kmeans_init=False, revive_below=0.0),
     "vq rotation": VQ(codebook_size=32, dim=4, rotation_trick=True),
+    "vq learned": VQ(codebook_size=32, dim=4, learned=True),
     "cosine": Cosine(codebook_size=32, dim=4),
+    "cosine learned": Cosine(codebook_size=32, dim=4, learned=True),
+    "multi": MultiVQ(codebook_size=8, dim=2, codebooks=3),
     "simvq": SimVQ(codebook_size=32, dim=4),
     "simvq rotation": SimVQ(codebook_size=32, dim=4, rotation_trick=True),
     "fsq": FSQ(levels=(5, 4, 3)),
@@ -57,7 +60,7 @@ def test_codes_give_the_vectors_of_the_forward_pass(name: str) -> None:
     out = quantizer(z)
     assert out.latents.shape == z.shape
     assert out.latents.dtype == torch.float32
-    assert out.codes.shape == (2, 15)
+    assert out.codes.shape == (2, 15 * quantizer.config.grids)
     assert out.codes.dtype == torch.int64
     assert 0 <= out.codes.min() <= out.codes.max() < quantizer.codebook_size
     assert len(out.codes.unique()) > 5
@@ -111,7 +114,7 @@ def test_only_training_with_gradients_moves_the_codebook(name: str) -> None:
         assert same(before, state(quantizer))
     quantizer.train()
     quantizer(z)
-    assert same(before, state(quantizer)) != name.startswith(("vq", "cosine"))
+    assert same(before, state(quantizer)) != name.startswith(("vq", "cosine", "multi"))
 
 
 @every_quantizer
@@ -174,7 +177,7 @@ def test_search_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 1024])
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bsq", "ibq", "gumbel")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("bsq", "ibq", "gumbel", "multi")])
 def test_codes_equal_the_librarys(name: str, size: int) -> None:
     torch.manual_seed(1)
     quantizer = make_quantizer(CONFIGS[name])
@@ -336,6 +339,40 @@ def test_kmeans_and_revival_bring_all_codes_into_use(kind: type[VQ]) -> None:
     alone = use(kind(**config, kmeans_init=False, revive_below=0.0))
     assert use(kind(**config, kmeans_init=True, revive_below=0.0)) > 48
     assert use(kind(**config, kmeans_init=False, revive_below=0.1)) > max(40, alone)
+
+
+@pytest.mark.parametrize("kind", [VQ, Cosine])
+def test_learned_codebook_moves_by_its_gradient_alone(kind: type[VQ]) -> None:
+    torch.manual_seed(0)
+    quantizer = make_quantizer(kind(codebook_size=8, dim=4, learned=True, kmeans_init=False, revive_below=0.0)).train()
+    z, before = torch.randn(1, 4, 5, 5, requires_grad=True), quantizer.codebook.detach().clone()
+    out = quantizer(z)
+    (out.latents.sum() + out.losses["commitment"]).backward()
+    assert quantizer.library._codebook.embed.grad is None
+    assert torch.equal(quantizer.codebook.detach(), before)
+    quantizer(z.detach()).losses["codebook"].backward()
+    chosen = torch.zeros(8, dtype=torch.bool).index_fill(0, out.codes.flatten(), True)
+    gradient = quantizer.library._codebook.embed.grad[0]
+    assert torch.equal(gradient.abs().sum(1) > 0, chosen)
+    with torch.no_grad():
+        quantizer.library._codebook.embed -= gradient
+    assert quantizer(z).losses["codebook"] < out.losses["codebook"]
+
+
+def test_codebooks_side_by_side() -> None:
+    """Each chunk is quantized as alone; ids tell the codebooks apart; missing codebooks give their mean."""
+    quantizer, z = made("multi")
+    codes = quantizer.eval().nearest(z)
+    for number, (book, part) in enumerate(zip(quantizer.books, z.chunk(3, 1), strict=True)):
+        own = codes[:, 15 * number : 15 * (number + 1)]
+        assert torch.equal(own, book.nearest(part) + 8 * number)
+    first = quantizer.vectors(codes[:, :15], (3, 5))
+    whole = quantizer.vectors(codes, (3, 5))
+    assert torch.equal(first[:, :2], whole[:, :2])
+    torch.testing.assert_close(
+        first[:, 2:4], quantizer.books[1].codebook.mean(0)[None, :, None, None].expand(2, 2, 3, 5)
+    )
+    assert torch.equal(quantizer.vectors((codes + 8) % 24, (3, 5)), whole)  # ids of other codebooks count by number
 
 
 def test_averaged_cosine_codebook_still_has_unit_vectors() -> None:

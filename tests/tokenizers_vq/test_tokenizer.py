@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tokenizers_vq import build_tokenizer, load_tokenizer
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig
+from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
 from tokenizers_vq.quantizer_config import FSQ, QUANTIZERS, VQ, Cosine
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import build_tokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, LossConfig
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.loss_config import LossConfig
+from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.cli import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
@@ -157,12 +159,15 @@ def train_small_tokenizer() -> Any:
         out: Path,
         *,
         quantizer: Any = None,
+        vit: Any = None,
         augment: Any = None,
         adversarial: Any = None,
         resume: bool = False,
         **settings: Any,
     ) -> Any:
         preset = TOKENIZER_PRESETS["debug"]()
+        if vit is not None:
+            preset = replace(preset, backbone="vit", vit=vit)
         train_tokenizer(
             data="shapes",
             val_data="shapes@val?limit=8",
@@ -230,6 +235,16 @@ def scaled_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scaled")
     torch.manual_seed(0)
     build_tokenizer(replace(TOKENIZER_PRESETS["debug"](), scales=(1, 2, 4, 8))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multi_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_tokenizer_folder`, with two codes for each place."""
+    folder = tmp_path_factory.mktemp("multi")
+    torch.manual_seed(0)
+    quantizer = MultiVQ(codebook_size=16, dim=4, codebooks=2)
+    build_tokenizer(replace(TOKENIZER_PRESETS["debug"](), quantizer=quantizer)).save_pretrained(folder)
     return folder
 
 

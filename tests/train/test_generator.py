@@ -20,7 +20,7 @@ from unitok.data.open import open_data
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.sample.config import SampleSettings
-from unitok.sample.pipeline import draw
+from unitok.sample.pipeline import draw, draw_codes
 from unitok.text import train_bpe
 from unitok.train.commands import encode
 from unitok.train.config import RunConfig
@@ -69,6 +69,21 @@ def test_the_step_loss_is_the_weighted_sum_of_task_means(tmp_path: Path, train_s
     for entry in log:
         parts = {task: entry[f"loss/{task}"] for task in TASKS if f"loss/{task}" in entry}
         assert entry["loss"] == pytest.approx(sum(weights[task] * part for task, part in parts.items()), rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+def test_several_codes_for_a_place_are_learned_and_drawn(
+    tmp_path: Path, train_small_generator: Any, multi_tokenizer_folder: Path, objective: str
+) -> None:
+    """Two grids of 8x8 codes, whose ids lie in one range of 2 x 16."""
+    log = train_small_generator(tmp_path, objective=objective, tokenizer=multi_tokenizer_folder, steps=12)
+    losses = [entry["loss/text_to_image"] for entry in log if entry["kind"] == "train"]
+    assert losses[-1] < losses[0] - 0.3
+    model = UniTok.from_pretrained(str(tmp_path))
+    assert model.layout.scales == ((8, 8), (8, 8)) and model.vocabulary.codebook_size == 32
+    codes = draw_codes(model, ["a red circle"], SampleSettings(steps=4), [0])
+    assert codes.shape == (1, 128)
+    assert model.image_tokenizer.decode(codes).shape == (1, 3, 32, 32)
 
 
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_generator: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors.torch import load_file
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
-from tokenizers_vq.quantizer_config import FSQ, VQ, SimVQ
+from tokenizers_vq.quantizer_config import FSQ, VQ, MultiVQ, SimVQ
+from tokenizers_vq.vit_config import ViTConfig
 from unitok.data.records import Record
 from unitok.data.shapes import ShapesDataset
 from unitok.seeding import keyed_generator
@@ -71,6 +73,20 @@ def test_resume_refuses_another_quantizer(tmp_path: Path, train_small_tokenizer:
     train_small_tokenizer(tmp_path, steps=1)
     with pytest.raises(UserError, match=r"tokenizer.quantizer.kind is 'fsq', but the run .* started with 'vq'"):
         train_small_tokenizer(tmp_path, steps=2, quantizer=FSQ(), resume=True)
+
+
+@pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4, learned=True), MultiVQ(codebook_size=16, dim=4)])
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, train_small_tokenizer: Any, quantizer: Any) -> None:
+    settings = {"quantizer": quantizer, "vit": ViTConfig(patch=8, width=64, depth=1), "steps": 4, "save_every": 2}
+    log = train_small_tokenizer(tmp_path, **settings)
+    whole = load_file(tmp_path / "model.safetensors")
+    grids = {name for name in log[-1] if name.startswith("use/")}
+    assert len(grids) == (quantizer.grids if quantizer.grids > 1 else 0)
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000004")
+    (tmp_path / "model.safetensors").unlink()
+    train_small_tokenizer(tmp_path, **settings, resume=True)
+    again = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
 
 
 def test_augmentation_is_keyed_and_each_setting_stands_alone() -> None:
