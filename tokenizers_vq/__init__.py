@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
-    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig, OpenMagvit2Config, TokenizerConfig
+    from .config import TOKENIZER_PRESETS, ConvVQConfig, LossConfig, OpenMagvit2Config
+    from .config_base import TokenizerConfig
     from .errors import UserError
     from .layout import Layout
     from .published import PUBLISHED, load_published
     from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, QuantizerConfig, SimVQ
+    from .query_config import QueryVQConfig
     from .usage import CodebookUsage
 
 _HOMES = {
@@ -22,8 +24,9 @@ _HOMES = {
     "TOKENIZER_PRESETS": "config",
     "ConvVQConfig": "config",
     "OpenMagvit2Config": "config",
-    "TokenizerConfig": "config",
+    "TokenizerConfig": "config_base",
     "PUBLISHED": "published",
+    "QueryVQConfig": "query_config",
     "load_published": "published",
     "LossConfig": "config",
     "QuantizerConfig": "quantizer_config",
@@ -57,6 +60,7 @@ __all__ = [
     "LossConfig",
     "OpenMagvit2Config",
     "QuantizerConfig",
+    "QueryVQConfig",
     "SimVQ",
     "TokenizerConfig",
     "TokenizerOutput",
