@@ -25,7 +25,7 @@ from .features import FeatureNetwork, ImageTextNetwork, extract
 from .frechet import frechet_distance, too_few
 from .kid import kernel_distance
 from .pictures import MAX_BAD, count_pictures, picture_batches, read_indexed, read_records
-from .reconstruction import ReconstructionMeter, scale_by_scale
+from .reconstruction import ReconstructionMeter, as_known
 from .report import Fact, Figure, Item, Number, Section
 
 SHOWN, SHOWN_BY_SCALE = 32, 8
@@ -82,11 +82,11 @@ def measure_tokenizer(
     if scores.lpips is not None:
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
     figures = [Figure("Originals and reconstructions", shown[:SHOWN])]
-    if len(scores.scale_use) > 1:
-        some = [item.pictures[0] for item in shown[:SHOWN_BY_SCALE]]
-        steps = scale_by_scale(tokenizer, torch.stack(some))
+    some = [item.pictures[0] for item in shown[:SHOWN_BY_SCALE]]
+    counts, steps = as_known(tokenizer, torch.stack(some))
+    if len(counts) > 1:
         items = [Item([*row, image], item.text) for row, image, item in zip(steps, some, shown, strict=False)]
-        figures.append(Figure(f"After {', '.join(scores.scale_use)} codes, and the original", items))
+        figures.append(Figure(f"After {', '.join(map(str, counts))} codes, and the original", items))
     return Section("tokenizer", "Tokenizer", numbers, figures, _warnings(too_few(scores.count, network.dim)))
 
 

@@ -184,7 +184,7 @@ def shapes_query() -> QueryVQConfig:
         latent_dim=64,
         quantizer=FSQ(levels=(8, 5, 5, 5)),
         width=128,
-        depth=3,
+        depth=2,
         heads=4,
     )
 
