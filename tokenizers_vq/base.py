@@ -28,7 +28,11 @@ from .quantizer_base import check_codes
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer", "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer", "query_vq": ".query:QueryVQTokenizer"}
+_CLASSES = {
+    "conv_vq": ".vq:ConvVQTokenizer",
+    "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
+    "query_vq": ".query:QueryVQTokenizer",
+}
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 
 

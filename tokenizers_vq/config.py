@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from .config_base import PER_LEVEL, ConvConfig, TokenizerConfig, check_size
+from .config_base import PER_LEVEL, ConvConfig, TokenizerConfig
 from .errors import Problems, UserError
 from .layout import Layout
-from .query_config import QueryVQConfig
 from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .query_config import QueryVQConfig
 from .scales import check_scales, scale_grids
 
 FORMAT = 1
@@ -240,7 +240,9 @@ TOKENIZER_PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
     for preset in (debug, shapes, shapes_scales, shapes_query, emoji, small, base, base_scales, base_query)
 }
 
-FAMILIES: dict[str, type[TokenizerConfig]] = {kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, QueryVQConfig)}
+FAMILIES: dict[str, type[TokenizerConfig]] = {
+    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, QueryVQConfig)
+}
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------

@@ -138,9 +138,7 @@ class Middle(nn.Module):
         return self.block_2(x)
 
 
-def _level(
-    config: ConvConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3
-) -> Level:
+def _level(config: ConvConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3) -> Level:
     lowest = index == len(config.channel_multipliers) - 1
     inputs = [channels_in] + [channels_out] * (blocks - 1)
     attends = (config.attention == "lowest" and lowest) or index in config.attention_levels

@@ -27,6 +27,9 @@ class VisionTower(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> (B, P, F) float32: the last states of all positions, class token included, each
     normalised to mean 0 and deviation 1 (a few channels of these models are many times larger than the rest)."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, model: nn.Module, description: dict[str, Any]) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
@@ -73,8 +76,7 @@ def load_vision(source: str, description: dict[str, Any] | None = None) -> Visio
         config = transformers.AutoConfig.from_pretrained(source)
         if config.model_type not in TOWERS:
             raise UserError(
-                f"tokenizer.vision {source} is a model of type {config.model_type!r}: give one of "
-                f"{', '.join(TOWERS)}"
+                f"tokenizer.vision {source} is a model of type {config.model_type!r}: give one of {', '.join(TOWERS)}"
             )
         kind = getattr(transformers, TOWERS[config.model_type])
         model = kind.from_pretrained(source, dtype=torch.float32)

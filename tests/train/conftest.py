@@ -157,12 +157,13 @@ def train_small_tokenizer() -> Any:
         out: Path,
         *,
         quantizer: Any = None,
+        tokenizer: Any = None,
         augment: Any = None,
         adversarial: Any = None,
         resume: bool = False,
         **settings: Any,
     ) -> Any:
-        preset = TOKENIZER_PRESETS["debug"]()
+        preset = tokenizer or TOKENIZER_PRESETS["debug"]()
         train_tokenizer(
             data="shapes",
             val_data="shapes@val?limit=8",
