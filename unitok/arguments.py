@@ -216,7 +216,9 @@ class _CommandLine:
             hint = f"did you mean {close[0]!r}? " if close else ""
             self._note(f"unknown preset {preset!r}: {hint}choose one of {', '.join(registry)}")
             return
-        self.parser.set_defaults({parameter: _group_values(registry[preset](), self.choices)})
+        values = registry[preset]()
+        if type(values) is self.function.__annotations__[parameter]:  # else a file with mistakes named another one
+            self.parser.set_defaults({parameter: _group_values(values, self.choices)})
 
     def _check_values(self, options: list[Option]) -> dict[str, Any]:
         """The arguments of the function. jsonargparse stops at a wrong value, so each is noted and left out in turn."""
