@@ -14,10 +14,10 @@ from tokenizers_vq.config import (
     TOKENIZER_PRESETS,
     ConvVQConfig,
     LossConfig,
-    check_size,
     config_from_dict,
     config_to_dict,
 )
+from tokenizers_vq.config_base import check_size
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, SimVQ
 
