@@ -12,7 +12,7 @@ from .features import FeatureNetwork
 from .figures import codebook_figure, with_errors
 from .frechet import too_few
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .reconstruction import ReconstructionMeter, scale_by_scale
+from .reconstruction import ReconstructionMeter, as_known
 from .report import Fact, Figure, Item, Number, Section
 
 SHOWN, SHOWN_BY_SCALE = 32, 8
@@ -69,12 +69,12 @@ def measure_tokenizer(
         numbers["lpips"] = Number("LPIPS (mean over pictures)", scores.lpips, "", "lower", facts)
     title = "Originals, reconstructions and where they differ"
     figures = [with_errors(title, [""], shown[:SHOWN], "reconstructions.png")]
-    if len(scores.scale_use) > 1:
-        some = [original for original, _, _ in shown[:SHOWN_BY_SCALE]]
-        steps = scale_by_scale(tokenizer, torch.stack(some))
+    some = [original for original, _, _ in shown[:SHOWN_BY_SCALE]]
+    counts, steps = as_known(tokenizer, torch.stack(some))
+    if len(counts) > 1:
         items = [Item([*row, image], text) for row, (image, _, text) in zip(steps, shown, strict=False)]
-        title = f"After {', '.join(scores.scale_use)} codes, and the original"
-        figures.append(Figure(title, items, (*scores.scale_use, "original"), file="scales.png"))
+        title = f"After {', '.join(map(str, counts))} codes, and the original"
+        figures.append(Figure(title, items, (*map(str, counts), "original"), file="known.png"))
     usages = {"all codes": meter.usage} | (meter.scale_usage if len(scores.scale_use) > 1 else {})
     figures.append(codebook_figure(usages, "codebook.png"))
     return Section("tokenizer", "Tokenizer", numbers, figures, too_few(scores.count, network.dim))

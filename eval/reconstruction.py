@@ -42,13 +42,18 @@ def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def scale_by_scale(tokenizer: ImageTokenizer, images: Tensor) -> Tensor:
-    """Pictures uint8 (B, 3, H, W) as known after 1, 2, ... K scales: uint8 (B, K, 3, H, W) on the CPU."""
+def as_known(tokenizer: ImageTokenizer, images: Tensor) -> tuple[list[int], Tensor]:
+    """Pictures uint8 (B, 3, H, W) as known after so many codes: (K numbers of codes, uint8 (B, K, 3, H, W) on the CPU).
+
+    After each scale of a multi-scale tokenizer; after 1, 2, 4, ... codes and all of them where any number will do.
+    """
     device = next(tokenizer.parameters()).device
     codes = tokenizer.encode(to_float(images).to(device))
     layout = tokenizer.layout_for(images.shape[2], images.shape[3])
-    scales = range(1, 1 + len(layout.scales))
-    return torch.stack([to_uint8(tokenizer.decode(codes, layout, scale)).cpu() for scale in scales], 1)
+    counts = tokenizer.known_after(layout)
+    if len(counts) == layout.length:
+        counts = [n for n in counts if n & (n - 1) == 0 or n == layout.length]
+    return counts, torch.stack([to_uint8(tokenizer.decode(codes[:, :n], layout)).cpu() for n in counts], 1)
 
 
 @dataclass(frozen=True)

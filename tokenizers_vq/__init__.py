@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
-    from .config import TOKENIZER_PRESETS, ConvVQConfig, OpenMagvit2Config, TokenizerConfig
+    from .config import TOKENIZER_PRESETS, ConvVQConfig, OpenMagvit2Config
+    from .config_base import TokenizerConfig
     from .errors import UserError
     from .layout import Layout
     from .loss_config import LossConfig
     from .published import PUBLISHED, load_published
     from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
+    from .query_config import QueryVQConfig
     from .usage import CodebookUsage
     from .vit_config import ViTConfig
 
@@ -24,8 +26,9 @@ _HOMES = {
     "TOKENIZER_PRESETS": "config",
     "ConvVQConfig": "config",
     "OpenMagvit2Config": "config",
-    "TokenizerConfig": "config",
+    "TokenizerConfig": "config_base",
     "PUBLISHED": "published",
+    "QueryVQConfig": "query_config",
     "load_published": "published",
     "LossConfig": "loss_config",
     "QuantizerConfig": "quantizer_config",
@@ -62,6 +65,7 @@ __all__ = [
     "MultiVQ",
     "OpenMagvit2Config",
     "QuantizerConfig",
+    "QueryVQConfig",
     "SimVQ",
     "TokenizerConfig",
     "TokenizerOutput",

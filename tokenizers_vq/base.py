@@ -10,6 +10,7 @@ import importlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .config import TokenizerConfig, check_size, config_from_dict, config_to_dict
+from .config import config_from_dict, config_to_dict
+from .config_base import TokenizerConfig
 from .errors import Problems, UserError
 from .files import atomic_path, read_json, write_json
 from .layout import Layout
@@ -26,7 +28,11 @@ from .quantizer_base import check_codes
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-_CLASSES = {"conv_vq": ".vq:ConvVQTokenizer", "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer"}
+_CLASSES = {
+    "conv_vq": ".vq:ConvVQTokenizer",
+    "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
+    "query_vq": ".query:QueryVQTokenizer",
+}
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 
 
@@ -80,7 +86,7 @@ class ImageTokenizer(nn.Module, ABC):
 
     @abstractmethod
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
-        """(B, n) checked, n codes of the first scales, -> (B, 3, H, W)."""
+        """(B, n) checked, n of `known_after`, -> (B, 3, H, W)."""
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -93,14 +99,19 @@ class ImageTokenizer(nn.Module, ABC):
         with torch.autocast(images.device.type, enabled=False):
             return self._encode(images.float())
 
+    def known_after(self, layout: Layout) -> list[int]:
+        """Numbers of codes from which a picture can be decoded, all of them last: those of the first scales, or what
+        else a family learns."""
+        return list(accumulate(layout.lengths))
+
     def decode(self, codes: Tensor, layout: Layout | None = None, up_to_scale: int | None = None) -> Tensor:
         """Images (B, 3, H, W) float32, about [-1, 1]; `layout` is needed for other than the default image size.
 
-        `up_to_scale` gives the picture as known after so many scales of a multi-scale tokenizer; then the codes of the
-        finer scales may be missing.
+        Codes (B, n) that are cut where `known_after` says so give the picture as known so far. `up_to_scale` cuts them
+        after so many scales.
 
         Raises:
-            UserError: not (B, L) with the layout's L, ids outside the codebook, or more scales than there are.
+            UserError: not (B, n) with an n of `known_after`, ids outside the codebook, or more scales than there are.
         """
         layout = layout or self.layout
         scales = len(layout.scales) if up_to_scale is None else up_to_scale
@@ -110,9 +121,11 @@ class ImageTokenizer(nn.Module, ABC):
                 f"{len(layout.scales)}"
             )
         length = sum(layout.lengths[:scales])
-        if codes.ndim != 2 or codes.shape[1] not in (length, layout.length):
+        allowed = self.known_after(layout) if up_to_scale is None else [length, layout.length]
+        if codes.ndim != 2 or codes.shape[1] not in allowed:
+            fewer = f", or the first {_some(allowed[:-1])} codes" if up_to_scale is None and len(allowed) > 1 else ""
             raise UserError(
-                f"codes have shape {tuple(codes.shape)}, but layout {_grids(layout)} takes (images, {length}): "
+                f"codes have shape {tuple(codes.shape)}, but layout {_grids(layout)} takes (images, {length}){fewer}: "
                 "pass the layout of the image size they were made from"
             )
         codes = codes[:, :length]
@@ -125,7 +138,7 @@ class ImageTokenizer(nn.Module, ABC):
             raise UserError(f"images have shape {tuple(images.shape)}: give (images, 3, height, width)")
         if not images.is_floating_point():
             raise UserError(f"images are {images.dtype}: convert them with tokenizers_vq.images.to_float first")
-        check_size(images.shape[2], images.shape[3], self.stride)
+        self.layout_for(images.shape[2], images.shape[3])
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of configuration and weights: equal if and only if two tokenizers are the same to the bit."""
@@ -141,6 +154,16 @@ class ImageTokenizer(nn.Module, ABC):
         with atomic_path(folder / WEIGHTS_FILE) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
         write_json(folder / CONFIG_FILE, config_to_dict(self.config))
+
+
+def _some(numbers: list[int]) -> str:
+    """
+    >>> _some([1, 5, 14]), _some([1, 2, 3, 4])
+    ('1, 5 or 14', '1 to 4')
+    """
+    if len(numbers) > 2 and numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return " or ".join(part for part in (", ".join(map(str, numbers[:-1])), str(numbers[-1])) if part)
 
 
 def _grids(layout: Layout) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from .config_base import PER_LEVEL, ConvConfig, TokenizerConfig
 from .errors import Problems, UserError
 from .layout import Layout
 from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .query_config import QueryVQConfig
 from .scales import check_scales, scale_grids
 from .vit_config import ViTConfig
 
@@ -18,48 +20,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """What every tokenizer's configuration says. Choose one of its subclasses."""
-
-    family: ClassVar[str]
-
-    image_size: int | tuple[int, int] = 256
-    """Pixels, one number for a square or [height, width]. Any other size that the stride divides works too."""
-    quantizer: QuantizerConfig = field(default_factory=VQ)
-    """How latents become codes: VQ, Cosine, MultiVQ, SimVQ, FSQ, LFQ, BSQ, IBQ or Gumbel."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int):
-            object.__setattr__(self, "image_size", tuple(int(side) for side in self.image_size))
-
-    @property
-    def stride(self) -> int:
-        """Pixels per code along each side; each family has its own. (No abstract class: jsonargparse would then take a
-        family for a choice, whose options it cannot list.)"""
-        raise NotImplementedError(f"{type(self).__name__} does not say its stride")
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of `image_size`."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-
-    def layout_for(self, height: int, width: int) -> Layout:
-        """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
-        check_size(height, width, self.stride)
-        return Layout(((height // self.stride, width // self.stride),) * self.quantizer.grids)
-
-    def _check_image_size(self, problems: Problems) -> None:
-        """Notes what is not a size; with nothing else wrong, raises for a size that the stride does not divide."""
-        problems.check(
-            isinstance(self.image_size, int) or len(self.image_size) == 2,
-            f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
-        )
-        problems.raise_if_any()
-        check_size(*self.size, self.stride, "tokenizer.image_size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvVQConfig(TokenizerConfig):
+class ConvVQConfig(ConvConfig):
     """Encoder, quantizer, decoder: convolutions wired like VQGAN in taming-transformers (arXiv 2012.09841), or
     transformers over patches."""
 
@@ -69,32 +30,8 @@ class ConvVQConfig(TokenizerConfig):
     """Network of encoder and decoder: convolutions, whose settings stand here, or a transformer over patches (vit)."""
     vit: ViTConfig = field(default=ViTConfig())
     """The transformer over patches, where `backbone` is vit."""
-    stem: int = 1
-    """Pixels are folded into channels in blocks of this side before the first convolution and unfolded after the last
-    one (space-to-depth). 1 keeps the full-resolution convolutions of taming; 2 or 4 is far cheaper."""
-    patchwise: bool = False
-    """The encoder sees each patch of stride x stride pixels by itself, so that equal patches get equal codes. Without
-    it, the codes of plain white vary with what stands beside it: noise that a generator has to learn."""
-    channels: int = 128
-    """Channels of the first level."""
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    """Channels of each level as multiples of `channels`; each level after the first halves the resolution."""
-    blocks: int = 2
-    """Residual blocks per level in the encoder; the decoder has one more."""
-    attention: Literal["none", "middle", "lowest"] = "lowest"
-    """Self-attention nowhere, between the two middle blocks, or also after each block of the lowest resolution."""
-    latent_dim: int = 256
-    """Channels between encoder and quantizer, and between quantizer and decoder (`z_channels` in taming)."""
     quant_kernel: int = 1
     """Side of the convolutions before and after the quantizer; VAR has 3."""
-    blocks_of_levels: tuple[int, ...] = ()
-    """Encoder blocks of each level where they differ, full resolution first. Empty: `blocks` everywhere."""
-    decoder_blocks_of_levels: tuple[int, ...] = ()
-    """Decoder blocks of each level, full resolution first. Empty: one more than the encoder has."""
-    decoder_multipliers: tuple[int, ...] = ()
-    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder."""
-    attention_levels: tuple[int, ...] = ()
-    """Further levels (0 is full resolution) whose blocks are followed by attention."""
     scales: tuple[int | tuple[int, int], ...] = ()
     """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
     [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""
@@ -104,40 +41,20 @@ class ConvVQConfig(TokenizerConfig):
     """Share of the training pictures that are decoded from their coarse scales alone, which then say more."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("channel_multipliers", *PER_LEVEL, "attention_levels"):
-            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         scales = tuple(scale if isinstance(scale, int) else tuple(scale) for scale in self.scales)
         object.__setattr__(self, "scales", scales)
-        problems = Problems()
-        for name in ("stem", "channels", "blocks", "latent_dim", "scale_convs"):
-            value = getattr(self, name)
-            problems.check(value >= 1, f"tokenizer.{name} is {value}: choose at least 1")
-        multipliers = list(self.channel_multipliers)
-        problems.check(
-            bool(multipliers) and min(multipliers, default=0) >= 1,
-            f"tokenizer.channel_multipliers is {multipliers}: give one factor of at least 1 per level",
-        )
-        for name in PER_LEVEL:
-            values = getattr(self, name)
-            problems.check(
-                not values or (len(values) == len(multipliers) and min(values) >= 1),
-                f"tokenizer.{name} is {list(values)}: give {len(multipliers)} numbers of at least 1, one per level",
-            )
-        problems.check(
-            all(0 <= level < len(multipliers) for level in self.attention_levels),
-            f"tokenizer.attention_levels is {list(self.attention_levels)}: levels go from 0 to {len(multipliers) - 1}",
-        )
+        super().__post_init__()
+        if self.scales:
+            check_scales(self.scales, self.size, self.stride)
+
+    def _check(self, problems: Problems) -> None:
+        problems.check(self.scale_convs >= 1, f"tokenizer.scale_convs is {self.scale_convs}: choose at least 1")
         problems.check(self.backbone in ("conv", "vit"), f"tokenizer.backbone is {self.backbone!r}: choose conv or vit")
         problems.check(
             self.backbone == "conv" or not self.patchwise,
             "tokenizer.patchwise is true, but the vit backbone looks across patches: leave it out, or take conv",
         )
         problems.check(self.quant_kernel in (1, 3), f"tokenizer.quant_kernel is {self.quant_kernel}: choose 1 or 3")
-        problems.check(
-            self.attention in ("none", "middle", "lowest"),
-            f"tokenizer.attention is {self.attention!r}: choose none, middle or lowest",
-        )
         problems.check(
             0 <= self.scale_dropout <= 1, f"tokenizer.scale_dropout is {self.scale_dropout}: choose a share from 0 to 1"
         )
@@ -146,9 +63,6 @@ class ConvVQConfig(TokenizerConfig):
             f"tokenizer.scales with {type(self.quantizer).__name__}: choose VQ or SimVQ, whose code vectors can be as "
             "short as what the coarse scales leave over",
         )
-        self._check_image_size(problems)
-        if self.scales:
-            check_scales(self.scales, self.size, self.stride)
 
     def layout_for(self, height: int, width: int) -> Layout:
         layout = super().layout_for(height, width)
@@ -159,26 +73,7 @@ class ConvVQConfig(TokenizerConfig):
 
     @property
     def stride(self) -> int:
-        if self.backbone == "vit":
-            return self.vit.patch
-        return self.stem * 2 ** (len(self.channel_multipliers) - 1)
-
-    @property
-    def encoder_levels(self) -> list[tuple[int, int]]:
-        """(channels, blocks) of each encoder level, full resolution first."""
-        blocks = self.blocks_of_levels or [self.blocks] * len(self.channel_multipliers)
-        return [(self.channels * factor, n) for factor, n in zip(self.channel_multipliers, blocks, strict=True)]
-
-    @property
-    def decoder_levels(self) -> list[tuple[int, int]]:
-        """(channels, blocks) of each decoder level, full resolution first."""
-        blocks = self.decoder_blocks_of_levels or [n + 1 for _, n in self.encoder_levels]
-        factors = self.decoder_multipliers or self.channel_multipliers
-        return [(self.channels * factor, n) for factor, n in zip(factors, blocks, strict=True)]
-
-
-PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")
-"""Fields of `ConvVQConfig` that are empty or hold one number per level."""
+        return self.vit.patch if self.backbone == "vit" else super().stride
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,22 +119,6 @@ class OpenMagvit2Config(TokenizerConfig):
         return layout
 
 
-def check_size(height: int, width: int, stride: int, what: str = "image size") -> None:
-    """Raises UserError unless the stride divides both sides; names the nearest sizes that it divides."""
-    if height >= stride and width >= stride and height % stride == 0 and width % stride == 0:
-        return
-
-    def near(side: int) -> str:
-        below = side // stride * stride
-        if below == side and side > 0:
-            return f"{side}"
-        return f"{below} or {below + stride}" if below > 0 else f"{stride}"
-
-    value = f"{height}" if height == width else f"{height}x{width}"
-    choice = near(height) if height == width else f"height {near(height)}, width {near(width)}"
-    raise UserError(f"{what} {value} is not a multiple of the tokenizer's stride {stride}: use {choice}")
-
-
 # --- presets --------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +162,23 @@ def shapes_scales() -> ConvVQConfig:
     and a generator learns it faster.
     """
     return dataclasses.replace(shapes(), scales=(1, 2, 3, 4, 6, 8), quantizer=VQ(codebook_size=64, dim=8))
+
+
+def shapes_query() -> QueryVQConfig:
+    """As `shapes`, with 32 query tokens out of 1000 in place of the grid."""
+    return QueryVQConfig(
+        image_size=32,
+        stem=4,
+        channels=64,
+        channel_multipliers=(1,),
+        blocks=1,
+        attention="none",
+        latent_dim=64,
+        quantizer=FSQ(levels=(8, 5, 5, 5)),
+        width=128,
+        depth=2,
+        heads=4,
+    )
 
 
 def emoji() -> ConvVQConfig:
@@ -331,11 +227,19 @@ def base_scales() -> ConvVQConfig:
     )
 
 
-TOKENIZER_PRESETS: dict[str, Callable[[], ConvVQConfig]] = {
-    preset.__name__: preset for preset in (debug, shapes, shapes_scales, emoji, small, base, base_vit, base_scales)
+def base_query() -> QueryVQConfig:
+    """The tokens of SEED in number and choice: 256 px, 32 of 8192 (add `--tokenizer.vision` for its semantics)."""
+    return QueryVQConfig(quantizer=Cosine(codebook_size=8192, dim=32), width=768, depth=8, heads=12)
+
+
+TOKENIZER_PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
+    preset.__name__: preset
+    for preset in (debug, shapes, shapes_scales, shapes_query, emoji, small, base, base_vit, base_scales, base_query)
 }
 
-FAMILIES: dict[str, type[TokenizerConfig]] = {kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config)}
+FAMILIES: dict[str, type[TokenizerConfig]] = {
+    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, QueryVQConfig)
+}
 
 
 # --- config.json ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import ConvVQConfig
+from .config_base import ConvConfig
 
 
 def fast_memory(x: Tensor) -> Tensor:
@@ -138,9 +138,7 @@ class Middle(nn.Module):
         return self.block_2(x)
 
 
-def _level(
-    config: ConvVQConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3
-) -> Level:
+def _level(config: ConvConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3) -> Level:
     lowest = index == len(config.channel_multipliers) - 1
     inputs = [channels_in] + [channels_out] * (blocks - 1)
     attends = (config.attention == "lowest" and lowest) or index in config.attention_levels
@@ -154,7 +152,7 @@ def _level(
 class Encoder(nn.Module):
     """(B, 3, H, W) -> (B, latent_dim, h, w)."""
 
-    def __init__(self, config: ConvVQConfig) -> None:
+    def __init__(self, config: ConvConfig) -> None:
         super().__init__()
         levels = config.encoder_levels
         self.stem = config.stem
@@ -203,7 +201,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """(B, latent_dim, h, w) -> (B, 3, H, W), not clamped."""
 
-    def __init__(self, config: ConvVQConfig) -> None:
+    def __init__(self, config: ConvConfig) -> None:
         super().__init__()
         self.stem = config.stem
         width = config.decoder_levels[-1][0]

@@ -78,8 +78,9 @@ class Quantizer(nn.Module, ABC):
             UserError: an id is outside the codebook. (The library would wrap some of them silently.)
         """
         check_codes(codes, self.codebook_size)
-        batch = len(codes)
-        places = codes.long().reshape(batch, -1, grid[0] * grid[1]).transpose(1, 2).flatten(0, 1)  # (N, grids)
+        batch, cells = len(codes), grid[0] * grid[1]
+        # (N, grids); counted, not -1, which an empty batch leaves open
+        places = codes.long().reshape(batch, codes.shape[1] // cells, cells).transpose(1, 2).flatten(0, 1)
         with torch.autocast(codes.device.type, enabled=False):
             return to_grid(self._vectors(places.squeeze(1)), batch, *grid)
 

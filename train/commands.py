@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
-from tokenizers_vq.config import ConvVQConfig, config_to_dict
+from tokenizers_vq.config import config_to_dict
+from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
@@ -22,7 +23,7 @@ def train_tokenizer(
     data: str,
     out: Path,
     preset: str = "small",
-    tokenizer: ConvVQConfig,
+    tokenizer: TokenizerConfig,
     losses: LossConfig,
     adversarial: AdversarialConfig,
     augment: AugmentConfig,
@@ -41,7 +42,7 @@ def train_tokenizer(
     Args:
         data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read.
         out: New folder for the tokenizer.
-        preset: Starting values of --tokenizer.*
+        preset: Starting values of --tokenizer.*; with --help, the options of its family.
         tokenizer: The network.
         losses: What it is trained for.
         adversarial: A discriminator against blur; weight 0 is without.

@@ -13,7 +13,7 @@ from torch._functorch import config as functorch_config
 from tokenizers_vq.adversarial import AdversarialLoss
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
-from tokenizers_vq.config import TokenizerConfig
+from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss

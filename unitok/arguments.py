@@ -43,7 +43,7 @@ def parse(name: str, command: Command, argv: list[str]) -> tuple[Callable[..., o
     A value comes from the command line, else from the last `--config` file that has it, else from the preset, else it
     is the default of the function. Raises UserError with all that is wrong.
     """
-    line = _CommandLine(name, command)
+    line = _CommandLine(name, command, argv)
     return line.function, line.parse(argv)
 
 
@@ -56,12 +56,18 @@ def load(path: str) -> Any:
 class _CommandLine:
     """One command while its arguments are read."""
 
-    def __init__(self, name: str, command: Command) -> None:
+    def __init__(self, name: str, command: Command, argv: list[str]) -> None:
         self.name = name
         self.command = command
         self.function: Callable[..., object] = load(command.function)
         # Given text, jsonargparse would also run the module's TYPE_CHECKING imports, which may be of torch.
         self.function.__annotations__ = get_type_hints(self.function)
+        if command.presets is not None:
+            # The preset chooses the dataclass of its group, and so which options there are.
+            registry, parameter = load(command.presets[0]), command.presets[1]
+            default = inspect.signature(self.function).parameters["preset"].default
+            preset = next((name for name in _presets_named(argv) if name in registry), default)
+            self.function.__annotations__[parameter] = type(registry[preset]())
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
         self.problems = Problems()
@@ -210,7 +216,9 @@ class _CommandLine:
             hint = f"did you mean {close[0]!r}? " if close else ""
             self._note(f"unknown preset {preset!r}: {hint}choose one of {', '.join(registry)}")
             return
-        self.parser.set_defaults({parameter: _group_values(registry[preset](), self.choices)})
+        values = registry[preset]()
+        if type(values) is self.function.__annotations__[parameter]:  # else a file with mistakes named another one
+            self.parser.set_defaults({parameter: _group_values(values, self.choices)})
 
     def _check_values(self, options: list[Option]) -> dict[str, Any]:
         """The arguments of the function. jsonargparse stops at a wrong value, so each is noted and left out in turn."""
@@ -262,6 +270,24 @@ class _CommandLine:
         if close:
             return f"did you mean {' or '.join(f'{dashes}{name}' for name in close)}?"
         return f"`unitok {self.name} --help` lists what there is"
+
+
+def _presets_named(argv: list[str]) -> Iterator[object]:
+    """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are left to
+    the parser."""
+    for option in ("preset", "config"):
+        pairs = zip(argv, [*argv[1:], ""], strict=True)
+        values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
+        for value in reversed(values):
+            if option == "preset":
+                yield value
+            else:
+                try:
+                    content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+                except (OSError, UnicodeDecodeError, yaml.YAMLError):
+                    continue
+                if isinstance(content, dict) and isinstance(content.get("preset"), str):
+                    yield content["preset"]
 
 
 # --- documentation ---------------------------------------------------------------------------------------------------

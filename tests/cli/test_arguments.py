@@ -329,3 +329,30 @@ def test_help_names_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read(DRAW, "--help")
     assert capsys.readouterr().out.startswith("usage: unitok try [TEXTS ...] [--option VALUE ...]\n")
+
+
+def test_the_preset_chooses_the_options_of_its_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unitok.commands import COMMANDS
+
+    def tokenizer(*words: str) -> Any:
+        return parse("train tokenizer", COMMANDS["train tokenizer"], ["--data", "x", "--out", "y", *words])[1][
+            "tokenizer"
+        ]
+
+    assert tokenizer("--preset", "shapes_query", "--tokenizer.tokens", "8").tokens == 8
+    (tmp_path / "a.yaml").write_text("preset: shapes_query\ntokenizer: {depth: 1}")
+    config = tokenizer("--config", str(tmp_path / "a.yaml"), "--tokenizer.quantizer", "VQ")
+    assert (config.family, config.depth, config.quantizer.kind) == ("query_vq", 1, "vq")
+    (tmp_path / "c.yaml").write_text("preset: shapes_query")
+    assert tokenizer("--config", str(tmp_path / "c.yaml"), "--preset=shapes", "--tokenizer.stem", "2").stem == 2
+    assert tokenizer().family == "conv_vq"
+    with pytest.raises(UserError, match=r"unknown option --tokenizer.tokens"):
+        tokenizer("--preset", "shapes", "--tokenizer.tokens", "8")
+    with pytest.raises(UserError, match=r"unknown key 'tokenizer.scales' in"):
+        (tmp_path / "b.yaml").write_text("preset: shapes_query\ntokenizer: {scales: [8]}")
+        tokenizer("--config", str(tmp_path / "b.yaml"))
+    with pytest.raises(UserError, match=r"tokenizer.tokens is 0: choose at least 1"):
+        tokenizer("--preset", "shapes_query", "--tokenizer.tokens", "0")
+    with pytest.raises(SystemExit):
+        tokenizer("--preset", "shapes_query", "--help")
+    assert "--tokenizer.prefix_dropout" in (shown := capsys.readouterr().out) and "--tokenizer.scales" not in shown

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.cli import main
@@ -86,7 +89,16 @@ def test_eval_tokenizer_with_scales(make_model: Callable[..., UniTok], pictures:
     use = json.loads((tmp_path / "report" / "report.json").read_text())["tokenizer"]["scale_use"]
     assert list(use) == ["1x1", "2x2", "4x4", "8x8"]
     assert all(0 < share <= 1 for share in use.values()) and use["1x1"] >= 1 / 12, "12 codes are no more than 12"
-    assert "After 1x1, 2x2, 4x4, 8x8 codes, and the original" in (tmp_path / "report" / "report.html").read_text()
+    assert "After 1, 5, 21, 85 codes, and the original" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_eval_tokenizer_of_queries(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    build_tokenizer(replace(TOKENIZER_PRESETS["shapes_query"](), tokens=6, width=32)).save_pretrained(
+        tmp_path / "query"
+    )
+    eval_tokenizer(tmp_path / "query", str(pictures), out=tmp_path / "report")
+    assert "After 1, 2, 4, 6 codes, and the original" in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_side_by_side(folders: list[Path], tmp_path: Path, capsys: pytest.Captur
     single = json.loads((alone / "report.json").read_text())["tokenizer"]
     for key in ("psnr", "ssim", "codebook_use", "perplexity"):
         assert values[key]["scaled"] == pytest.approx(single[key]), "the same as measured alone"
-    assert {"reconstructions.png", "scales.png", "codebook.png"} <= {path.name for path in alone.iterdir()}
+    assert {"reconstructions.png", "known.png", "codebook.png"} <= {path.name for path in alone.iterdir()}
 
 
 def test_what_cannot_be_compared(folders: list[Path], tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from tokenizers_vq.config import (
     ADDED,
     TOKENIZER_PRESETS,
     ConvVQConfig,
-    check_size,
     config_from_dict,
     config_to_dict,
 )
+from tokenizers_vq.config_base import check_size
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, MultiVQ, SimVQ

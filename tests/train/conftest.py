@@ -159,13 +159,14 @@ def train_small_tokenizer() -> Any:
         out: Path,
         *,
         quantizer: Any = None,
+        tokenizer: Any = None,
         vit: Any = None,
         augment: Any = None,
         adversarial: Any = None,
         resume: bool = False,
         **settings: Any,
     ) -> Any:
-        preset = TOKENIZER_PRESETS["debug"]()
+        preset = tokenizer or TOKENIZER_PRESETS["debug"]()
         if vit is not None:
             preset = replace(preset, backbone="vit", vit=vit)
         train_tokenizer(

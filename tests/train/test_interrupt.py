@@ -59,7 +59,9 @@ def assert_equal_runs(stopped: Path, whole: Path) -> None:
         assert all(torch.equal(mine[key], other[key]) for key in mine), name
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "adversarial tokenizer", "generator", "next_scale by Muon"])
+@pytest.mark.parametrize(
+    "kind", ["tokenizer", "query tokenizer", "adversarial tokenizer", "generator", "next_scale by Muon"]
+)
 def test_resume_after_a_signal_equals_the_unbroken_run(
     tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
 ) -> None:
@@ -67,6 +69,8 @@ def test_resume_after_a_signal_equals_the_unbroken_run(
     words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
     if command == "tokenizer":
         words += ["--augment.flip", "0.5", "--augment.crop", "0.7"]
+        if kind == "query tokenizer":
+            words += ["--preset", "shapes_query", "--tokenizer.width", "32", "--tokenizer.tokens", "8"]
         if kind == "adversarial tokenizer":
             words += ["--adversarial.weight", "0.5", "--adversarial.start", "3", "--adversarial.ramp", "20"]
             words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tokenizers_vq.base import load_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from tokenizers_vq.quantizer_config import FSQ, VQ, MultiVQ, SimVQ
@@ -64,6 +66,16 @@ def test_sums_over_an_interval_are_means_over_its_pictures(tmp_path: Path, train
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_tokenizer: Any, quantizer: Any) -> None:
     whole, parts = (
         train_small_tokenizer(tmp_path / str(size), quantizer=quantizer, steps=3, micro_batch=size, precision="fp32")
+        for size in (8, 2)
+    )
+    assert train_losses(parts) == pytest.approx(train_losses(whole), rel=1e-4)
+
+
+def test_accumulation_of_a_query_tokenizer(tmp_path: Path, train_small_tokenizer: Any) -> None:
+    """Without dropped codes, which are drawn for a micro-batch."""
+    config = replace(TOKENIZER_PRESETS["shapes_query"](), width=32, tokens=8, depth=1, channels=16, prefix_dropout=0.0)
+    whole, parts = (
+        train_small_tokenizer(tmp_path / str(size), tokenizer=config, steps=3, micro_batch=size, precision="fp32")
         for size in (8, 2)
     )
     assert train_losses(parts) == pytest.approx(train_losses(whole), rel=1e-4)

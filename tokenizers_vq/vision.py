@@ -1,0 +1,116 @@
+"""Frozen vision models of transformers: pictures -> features."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+
+TOWERS = {
+    "clip": "CLIPVisionModel",
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip": "SiglipVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "dinov2": "Dinov2Model",
+    "dinov2_with_registers": "Dinov2WithRegistersModel",
+}
+"""Model type of a configuration -> class of the vision part."""
+
+
+class VisionTower(nn.Module):
+    """(B, 3, H, W) in [-1, 1] -> (B, P, F) float32: the last states of all positions, class token included, each
+    normalised to mean 0 and deviation 1 (a few channels of these models are many times larger than the rest)."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, model: nn.Module, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.description = description
+        """Plain data that builds it again: class, configuration, size, mean and deviation of the pixels."""
+        self.size = tuple(description["size"])
+        self.register_buffer("mean", torch.tensor(description["mean"])[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(description["deviation"])[:, None, None], persistent=False)
+        with torch.no_grad():
+            _, self.length, self.width = self(torch.zeros(1, 3, *self.size)).shape
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        pixels = images.float()
+        if tuple(images.shape[2:]) != self.size:
+            pixels = F.interpolate(pixels, self.size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = ((pixels.clamp(-1, 1) + 1) / 2 - self.mean) / self.deviation
+        states = self.model(pixel_values=pixels).last_hidden_state.float()
+        return F.layer_norm(states, states.shape[-1:])
+
+
+def load_vision(source: str, description: dict[str, Any] | None = None) -> VisionTower:
+    """The vision part of a CLIP, SigLIP or DINOv2 model in a folder or on the hub; with `description`, that of a saved
+    tokenizer, whose weights follow.
+
+    Raises:
+        UserError: it cannot be read, or is another kind of model.
+    """
+    import transformers  # heavy, and only needed here
+
+    if description is not None:
+        try:
+            kind = getattr(transformers, description["class"])
+            return VisionTower(kind(kind.config_class.from_dict(description["config"])), description)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"tokenizer.vision_model does not describe a vision model ({type(error).__name__}: {error}): "
+                "restore the tokenizer's config.json, or leave the key out"
+            ) from error
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
+    try:
+        config = transformers.AutoConfig.from_pretrained(source)
+        if config.model_type not in TOWERS:
+            raise UserError(
+                f"tokenizer.vision {source} is a model of type {config.model_type!r}: give one of {', '.join(TOWERS)}"
+            )
+        kind = getattr(transformers, TOWERS[config.model_type])
+        model = kind.from_pretrained(source, dtype=torch.float32)
+        pixels, _ = transformers.BaseImageProcessor.get_image_processor_dict(source)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
+        raise UserError(
+            f"tokenizer.vision {source} is neither a folder with a CLIP, SigLIP or DINOv2 model (config.json, "
+            "model.safetensors, preprocessor_config.json) nor one of the hub that can be fetched from here "
+            f"({type(error).__name__}): fetch it on a machine with a network and give its folder"
+        ) from error
+    finally:
+        hub.setLevel(level)
+    return VisionTower(
+        model,
+        {
+            "class": TOWERS[config.model_type],
+            "config": json.loads(model.config.to_json_string(use_diff=False)),
+            "size": _size(pixels, source),
+            "mean": list(pixels.get("image_mean") or [0.0] * 3),
+            "deviation": list(pixels.get("image_std") or [1.0] * 3),
+        },
+    )
+
+
+def _size(pixels: dict[str, Any], source: str) -> list[int]:
+    """[height, width] of the pictures that a model's processor makes."""
+    size = pixels.get("crop_size") if pixels.get("do_center_crop", True) else None
+    size = size or pixels.get("size") or {}
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    side = size.get("shortest_edge", 0)
+    height, width = size.get("height", side), size.get("width", side)
+    if not height or not width:
+        raise UserError(f"tokenizer.vision {source}: its preprocessor_config.json names no size of pictures")
+    return [height, width]
