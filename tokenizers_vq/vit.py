@@ -101,7 +101,7 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """(B, latent_dim, h, w) -> (B, 3, H, W), not clamped. The last layer is a 3x3 convolution across the borders of the
-    patches, which would show without it."""
+    patches, as a guard against their showing."""
 
     def __init__(self, config: ViTConfig, latent_dim: int) -> None:
         super().__init__()
