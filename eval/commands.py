@@ -286,6 +286,50 @@ def eval_clipscore(
     finish("CLIPScore", [section], out, started, {})
 
 
+def eval_compare(
+    reports: list[Path],
+    out: Path | None = None,
+    resamples: int = 2000,
+    seed: int = 0,
+    force: bool = False,
+) -> None:
+    """Reports side by side: every number they share, and how sure their differences are.
+
+    The differences to the first report have 95 % intervals from a bootstrap over the pictures, paired where both
+    reports drew the same captions with the same seeds. Numbers that were made in different ways (features, reference
+    set, sample count, ...) are refused.
+
+    Args:
+        reports: Two or more report.json files of the same command, or their folders.
+        out: Folder for report.json and report.html; null prints the tables alone.
+        resamples: Bootstrap samples; FID takes a tenth of them.
+        seed: Chooses the bootstrap samples.
+        force: Put numbers that were made in different ways side by side all the same, with a warning.
+
+    Example:
+        unitok eval compare runs/eval-a runs/eval-b --out runs/eval-compare
+    """
+    started = time.time()
+    problems = Problems()
+    problems.check(len(reports) > 1, f"{len(reports)} report given: give two or more to compare")
+    problems.check(resamples >= 100, f"--resamples is {resamples}: choose 100 or more")
+    problems.raise_if_any()
+    from dataclasses import replace
+
+    from .compare_reports import compare_reports, read_report
+    from .output import claim_folder
+
+    found = [read_report(path) for path in reports]
+    if len({one.name for one in found}) < len(found):  # told apart by their paths as given
+        found = [replace(one, name=str(path)) for one, path in zip(found, reports, strict=True)]
+    if len({one.name for one in found}) < len(found):
+        raise UserError(f"{found[0].name} is given twice: compare different reports")
+    if out is not None:
+        claim_folder(out)
+    sections = compare_reports(found, resamples, seed, force)
+    finish("Reports side by side", sections, out, started, {})
+
+
 def check_counts(batch_size: int, limit: int | None) -> None:
     """Raises UserError unless both are counts."""
     problems = Problems()

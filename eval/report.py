@@ -94,6 +94,8 @@ class Report:
                 provenance[f"{section.name}.{key}"] = {
                     "label": number.label,
                     "metric": key,
+                    "unit": number.unit,
+                    "better": number.better,
                     **number.provenance,
                     "versions": version_line(),
                 }

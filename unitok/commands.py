@@ -54,6 +54,11 @@ COMMANDS: dict[str, Command] = {
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
     ),
+    "eval compare": Command(
+        "unitok.eval.commands:eval_compare",
+        "Reports side by side, with bootstrap intervals.",
+        positional=("reports",),
+    ),
     "compare": Command(
         "unitok.compare:compare", "Objectives side by side, with the same compute: quality against time."
     ),

@@ -65,6 +65,8 @@ def test_json_has_plain_values_and_their_provenance(report: Report, tmp_path: Pa
     assert origin == {
         "label": "FID (unitok-embedded v1)",
         "metric": "fid",
+        "unit": "",
+        "better": "lower",
         "pictures": 50,
         "features_sha256": "ab" * 32,
     }

@@ -1,0 +1,238 @@
+"""Reports side by side: what differs between two measurements, and how sure that is.
+
+Intervals are percentile bootstrap intervals (Efron 1979): the pictures are drawn again with replacement many times, and
+the difference is computed each time. Where both reports hold the same pictures (captions and seeds), pairs are drawn:
+what makes a caption hard for both does not widen the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import read_json
+
+from .frechet import frechet_distance
+from .output import FEATURES_FILE, ITEMS_FILE, JSON_FILE, read_items
+from .provenance import Fact, Provenance, require_same
+from .report import Number, Section
+
+LEVEL = 0.95
+SAME = 1e-6
+"""A column of items is what a number is made of if its mean is the number, to this share."""
+CHUNK = 2**22
+"""Draws held at a time."""
+MEASURED_ALONE = frozenset({"clipscore_real", "clipscore_reference", "kid_std"})
+"""Numbers that say nothing about what is compared."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of a written report, or one part of it."""
+
+    label: str
+    value: float
+    unit: str
+    better: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A written report."""
+
+    name: str
+    folder: Path
+    results: dict[str, Result]
+    """By "section.number" or "section.number.part"."""
+
+    def items(self, key: str) -> dict[tuple[Fact, Fact], float] | None:
+        """The values of single pictures whose mean is a number, by (picture, seed); None where there are none."""
+        section, number, *part = key.split(".", 2)
+        if not (self.folder / ITEMS_FILE).exists():
+            return None
+        lines = read_items(self.folder, section)
+        for column in (number, ".".join([number, *part]), *part, number.removesuffix("_accuracy")):
+            found = {(line["item"], line.get("seed")): line[column] for line in lines if column in line}
+            values = [float(value) for value in found.values() if isinstance(value, int | float)]
+            if values and len(values) == len(found):
+                mean, wanted = sum(values) / len(values), self.results[key].value
+                if abs(mean - wanted) <= SAME * max(1.0, abs(wanted)):
+                    return dict(zip(found, values, strict=True))
+        return None
+
+    def features(self, section: str) -> dict[str, Tensor]:
+        """Feature matrices (N, D) of the drawn and the real pictures of a section; empty where none were kept."""
+        file = self.folder / FEATURES_FILE
+        if not file.exists():
+            return {}
+        try:
+            kept = load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} cannot be read as safetensors ({error}): measure again") from error
+        return {name: kept[key] for name in ("drawn", "real") if (key := f"{section}.{name}") in kept}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference, what is compared minus the first, and where it lies with a chance of `LEVEL`."""
+
+    difference: float
+    low: float
+    high: float
+    paired: bool
+
+
+def read_report(path: Path) -> Measured:
+    """A report.json, or the folder that holds it.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    file = path / JSON_FILE if path.is_dir() else path
+    data = read_json(file)
+    provenance = data.get("provenance") if isinstance(data, dict) else None
+    if not isinstance(provenance, dict) or not all(isinstance(facts, dict) for facts in provenance.values()):
+        raise UserError(f"{file} is not a report of unitok: give the report.json that `unitok eval` wrote")
+    results = {key: result for name, facts in provenance.items() for key, result in _results(data, name, facts)}
+    if not results:
+        raise UserError(f"{file} holds no numbers: measure again")
+    return Measured(path.parent.name if path.name == JSON_FILE else path.stem, file.parent, results)
+
+
+def _results(data: Mapping[str, Any], name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Result]]:
+    section, _, number = name.partition(".")
+    value = data.get(section, {}).get(number)
+    about = {key: fact for key, fact in facts.items() if key not in ("unit", "better")}
+    parts = value.items() if isinstance(value, dict) else [("", value)]
+    for part, one in parts:
+        if isinstance(one, int | float):
+            label = f"{facts.get('label', number)}: {part}" if part else str(facts.get("label", number))
+            key = f"{name}.{part}" if part else name
+            yield key, Result(label, one, str(facts.get("unit", "")), str(facts.get("better", "")), about)
+
+
+def compare_reports(reports: list[Measured], resamples: int, seed: int, force: bool = False) -> list[Section]:
+    """A table of all numbers that the reports share, and one of differences to the first for each other report.
+
+    Args:
+        reports: two or more, with names of their own.
+        resamples: bootstrap samples for means; FID takes a tenth of them.
+        seed: chooses the samples.
+        force: numbers that were made in different ways stand side by side all the same, with a warning.
+
+    Raises:
+        UserError: they share no number, or numbers were made in different ways and `force` is not given.
+    """
+    first, *others = reports
+    shared = [
+        key
+        for key in first.results
+        if all(key in other.results for other in others) and key.split(".")[1] not in MEASURED_ALONE
+    ]
+    if not shared:
+        raise UserError(
+            f"{first.folder / JSON_FILE} and {others[0].folder / JSON_FILE} share no number: give reports of the same "
+            "command"
+        )
+    warnings: list[str] = []
+    for key in shared:
+        warnings += require_same({one.name: one.results[key].provenance for one in reports}, key, force)
+    numbers = {}
+    for key in shared:
+        one = first.results[key]
+        values = {report.name: report.results[key].value for report in reports}
+        numbers[key] = Number(one.label, values, one.unit, one.better, one.provenance)
+    names = tuple(report.name for report in reports)
+    sections = [Section("values", "Side by side", numbers, warnings=list(dict.fromkeys(warnings)), columns=names)]
+    for number, other in enumerate(others):
+        sections.append(_differences(first, other, shared, resamples, seed, f"differences_{number + 1}"))
+    return sections
+
+
+def _differences(first: Measured, other: Measured, keys: list[str], resamples: int, seed: int, name: str) -> Section:
+    numbers, without = {}, []
+    for key in keys:
+        interval = interval_of(first, other, key, resamples, seed)
+        if interval is None:
+            without.append(key)
+            continue
+        one = first.results[key]
+        values = {"difference": interval.difference, "from": interval.low, "to": interval.high}
+        how: Provenance = {"bootstrap samples": resamples, "bootstrap seed": seed, "paired": str(interval.paired)}
+        label = f"{one.label}: {_verdict(one.better, interval, other.name)}"
+        numbers[key] = Number(label, values, one.unit, "", how)
+    title = f"{other.name} minus {first.name}, with {LEVEL:.0%} intervals"
+    warnings = []
+    if without:
+        warnings.append(
+            f"no interval for {', '.join(without)}: an interval needs the values of single pictures (items.jsonl), and "
+            "for FID features (--save_features true)"
+        )
+    return Section(name, title, numbers, warnings=warnings, columns=("difference", "from", "to") if numbers else ())
+
+
+def _verdict(better: str, interval: Interval, name: str) -> str:
+    if interval.low <= 0 <= interval.high:
+        return "undecided"
+    if not better:
+        return "different"
+    return f"{name} is {'better' if (interval.low > 0) == (better == 'higher') else 'worse'}"
+
+
+def interval_of(first: Measured, other: Measured, key: str, resamples: int, seed: int) -> Interval | None:
+    """The bootstrap interval of one number's difference; None without values of single pictures."""
+    section, number = key.split(".")[:2]
+    if number == "fid":
+        return _fid_interval(first.features(section), other.features(section), max(1, resamples // 10), seed)
+    a, b = first.items(key), other.items(key)
+    if a is None or b is None:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    if a.keys() == b.keys():
+        differences = torch.tensor([b[item] - a[item] for item in a], dtype=torch.float64)
+        means, paired = _bootstrap_means(differences, resamples, generator), True
+    else:
+        x, y = (torch.tensor(list(one.values()), dtype=torch.float64) for one in (a, b))
+        means, paired = _bootstrap_means(y, resamples, generator) - _bootstrap_means(x, resamples, generator), False
+    return _interval(other.results[key].value - first.results[key].value, means, paired)
+
+
+def _bootstrap_means(values: Tensor, resamples: int, generator: torch.Generator) -> Tensor:
+    """(resamples,) means of values (N,) drawn with replacement."""
+    rows = max(1, CHUNK // len(values))
+    parts = []
+    for start in range(0, resamples, rows):
+        shape = (min(rows, resamples - start), len(values))
+        parts.append(values[torch.randint(len(values), shape, generator=generator)].mean(1))
+    return torch.cat(parts)
+
+
+def _fid_interval(a: dict[str, Tensor], b: dict[str, Tensor], resamples: int, seed: int) -> Interval | None:
+    """Both are measured against the same draws of the real pictures. What a bootstrap adds to either FID (drawn again,
+    a set has fewer different pictures) largely falls out of the difference."""
+    if len(a) < 2 or len(b) < 2 or a["real"].shape != b["real"].shape:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    paired = len(a["drawn"]) == len(b["drawn"])
+    found = []
+    for _ in range(resamples):
+        real = a["real"][torch.randint(len(a["real"]), (len(a["real"]),), generator=generator)]
+        of_a = torch.randint(len(a["drawn"]), (len(a["drawn"]),), generator=generator)
+        of_b = of_a if paired else torch.randint(len(b["drawn"]), (len(b["drawn"]),), generator=generator)
+        found.append(frechet_distance(b["drawn"][of_b], real) - frechet_distance(a["drawn"][of_a], real))
+    point = frechet_distance(b["drawn"], b["real"]) - frechet_distance(a["drawn"], a["real"])
+    return _interval(point, torch.tensor(found, dtype=torch.float64), paired)
+
+
+def _interval(difference: float, samples: Tensor, paired: bool) -> Interval:
+    low, high = samples.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=samples.dtype)).tolist()
+    return Interval(difference, low, high, paired)
