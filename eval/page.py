@@ -76,8 +76,8 @@ def _columns(section: Section) -> str:
         pick = {"higher": max, "lower": min}.get(number.better)
         best = pick(number.value.values()) if pick and len(set(number.value.values())) > 1 else None
         cells = "".join(
-            f'<td class="value{" best" if value == best else ""}">{escape(number.show(value))}</td>'
-            for value in (number.value[name] for name in section.columns)
+            f'<td class="value{" best" if value == best else ""}">{escape(number.show(value, name))}</td>'
+            for name, value in ((name, number.value[name]) for name in section.columns)
         )
         rows.append(f"<tr><td>{escape(number.label)}{ARROWS[number.better]}</td>{cells}</tr>")
     return f'<table class="columns">{"".join(rows)}</table>'
@@ -87,12 +87,12 @@ def _rows(number: Number) -> str:
     arrow = ARROWS[number.better]
     if not isinstance(number.value, dict):
         return _row(f"{escape(number.label)}{arrow}", number, number.value)
-    return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v) for k, v in number.value.items())
+    return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v, k) for k, v in number.value.items())
 
 
-def _row(label: str, number: Number, value: float) -> str:
+def _row(label: str, number: Number, value: float, part: str = "") -> str:
     bar = f'<div style="width:{100 * min(max(value, 0), 1):.1f}%"></div>' if number.unit == "%" else ""
-    return f'<tr><td>{label}</td><td class="bar">{bar}</td><td class="value">{escape(number.show(value))}</td></tr>'
+    return f'<tr><td>{label}</td><td class="bar">{bar}</td><td class="value">{escape(number.show(value, part))}</td></tr>'
 
 
 def _provenance(section: Section) -> str:
