@@ -6,13 +6,13 @@ the model was not trained on, are the yardstick: drawn ones that are no copies l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitok.data.records import RecordDataset
+from unitok.data.records import Record, RecordDataset
 
 from .features import FeatureNetwork, check_features
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_indexed
@@ -50,20 +50,18 @@ def measure_memorisation(
     """
     seen, where = PictureHash(), list[int]()
 
-    def batches() -> Iterable[Tensor]:
-        rows = progress(read_indexed(train, None, max_bad), "training pictures", count_pictures(train, None))
+    def records() -> Iterator[Record]:
+        rows = read_indexed(train, None, max_bad)
+        for index, record in progress(rows, "training pictures", count_pictures(train, None)):
+            where.append(index)  # in the order of the features
+            yield record
 
-        def noted() -> Iterable:  # the place of each record is kept beside its features
-            for index, record in rows:
-                where.append(index)
-                yield record
-
-        for images, _ in picture_batches(noted(), batch_size):
-            features = check_features(network.features(images), network.label, seen.count)
+    def features() -> Iterator[Tensor]:
+        for images, _ in picture_batches(records(), batch_size):
+            yield check_features(network.features(images), network.label, seen.count)
             seen.update(images)
-            yield features
 
-    cosine, place = nearest(torch.cat([drawn, real]), batches())
+    cosine, place = nearest(torch.cat([drawn, real]), features())
     of_drawn, of_real = cosine[: len(drawn)], cosine[len(drawn) :]
     limit = float(of_real.double().quantile(YARDSTICK))
     origin: Provenance = {
@@ -130,8 +128,8 @@ def _notes(of_real: Tensor) -> list[str]:
     known = float((of_real > SAME).double().mean())
     if known > 1 - YARDSTICK:
         notes.append(
-            f"{known:.0%} of the data's own pictures are also training pictures: the share of close drawn pictures says "
-            "little; give data that the model was not trained on"
+            f"{known:.0%} of the data's own pictures are also training pictures: the share of close drawn pictures "
+            "says little; give data that the model was not trained on"
         )
     if len(of_real) < 1 / (1 - YARDSTICK):
         notes.append(

@@ -38,7 +38,7 @@ def claim_folder(folder: Path) -> None:
     probe = folder / f".{JSON_FILE}.probe"
     with atomic_path(probe) as temporary:
         temporary.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process of the same run may probe too
 
 
 def write_report(report: Report, folder: Path) -> None:

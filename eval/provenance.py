@@ -22,9 +22,8 @@ Provenance = dict[str, Fact]
 
 PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 SPREAD = "std_over_seeds"
-SUBJECT = frozenset(
-    {"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD}
-)
+"""Key of a standard deviation over rounds of drawing, beside the facts of the mean."""
+SUBJECT = frozenset({"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD})
 """Facts about what is measured, not about how: they may differ between two numbers of one table."""
 
 NAMED = {"features": "features_sha256", "reference": "reference_sha256", "data": "captions_sha256"}
@@ -92,7 +91,7 @@ def difference(a: Mapping[str, Fact], b: Mapping[str, Fact]) -> str | None:
 
 
 def in_words(a: Mapping[str, Fact], b: Mapping[str, Fact], keys: Sequence[str]) -> str | None:
-    """What two sets of facts say about these keys, in one line; None without keys. Of versions, only those that differ."""
+    """What two sets of facts say about these keys, in one line; of versions only what differs. None without keys."""
     parts = [f"{key} {_short(key, a.get(key))} and {_short(key, b.get(key))}" for key in keys if key != "versions"]
     if "versions" in keys:
         parts.append(_versions_line(str(a.get("versions")), str(b.get("versions"))))

@@ -26,7 +26,7 @@ class Number:
     name and the versions are added when the report is written."""
 
     spread: dict[str, float] = field(default_factory=dict)
-    """Standard deviation over rounds with other seeds, where the value is their mean: by part, "" for a single value."""
+    """Standard deviation over rounds with other seeds, whose mean the value is; by part, "" for a single value."""
 
     def show(self, value: float, part: str = "") -> str:
         """The value, or that of a part, with its unit and its spread."""

@@ -44,7 +44,7 @@ PATIENCE = 3600
 
 @dataclass(frozen=True)
 class Asked:
-    """The captions, and what must be known of their pictures before any is drawn. Pictures are read again when needed."""
+    """The captions, and what must be known of their pictures before any is drawn; these are read again when needed."""
 
     dataset: RecordDataset
     indices: list[int]
@@ -177,9 +177,7 @@ class Suite:
         count = len(self.asked.captions)
         sets: list[tuple[float | None, int]] = [(None, 0)]
         sets += [(guidance, number) for guidance in self.guidances for number in range(self.rounds)]
-        return [
-            Shard(start, min(start + SHARD, count), *whose) for whose in sets for start in range(0, count, SHARD)
-        ]
+        return [Shard(start, min(start + SHARD, count), *whose) for whose in sets for start in range(0, count, SHARD)]
 
     def work(self, rank: int = 0, size: int = 1, batch_size: int = 32) -> None:
         """Makes those shards of process `rank` of `size` that are not there yet."""

@@ -116,9 +116,7 @@ def _check(guidances: list[float] | None, seeds: int) -> None:
     problems.check(seeds >= 1, f"--seeds is {seeds}: choose 1 or more pictures of each caption")
     if guidances is not None:
         problems.check(bool(guidances), "--guidances is empty: give at least one scale, or leave it out")
-        problems.check(
-            len(set(guidances)) == len(guidances), f"--guidances is {guidances}: give each scale only once"
-        )
+        problems.check(len(set(guidances)) == len(guidances), f"--guidances is {guidances}: give each scale only once")
         problems.check(
             min(guidances, default=0) >= 0, f"--guidances is {guidances}: choose 0 or more (1 turns guidance off)"
         )

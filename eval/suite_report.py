@@ -63,6 +63,8 @@ def measure_suite(
     bars = list(_category_figures(sections))
     if len(sections) > 1:
         sections.insert(0, _sweep(suite, sections))
+        scales = [f"{facts[f'best_guidance_by_{key}']:g}" for key in best]
+        sections[0].title = f"Guidance sweep: best FID at {scales[0]}, best CLIPScore at {scales[1]}"
         sections[0].warnings = sections[1].warnings  # they are about the sets' sizes, and so the same for all
         for section in sections[1:]:
             section.warnings = []
@@ -93,7 +95,8 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
     rounds: list[dict[str, Number]] = []
     values: list[dict[str, Fact]] = []
     verdicts: list[Verdict] = []
-    hashes, warnings = [], []
+    hashes: list[str] = []
+    warnings: list[str] = []
     for number in range(suite.rounds):
         rows = suite.rows(guidance, number)
         meter = StatisticsMeter(suite.network, "drawn pictures")
@@ -214,7 +217,9 @@ def _sweep(suite: Suite, sections: Sequence[Section]) -> Section:
     for key in (*SWEPT, *SWEPT_TEXT):
         if key in sections[0].numbers:
             values = {section.title: _plain(section.numbers[key]) for section in sections}
-            facts = {k: v for k, v in sections[0].numbers[key].provenance.items() if k not in ("settings", "set_sha256")}
+            facts = {
+                k: v for k, v in sections[0].numbers[key].provenance.items() if k not in ("settings", "set_sha256")
+            }
             spread = {one.title: one.numbers[key].spread[""] for one in sections if one.numbers[key].spread}
             numbers[key] = replace(sections[0].numbers[key], value=values, provenance=facts, spread=spread)
     points = {
