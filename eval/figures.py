@@ -119,9 +119,13 @@ def sweep_figure(
     plot, axes = _plot()
     x, x_spread = zip(*clipscore, strict=True)
     y, y_spread = zip(*fid, strict=True)
-    axes.errorbar(x, y, yerr=y_spread, xerr=x_spread, marker="o", color="C0", ecolor="0.6", capsize=2, linewidth=1.6)
-    for guidance, *place in zip(guidances, x, y, strict=True):
-        axes.annotate(f"{guidance:g}", place, xytext=(7, 6), textcoords="offset points", weight="bold")
+    axes.errorbar(x, y, yerr=y_spread, xerr=x_spread, color="0.6", capsize=2, linewidth=1.4, zorder=1)
+    axes.scatter(x, y, s=45, color=_ordered(len(x)), zorder=2)
+    for number, (guidance, *place) in enumerate(zip(guidances, x, y, strict=True)):
+        above = number % 2 == 0  # neighbours may lie so close that their names would cover each other
+        axes.annotate(
+            f"{guidance:g}", place, xytext=(7, 7 if above else -15), textcoords="offset points", weight="bold"
+        )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     axes.margins(0.12)
@@ -132,7 +136,7 @@ def sweep_figure(
 
 
 def category_figure(title: str, bars: Mapping[str, Mapping[str, float]], share: bool, file: str) -> Figure:
-    """Bars side by side: a group for each category, in it one bar for each of those compared.
+    """Bars side by side: a group for each category, in it one bar for each of those compared, in their order.
 
     Args:
         title: of the figure.
@@ -143,7 +147,7 @@ def category_figure(title: str, bars: Mapping[str, Mapping[str, float]], share: 
     names = list(next(iter(bars.values())))
     plot, axes = _plot(height=max(2.5, 1 + 0.16 * len(names) * (len(bars) + 1)))
     thick = 0.8 / len(bars)
-    for row, ((label, values), shade) in enumerate(zip(bars.items(), _colours(len(bars)), strict=True)):
+    for row, ((label, values), shade) in enumerate(zip(bars.items(), _ordered(len(bars)), strict=True)):
         places = [number - 0.4 + thick * (row + 0.5) for number in range(len(names))]
         found = axes.barh(places, [values[name] * (100 if share else 1) for name in names], thick, color=shade)
         axes.bar_label(found, fmt="%.1f", padding=3, fontsize="x-small")
@@ -180,11 +184,16 @@ def _item(plot: Any, text: str) -> Item:
 
 
 def _colours(count: int) -> list[tuple[float, ...] | str]:
-    from matplotlib import colormaps
-
     if count <= 10:
         return [f"C{index}" for index in range(count)]
-    return [tuple(row) for row in colormaps["viridis"](torch.linspace(0, 0.9, count).numpy())]
+    return [*_ordered(count)]
+
+
+def _ordered(count: int) -> list[tuple[float, ...]]:
+    """Colours of what has an order, dark to light."""
+    from matplotlib import colormaps
+
+    return [tuple(row) for row in colormaps["viridis"](torch.linspace(0.2, 0.9, count).numpy())]
 
 
 def sheet(figure: Figure) -> Tensor:

@@ -134,7 +134,7 @@ class Suite:
         return self.folder / f"guidance_{guidance:g}" / f"round_{number}"
 
     def protocol(self) -> Provenance:
-        """Everything that the pictures, their features and the report depend on."""
+        """Everything that the pictures and their features depend on."""
         return {
             "model_sha256": self.model.fingerprint(),
             "settings": str(SampleSettings.of(self.model.config)),

@@ -26,7 +26,7 @@ from .report import Figure, Item, Number, Section
 from .statistics import Statistics, StatisticsMeter, size_line
 from .suite import Suite, picture_name
 
-SHOWN = 8
+SHOWN = 9
 """Best pictures shown of each guidance scale, and as many of the worst."""
 SWEPT = ("fid", "kid", "inception_score", "precision", "recall", "density", "coverage")
 SWEPT_TEXT = ("clipscore", "cmmd", "r_precision", "scene_accuracy")
@@ -212,15 +212,16 @@ def _best_and_worst(
 
 def _sweep(suite: Suite, sections: Sequence[Section]) -> Section:
     """The guidance scales side by side."""
-    columns = tuple(section.title for section in sections)
+    columns = tuple(f"{guidance:g}" for guidance in suite.guidances)
     numbers: dict[str, Number] = {}
     for key in (*SWEPT, *SWEPT_TEXT):
         if key in sections[0].numbers:
-            values = {section.title: _plain(section.numbers[key]) for section in sections}
+            found = {column: one.numbers[key] for column, one in zip(columns, sections, strict=True)}
+            values = {column: _plain(number) for column, number in found.items()}
             facts = {
                 k: v for k, v in sections[0].numbers[key].provenance.items() if k not in ("settings", "set_sha256")
             }
-            spread = {one.title: one.numbers[key].spread[""] for one in sections if one.numbers[key].spread}
+            spread = {column: number.spread[""] for column, number in found.items() if number.spread}
             numbers[key] = replace(sections[0].numbers[key], value=values, provenance=facts, spread=spread)
     points = {
         key: [(_plain(one.numbers[key]), one.numbers[key].spread.get("", 0.0)) for one in sections]

@@ -124,7 +124,7 @@ def test_dead_process_is_not_waited_for_forever(model: Path, tmp_path: Path, mon
 
 def test_report(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(whole)
-    assert list(report["sweep"]["fid"]) == ["Guidance 1", "Guidance 2"], "ascending, however they were given"
+    assert list(report["sweep"]["fid"]) == ["1", "2"], "ascending, however they were given"
     for key, better in {"fid": min, "clipscore": max}.items():
         values = {1.0: report["guidance_1"][key], 2.0: report["guidance_2"][key]}
         assert list(report["sweep"][key].values()) == list(values.values())
