@@ -43,7 +43,8 @@ def eval_suite(
             with as it likes best (--sampling of train generator).
         data: Captions to draw, with the pictures to compare with: SOURCE[@SPLIT][?key=value&...].
         out: Folder for the pictures, their features and the report; one protocol each.
-        train_data: What the model was trained on, to look for copies of it; null leaves that out.
+        train_data: What the model was trained on, to look for copies of it (of endless data, its first 1000 unless
+            ?limit= says more); null leaves that out.
         guidances: Classifier-free guidance scales to sweep, such as "[1, 2, 4]"; null is the model's own alone.
         seeds: Pictures drawn of each caption, each round with other seeds.
         seed: The i-th of N captions is drawn with seed + i, in the next round with seed + N + i, and so on.
