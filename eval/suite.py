@@ -104,7 +104,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        whose = "data" if self.guidance is None else f"guidance_{self.guidance:g}_round_{self.round}"
+        whose = "data" if self.guidance is None else f"{scale_name(self.guidance)}_round_{self.round}"
         return f"{whose}_{self.start:06}-{self.stop:06}.safetensors"
 
 
@@ -131,7 +131,7 @@ class Suite:
 
     def pictures(self, guidance: float, number: int) -> Path:
         """The folder of one round's pictures."""
-        return self.folder / f"guidance_{guidance:g}" / f"round_{number}"
+        return self.folder / scale_name(guidance) / f"round_{number}"
 
     def protocol(self) -> Provenance:
         """Everything that the pictures and their features depend on."""
@@ -256,6 +256,15 @@ class Suite:
             parts.append(part)
         with atomic_path(self._file(shard)) as temporary:
             save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, temporary)
+
+
+def scale_name(guidance: float) -> str:
+    """Of a guidance scale's folder and section. Without a dot, which divides section and number in report.json.
+
+    >>> scale_name(1.25), scale_name(3.0)
+    ('guidance_1_25', 'guidance_3')
+    """
+    return f"guidance_{guidance:g}".replace(".", "_")
 
 
 def picture_name(index: int) -> str:

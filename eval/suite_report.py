@@ -24,7 +24,7 @@ from .pictures import progress
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
 from .statistics import Statistics, StatisticsMeter, size_line
-from .suite import Suite, picture_name
+from .suite import Suite, picture_name, scale_name
 
 SHOWN = 9
 """Best pictures shown of each guidance scale, and as many of the worst."""
@@ -127,7 +127,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         values += [{"item": name, "caption": text, "seed": seed, **one} for name, text, seed, one in names]
         _write_captions(suite, guidance, number)
     return Section(
-        f"guidance_{guidance:g}",
+        scale_name(guidance),
         f"Guidance {guidance:g}",
         mean_of_rounds(rounds, hashes),
         _best_and_worst(suite, guidance, values, verdicts),

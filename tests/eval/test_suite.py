@@ -56,7 +56,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(model: Path, out: Path, **options: Any) -> None:
-    settings: dict[str, Any] = {"guidances": [2.0, 1.0], "seeds": 2, "train_data": "shapes?limit=20", **options}
+    settings: dict[str, Any] = {"guidances": [2.5, 1.0], "seeds": 2, "train_data": "shapes?limit=20", **options}
     eval_suite(model, DATA, out, limit=COUNT, **settings)
 
 
@@ -124,12 +124,13 @@ def test_dead_process_is_not_waited_for_forever(model: Path, tmp_path: Path, mon
 
 def test_report(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = report_of(whole)
-    assert list(report["sweep"]["fid"]) == ["1", "2"], "ascending, however they were given"
+    assert list(report["sweep"]["fid"]) == ["1", "2.5"], "ascending, however they were given"
     for key, better in {"fid": min, "clipscore": max}.items():
-        values = {1.0: report["guidance_1"][key], 2.0: report["guidance_2"][key]}
+        values = {1.0: report["guidance_1"][key], 2.5: report["guidance_2_5"][key]}
         assert list(report["sweep"][key].values()) == list(values.values())
         assert values[report[f"best_guidance_by_{key}"]] == better(values.values())
-    one, two = (report["provenance"][f"guidance_{scale}.fid"] for scale in (1, 2))
+    one, two = (report["provenance"][f"guidance_{scale}.fid"] for scale in ("1", "2_5"))
+    assert {name.count(".") for name in report["provenance"]} == {1}, "section.number"
     assert difference(one, two) is None and one["settings"] != two["settings"]
     assert one["seeds"] == 2 and one["pictures"] == COUNT and one["std_over_seeds"] > 0
     assert {"nearest_drawn", "nearest_real", "close"} == report["memorisation"].keys()
@@ -245,12 +246,12 @@ def test_bad_input_is_one_line(model: Path, whole: Path, tmp_path: Path, capsys:
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "protocol.json").write_text((whole / "protocol.json").read_text())
-    words = ["eval", "suite", "--model", str(model), "--data", DATA, "--limit", str(COUNT), "--guidances", "[1, 2]"]
+    words = ["eval", "suite", "--model", str(model), "--data", DATA, "--limit", str(COUNT), "--guidances", "[1, 2.5]"]
     for argv, message in (
         (["--seeds", "3", "--out", str(begun)], "begun with another protocol; there and now: seeds 2 and 3: choose"),
         (["--seeds", "2", "--seed", "1", "--out", str(begun)], "there and now: seed 0 and 1: choose another folder"),
         (["--seeds", "2", "--data", "shapes@val?seed=1", "--out", str(begun)], "data_sha256"),
-        (["--seeds", "2", "--guidances", "[1]", "--out", str(begun)], "guidances 1, 2 and 1: choose"),
+        (["--seeds", "2", "--guidances", "[1]", "--out", str(begun)], "guidances 1, 2.5 and 1: choose"),
         (["--out", str(whole)], "already holds a report"),
         (["--seeds", "0"], "--seeds is 0: choose 1 or more"),
         (["--guidances", "[]"], "--guidances is empty"),
