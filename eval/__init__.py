@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .geneval import read_prompts
     from .kid import kernel_distance
     from .measure import measure_tokenizer
+    from .memorisation import measure_memorisation
     from .output import print_report, read_items, write_report
     from .provenance import difference, require_same
     from .report import Report, Section
@@ -55,6 +56,7 @@ _HOMES = {
     "load_statistics": "saved",
     "measure_captioning": "captioning",
     "measure_generation": "generation",
+    "measure_memorisation": "memorisation",
     "measure_statistics": "statistics",
     "measure_tokenizer": "measure",
     "model_pictures": "sources",
@@ -93,6 +95,7 @@ __all__ = [
     "load_statistics",
     "measure_captioning",
     "measure_generation",
+    "measure_memorisation",
     "measure_statistics",
     "measure_tokenizer",
     "model_pictures",

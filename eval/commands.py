@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +12,7 @@ from unitok.data.spec import parse_spec
 from unitok.sample.config import SampleSettings
 
 if TYPE_CHECKING:
+    from .provenance import Fact
     from .report import Section
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -338,7 +340,7 @@ def check_counts(batch_size: int, limit: int | None) -> None:
     problems.raise_if_any()
 
 
-def finish(title: str, sections: list[Section], out: Path | None, started: float, facts: dict[str, str]) -> None:
+def finish(title: str, sections: list[Section], out: Path | None, started: float, facts: Mapping[str, Fact]) -> None:
     """Prints the report, and writes it where there is a folder for it."""
     from .output import print_report, write_report
     from .report import Report

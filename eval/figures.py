@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -96,18 +97,103 @@ def codebook_figure(usages: Mapping[str, CodebookUsage], file: str) -> Figure:
     axes.set_ylabel("occurs so many times its even share")
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
+    text = "Codes used, of those there are. The flatter and longer, the better the codebook is used."
+    return Figure("How often codes occur", [_item(plot, text)], file=file)
+
+
+def sweep_figure(
+    guidances: Sequence[float],
+    clipscore: Sequence[tuple[float, float]],
+    fid: Sequence[tuple[float, float]],
+    labels: tuple[str, str],
+    file: str,
+) -> Figure:
+    """FID against CLIPScore, one point for each guidance scale, joined in their order.
+
+    Args:
+        guidances: the scales, ascending.
+        clipscore, fid: value and standard deviation at each.
+        labels: names of the two numbers, as in the table.
+        file: name of the PNG.
+    """
+    plot, axes = _plot()
+    x, x_spread = zip(*clipscore, strict=True)
+    y, y_spread = zip(*fid, strict=True)
+    axes.errorbar(x, y, yerr=y_spread, xerr=x_spread, color="0.6", capsize=2, linewidth=1.4, zorder=1)
+    axes.scatter(x, y, s=45, color=_ordered(len(x)), zorder=2)
+    for number, (guidance, *place) in enumerate(zip(guidances, x, y, strict=True)):
+        above = number % 2 == 0  # neighbours may lie so close that their names would cover each other
+        axes.annotate(
+            f"{guidance:g}", place, xytext=(7, 7 if above else -15), textcoords="offset points", weight="bold"
+        )
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.margins(0.12)
+    text = "Each point is a guidance scale. Down is nearer to the data, right is nearer to the caption."
+    if any(x_spread) or any(y_spread):
+        text += " Bars: standard deviation over the seeds."
+    return Figure("FID against CLIPScore", [_item(plot, text)], file=file)
+
+
+def category_figure(title: str, bars: Mapping[str, Mapping[str, float]], share: bool, file: str) -> Figure:
+    """Bars side by side: a group for each category, in it one bar for each of those compared, in their order.
+
+    Args:
+        title: of the figure.
+        bars: of each of those compared, a value for every category.
+        share: values are 0 to 1 and shown times 100.
+        file: name of the PNG.
+    """
+    names = list(next(iter(bars.values())))
+    plot, axes = _plot(height=max(2.5, 1 + 0.16 * len(names) * (len(bars) + 1)))
+    thick = 0.8 / len(bars)
+    for row, ((label, values), shade) in enumerate(zip(bars.items(), _ordered(len(bars)), strict=True)):
+        places = [number - 0.4 + thick * (row + 0.5) for number in range(len(names))]
+        found = axes.barh(places, [values[name] * (100 if share else 1) for name in names], thick, color=shade)
+        axes.bar_label(found, fmt="%.1f", padding=3, fontsize="x-small")
+        found.set_label(label)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(left=0, right=109 if share else None)
+    if share:
+        axes.set_xlabel("right (%)")
+        axes.set_xticks(range(0, 101, 20))
+    if len(bars) > 1:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return Figure(title, [_item(plot, "")], file=file)
+
+
+def _plot(height: float = 4) -> tuple[Any, Any]:
+    """An empty plot, and its axes."""
+    from matplotlib.figure import Figure as Plot
+
+    plot = Plot(figsize=(7.5, height), dpi=160)
+    axes = plot.add_subplot()
+    axes.set_axisbelow(True)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return plot, axes
+
+
+def _item(plot: Any, text: str) -> Item:
     buffer = io.BytesIO()
     plot.savefig(buffer, format="png", bbox_inches="tight")
-    text = "Codes used, of those there are. The flatter and longer, the better the codebook is used."
-    return Figure("How often codes occur", [Item([_tensor(Image.open(buffer))], text)], file=file)
+    return Item([_tensor(Image.open(buffer))], text)
 
 
 def _colours(count: int) -> list[tuple[float, ...] | str]:
-    from matplotlib import colormaps
-
     if count <= 10:
         return [f"C{index}" for index in range(count)]
-    return [tuple(row) for row in colormaps["viridis"](torch.linspace(0, 0.9, count).numpy())]
+    return [*_ordered(count)]
+
+
+def _ordered(count: int) -> list[tuple[float, ...]]:
+    """Colours of what has an order, dark to light."""
+    from matplotlib import colormaps
+
+    return [tuple(row) for row in colormaps["viridis"](torch.linspace(0.2, 0.9, count).numpy())]
 
 
 def sheet(figure: Figure) -> Tensor:

@@ -135,10 +135,10 @@ def measure_generation(
     }
     numbers, warnings = distances(of_drawn, of_real, network, facts)
     joined = {name: torch.cat(parts) for name, parts in embeddings.items()}
-    found, of_each = _clip_numbers(clip, joined, captions, facts, seed)
+    found, of_each = clip_numbers(clip, joined, captions, facts, seed)
     numbers |= found
     if verdicts:
-        found, exact_values = _exact_numbers(verdicts, captions, facts)
+        found, exact_values = exact_numbers(verdicts, captions, facts)
         numbers |= found
         of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
     values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
@@ -155,7 +155,7 @@ def measure_generation(
     return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
 
 
-def _clip_numbers(
+def clip_numbers(
     clip: ImageTextNetwork, embeddings: dict[str, Tensor], captions: list[str], facts: Provenance, seed: int
 ) -> tuple[dict[str, Number], list[dict[str, Fact]]]:
     """Numbers from the embeddings of drawn and real pictures and of captions, and each picture's share in them."""
@@ -181,7 +181,7 @@ def _clip_numbers(
     return numbers, values
 
 
-def _exact_numbers(
+def exact_numbers(
     verdicts: list[Verdict], captions: list[str], facts: Provenance
 ) -> tuple[dict[str, Number], list[dict[str, Fact]]]:
     """Numbers from the checker's verdicts on shapes pictures, and each picture's share in them."""

@@ -38,7 +38,7 @@ def claim_folder(folder: Path) -> None:
     probe = folder / f".{JSON_FILE}.probe"
     with atomic_path(probe) as temporary:
         temporary.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process of the same run may probe too
 
 
 def write_report(report: Report, folder: Path) -> None:
@@ -92,10 +92,10 @@ def print_report(report: Report) -> None:
         )
         for number in section.numbers.values():
             if isinstance(number.value, dict) and section.columns:
-                table.add_row(number.label, *(number.show(number.value[name]) for name in section.columns))
+                table.add_row(number.label, *(number.show(number.value[name], name) for name in section.columns))
             elif isinstance(number.value, dict):
                 for part, value in number.value.items():
-                    table.add_row(Text(f"{number.label}: {part}"), number.show(value))
+                    table.add_row(Text(f"{number.label}: {part}"), number.show(value, part))
             else:
                 table.add_row(Text(number.label), number.show(number.value))
         if section.numbers:

@@ -26,6 +26,7 @@ table.columns td.value { font-weight: 400; } table.columns td.best { font-weight
 td.bar { width: 12rem; } .bar div { background: #4c8bf5; height: .7rem; border-radius: .35rem; margin-top: .45rem; }
 .items { display: flex; flex-wrap: wrap; gap: .9rem; }
 figure { margin: 0; } figcaption { font-size: .8rem; line-height: 1.3; max-width: 17rem; }
+.plot figcaption { max-width: none; }
 .picture { display: inline-block; vertical-align: top; } .picture small { display: block; font-size: .7rem; }
 .legend { display: flex; align-items: center; gap: .6rem; margin: .6rem 0 .9rem; }
 .items img { image-rendering: pixelated; border: 1px solid var(--line); border-radius: 4px; margin-right: 2px; }
@@ -35,13 +36,17 @@ p.warning { border-left: 4px solid #d9a400; padding-left: .8rem; }
 ARROWS = {"higher": " &uarr;", "lower": " &darr;", "": ""}
 SHOWN_SIDE = 128
 """Small pictures are enlarged by a whole factor to about this many pixels."""
+PLOT = 512
+"""Wider ones have room for a longer line of text below."""
 LARGEST_SIDE = 960
 """Large pictures (plots) are shown at most this wide."""
 
 
 def render(report: Report) -> str:
     """The whole file."""
-    facts = " &middot; ".join(f"{escape(key)} {escape(str(value))}" for key, value in report.facts.items())
+    facts = " &middot; ".join(
+        f"{escape(key.replace('_', ' '))} {escape(str(value))}" for key, value in report.facts.items()
+    )
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
         "<!doctype html>\n"
@@ -76,8 +81,8 @@ def _columns(section: Section) -> str:
         pick = {"higher": max, "lower": min}.get(number.better)
         best = pick(number.value.values()) if pick and len(set(number.value.values())) > 1 else None
         cells = "".join(
-            f'<td class="value{" best" if value == best else ""}">{escape(number.show(value))}</td>'
-            for value in (number.value[name] for name in section.columns)
+            f'<td class="value{" best" if value == best else ""}">{escape(number.show(value, name))}</td>'
+            for name, value in ((name, number.value[name]) for name in section.columns)
         )
         rows.append(f"<tr><td>{escape(number.label)}{ARROWS[number.better]}</td>{cells}</tr>")
     return f'<table class="columns">{"".join(rows)}</table>'
@@ -87,12 +92,14 @@ def _rows(number: Number) -> str:
     arrow = ARROWS[number.better]
     if not isinstance(number.value, dict):
         return _row(f"{escape(number.label)}{arrow}", number, number.value)
-    return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v) for k, v in number.value.items())
+    return "".join(_row(f"{escape(number.label)}: {escape(k)}{arrow}", number, v, k) for k, v in number.value.items())
 
 
-def _row(label: str, number: Number, value: float) -> str:
+def _row(label: str, number: Number, value: float, part: str = "") -> str:
     bar = f'<div style="width:{100 * min(max(value, 0), 1):.1f}%"></div>' if number.unit == "%" else ""
-    return f'<tr><td>{label}</td><td class="bar">{bar}</td><td class="value">{escape(number.show(value))}</td></tr>'
+    return (
+        f'<tr><td>{label}</td><td class="bar">{bar}</td><td class="value">{escape(number.show(value, part))}</td></tr>'
+    )
 
 
 def _provenance(section: Section) -> str:
@@ -125,7 +132,8 @@ def _item(item: Item, labels: tuple[str, ...]) -> str:
     if labels:
         pairs = zip(pictures, labels, strict=True)
         pictures = [f'<span class="picture">{picture}<small>{escape(label)}</small></span>' for picture, label in pairs]
-    return f"<figure>{''.join(pictures)}<figcaption{mark}>{escape(item.text)}{detail}</figcaption></figure>"
+    plot = ' class="plot"' if max(picture.shape[2] for picture in item.pictures) > PLOT else ""
+    return f"<figure{plot}>{''.join(pictures)}<figcaption{mark}>{escape(item.text)}{detail}</figcaption></figure>"
 
 
 def _picture(picture: Tensor, text: str) -> str:

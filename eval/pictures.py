@@ -22,8 +22,9 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """The items themselves, with a bar on stderr that leaves nothing behind."""
-    return track(items, what, total=total, console=Console(stderr=True), transient=True)
+    """The items themselves, with a bar on stderr that leaves nothing behind; none where stderr is no terminal."""
+    console = Console(stderr=True)
+    return track(items, what, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def count_pictures(dataset: RecordDataset, limit: int | None) -> int:

@@ -21,7 +21,9 @@ Fact = str | int | float | None
 Provenance = dict[str, Fact]
 
 PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
-SUBJECT = frozenset({"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision"})
+SPREAD = "std_over_seeds"
+"""Key of a standard deviation over rounds of drawing, beside the facts of the mean."""
+SUBJECT = frozenset({"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD})
 """Facts about what is measured, not about how: they may differ between two numbers of one table."""
 
 NAMED = {"features": "features_sha256", "reference": "reference_sha256", "data": "captions_sha256"}
@@ -85,12 +87,14 @@ def difference(a: Mapping[str, Fact], b: Mapping[str, Fact]) -> str | None:
     """
     settled = {name for name, key in NAMED.items() if a.get(key) is not None and a.get(key) == b.get(key)}
     keys = [key for key in dict.fromkeys([*a, *b]) if key not in SUBJECT | settled and a.get(key) != b.get(key)]
+    return in_words(a, b, keys)
+
+
+def in_words(a: Mapping[str, Fact], b: Mapping[str, Fact], keys: Sequence[str]) -> str | None:
+    """What two sets of facts say about these keys, in one line; of versions only what differs. None without keys."""
+    parts = [f"{key} {_short(key, a.get(key))} and {_short(key, b.get(key))}" for key in keys if key != "versions"]
     if "versions" in keys:
-        keys.remove("versions")
-        parts = [_versions_line(str(a.get("versions")), str(b.get("versions")))]
-    else:
-        parts = []
-    parts = [f"{key} {_short(key, a.get(key))} and {_short(key, b.get(key))}" for key in keys] + parts
+        parts.append(_versions_line(str(a.get("versions")), str(b.get("versions"))))
     return ", ".join(parts) or None
 
 

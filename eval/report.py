@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .provenance import Fact, Provenance, version_line, versions
+from .provenance import SPREAD, Fact, Provenance, version_line, versions
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,17 @@ class Number:
     """Network and its hash, sample counts, image size, resize method, reference set and its hash, seed; the metric's
     name and the versions are added when the report is written."""
 
-    def show(self, value: float) -> str:
-        if self.unit == "%":
-            return f"{100 * value:.1f} %"
+    spread: dict[str, float] = field(default_factory=dict)
+    """Standard deviation over rounds with other seeds, whose mean the value is; by part, "" for a single value."""
+
+    def show(self, value: float, part: str = "") -> str:
+        """The value, or that of a part, with its unit and its spread."""
+        factor, unit = (100, " %") if self.unit == "%" else (1, f" {self.unit}" if self.unit else "")
         if isinstance(value, int):
-            return f"{value:,}" + (f" {self.unit}" if self.unit else "")
-        digits = 4 if abs(value) < 1 else 2
-        return f"{value:.{digits}f}" + (f" {self.unit}" if self.unit else "")
+            return f"{value:,}{unit}"
+        digits = 1 if self.unit == "%" else 4 if abs(value) < 1 else 2
+        spread = f" \u00b1 {factor * self.spread[part]:.{digits}f}" if part in self.spread else ""
+        return f"{factor * value:.{digits}f}{spread}{unit}"
 
 
 @dataclass(frozen=True)
@@ -99,5 +103,7 @@ class Report:
                     **number.provenance,
                     "versions": version_line(),
                 }
+                if number.spread:
+                    provenance[f"{section.name}.{key}"][SPREAD] = number.spread.get("", number.spread)
         warnings = [text for section in self.sections for text in section.warnings]
         return {**result, "warnings": warnings, "provenance": provenance}

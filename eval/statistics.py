@@ -141,8 +141,16 @@ class StatisticsMeter:
         """Pictures uint8 (B, 3, H, W). Raises UserError for features that are not finite."""
         features, logits = self.network.features_and_logits(images)
         check_features(features, self.network.label, first=self.pixels.count)
+        self.look(images)
+        self.add(features, logits)
+
+    def look(self, images: Tensor) -> None:
+        """Only names the pictures uint8 (B, 3, H, W), whose features come by `add`."""
         self.pixels.update(images)
         self.sizes.add((images.shape[3], images.shape[2]))
+
+    def add(self, features: Tensor, logits: Tensor | None = None) -> None:
+        """Only counts the features (B, D), and class scores (B, C), of pictures that are named by `look`."""
         self.running.update(features)
         if self.keep != 0:
             self.rows.update(features)

@@ -50,6 +50,6 @@ def tiny_model(objective: str = "next_token", seed: int = 0, **trunk: object) ->
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., UniTok]:
     return tiny_model

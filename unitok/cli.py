@@ -108,5 +108,5 @@ def _unknown(words: list[str]) -> str:
     close = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, n=1) or difflib.get_close_matches(
         given, known, n=1
     )
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    hint = f"did you mean {close[0]!r}? " if close and " -" not in given else ""  # an option is no misspelt word
     return f"unknown command {given!r}: {hint}choose one of {', '.join(known)}"

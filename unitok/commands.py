@@ -45,6 +45,9 @@ COMMANDS: dict[str, Command] = {
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),
     "eval generator": Command("unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions."),
+    "eval suite": Command(
+        "unitok.eval.suite_commands:eval_suite", "A whole protocol: seeds, guidance sweep, nearest training pictures."
+    ),
     "eval fid": Command(
         "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")
     ),

@@ -1,0 +1,272 @@
+"""A whole protocol: each caption drawn with several seeds at several guidance scales, by any number of processes.
+
+protocol.json               what is drawn and with which networks it is looked at; a folder takes one protocol only
+guidance_3/round_0/         pictures, and metadata.jsonl with their captions: a captioned data set for any tool
+shards/*.safetensors        features and embeddings of `SHARD` pictures each; where one stands, its pictures do too
+
+The work is cut into shards whose contents depend on the protocol alone. So it does not matter who makes one, in which
+order, or how often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import atomic_path, read_json, write_json
+from tokenizers_vq.images import save_png
+from unitok.data.decoding import PictureError, decode
+from unitok.data.records import RecordDataset
+from unitok.device import Precision
+from unitok.model import UniTok
+from unitok.sample.config import SampleSettings
+from unitok.sample.pipeline import draw
+
+from .features import FeatureNetwork, ImageTextNetwork, check_features
+from .generation import FEWEST
+from .pictures import count_pictures, progress, read_indexed
+from .provenance import PictureHash, Provenance, in_words, version_line
+
+SHARD = 64
+"""Pictures of a shard: what an interruption may cost."""
+PROTOCOL_FILE, SHARD_FOLDER = "protocol.json", "shards"
+PATIENCE = 3600
+"""Seconds without a new shard after which the other processes are taken for dead."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The captions, and what must be known of their pictures before any is drawn; these are read again when needed."""
+
+    dataset: RecordDataset
+    indices: list[int]
+    """Of the usable records."""
+    names: list[str]
+    captions: list[str]
+    categories: list[str] | None
+    pixels: PictureHash
+    """Of the data's own pictures, without captions."""
+
+    @property
+    def captions_sha256(self) -> str:
+        return hashlib.sha256("\n".join(self.captions).encode()).hexdigest()
+
+    def images(self, start: int, stop: int) -> Tensor:
+        """The data's own pictures uint8 (stop - start, 3, H, W)."""
+        found = [self.dataset[index].image for index in self.indices[start:stop]]
+        return torch.stack([image for image in found if image is not None])
+
+
+def read_asked(
+    dataset: RecordDataset, limit: int | None, max_bad: float, categories: RecordDataset | None = None
+) -> Asked:
+    """Reads a data set once.
+
+    Args:
+        dataset: captions, and pictures of the model's size.
+        limit, max_bad: see `pictures.read_indexed`.
+        categories: the same data with its categories as captions.
+
+    Raises:
+        UserError: fewer than `generation.FEWEST` captions.
+    """
+    asked = Asked(dataset, [], [], [], None if categories is None else [], PictureHash())
+    for index, record in progress(read_indexed(dataset, limit, max_bad), "reading", count_pictures(dataset, limit)):
+        assert record.image is not None
+        asked.indices.append(index)
+        asked.names.append(record.name)
+        asked.captions.append(record.caption or "")
+        asked.pixels.update(record.image[None])
+        if categories is not None and asked.categories is not None:
+            asked.categories.append(categories[index].caption or "")
+    if len(asked.captions) < FEWEST:
+        raise UserError(f"data {dataset.name!r} gives {len(asked.captions)} captions: measuring needs {FEWEST} or more")
+    return asked
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Neighbours among the captions: pictures `start` to `stop` of one round at one guidance scale."""
+
+    start: int
+    stop: int
+    guidance: float | None
+    """None: the data's own pictures, and the captions."""
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        whose = "data" if self.guidance is None else f"{scale_name(self.guidance)}_round_{self.round}"
+        return f"{whose}_{self.start:06}-{self.stop:06}.safetensors"
+
+
+@dataclass(frozen=True)
+class Suite:
+    folder: Path
+    model: UniTok
+    asked: Asked
+    network: FeatureNetwork
+    clip: ImageTextNetwork
+    guidances: tuple[float, ...]
+    """Ascending."""
+    rounds: int
+    seed: int
+    precision: Precision = "fp32"
+
+    def settings(self, guidance: float) -> SampleSettings:
+        return replace(SampleSettings.of(self.model.config), guidance=guidance)
+
+    def seeds(self, number: int) -> list[int]:
+        """Of the pictures of one round; those of the first are those of `eval generator`."""
+        count = len(self.asked.captions)
+        return list(range(self.seed + number * count, self.seed + (number + 1) * count))
+
+    def pictures(self, guidance: float, number: int) -> Path:
+        """The folder of one round's pictures."""
+        return self.folder / scale_name(guidance) / f"round_{number}"
+
+    def protocol(self) -> Provenance:
+        """Everything that the pictures and their features depend on."""
+        return {
+            "model_sha256": self.model.fingerprint(),
+            "settings": str(SampleSettings.of(self.model.config)),
+            "guidances": ", ".join(f"{guidance:g}" for guidance in self.guidances),
+            "seeds": self.rounds,
+            "seed": self.seed,
+            "precision": self.precision,
+            "data": self.asked.dataset.name,
+            "captions": len(self.asked.captions),
+            "captions_sha256": self.asked.captions_sha256,
+            "data_sha256": self.asked.pixels.hexdigest(),
+            "features": self.network.name,
+            "features_sha256": self.network.hash,
+            "clip": self.clip.name,
+            "clip_sha256": self.clip.hash,
+            "versions": version_line(),
+        }
+
+    def claim(self, write: bool) -> None:
+        """Makes the folder one of this protocol. Raises UserError when it is already one of another.
+
+        `write`: whether this is the process that writes the file.
+        """
+        path, ours = self.folder / PROTOCOL_FILE, self.protocol()
+        if path.exists():
+            theirs = read_json(path)
+            if not isinstance(theirs, dict):
+                raise UserError(f"{path} is no protocol: remove the folder or choose another")
+            differ = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
+            if differ:
+                raise UserError(
+                    f"--out {self.folder} was begun with another protocol; there and now: "
+                    f"{in_words(theirs, ours, differ)}: choose another folder, or remove this one"
+                )
+        elif write:
+            write_json(path, ours)
+
+    def shards(self) -> list[Shard]:
+        """All the work, the same list in every process."""
+        count = len(self.asked.captions)
+        sets: list[tuple[float | None, int]] = [(None, 0)]
+        sets += [(guidance, number) for guidance in self.guidances for number in range(self.rounds)]
+        return [Shard(start, min(start + SHARD, count), *whose) for whose in sets for start in range(0, count, SHARD)]
+
+    def work(self, rank: int = 0, size: int = 1, batch_size: int = 32) -> None:
+        """Makes those shards of process `rank` of `size` that are not there yet."""
+        mine = [shard for shard in self.shards()[rank::size] if not self._file(shard).exists()]
+        for shard in progress(mine, "drawing", len(mine)) if rank == 0 else mine:
+            self._make(shard, batch_size)
+
+    def wait(self) -> None:
+        """Until the other processes have made their shards. Raises UserError when none comes for `PATIENCE` seconds."""
+        missing, since = len(self.shards()), time.monotonic()
+        while missing:
+            left = sum(not self._file(shard).exists() for shard in self.shards())
+            if left < missing:
+                missing, since = left, time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                raise UserError(
+                    f"{left} shards in {self.folder} were not made by the other processes: run the same command again"
+                )
+            if left:
+                time.sleep(0.5)
+
+    def rows(self, guidance: float | None, number: int = 0) -> dict[str, Tensor]:
+        """Of one round (of the data for guidance None), picture by picture: "features" (N, D), "image" (N, E), "text"
+        (N, E) of the data alone, "logits" (N, C) of a network that has them."""
+        parts = []
+        for shard in self.shards():
+            if (shard.guidance, shard.round) == (guidance, number):
+                try:
+                    parts.append(load_file(self._file(shard)))
+                except (OSError, SafetensorError) as error:
+                    raise UserError(
+                        f"{self._file(shard)} cannot be read ({error}): remove it and run the same command again"
+                    ) from error
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def image(self, guidance: float, place: int) -> Tensor:
+        """A drawn picture uint8 (3, H, W), read from its file; `place` counts through the rounds."""
+        number, index = divmod(place, len(self.asked.captions))
+        path = self.pictures(guidance, number) / picture_name(index)
+        try:
+            return decode(path.read_bytes())
+        except (OSError, PictureError) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}): remove {self.folder / SHARD_FOLDER} and run the same command again"
+            ) from error
+
+    def _file(self, shard: Shard) -> Path:
+        return self.folder / SHARD_FOLDER / shard.name
+
+    def _make(self, shard: Shard, batch_size: int) -> None:
+        """Pictures first, their features last: where these stand, the shard is done."""
+        parts: list[dict[str, Tensor]] = []
+        for start in range(shard.start, shard.stop, batch_size):
+            stop = min(start + batch_size, shard.stop)
+            captions = self.asked.captions[start:stop]
+            if shard.guidance is None:
+                images = self.asked.images(start, stop)
+            else:
+                images = draw(
+                    self.model,
+                    captions,
+                    self.settings(shard.guidance),
+                    self.seeds(shard.round)[start:stop],
+                    batch_size=batch_size,
+                    precision=self.precision,
+                )
+                for index, image in enumerate(images, start):
+                    save_png(self.pictures(shard.guidance, shard.round) / picture_name(index), image)
+            features, logits = self.network.features_and_logits(images)
+            part = {"features": check_features(features, self.network.label, start)}
+            part["image"] = self.clip.image_embeddings(images)
+            if logits is not None:
+                part["logits"] = logits
+            if shard.guidance is None:
+                part["text"] = self.clip.text_embeddings(captions)
+            parts.append(part)
+        with atomic_path(self._file(shard)) as temporary:
+            save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, temporary)
+
+
+def scale_name(guidance: float) -> str:
+    """Of a guidance scale's folder and section. Without a dot, which divides section and number in report.json.
+
+    >>> scale_name(1.25), scale_name(3.0)
+    ('guidance_1_25', 'guidance_3')
+    """
+    return f"guidance_{guidance:g}".replace(".", "_")
+
+
+def picture_name(index: int) -> str:
+    """Of the picture of caption number `index`."""
+    return f"{index:06}.png"

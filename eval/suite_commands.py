@@ -1,0 +1,124 @@
+"""The command that runs a whole protocol. Free of torch until it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Literal
+
+from tokenizers_vq.errors import Problems
+from unitok.data.spec import parse_spec
+
+from .commands import Device, check_counts, finish
+
+
+def eval_suite(
+    model: Path,
+    data: str,
+    out: Path = Path("runs/eval-suite"),
+    train_data: str | None = None,
+    guidances: list[float] | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    category: str | None = None,
+    features: str = "embedded",
+    feature_weights: Path | None = None,
+    clip: str = "embedded",
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Device = "auto",
+) -> None:
+    """A whole protocol: every caption drawn with several seeds and at several guidance scales, measured in one report.
+
+    Each number is the mean over the seeds, with its spread. The report has the guidance sweep (FID against CLIPScore),
+    bars by category, the best and the worst pictures, and with --train_data the training pictures that are nearest to
+    the drawn ones. The pictures stay in the folder as captioned data sets. After an interruption the same command goes
+    on; several processes share the work under torchrun.
+
+    Args:
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name. What is not said here it is drawn
+            with as it likes best (--sampling of train generator).
+        data: Captions to draw, with the pictures to compare with: SOURCE[@SPLIT][?key=value&...].
+        out: Folder for the pictures, their features and the report; one protocol each.
+        train_data: What the model was trained on, to look for copies of it (of endless data, its first 1000 unless
+            ?limit= says more); null leaves that out.
+        guidances: Classifier-free guidance scales to sweep, such as "[1, 2, 4]"; null is the model's own alone.
+        seeds: Pictures drawn of each caption, each round with other seeds.
+        seed: The i-th of N captions is drawn with seed + i, in the next round with seed + N + i, and so on.
+        limit: Captions used; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        category: Column or template of the data that groups the captions, for CLIPScore by category.
+        features: Network for FID, KID, precision and the nearest training pictures: embedded, inception,
+            clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        feature_weights: File with the weights of inception, instead of the download.
+        clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
+        batch_size: Pictures drawn at a time; changes the speed, not the pictures.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval suite --model runs/demo/generator --data shapes@val --limit 200 --seeds 2 --guidances "[1, 2, 4]" \\
+            --train_data "shapes?limit=24000" --out runs/eval-suite
+    """
+    started = time.time()
+    check_counts(batch_size, limit)
+    _check(guidances, seeds)
+    rank, size, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+    from unitok.sample.config import SampleSettings
+
+    from .features import load_features, load_image_text
+    from .output import claim_folder
+    from .suite import Suite, read_asked
+    from .suite_report import measure_suite
+
+    where = pick_device(device, local_rank)
+    loaded = UniTok.from_pretrained(str(model), where)
+    image_size = loaded.image_tokenizer.image_size
+    dataset = open_data(data, image_size)
+    train = None if train_data is None else open_data(train_data, image_size, captions=False)
+    groups = None
+    if category is not None:
+        spec = parse_spec(data)
+        groups = open_data(str(type(spec)(spec.source, spec.split, {**spec.options, "caption": category})), image_size)
+    network = load_features(features, where, feature_weights)
+    scorer = load_image_text(clip, where)
+    claim_folder(out)
+    suite = Suite(
+        folder=out,
+        model=loaded,
+        asked=read_asked(dataset, limit, max_bad, groups),
+        network=network,
+        clip=scorer,
+        guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance])),
+        rounds=seeds,
+        seed=seed,
+        precision=precision,
+    )
+    suite.claim(write=rank == 0)
+    suite.work(rank, size, batch_size)
+    if rank != 0:
+        return
+    suite.wait()
+    sections, facts = measure_suite(suite, train, max_bad=max_bad, batch_size=batch_size)
+    finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
+
+
+def _check(guidances: list[float] | None, seeds: int) -> None:
+    problems = Problems()
+    problems.check(seeds >= 1, f"--seeds is {seeds}: choose 1 or more pictures of each caption")
+    if guidances is not None:
+        problems.check(bool(guidances), "--guidances is empty: give at least one scale, or leave it out")
+        problems.check(len(set(guidances)) == len(guidances), f"--guidances is {guidances}: give each scale only once")
+        problems.check(
+            min(guidances, default=0) >= 0, f"--guidances is {guidances}: choose 0 or more (1 turns guidance off)"
+        )
+    problems.raise_if_any()
