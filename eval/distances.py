@@ -87,21 +87,15 @@ def _notes(drawn: Statistics, real: Statistics, network: FeatureNetwork) -> list
     known = [one.gaussian.count for one in (drawn, real) if one.gaussian.count]
     notes = too_few(min(known), network.dim) if known else []
     for one in (drawn, real):
-        name, size = one.provenance.get("name"), str(one.provenance.get("image size"))
         if not one.gaussian.network:
             notes.append(
-                f"{name} does not say which network made it; it has {network.name}'s {network.dim} dimensions, and FID "
-                "is right only if it is of the same weights and resizing"
-            )
-        if " sizes " in size:
-            notes.append(
-                f"{name} has pictures of {size}: the network resizes each by itself, which blurs them differently; "
-                "--image_size makes them alike"
+                f"{one.provenance.get('name')} does not say which network made it; it has {network.name}'s "
+                f"{network.dim} dimensions, and FID is right only if it is of the same weights and resizing"
             )
     sizes = [str(one.provenance.get("image size")).split(" (")[0] for one in (drawn, real)]
-    if "None" not in sizes and sizes[0] != sizes[1] and not any(" sizes " in str(size) for size in sizes):
+    if "None" not in sizes and sizes[0] != sizes[1]:
         notes.append(
             f"the pictures are {sizes[0]} and {sizes[1]}: resizing differs between the sets, and part of the distance "
-            "is that; --image_size makes them alike"
+            "is that; measure both at one size (--image_size of `eval fid` and `eval statistics`)"
         )
     return notes

@@ -31,7 +31,7 @@ from .provenance import Fact, Provenance
 from .r_precision import r_precision
 from .report import Figure, Item, Number, Section
 from .retrieval import name_retrieval, picture_retrieval
-from .statistics import KEPT, Statistics, StatisticsMeter, size_line
+from .statistics import KEPT, Statistics, StatisticsMeter
 
 SHOWN = 32
 """Pictures in a figure."""
@@ -127,7 +127,7 @@ def measure_generation(
         "data": dataset.name,
         "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
         "pictures": len(captions),
-        "image size": size_line(meters["drawn"].sizes),
+        "image size": meters["drawn"].pictures.size,
         "seed": seed,
         "model_sha256": model.fingerprint(),
         "settings": str(settings),

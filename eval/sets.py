@@ -13,9 +13,9 @@ from .clipscore import pair_scores, summarize
 from .distances import distances
 from .features import FeatureNetwork, ImageTextNetwork
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .provenance import Fact, PictureHash, Provenance
+from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics, size_line
+from .statistics import Statistics
 
 SHOWN = 32
 """Pictures in a figure."""
@@ -46,13 +46,12 @@ def score_pairs(
     scores: list[Tensor] = []
     items: list[Item] = []
     values: list[dict[str, Fact]] = []
-    seen, sizes = PictureHash(), set()
+    seen = PictureSet(dataset.name)
     records = progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
         captions = [record.caption or "" for record in batch]
-        scores.append(pair_scores(clip, images, captions))
         seen.update(images, captions)
-        sizes.add((images.shape[3], images.shape[2]))
+        scores.append(pair_scores(clip, images, captions))
         values += [
             {"item": record.name, "caption": text, "clipscore": score}
             for record, text, score in zip(batch, captions, scores[-1].tolist(), strict=True)
@@ -71,7 +70,7 @@ def score_pairs(
         "captions_sha256": hashlib.sha256(texts.encode()).hexdigest(),
         "set_sha256": seen.hexdigest(),
         "pictures": count,
-        "image size": size_line(sizes),
+        "image size": seen.size,
         **clip.origin,
     }
     numbers = {"clipscore": Number(f"CLIPScore ({clip.pair_label})", result.score, "", "higher", facts)}

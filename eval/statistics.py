@@ -17,7 +17,7 @@ from unitok.seeding import keyed_generator
 
 from .features import FeatureNetwork, check_features
 from .frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance
-from .provenance import PictureHash, Provenance
+from .provenance import PictureSet, Provenance
 
 KEPT = 10_000
 """Features held of one set, as many as the published precision and recall of ImageNet models use."""
@@ -131,26 +131,20 @@ class StatisticsMeter:
 
     def __init__(self, network: FeatureNetwork, name: str, *, keep: int | None = KEPT, seed: int = 0) -> None:
         """`keep`: features held; 0 for none, None for all. `name`: of the set, for the record."""
-        self.network, self.name, self.keep = network, name, keep
+        self.network, self.keep = network, keep
         self.running = RunningGaussian(network.dim)
         self.rows, self.logits = KeptRows(keep, seed), KeptRows(keep, seed)
-        self.pixels = PictureHash()
-        self.sizes: set[tuple[int, int]] = set()
+        self.pictures = PictureSet(name)
 
     def update(self, images: Tensor) -> None:
-        """Pictures uint8 (B, 3, H, W). Raises UserError for features that are not finite."""
+        """Pictures uint8 (B, 3, H, W). UserError for another size than before, and for features that are not finite."""
+        first = self.pictures.count
+        self.pictures.update(images)
         features, logits = self.network.features_and_logits(images)
-        check_features(features, self.network.label, first=self.pixels.count)
-        self.look(images)
-        self.add(features, logits)
-
-    def look(self, images: Tensor) -> None:
-        """Only names the pictures uint8 (B, 3, H, W), whose features come by `add`."""
-        self.pixels.update(images)
-        self.sizes.add((images.shape[3], images.shape[2]))
+        self.add(check_features(features, self.network.label, first), logits)
 
     def add(self, features: Tensor, logits: Tensor | None = None) -> None:
-        """Only counts the features (B, D), and class scores (B, C), of pictures that are named by `look`."""
+        """Only the features (B, D), and class scores (B, C), of pictures that `self.pictures` has seen."""
         self.running.update(features)
         if self.keep != 0:
             self.rows.update(features)
@@ -159,14 +153,15 @@ class StatisticsMeter:
 
     def result(self) -> Statistics:
         """Raises UserError for fewer than two pictures."""
-        if not self.pixels.count:
-            raise UserError(f"{self.name}: there are no pictures to measure: give a data set with at least two")
+        seen = self.pictures
+        if not seen.count:
+            raise UserError(f"{seen.name}: there are no pictures to measure: give a data set with at least two")
         facts: Provenance = {
             **self.network.origin,
-            "name": self.name,
-            "sha256": self.pixels.hexdigest(),
-            "pictures": self.pixels.count,
-            "image size": size_line(self.sizes),
+            "name": seen.name,
+            "sha256": seen.hexdigest(),
+            "pictures": seen.count,
+            "image size": seen.size,
         }
         return Statistics(
             self.running.gaussian(self.network.hash),
@@ -179,7 +174,7 @@ class StatisticsMeter:
 def measure_statistics(
     network: FeatureNetwork, batches: Iterable[Tensor], name: str, *, keep: int | None = KEPT, seed: int = 0
 ) -> Statistics:
-    """Statistics of pictures, given as batches uint8 (B, 3, H, W) of any sizes, each held only while it is looked at.
+    """Statistics of pictures of one size, given as batches uint8 (B, 3, H, W), each held only while it is looked at.
 
     Args:
         network: see `features.load_features`.
@@ -187,6 +182,9 @@ def measure_statistics(
         name: of the set, for the record.
         keep: features held for KID, precision and the like; 0 for none, None for all.
         seed: of the choice of features when there are more.
+
+    Raises:
+        UserError: no pictures, pictures of more than one size, or features that are not finite.
     """
     meter = StatisticsMeter(network, name, keep=keep, seed=seed)
     for batch in batches:
@@ -218,9 +216,3 @@ def statistics_of_features(features: Tensor, network: str = "", name: str = "fea
     """Statistics of features (N, D) that were computed elsewhere."""
     facts: Provenance = {"features_sha256": network or None, "name": name, "pictures": len(features)}
     return Statistics(fit_gaussian(features, network), features, None, facts)
-
-
-def size_line(sizes: set[tuple[int, int]]) -> str:
-    """Sizes (width, height) as a fact: "32x32", or the number of sizes with the smallest and the largest."""
-    ordered = [f"{width}x{height}" for width, height in sorted(sizes, key=lambda size: (size[0] * size[1], size))]
-    return ordered[0] if len(ordered) == 1 else f"{len(ordered)} sizes from {ordered[0]} to {ordered[-1]}"

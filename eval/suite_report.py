@@ -23,7 +23,7 @@ from .memorisation import measure_memorisation
 from .pictures import progress
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics, StatisticsMeter, size_line
+from .statistics import Statistics, StatisticsMeter
 from .suite import Suite, picture_name, scale_name
 
 SHOWN = 9
@@ -48,8 +48,7 @@ def measure_suite(
     """
     of_data = suite.rows(None)
     meter = StatisticsMeter(suite.network, suite.asked.dataset.name)
-    meter.pixels = suite.asked.pixels
-    meter.sizes = {(image.shape[3], image.shape[2]) for image in [suite.asked.images(0, 1)]}
+    meter.pictures = suite.asked.pictures
     meter.add(of_data["features"], of_data.get("logits"))
     real = meter.result()
     sections = [_measure_scale(suite, guidance, real, of_data) for guidance in suite.guidances]
@@ -105,12 +104,12 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         captions = progress(asked.captions, f"measuring guidance {guidance:g}", len(asked.captions))
         for place, caption in enumerate(captions, first):
             image = suite.image(guidance, place)
-            meter.look(image[None])
+            meter.pictures.update(image[None])
             judged += check_pictures(image[None], [caption]) if exact else []
         meter.add(rows["features"], rows.get("logits"))
         drawn = meter.result()
         hashes.append(str(drawn.provenance["sha256"]))
-        facts["image size"] = size_line(meter.sizes)
+        facts["image size"] = meter.pictures.size
         numbers, warnings = distances(drawn, real, suite.network, facts)
         embeddings = {"drawn": rows["image"], "real": of_data["image"], "text": of_data["text"]}
         found, of_each = clip_numbers(suite.clip, embeddings, asked.captions, facts, suite.seed)

@@ -194,11 +194,16 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     (tmp_path / "empty").mkdir()
+    mixed = tmp_path / "mixed"
+    save_png(mixed / "0.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
+    save_png(mixed / "1.png", torch.zeros(3, 24, 32, dtype=torch.uint8))
     np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     for argv, message in {
         (str(tmp_path / "empty"), str(pictures)): "no pictures",
         (f"{pictures}?limit=1", str(pictures)): "1 picture(s) are too few",
         (str(pictures), str(tmp_path / "inception.npz")): "made with another network",
+        (str(mixed), str(pictures)): "has pictures of 32x32 and of 32x24, and a set is measured at one size",
+        (str(pictures), str(mixed)): "scale and crop them first, as --image_size N does",
         (str(pictures), str(tmp_path / "none.npz")): "there is no file",
         (str(pictures), str(pictures), "--features", "inception"): "pass --feature_weights FILE",
         (str(pictures), str(pictures), "--features", f"dinov2:{tmp_path}"): "--features dinov2:FOLDER",
@@ -216,7 +221,7 @@ def test_broken_pictures_stop_the_measurement_or_are_left_out(pictures: Path, tm
     with pytest.raises(UserError, match=r"1 of 13 pictures cannot be used.*broken\.png"):
         eval_fid(str(tmp_path), str(pictures))
     (tmp_path / "broken.png").unlink()
-    eval_fid(str(tmp_path), str(pictures))  # pictures of two sizes
+    eval_fid(str(tmp_path), str(pictures), image_size=32)  # pictures of two sizes
 
 
 def test_commands_are_free_of_torch_until_they_run() -> None:

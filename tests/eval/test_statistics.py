@@ -16,12 +16,12 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.data.shapes import ShapesDataset
-from unitok.eval.commands import eval_fid, eval_statistics
+from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
 from unitok.eval.distances import distances
 from unitok.eval.features import FeatureNetwork, load_features
 from unitok.eval.frechet import fit_gaussian, gaussian_distance
 from unitok.eval.kid import polynomial_mmd
-from unitok.eval.provenance import PictureHash, difference, require_same
+from unitok.eval.provenance import PictureSet, difference, require_same
 from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
 from unitok.eval.sources import load_set
 from unitok.eval.statistics import (
@@ -263,16 +263,27 @@ def test_bad_files_get_one_line(tmp_path: Path, network: FeatureNetwork) -> None
         eval_statistics("shapes@val", tmp_path / "out.txt")
 
 
-def test_sizes_that_differ_are_warned_of(tmp_path: Path, network: FeatureNetwork) -> None:
+def test_a_set_has_one_size(tmp_path: Path, network: FeatureNetwork) -> None:
+    """Pictures of several sizes are refused before the network sees the second, unless they are scaled first."""
     for number, image in enumerate(pictures(8)):
         save_png(tmp_path / f"{number}.png", image if number < 4 else image[:, :20])
-    mixed, even = load_set(str(tmp_path), network), load_set("shapes@val", network, limit=8)
-    assert mixed.provenance["image size"] == "2 sizes from 32x20 to 32x32"
-    _, warnings = distances(mixed, even, network)
-    assert any("--image_size makes them alike" in line for line in warnings)
-    alike = load_set(str(tmp_path), network, image_size=32)
+        (tmp_path / f"{number}.txt").write_text("a picture")
+    message = r"has pictures of 32x32 and of 32x20, and a set is measured at one size: .*--image_size N"
+    for measure in (
+        lambda: load_set(str(tmp_path), network),
+        lambda: measure_statistics(network, [pictures(4), pictures(4)[:, :, :20]], "my generator"),
+        lambda: eval_statistics(str(tmp_path), tmp_path / "statistics.npz"),
+        lambda: eval_clipscore(str(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            measure()
+        assert "\n" not in str(caught.value)
+    eval_clipscore(str(tmp_path), image_size=32)
+    alike, even = load_set(str(tmp_path), network, image_size=32), load_set("shapes@val", network, limit=8)
     assert alike.provenance["image size"] == "32x32 (scaled and cropped before the network)"
-    assert not any("image_size" in line for line in distances(alike, even, network)[1])
+    assert not any("size" in line for line in distances(alike, even, network)[1])
+    low = measure_statistics(network, [pictures(8)[:, :, :20]], "low")
+    assert any("the pictures are 32x20 and 32x32" in line for line in distances(low, even, network)[1])
 
 
 def test_features_that_are_not_finite_name_the_picture(network: FeatureNetwork) -> None:
@@ -330,7 +341,7 @@ def test_hash_of_pictures_ignores_order_and_batches_alone() -> None:
     images = pictures(6)
 
     def digest(*batches: Tensor, captions: list[str] | None = None) -> str:
-        seen = PictureHash()
+        seen = PictureSet("set")
         for batch in batches:
             seen.update(batch, captions)
         return seen.hexdigest()
