@@ -75,7 +75,8 @@ def test_eval_tokenizer(make_model: Callable[..., UniTok], pictures: Path, tmp_p
     first = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {"psnr", "ssim", "rfid", "codebook_use", "perplexity"} == first["tokenizer"].keys()
     assert 0 < first["tokenizer"]["psnr"] < 40 and 0 < first["tokenizer"]["codebook_use"] <= 1
-    assert first["provenance"]["tokenizer.psnr"]["pictures"] == 12
+    origin = first["provenance"]["tokenizer.psnr"]
+    assert origin["pictures"] == 12 and len(origin["reference_sha256"]) == 64
     eval_tokenizer(tmp_path / "tokenizer", str(pictures), tmp_path / "again", lpips="none", batch_size=12)
     second = json.loads((tmp_path / "again" / "report.json").read_text())
     assert second["tokenizer"]["psnr"] == pytest.approx(first["tokenizer"]["psnr"], rel=1e-4)
