@@ -9,7 +9,7 @@ from .kid import kernel_distance
 from .prdc import prdc
 from .provenance import Provenance
 from .report import Number
-from .statistics import Statistics, fid
+from .statistics import Statistics, fid, kept_rows
 
 KID_SUBSETS = 100
 NEIGHBOURS, NEIGHBOURS_DENSITY = 3, 5
@@ -40,15 +40,16 @@ def distances(
             "only mean and covariance; give the pictures"
         )
     else:
-        few = min(len(drawn.features), len(real.features))
-        kept: Provenance = {**facts, "features used": f"{len(drawn.features)} and {len(real.features)}"}
+        of_drawn, of_real = kept_rows(drawn.features, seed), kept_rows(real.features, seed)  # also where all are held
+        few = min(len(of_drawn), len(of_real))
+        kept: Provenance = {**facts, "features used": f"{len(of_drawn)} and {len(of_real)}"}
         if few >= 4:
-            kid = kernel_distance(drawn.features, real.features, KID_SUBSETS, seed=seed)
+            kid = kernel_distance(of_drawn, of_real, KID_SUBSETS, seed=seed)
             of_kid: Provenance = {**kept, "subsets": KID_SUBSETS, "subset size": kid.subset_size, "subset seed": seed}
             numbers["kid"] = Number(f"KID ({label})", kid.mean, "", "lower", of_kid)
             numbers["kid_std"] = Number("KID, standard deviation over subsets", kid.std, "", "", of_kid)
         if few > NEIGHBOURS_DENSITY:
-            found = prdc(real.features, drawn.features, NEIGHBOURS, NEIGHBOURS_DENSITY)
+            found = prdc(of_real, of_drawn, NEIGHBOURS, NEIGHBOURS_DENSITY)
             for key, value in found._asdict().items():
                 k = NEIGHBOURS if key in ("precision", "recall") else NEIGHBOURS_DENSITY
                 unit = "" if key == "density" else "%"
@@ -60,7 +61,7 @@ def distances(
                 f"{'' if few >= 4 else ' and for KID'}: give at least {NEIGHBOURS_DENSITY + 1} in each set"
             )
     if drawn.logits is not None and len(drawn.logits) >= SPLITS:
-        score = inception_score(drawn.logits, seed)
+        score = inception_score(kept_rows(drawn.logits, seed), seed)
         of_score: Provenance = {**facts, "splits": SPLITS, "subset seed": seed}
         numbers["inception_score"] = Number(f"Inception Score ({label})", score.mean, "", "higher", of_score)
         numbers["inception_score_std"] = Number("Inception Score, spread over splits", score.std, "", "", of_score)

@@ -21,17 +21,24 @@ SHOWN = 32
 """Pictures in a figure."""
 
 
-def compare_sets(a: Statistics, b: Statistics, network: FeatureNetwork, *, seed: int = 0) -> Section:
+def compare_sets(
+    a: Statistics, b: Statistics, network: FeatureNetwork, *, seed: int = 0, save_features: bool = False
+) -> Section:
     """FID, KID, precision, recall, density, coverage and Inception Score of set `a` against the reference `b`.
 
     Args:
         a, b: from `sources.load_set` or `statistics.measure_statistics`.
         network: that both were made with.
         seed: chooses the subsets of KID.
+        save_features: keep all features in the section, for a bootstrap of FID.
+
+    Raises:
+        UserError: statistics of different networks, or `save_features` of a set whose features are not all known.
     """
+    kept = {"drawn": a.all_features(), "real": b.all_features()} if save_features else {}
     numbers, warnings = distances(a, b, network, {"seed": seed}, seed)
     title = f"{a.provenance.get('name')} against {b.provenance.get('name')}"
-    return Section("fid", title, numbers, [], warnings)
+    return Section("fid", title, numbers, [], warnings, features=kept)
 
 
 def score_pairs(

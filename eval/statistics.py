@@ -42,6 +42,15 @@ class Statistics:
         """Whether every picture's features were kept."""
         return self.features is not None and len(self.features) == self.gaussian.count
 
+    def all_features(self) -> Tensor:
+        """(N, D) of every picture. Raises UserError when FID knows more pictures than there are features."""
+        if self.features is None or not self.complete:
+            raise UserError(
+                f"of {self.provenance.get('name')} FID knows mean and covariance, not all pictures' features: give "
+                "the pictures, or leave --save_features out"
+            )
+        return self.features
+
 
 class RunningGaussian:
     """Mean and covariance of rows that come in batches, in float64; what is held does not grow.
@@ -124,6 +133,15 @@ class KeptRows:
             generator = keyed_generator(self.seed, "kept", position // CHUNK)
             self._pool = torch.rand(CHUNK, dtype=torch.float64, generator=generator)
         return self._pool[position % CHUNK]
+
+
+def kept_rows(rows: Tensor, seed: int = 0) -> Tensor:
+    """Of rows (N, D), those that a meter would have kept that holds at most `KEPT`."""
+    if len(rows) <= KEPT:
+        return rows
+    kept = KeptRows(KEPT, seed)
+    kept.update(rows)
+    return kept.result()
 
 
 class StatisticsMeter:

@@ -34,7 +34,12 @@ SWEPT_TEXT = ("clipscore", "cmmd", "r_precision", "scene_accuracy")
 
 
 def measure_suite(
-    suite: Suite, train: RecordDataset | None = None, *, max_bad: float = 0.01, batch_size: int = 32
+    suite: Suite,
+    train: RecordDataset | None = None,
+    *,
+    max_bad: float = 0.01,
+    batch_size: int = 32,
+    save_features: bool = False,
 ) -> tuple[list[Section], dict[str, Fact]]:
     """The sweep, a section for each guidance scale, and the nearest training pictures; and which scale is the best.
 
@@ -42,6 +47,7 @@ def measure_suite(
         suite: with all its shards made.
         train: what the model was trained on; None leaves the nearest training pictures out.
         max_bad, batch_size: of reading them, see `pictures.read_indexed`.
+        save_features: keep all features in the sections of the scales, round after round, for a bootstrap of FID.
 
     Returns:
         Sections, and facts for the head of the report.
@@ -51,7 +57,7 @@ def measure_suite(
     meter.pictures = suite.asked.pictures
     meter.add(of_data["features"], of_data.get("logits"))
     real = meter.result()
-    sections = [_measure_scale(suite, guidance, real, of_data) for guidance in suite.guidances]
+    sections = [_measure_scale(suite, guidance, real, of_data, save_features) for guidance in suite.guidances]
     best = {key: _best(sections, key) for key in ("fid", "clipscore")}
     facts: dict[str, Fact] = {
         "captions": len(suite.asked.captions),
@@ -86,7 +92,9 @@ def measure_suite(
     return sections, facts
 
 
-def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dict[str, Tensor]) -> Section:
+def _measure_scale(
+    suite: Suite, guidance: float, real: Statistics, of_data: dict[str, Tensor], save_features: bool
+) -> Section:
     """All numbers of one guidance scale: each the mean over the rounds."""
     asked = suite.asked
     exact = are_shapes(asked.captions)
@@ -96,6 +104,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
     verdicts: list[Verdict] = []
     hashes: list[str] = []
     warnings: list[str] = []
+    features: list[Tensor] = []
     for number in range(suite.rounds):
         rows = suite.rows(guidance, number)
         meter = StatisticsMeter(suite.network, "drawn pictures")
@@ -108,6 +117,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
             judged += check_pictures(image[None], [caption]) if exact else []
         meter.add(rows["features"], rows.get("logits"))
         drawn = meter.result()
+        features += [rows["features"]] if save_features else []
         hashes.append(str(drawn.provenance["sha256"]))
         facts["image size"] = meter.pictures.size
         numbers, warnings = distances(drawn, real, suite.network, facts)
@@ -125,6 +135,8 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         names = zip(asked.names, asked.captions, suite.seeds(number), of_each, strict=True)
         values += [{"item": name, "caption": text, "seed": seed, **one} for name, text, seed, one in names]
         _write_captions(suite, guidance, number)
+    # A copy of the data's own for each scale: tensors that share memory cannot be written to one file.
+    kept = {"drawn": torch.cat(features), "real": of_data["features"].clone()} if save_features else {}
     return Section(
         scale_name(guidance),
         f"Guidance {guidance:g}",
@@ -132,6 +144,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         _best_and_worst(suite, guidance, values, verdicts),
         warnings,
         values=values,
+        features=kept,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.data.shapes import ShapesDataset
+from unitok.eval import statistics
 from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
 from unitok.eval.distances import distances
 from unitok.eval.features import FeatureNetwork, load_features
@@ -162,6 +163,19 @@ def test_damage_moves_the_right_metric_the_right_way(network: FeatureNetwork) ->
     assert dropped["fid"] > 1.5 * clean["fid"] and dropped["kid"] > clean["kid"]  # good pictures, always the same
     assert dropped["recall"] < clean["recall"] - 0.3 and dropped["coverage"] < clean["coverage"] - 0.3
     assert dropped["precision"] > clean["precision"] - 0.15, "repetition is no loss of fidelity"
+
+
+def test_holding_all_features_changes_no_number(network: FeatureNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--save_features` keeps all; KID, precision and the like are of those that are kept without it."""
+    monkeypatch.setattr(statistics, "KEPT", 50)
+    found = []
+    for keep in (50, None):
+        one = measure_statistics(network, [pictures(120)], "one", keep=keep)
+        other = measure_statistics(network, [pictures(80, seed=1)], "other", keep=keep)
+        numbers, _ = distances(one, other, network)
+        assert numbers["kid"].provenance["features used"] == "50 and 50"
+        found.append({key: number.value for key, number in numbers.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # FID is rounded differently where all are at hand
 
 
 def test_batch_size_and_order_do_not_change_the_numbers(network: FeatureNetwork) -> None:
