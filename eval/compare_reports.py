@@ -32,6 +32,8 @@ CHUNK = 2**22
 """Draws held at a time."""
 MEASURED_ALONE = frozenset({"clipscore_real", "clipscore_reference", "kid_std"})
 """Numbers that say nothing about what is compared."""
+REPEATED = "sweep"
+"""Section of a suite's report whose numbers are those of the guidance scales' own sections."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,11 @@ def compare_reports(reports: list[Measured], resamples: int, seed: int, force: b
         UserError: they share no number, or numbers were made in different ways and `force` is not given.
     """
     first, *others = reports
-    shared = [
-        key
-        for key in first.results
-        if all(key in other.results for other in others) and key.split(".")[1] not in MEASURED_ALONE
-    ]
+    shared = []
+    for key in first.results:
+        section, number = key.split(".")[:2]
+        if section != REPEATED and number not in MEASURED_ALONE and all(key in other.results for other in others):
+            shared.append(key)
     if not shared:
         raise UserError(
             f"{first.folder / JSON_FILE} and {others[0].folder / JSON_FILE} share no number: give reports of the same "
@@ -158,7 +160,7 @@ def compare_reports(reports: list[Measured], resamples: int, seed: int, force: b
     for key in shared:
         one = first.results[key]
         values = {report.name: report.results[key].value for report in reports}
-        numbers[key] = Number(one.label, values, one.unit, one.better, one.provenance)
+        numbers[key] = Number(_title(key, one, shared), values, one.unit, one.better, one.provenance)
     names = tuple(report.name for report in reports)
     sections = [Section("values", "Side by side", numbers, warnings=list(dict.fromkeys(warnings)), columns=names)]
     for number, other in enumerate(others):
@@ -176,7 +178,7 @@ def _differences(first: Measured, other: Measured, keys: list[str], resamples: i
         one = first.results[key]
         values = {"difference": interval.difference, "from": interval.low, "to": interval.high}
         how: Provenance = {"bootstrap samples": resamples, "bootstrap seed": seed, "paired": str(interval.paired)}
-        label = f"{one.label}: {_verdict(one.better, interval, other.name)}"
+        label = f"{_title(key, one, keys)}: {_verdict(one.better, interval, other.name)}"
         numbers[key] = Number(label, values, one.unit, "", how)
     title = f"{other.name} minus {first.name}, with {LEVEL:.0%} intervals"
     warnings = []
@@ -186,6 +188,12 @@ def _differences(first: Measured, other: Measured, keys: list[str], resamples: i
             "for FID features (--save_features true)"
         )
     return Section(name, title, numbers, warnings=warnings, columns=("difference", "from", "to") if numbers else ())
+
+
+def _title(key: str, one: Result, keys: list[str]) -> str:
+    """A number's label, with its section where the table has numbers of several."""
+    sections = {other.split(".")[0] for other in keys}
+    return one.label if len(sections) == 1 else f"{key.split('.')[0]}: {one.label}"
 
 
 def _verdict(better: str, interval: Interval, name: str) -> str:

@@ -179,12 +179,15 @@ def test_two_suites_are_compared(model: Path, whole: Path, make_model: Callable[
             assert len(fids) == 2 and sum(fids) / 2 == pytest.approx(found[scale]["fid"], rel=1e-6)
     eval_compare([tmp_path / "a", tmp_path / "b"], tmp_path / "compare", resamples=100)
     compared = report_of(tmp_path / "compare")
+    sections = {key.split(".")[0] for key in compared["values"]}
+    assert sections == {"guidance_1", "guidance_2_5", "memorisation"}, "the sweep only repeats the scales"
     for scale in ("guidance_1", "guidance_2_5"):
         difference = compared["differences_1"][f"{scale}.fid"]
         assert difference["from"] < difference["to"]
         fids = compared["values"][f"{scale}.fid"]
         assert difference["difference"] == pytest.approx(fids["b"] - fids["a"])
-        assert compared["provenance"][f"differences_1.{scale}.fid"]["paired"] == "True"
+        origin = compared["provenance"][f"differences_1.{scale}.fid"]
+        assert origin["paired"] == "True" and origin["label"].startswith(f"{scale}: FID"), "told apart"
 
 
 def test_one_seed_and_the_models_own_guidance(model: Path, tmp_path: Path) -> None:
