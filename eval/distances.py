@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .features import FeatureNetwork
 from .frechet import too_few
-from .inception_score import SPLITS, inception_score
+from .inception_score import SPLITS
 from .kid import kernel_distance
 from .prdc import prdc
 from .provenance import Provenance
@@ -28,7 +28,7 @@ def distances(
         real: statistics of the reference set.
         network: that both were made with.
         facts: more to say about every number.
-        seed: chooses the subsets of KID and the splits of the Inception Score.
+        seed: chooses the subsets of KID, as it chose what was kept of the sets.
     """
     facts = {**pair_facts(drawn, real, network), **(facts or {})}
     label = network.label
@@ -60,11 +60,12 @@ def distances(
                 f"{few} pictures are too few for precision, recall, density and coverage"
                 f"{'' if few >= 4 else ' and for KID'}: give at least {NEIGHBOURS_DENSITY + 1} in each set"
             )
-    if drawn.logits is not None and len(drawn.logits) >= SPLITS:
-        score = inception_score(kept_rows(drawn.logits, seed), seed)
+    if drawn.score is not None:
         of_score: Provenance = {**facts, "splits": SPLITS, "subset seed": seed}
-        numbers["inception_score"] = Number(f"Inception Score ({label})", score.mean, "", "higher", of_score)
-        numbers["inception_score_std"] = Number("Inception Score, spread over splits", score.std, "", "", of_score)
+        numbers["inception_score"] = Number(f"Inception Score ({label})", drawn.score.mean, "", "higher", of_score)
+        numbers["inception_score_std"] = Number(
+            "Inception Score, spread over splits", drawn.score.std, "", "", of_score
+        )
     return numbers, warnings
 
 

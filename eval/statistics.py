@@ -17,6 +17,7 @@ from unitok.seeding import keyed_generator
 
 from .features import FeatureNetwork, check_features
 from .frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance
+from .inception_score import SPLITS, InceptionScore, RunningInceptionScore
 from .provenance import PictureSet, Provenance
 
 KEPT = 10_000
@@ -32,8 +33,8 @@ class Statistics:
     gaussian: Gaussian
     features: Tensor | None = None
     """(K, D) float32 of all pictures or of a random subset; None for saved statistics."""
-    logits: Tensor | None = None
-    """(K, C) class scores of the same pictures, from a network that has them."""
+    score: InceptionScore | None = None
+    """Of all pictures, from a network that has class scores."""
     provenance: Provenance = field(default_factory=dict)
     """Of this set: "features", "features_sha256", "resize", "image size", "pictures", "name", "sha256"."""
 
@@ -151,7 +152,7 @@ class StatisticsMeter:
         """`keep`: features held; 0 for none, None for all. `name`: of the set, for the record."""
         self.network, self.keep = network, keep
         self.running = RunningGaussian(network.dim)
-        self.rows, self.logits = KeptRows(keep, seed), KeptRows(keep, seed)
+        self.rows, self.score = KeptRows(keep, seed), RunningInceptionScore(seed)
         self.pictures = PictureSet(name)
 
     def update(self, images: Tensor) -> None:
@@ -166,8 +167,8 @@ class StatisticsMeter:
         self.running.update(features)
         if self.keep != 0:
             self.rows.update(features)
-            if logits is not None:
-                self.logits.update(logits)
+        if logits is not None:
+            self.score.update(logits)
 
     def result(self) -> Statistics:
         """Raises UserError for fewer than two pictures."""
@@ -184,7 +185,7 @@ class StatisticsMeter:
         return Statistics(
             self.running.gaussian(self.network.hash),
             self.rows.result() if self.rows.seen else None,
-            self.logits.result() if self.logits.seen else None,
+            self.score.result() if self.score.count >= SPLITS else None,
             facts,
         )
 
@@ -199,7 +200,7 @@ def measure_statistics(
         batches: from `sources`, or any iterable of tensors.
         name: of the set, for the record.
         keep: features held for KID, precision and the like; 0 for none, None for all.
-        seed: of the choice of features when there are more.
+        seed: of the choice of features when there are more, and of the splits of the Inception Score.
 
     Raises:
         UserError: no pictures, pictures of more than one size, or features that are not finite.
