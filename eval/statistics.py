@@ -20,8 +20,8 @@ from .frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance
 from .inception_score import SPLITS, InceptionScore, RunningInceptionScore
 from .provenance import PictureSet, Provenance
 
-KEPT = 10_000
-"""Features held of one set, as many as the published precision and recall of ImageNet models use."""
+KEPT = 50_000
+"""Features held of one set: precision and recall of ImageNet models are published of so many samples (ADM's protocol)."""
 CHUNK = 1024
 """Rows that are added up at a time."""
 
