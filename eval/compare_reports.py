@@ -145,8 +145,8 @@ def compare_reports(reports: list[Measured], resamples: int, seed: int, force: b
     first, *others = reports
     shared = []
     for key in first.results:
-        section, number = key.split(".")[:2]
-        if section != REPEATED and number not in MEASURED_ALONE and all(key in other.results for other in others):
+        section, what = key.split(".")[:2]
+        if section != REPEATED and what not in MEASURED_ALONE and all(key in other.results for other in others):
             shared.append(key)
     if not shared:
         raise UserError(

@@ -21,7 +21,7 @@ from .inception_score import SPLITS, InceptionScore, RunningInceptionScore
 from .provenance import PictureSet, Provenance
 
 KEPT = 50_000
-"""Features held of one set: precision and recall of ImageNet models are published of so many samples (ADM's protocol)."""
+"""Features held of one set; of so many samples the precision and recall of ImageNet models are published (ADM)."""
 CHUNK = 1024
 """Rows that are added up at a time."""
 
