@@ -21,6 +21,7 @@ from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
 from unitok.eval.distances import distances
 from unitok.eval.features import FeatureNetwork, load_features
 from unitok.eval.frechet import fit_gaussian, gaussian_distance
+from unitok.eval.inception_score import inception_score
 from unitok.eval.kid import polynomial_mmd
 from unitok.eval.provenance import PictureSet, difference, require_same
 from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
@@ -176,6 +177,22 @@ def test_holding_all_features_changes_no_number(network: FeatureNetwork, monkeyp
         assert numbers["kid"].provenance["features used"] == "50 and 50"
         found.append({key: number.value for key, number in numbers.items()})
     assert found[0] == pytest.approx(found[1], rel=1e-4)  # FID is rounded differently where all are at hand
+
+
+def test_inception_score_is_of_all_pictures_however_few_features_are_held(network: FeatureNetwork) -> None:
+    class Classifying(type(network)):  # type: ignore[misc]
+        def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+            values = self.features(images)
+            return values, 20 * values[:, :30]
+
+    classifying, images = Classifying(torch.device("cpu")), pictures(120)
+    real = measure_statistics(classifying, [pictures(40, seed=1)], "real")
+    expected = inception_score(classifying.features_and_logits(images)[1])
+    for keep in (20, None):
+        numbers, _ = distances(measure_statistics(classifying, images.split(50), "drawn", keep=keep), real, classifying)
+        assert numbers["inception_score"].value == pytest.approx(expected.mean, rel=1e-4) and expected.mean > 1.05
+        assert numbers["inception_score"].provenance["pictures"] == 120
+    assert "inception_score" not in distances(measure_statistics(network, [images], "drawn"), real, network)[0]
 
 
 def test_batch_size_and_order_do_not_change_the_numbers(network: FeatureNetwork) -> None:
