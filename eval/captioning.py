@@ -16,7 +16,7 @@ from .captions import bleu, cider
 from .clipscore import cosine_scores, summarize
 from .features import ImageTextNetwork
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .provenance import Fact, PictureHash, Provenance
+from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section
 
 SHOWN = 32
@@ -42,11 +42,12 @@ def measure_captioning(
     scores: dict[str, list[float]] = {"clipscore": [], "clipscore_reference": []}
     values: list[dict[str, Fact]] = []
     items: list[Item] = []
-    seen = PictureHash()
+    seen = PictureSet(dataset.name)
     records = progress(read_records(dataset, limit, max_bad), "captioning", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
-        some, wanted = caption(model, images, batch_size=batch_size, precision=precision), _captions(batch)
+        wanted = _captions(batch)
         seen.update(images, wanted)
+        some = caption(model, images, batch_size=batch_size, precision=precision)
         shapes = shapes and are_shapes(wanted)
         true += true_captions(images, some) if shapes else []
         if clip is not None:
@@ -64,6 +65,7 @@ def measure_captioning(
     facts: Provenance = {
         "data": dataset.name,
         "pictures": len(written),
+        "image size": seen.size,
         "captions_sha256": seen.hexdigest(),
         "model_sha256": model.fingerprint(),
         "precision": precision,

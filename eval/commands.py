@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -99,6 +100,7 @@ def eval_generator(
     from .generation import measure_generation
     from .output import claim_folder
     from .sources import load_set
+    from .statistics import KEPT
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
@@ -117,7 +119,7 @@ def eval_generator(
     if reference is not None:
         if reference.suffix != ".npz":
             raise UserError(f"--reference {reference} is not an .npz file: make one with `unitok eval statistics`")
-        known_set = load_set(str(reference), network, batch_size=batch_size)
+        known_set = load_set(str(reference), network, batch_size=batch_size, keep=None if save_features else KEPT)
     claim_folder(out)
     sections = [
         measure_generation(
@@ -203,6 +205,7 @@ def eval_fid(
     image_size: int | None = None,
     features: str = "embedded",
     feature_weights: Path | None = None,
+    save_features: bool = False,
     batch_size: int = 32,
     seed: int = 0,
     device: Device = "auto",
@@ -219,6 +222,8 @@ def eval_fid(
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
         features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
+        save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID; needs
+            --out.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         seed: Chooses the subsets of KID.
         device: auto takes a GPU where there is one.
@@ -228,21 +233,34 @@ def eval_fid(
     """
     started = time.time()
     check_counts(batch_size, limit)
+    if save_features and out is None:
+        raise UserError("--save_features needs a folder to write to: give --out FOLDER")
     from unitok.device import pick_device
 
     from .features import load_features
     from .output import claim_folder
     from .sets import compare_sets
     from .sources import load_set
+    from .statistics import KEPT
 
     network = load_features(features, pick_device(device), feature_weights)
     if out is not None:
         claim_folder(out)
-    first, second = (
-        load_set(one, network, image_size=image_size, limit=limit, max_bad=max_bad, batch_size=batch_size, seed=seed)
-        for one in (a, b)
+    load = partial(
+        load_set,
+        network=network,
+        image_size=image_size,
+        limit=limit,
+        max_bad=max_bad,
+        batch_size=batch_size,
+        keep=None if save_features else KEPT,
+        seed=seed,
     )
-    section = compare_sets(first, second, network, seed=seed)
+    second = load(b)  # before the other set, for statistics that do not fit are refused at once
+    if save_features:
+        second.all_features()
+    first = load(a)
+    section = compare_sets(first, second, network, seed=seed, save_features=save_features)
     finish("Distance of two sets of pictures", [section], out, started, {})
 
 

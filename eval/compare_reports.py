@@ -7,14 +7,14 @@ what makes a caption hard for both does not widen the interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
@@ -32,6 +32,8 @@ CHUNK = 2**22
 """Draws held at a time."""
 MEASURED_ALONE = frozenset({"clipscore_real", "clipscore_reference", "kid_std"})
 """Numbers that say nothing about what is compared."""
+REPEATED = "sweep"
+"""Section of a suite's report whose numbers are those of the guidance scales' own sections."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,23 @@ class Measured:
         return None
 
     def features(self, section: str) -> dict[str, Tensor]:
-        """Feature matrices (N, D) of the drawn and the real pictures of a section; empty where none were kept."""
+        """Feature matrices (N, D) "drawn" and "real" of a section; empty where none were kept."""
         file = self.folder / FEATURES_FILE
         if not file.exists():
             return {}
         try:
-            kept = load_file(file)
+            with safe_open(file, "pt") as kept:
+                names = {name: f"{section}.{name}" for name in ("drawn", "real")}
+                if not set(names.values()) <= set(kept.keys()):
+                    return {}
+                return {name: kept.get_tensor(key) for name, key in names.items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read as safetensors ({error}): measure again") from error
-        return {name: kept[key] for name in ("drawn", "real") if (key := f"{section}.{name}") in kept}
+
+    def pictures(self, section: str) -> list[tuple[Fact, Fact]]:
+        """(picture, seed) of each line of a section, in order; empty where none were written."""
+        lines = read_items(self.folder, section) if (self.folder / ITEMS_FILE).exists() else []
+        return [(line["item"], line.get("seed")) for line in lines]
 
 
 @dataclass(frozen=True)
@@ -133,11 +143,11 @@ def compare_reports(reports: list[Measured], resamples: int, seed: int, force: b
         UserError: they share no number, or numbers were made in different ways and `force` is not given.
     """
     first, *others = reports
-    shared = [
-        key
-        for key in first.results
-        if all(key in other.results for other in others) and key.split(".")[1] not in MEASURED_ALONE
-    ]
+    shared = []
+    for key in first.results:
+        section, what = key.split(".")[:2]
+        if section != REPEATED and what not in MEASURED_ALONE and all(key in other.results for other in others):
+            shared.append(key)
     if not shared:
         raise UserError(
             f"{first.folder / JSON_FILE} and {others[0].folder / JSON_FILE} share no number: give reports of the same "
@@ -150,7 +160,7 @@ def compare_reports(reports: list[Measured], resamples: int, seed: int, force: b
     for key in shared:
         one = first.results[key]
         values = {report.name: report.results[key].value for report in reports}
-        numbers[key] = Number(one.label, values, one.unit, one.better, one.provenance)
+        numbers[key] = Number(_title(key, one, shared), values, one.unit, one.better, one.provenance)
     names = tuple(report.name for report in reports)
     sections = [Section("values", "Side by side", numbers, warnings=list(dict.fromkeys(warnings)), columns=names)]
     for number, other in enumerate(others):
@@ -168,7 +178,7 @@ def _differences(first: Measured, other: Measured, keys: list[str], resamples: i
         one = first.results[key]
         values = {"difference": interval.difference, "from": interval.low, "to": interval.high}
         how: Provenance = {"bootstrap samples": resamples, "bootstrap seed": seed, "paired": str(interval.paired)}
-        label = f"{one.label}: {_verdict(one.better, interval, other.name)}"
+        label = f"{_title(key, one, keys)}: {_verdict(one.better, interval, other.name)}"
         numbers[key] = Number(label, values, one.unit, "", how)
     title = f"{other.name} minus {first.name}, with {LEVEL:.0%} intervals"
     warnings = []
@@ -178,6 +188,12 @@ def _differences(first: Measured, other: Measured, keys: list[str], resamples: i
             "for FID features (--save_features true)"
         )
     return Section(name, title, numbers, warnings=warnings, columns=("difference", "from", "to") if numbers else ())
+
+
+def _title(key: str, one: Result, keys: list[str]) -> str:
+    """A number's label, with its section where the table has numbers of several."""
+    sections = {other.split(".")[0] for other in keys}
+    return one.label if len(sections) == 1 else f"{key.split('.')[0]}: {one.label}"
 
 
 def _verdict(better: str, interval: Interval, name: str) -> str:
@@ -190,9 +206,8 @@ def _verdict(better: str, interval: Interval, name: str) -> str:
 
 def interval_of(first: Measured, other: Measured, key: str, resamples: int, seed: int) -> Interval | None:
     """The bootstrap interval of one number's difference; None without values of single pictures."""
-    section, number = key.split(".")[:2]
-    if number == "fid":
-        return _fid_interval(first.features(section), other.features(section), max(1, resamples // 10), seed)
+    if key.split(".")[1] == "fid":
+        return _fid_interval(first, other, key, max(1, resamples // 10), seed)
     a, b = first.items(key), other.items(key)
     if a is None or b is None:
         return None
@@ -216,21 +231,35 @@ def _bootstrap_means(values: Tensor, resamples: int, generator: torch.Generator)
     return torch.cat(parts)
 
 
-def _fid_interval(a: dict[str, Tensor], b: dict[str, Tensor], resamples: int, seed: int) -> Interval | None:
+def _fid_interval(first: Measured, other: Measured, key: str, resamples: int, seed: int) -> Interval | None:
     """Both are measured against the same draws of the real pictures. What a bootstrap adds to either FID (drawn again,
-    a set has fewer different pictures) largely falls out of the difference."""
-    if len(a) < 2 or len(b) < 2 or a["real"].shape != b["real"].shape:
+    a set has fewer different pictures) largely falls out of the difference. Of several rounds each is drawn anew."""
+    section = key.split(".")[0]
+    a, b = first.features(section), other.features(section)
+    if not a or not b or a["real"].shape != b["real"].shape:
         return None
+    names = first.pictures(section)
+    paired = bool(names) and names == other.pictures(section)
+    of_a, of_b = (
+        kept["drawn"].split(int(one.results[key].provenance.get("pictures") or len(kept["drawn"])))
+        for one, kept in ((first, a), (other, b))
+    )
     generator = torch.Generator().manual_seed(seed)
-    paired = len(a["drawn"]) == len(b["drawn"])
+
+    def draw(sets: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.randint(len(one), (len(one),), generator=generator) for one in sets]
+
+    def distance(sets: Sequence[Tensor], rows: Sequence[Tensor], real: Tensor) -> float:
+        return fmean(frechet_distance(one[some], real) for one, some in zip(sets, rows, strict=True))
+
     found = []
     for _ in range(resamples):
-        real = a["real"][torch.randint(len(a["real"]), (len(a["real"]),), generator=generator)]
-        of_a = torch.randint(len(a["drawn"]), (len(a["drawn"]),), generator=generator)
-        of_b = of_a if paired else torch.randint(len(b["drawn"]), (len(b["drawn"]),), generator=generator)
-        found.append(frechet_distance(b["drawn"][of_b], real) - frechet_distance(a["drawn"][of_a], real))
-    point = frechet_distance(b["drawn"], b["real"]) - frechet_distance(a["drawn"], a["real"])
-    return _interval(point, torch.tensor(found, dtype=torch.float64), paired)
+        real = a["real"][draw([a["real"]])[0]]
+        rows_a = draw(of_a)
+        rows_b = rows_a if paired else draw(of_b)
+        found.append(distance(of_b, rows_b, real) - distance(of_a, rows_a, real))
+    difference = other.results[key].value - first.results[key].value
+    return _interval(difference, torch.tensor(found, dtype=torch.float64), paired)
 
 
 def _interval(difference: float, samples: Tensor, paired: bool) -> Interval:

@@ -79,7 +79,9 @@ def measure_side_by_side(
         network, lpips, limit, max_bad: as for `measure_tokenizer`.
         batch_size: pictures at a time; speed is measured with so many.
     """
-    meters = {name: ReconstructionMeter(tokenizer, network, lpips) for name, tokenizer in tokenizers.items()}
+    meters = {
+        name: ReconstructionMeter(tokenizer, network, dataset.name, lpips) for name, tokenizer in tokenizers.items()
+    }
     records = progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
     shown: list[tuple[Tensor, list[Tensor], str]] = []
     first: Tensor | None = None
@@ -95,8 +97,8 @@ def measure_side_by_side(
     speeds = _speeds(tokenizers, first)
 
     hashes = {f"tokenizer_sha256 of {name}": tokenizer.fingerprint() for name, tokenizer in tokenizers.items()}
-    count = next(iter(scores.values())).count
-    facts: dict[str, Fact] = {"data": dataset.name, "pictures": count, "image size": f"{width}x{height}", **hashes}
+    one = next(iter(scores.values()))
+    facts: dict[str, Fact] = {**one.originals, **hashes}
     device = next(next(iter(tokenizers.values())).parameters()).device
     timing: dict[str, Fact] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -137,7 +139,7 @@ def measure_side_by_side(
         with_errors("The same pictures by each", list(tokenizers), shown[:SHOWN], "reconstructions.png"),
         codebook_figure({name: meter.usage for name, meter in meters.items()}, "codebook.png"),
     ]
-    few = too_few(count, network.dim)
+    few = too_few(one.count, network.dim)
     return Section("tokenizers", "Tokenizers", numbers, figures, few, tuple(tokenizers))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from .features import FeatureNetwork
 from .frechet import too_few
-from .inception_score import SPLITS, inception_score
+from .inception_score import SPLITS
 from .kid import kernel_distance
 from .prdc import prdc
 from .provenance import Provenance
 from .report import Number
-from .statistics import Statistics, fid
+from .statistics import Statistics, fid, kept_rows
 
 KID_SUBSETS = 100
 NEIGHBOURS, NEIGHBOURS_DENSITY = 3, 5
@@ -28,7 +28,7 @@ def distances(
         real: statistics of the reference set.
         network: that both were made with.
         facts: more to say about every number.
-        seed: chooses the subsets of KID and the splits of the Inception Score.
+        seed: chooses the subsets of KID, as it chose what was kept of the sets.
     """
     facts = {**pair_facts(drawn, real, network), **(facts or {})}
     label = network.label
@@ -40,15 +40,16 @@ def distances(
             "only mean and covariance; give the pictures"
         )
     else:
-        few = min(len(drawn.features), len(real.features))
-        kept: Provenance = {**facts, "features used": f"{len(drawn.features)} and {len(real.features)}"}
+        of_drawn, of_real = kept_rows(drawn.features, seed), kept_rows(real.features, seed)  # also where all are held
+        few = min(len(of_drawn), len(of_real))
+        kept: Provenance = {**facts, "features used": f"{len(of_drawn)} and {len(of_real)}"}
         if few >= 4:
-            kid = kernel_distance(drawn.features, real.features, KID_SUBSETS, seed=seed)
+            kid = kernel_distance(of_drawn, of_real, KID_SUBSETS, seed=seed)
             of_kid: Provenance = {**kept, "subsets": KID_SUBSETS, "subset size": kid.subset_size, "subset seed": seed}
             numbers["kid"] = Number(f"KID ({label})", kid.mean, "", "lower", of_kid)
             numbers["kid_std"] = Number("KID, standard deviation over subsets", kid.std, "", "", of_kid)
         if few > NEIGHBOURS_DENSITY:
-            found = prdc(real.features, drawn.features, NEIGHBOURS, NEIGHBOURS_DENSITY)
+            found = prdc(of_real, of_drawn, NEIGHBOURS, NEIGHBOURS_DENSITY)
             for key, value in found._asdict().items():
                 k = NEIGHBOURS if key in ("precision", "recall") else NEIGHBOURS_DENSITY
                 unit = "" if key == "density" else "%"
@@ -59,11 +60,12 @@ def distances(
                 f"{few} pictures are too few for precision, recall, density and coverage"
                 f"{'' if few >= 4 else ' and for KID'}: give at least {NEIGHBOURS_DENSITY + 1} in each set"
             )
-    if drawn.logits is not None and len(drawn.logits) >= SPLITS:
-        score = inception_score(drawn.logits, seed)
+    if drawn.score is not None:
         of_score: Provenance = {**facts, "splits": SPLITS, "subset seed": seed}
-        numbers["inception_score"] = Number(f"Inception Score ({label})", score.mean, "", "higher", of_score)
-        numbers["inception_score_std"] = Number("Inception Score, spread over splits", score.std, "", "", of_score)
+        numbers["inception_score"] = Number(f"Inception Score ({label})", drawn.score.mean, "", "higher", of_score)
+        numbers["inception_score_std"] = Number(
+            "Inception Score, spread over splits", drawn.score.std, "", "", of_score
+        )
     return numbers, warnings
 
 
@@ -87,21 +89,15 @@ def _notes(drawn: Statistics, real: Statistics, network: FeatureNetwork) -> list
     known = [one.gaussian.count for one in (drawn, real) if one.gaussian.count]
     notes = too_few(min(known), network.dim) if known else []
     for one in (drawn, real):
-        name, size = one.provenance.get("name"), str(one.provenance.get("image size"))
         if not one.gaussian.network:
             notes.append(
-                f"{name} does not say which network made it; it has {network.name}'s {network.dim} dimensions, and FID "
-                "is right only if it is of the same weights and resizing"
-            )
-        if " sizes " in size:
-            notes.append(
-                f"{name} has pictures of {size}: the network resizes each by itself, which blurs them differently; "
-                "--image_size makes them alike"
+                f"{one.provenance.get('name')} does not say which network made it; it has {network.name}'s "
+                f"{network.dim} dimensions, and FID is right only if it is of the same weights and resizing"
             )
     sizes = [str(one.provenance.get("image size")).split(" (")[0] for one in (drawn, real)]
-    if "None" not in sizes and sizes[0] != sizes[1] and not any(" sizes " in str(size) for size in sizes):
+    if "None" not in sizes and sizes[0] != sizes[1]:
         notes.append(
             f"the pictures are {sizes[0]} and {sizes[1]}: resizing differs between the sets, and part of the distance "
-            "is that; --image_size makes them alike"
+            "is that; measure both at one size (--image_size of `eval fid` and `eval statistics`)"
         )
     return notes

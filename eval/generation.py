@@ -31,7 +31,7 @@ from .provenance import Fact, Provenance
 from .r_precision import r_precision
 from .report import Figure, Item, Number, Section
 from .retrieval import name_retrieval, picture_retrieval
-from .statistics import KEPT, Statistics, StatisticsMeter, size_line
+from .statistics import KEPT, Statistics, StatisticsMeter
 
 SHOWN = 32
 """Pictures in a figure."""
@@ -77,11 +77,16 @@ def measure_generation(
         gallery: known pictures whose captions are names; `labels` says which name each record of `dataset` should get.
         labels: one name per record of `dataset`, broken ones included.
         save_features: keep all features in the section, for a bootstrap of FID; they grow with the number of pictures.
+
+    Raises:
+        UserError: too few captions, or `save_features` with a reference whose features are not known.
     """
     settings = settings or SampleSettings.of(model.config)
     count = count_pictures(dataset, limit)
     if count < FEWEST:
         raise UserError(f"data {dataset.name!r} gives {count} captions: measuring needs at least {FEWEST}")
+    if save_features and reference is not None:
+        reference.all_features()  # an error before anything is drawn
     keep = None if gallery is not None or save_features else KEPT
     meters = {
         "drawn": StatisticsMeter(network, "drawn pictures", keep=keep),
@@ -100,7 +105,7 @@ def measure_generation(
         real = torch.stack([record.image for _, record in batch if record.image is not None])
         drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision)
         meters["drawn"].update(drawn)
-        if reference is None or gallery is not None or save_features:
+        if reference is None or gallery is not None:
             meters["real"].update(real)
         embeddings["drawn"].append(clip.image_embeddings(drawn))
         embeddings["real"].append(clip.image_embeddings(real))
@@ -127,7 +132,7 @@ def measure_generation(
         "data": dataset.name,
         "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
         "pictures": len(captions),
-        "image size": size_line(meters["drawn"].sizes),
+        "image size": meters["drawn"].pictures.size,
         "seed": seed,
         "model_sha256": model.fingerprint(),
         "settings": str(settings),
@@ -142,16 +147,16 @@ def measure_generation(
         numbers |= found
         of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
     values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
-    features = {name: meter.rows.result() for name, meter in meters.items() if keep is None}
     if gallery is not None:
         assert labels is not None
+        features = {name: meter.rows.result() for name, meter in meters.items()}
         wanted = [labels[index] for index in indices]
         known = list(read_records(gallery, max_bad=max_bad))
         numbers |= picture_retrieval(network, features, wanted, known, gallery.name, batch_size, facts)
         names = list(dict.fromkeys(record.caption or "" for record in known))
         numbers |= name_retrieval(clip, joined, wanted, names, batch_size, {**facts, **clip.origin})
     figure = Figure("Drawn from the caption, and the data's own picture beside it", items)
-    kept = features if save_features else {}
+    kept = {"drawn": of_drawn.all_features(), "real": of_real.all_features()} if save_features else {}
     return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
 
 

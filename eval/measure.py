@@ -40,21 +40,15 @@ def measure_tokenizer(
         max_bad: share of broken pictures that is left out; more of them are an error.
         batch_size: pictures at a time; changes the speed, not the numbers.
     """
-    meter = ReconstructionMeter(tokenizer, network, lpips)
+    meter = ReconstructionMeter(tokenizer, network, dataset.name, lpips)
     records = progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
     shown: list[tuple[Tensor, list[Tensor], str]] = []
     for images, batch in picture_batches(records, batch_size):
         back = meter.update(images)
         if len(shown) < SHOWN:
             shown += [(a, [b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
-        size = f"{images.shape[3]}x{images.shape[2]}"
     scores = meter.scores()
-    facts: dict[str, Fact] = {
-        "data": dataset.name,
-        "pictures": scores.count,
-        "image size": size,
-        "tokenizer_sha256": tokenizer.fingerprint(),
-    }
+    facts: dict[str, Fact] = {**scores.originals, "tokenizer_sha256": tokenizer.fingerprint()}
     numbers = {
         "psnr": Number("PSNR (mean over pictures)", scores.psnr, "dB", "higher", facts),
         "ssim": Number("SSIM (mean over pictures)", scores.ssim, "", "higher", facts),

@@ -16,7 +16,7 @@ from unitok.data.records import Record, RecordDataset
 
 from .features import FeatureNetwork, check_features
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_indexed
-from .provenance import PictureHash, Provenance
+from .provenance import PictureSet, Provenance
 from .report import Figure, Item, Number, Section
 
 SHOWN = 16
@@ -48,7 +48,7 @@ def measure_memorisation(
         facts: what every number carries.
         max_bad, batch_size: of reading `train`, see `pictures.read_indexed`.
     """
-    seen, where = PictureHash(), list[int]()
+    seen, where = PictureSet(train.name), list[int]()
 
     def records() -> Iterator[Record]:
         rows = read_indexed(train, None, max_bad)

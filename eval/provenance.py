@@ -47,17 +47,27 @@ def version_line() -> str:
     return ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
-class PictureHash:
-    """Names a set of pictures (or of pictures with captions) as it goes by, whatever its order and its batches.
+class PictureSet:
+    """What a set of pictures (or of pictures with captions) is, as it goes by: how many, their one size, and a hash.
 
-    The SHA-256 of each picture's size and pixels (and caption) are added up as numbers.
+    The hash does not depend on order and batches: the SHA-256 of each picture's size and pixels (and caption) are added
+    up as numbers.
     """
 
-    def __init__(self) -> None:
-        self.total, self.count = 0, 0
+    def __init__(self, name: str) -> None:
+        self.name, self.total, self.count = name, 0, 0
+        self.size = ""
+        """Width and height, such as "32x32"; of no picture yet, ""."""
 
     def update(self, images: Tensor, captions: Sequence[str] | None = None) -> None:
-        """images uint8 (B, 3, H, W), captions B texts."""
+        """images uint8 (B, 3, H, W), captions B texts. Raises UserError for another size than that of the first."""
+        size = f"{images.shape[3]}x{images.shape[2]}"
+        self.size = self.size or size
+        if size != self.size:  # a network would scale each in its own way, and part of the number would be that
+            raise UserError(
+                f"{self.name} has pictures of {self.size} and of {size}, and a set is measured at one size: "
+                "scale and crop them first, as --image_size N does"
+            )
         for number, image in enumerate(images):
             digest = hashlib.sha256(f"{tuple(image.shape)}\n".encode())
             digest.update(image.contiguous().cpu().numpy().data)

@@ -11,8 +11,9 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.images import to_float, to_uint8
 from tokenizers_vq.usage import CodebookUsage
 
-from .features import FeatureNetwork, check_features
-from .frechet import frechet_distance
+from .features import FeatureNetwork
+from .provenance import Provenance
+from .statistics import StatisticsMeter, fid
 
 BEST_PSNR = 100.0
 """Cap in dB, met by equal pictures, so that one of them does not make a mean infinite."""
@@ -72,48 +73,61 @@ class ReconstructionScores:
     """Of each scale of a multi-scale tokenizer, such as "2x2": share of the codes it could have used that it did."""
     count: int
     """Pictures measured."""
+    originals: Provenance
+    """Of the pictures themselves: "reference", "reference_sha256", "pictures", "image size"."""
 
 
 class ReconstructionMeter:
-    """Adds up batches of originals; `scores()` at the end."""
+    """Adds up batches of originals; `scores()` at the end. What is held does not grow with the number of pictures."""
 
-    def __init__(self, tokenizer: ImageTokenizer, network: FeatureNetwork, lpips: nn.Module | None = None) -> None:
-        self.tokenizer, self.network, self.lpips = tokenizer, network, lpips
+    def __init__(
+        self, tokenizer: ImageTokenizer, network: FeatureNetwork, name: str, lpips: nn.Module | None = None
+    ) -> None:
+        """`name`: of the originals, for the record."""
+        self.tokenizer, self.lpips = tokenizer, lpips
         self.usage = CodebookUsage(tokenizer.codebook_size)
         own = tokenizer.codebook_size // tokenizer.config.quantizer.grids  # codes that one grid can use
         self.scale_usage = {name: CodebookUsage(own) for name in tokenizer.layout.names}
-        self.values: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "lpips", "before", "after")}
+        self.sums = {"psnr": 0.0, "ssim": 0.0, "lpips": 0.0}
+        keep = network.dim  # of fewer pictures than that, FID rounds less from all their features than from covariances
+        self.before = StatisticsMeter(network, name, keep=keep)
+        self.after = StatisticsMeter(network, "reconstructions", keep=keep)
 
     def update(self, images: Tensor) -> Tensor:
-        """Measures pictures uint8 (B, 3, H, W); returns their reconstructions, uint8."""
+        """Measures pictures uint8 (B, 3, H, W), all of one size; returns their reconstructions, uint8."""
+        self.before.update(images)
         back, codes = reconstruct(self.tokenizer, images)
         self.usage.update(codes)
         layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
         for usage, part in zip(self.scale_usage.values(), layout.split(codes), strict=True):
             usage.update(part % len(usage.counts))
-        self.values["psnr"].append(psnr(images, back))
-        self.values["ssim"].append(ssim(images, back))
+        self.after.update(back)
+        self.sums["psnr"] += float(psnr(images, back).sum())
+        self.sums["ssim"] += float(ssim(images, back).double().sum())
         if self.lpips is not None:
             device = next(self.lpips.parameters()).device
             with torch.no_grad():
                 distance = self.lpips(to_float(images).to(device), to_float(back).to(device))
-            self.values["lpips"].append(distance.reshape(-1).cpu())
-        self.values["before"].append(self.network.features(images))
-        self.values["after"].append(self.network.features(back))
+            self.sums["lpips"] += float(distance.double().sum())
         return back
 
     def scores(self) -> ReconstructionScores:
-        """Needs at least two pictures."""
-        joined = {name: torch.cat(parts) for name, parts in self.values.items() if parts}
-        for name in ("before", "after"):
-            check_features(joined[name], self.network.label)
+        """Raises UserError for fewer than two pictures."""
+        before, after = self.before.result(), self.after.result()
+        count, facts = before.gaussian.count, before.provenance
         return ReconstructionScores(
-            psnr=float(joined["psnr"].mean()),
-            ssim=float(joined["ssim"].double().mean()),
-            lpips=float(joined["lpips"].double().mean()) if "lpips" in joined else None,
-            rfid=frechet_distance(joined["before"], joined["after"]),
+            psnr=self.sums["psnr"] / count,
+            ssim=self.sums["ssim"] / count,
+            lpips=None if self.lpips is None else self.sums["lpips"] / count,
+            rfid=fid(after, before),
             codebook_use=self.usage.use,
             perplexity=self.usage.perplexity,
             scale_use={name: usage.reached for name, usage in self.scale_usage.items()},
-            count=len(joined["psnr"]),
+            count=count,
+            originals={
+                "reference": facts["name"],
+                "reference_sha256": facts["sha256"],
+                "pictures": count,
+                "image size": facts["image size"],
+            },
         )

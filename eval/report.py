@@ -77,7 +77,9 @@ class Section:
     """One entry per picture, in order: "item" names it, the rest are its own values (its CLIPScore, its PSNR, whether
     it is right as 0 or 1, its caption). They are what a bootstrap draws from."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """(N, D) feature matrices to keep, row i belonging to `values[i]`; a bootstrap of FID draws from them."""
+    """Feature matrices to keep, of which a bootstrap of FID draws: "drawn", with a row for each of `values` where there
+    are such, and "real". FID is of as many rows of "drawn" as its provenance has "pictures", or the mean over several
+    such rounds."""
 
 
 @dataclass

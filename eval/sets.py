@@ -13,25 +13,32 @@ from .clipscore import pair_scores, summarize
 from .distances import distances
 from .features import FeatureNetwork, ImageTextNetwork
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .provenance import Fact, PictureHash, Provenance
+from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics, size_line
+from .statistics import Statistics
 
 SHOWN = 32
 """Pictures in a figure."""
 
 
-def compare_sets(a: Statistics, b: Statistics, network: FeatureNetwork, *, seed: int = 0) -> Section:
+def compare_sets(
+    a: Statistics, b: Statistics, network: FeatureNetwork, *, seed: int = 0, save_features: bool = False
+) -> Section:
     """FID, KID, precision, recall, density, coverage and Inception Score of set `a` against the reference `b`.
 
     Args:
         a, b: from `sources.load_set` or `statistics.measure_statistics`.
         network: that both were made with.
         seed: chooses the subsets of KID.
+        save_features: keep all features in the section, for a bootstrap of FID.
+
+    Raises:
+        UserError: statistics of different networks, or `save_features` of a set whose features are not all known.
     """
+    kept = {"drawn": a.all_features(), "real": b.all_features()} if save_features else {}
     numbers, warnings = distances(a, b, network, {"seed": seed}, seed)
     title = f"{a.provenance.get('name')} against {b.provenance.get('name')}"
-    return Section("fid", title, numbers, [], warnings)
+    return Section("fid", title, numbers, [], warnings, features=kept)
 
 
 def score_pairs(
@@ -46,13 +53,12 @@ def score_pairs(
     scores: list[Tensor] = []
     items: list[Item] = []
     values: list[dict[str, Fact]] = []
-    seen, sizes = PictureHash(), set()
+    seen = PictureSet(dataset.name)
     records = progress(read_records(dataset, limit, max_bad), "scoring", count_pictures(dataset, limit))
     for images, batch in picture_batches(records, batch_size):
         captions = [record.caption or "" for record in batch]
-        scores.append(pair_scores(clip, images, captions))
         seen.update(images, captions)
-        sizes.add((images.shape[3], images.shape[2]))
+        scores.append(pair_scores(clip, images, captions))
         values += [
             {"item": record.name, "caption": text, "clipscore": score}
             for record, text, score in zip(batch, captions, scores[-1].tolist(), strict=True)
@@ -71,7 +77,7 @@ def score_pairs(
         "captions_sha256": hashlib.sha256(texts.encode()).hexdigest(),
         "set_sha256": seen.hexdigest(),
         "pictures": count,
-        "image size": size_line(sizes),
+        "image size": seen.size,
         **clip.origin,
     }
     numbers = {"clipscore": Number(f"CLIPScore ({clip.pair_label})", result.score, "", "higher", facts)}

@@ -99,7 +99,7 @@ def load_set(
     if saved is None:
         return seen
     facts = {**seen.provenance, **saved.provenance, "pictures": saved.provenance.get("pictures")}
-    return Statistics(saved.gaussian, seen.features, seen.logits, facts)
+    return Statistics(saved.gaussian, seen.features, seen.score, facts)
 
 
 def check_network(saved: Statistics, network: FeatureNetwork) -> None:

@@ -17,10 +17,11 @@ from unitok.seeding import keyed_generator
 
 from .features import FeatureNetwork, check_features
 from .frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance
-from .provenance import PictureHash, Provenance
+from .inception_score import SPLITS, InceptionScore, RunningInceptionScore
+from .provenance import PictureSet, Provenance
 
-KEPT = 10_000
-"""Features held of one set, as many as the published precision and recall of ImageNet models use."""
+KEPT = 50_000
+"""Features held of one set; of so many samples the precision and recall of ImageNet models are published (ADM)."""
 CHUNK = 1024
 """Rows that are added up at a time."""
 
@@ -32,8 +33,8 @@ class Statistics:
     gaussian: Gaussian
     features: Tensor | None = None
     """(K, D) float32 of all pictures or of a random subset; None for saved statistics."""
-    logits: Tensor | None = None
-    """(K, C) class scores of the same pictures, from a network that has them."""
+    score: InceptionScore | None = None
+    """Of all pictures, from a network that has class scores."""
     provenance: Provenance = field(default_factory=dict)
     """Of this set: "features", "features_sha256", "resize", "image size", "pictures", "name", "sha256"."""
 
@@ -41,6 +42,15 @@ class Statistics:
     def complete(self) -> bool:
         """Whether every picture's features were kept."""
         return self.features is not None and len(self.features) == self.gaussian.count
+
+    def all_features(self) -> Tensor:
+        """(N, D) of every picture. Raises UserError when FID knows more pictures than there are features."""
+        if self.features is None or not self.complete:
+            raise UserError(
+                f"of {self.provenance.get('name')} FID knows mean and covariance, not all pictures' features: give "
+                "the pictures, or leave --save_features out"
+            )
+        return self.features
 
 
 class RunningGaussian:
@@ -126,52 +136,56 @@ class KeptRows:
         return self._pool[position % CHUNK]
 
 
+def kept_rows(rows: Tensor, seed: int = 0) -> Tensor:
+    """Of rows (N, D), those that a meter would have kept that holds at most `KEPT`."""
+    if len(rows) <= KEPT:
+        return rows
+    kept = KeptRows(KEPT, seed)
+    kept.update(rows)
+    return kept.result()
+
+
 class StatisticsMeter:
     """Adds up pictures as they go by; `result()` at the end."""
 
     def __init__(self, network: FeatureNetwork, name: str, *, keep: int | None = KEPT, seed: int = 0) -> None:
         """`keep`: features held; 0 for none, None for all. `name`: of the set, for the record."""
-        self.network, self.name, self.keep = network, name, keep
+        self.network, self.keep = network, keep
         self.running = RunningGaussian(network.dim)
-        self.rows, self.logits = KeptRows(keep, seed), KeptRows(keep, seed)
-        self.pixels = PictureHash()
-        self.sizes: set[tuple[int, int]] = set()
+        self.rows, self.score = KeptRows(keep, seed), RunningInceptionScore(seed)
+        self.pictures = PictureSet(name)
 
     def update(self, images: Tensor) -> None:
-        """Pictures uint8 (B, 3, H, W). Raises UserError for features that are not finite."""
+        """Pictures uint8 (B, 3, H, W). UserError for another size than before, and for features that are not finite."""
+        first = self.pictures.count
+        self.pictures.update(images)
         features, logits = self.network.features_and_logits(images)
-        check_features(features, self.network.label, first=self.pixels.count)
-        self.look(images)
-        self.add(features, logits)
-
-    def look(self, images: Tensor) -> None:
-        """Only names the pictures uint8 (B, 3, H, W), whose features come by `add`."""
-        self.pixels.update(images)
-        self.sizes.add((images.shape[3], images.shape[2]))
+        self.add(check_features(features, self.network.label, first), logits)
 
     def add(self, features: Tensor, logits: Tensor | None = None) -> None:
-        """Only counts the features (B, D), and class scores (B, C), of pictures that are named by `look`."""
+        """Only the features (B, D), and class scores (B, C), of pictures that `self.pictures` has seen."""
         self.running.update(features)
         if self.keep != 0:
             self.rows.update(features)
-            if logits is not None:
-                self.logits.update(logits)
+        if logits is not None:
+            self.score.update(logits)
 
     def result(self) -> Statistics:
         """Raises UserError for fewer than two pictures."""
-        if not self.pixels.count:
-            raise UserError(f"{self.name}: there are no pictures to measure: give a data set with at least two")
+        seen = self.pictures
+        if not seen.count:
+            raise UserError(f"{seen.name}: there are no pictures to measure: give a data set with at least two")
         facts: Provenance = {
             **self.network.origin,
-            "name": self.name,
-            "sha256": self.pixels.hexdigest(),
-            "pictures": self.pixels.count,
-            "image size": size_line(self.sizes),
+            "name": seen.name,
+            "sha256": seen.hexdigest(),
+            "pictures": seen.count,
+            "image size": seen.size,
         }
         return Statistics(
             self.running.gaussian(self.network.hash),
             self.rows.result() if self.rows.seen else None,
-            self.logits.result() if self.logits.seen else None,
+            self.score.result() if self.score.count >= SPLITS else None,
             facts,
         )
 
@@ -179,14 +193,17 @@ class StatisticsMeter:
 def measure_statistics(
     network: FeatureNetwork, batches: Iterable[Tensor], name: str, *, keep: int | None = KEPT, seed: int = 0
 ) -> Statistics:
-    """Statistics of pictures, given as batches uint8 (B, 3, H, W) of any sizes, each held only while it is looked at.
+    """Statistics of pictures of one size, given as batches uint8 (B, 3, H, W), each held only while it is looked at.
 
     Args:
         network: see `features.load_features`.
         batches: from `sources`, or any iterable of tensors.
         name: of the set, for the record.
         keep: features held for KID, precision and the like; 0 for none, None for all.
-        seed: of the choice of features when there are more.
+        seed: of the choice of features when there are more, and of the splits of the Inception Score.
+
+    Raises:
+        UserError: no pictures, pictures of more than one size, or features that are not finite.
     """
     meter = StatisticsMeter(network, name, keep=keep, seed=seed)
     for batch in batches:
@@ -218,9 +235,3 @@ def statistics_of_features(features: Tensor, network: str = "", name: str = "fea
     """Statistics of features (N, D) that were computed elsewhere."""
     facts: Provenance = {"features_sha256": network or None, "name": name, "pictures": len(features)}
     return Statistics(fit_gaussian(features, network), features, None, facts)
-
-
-def size_line(sizes: set[tuple[int, int]]) -> str:
-    """Sizes (width, height) as a fact: "32x32", or the number of sizes with the smallest and the largest."""
-    ordered = [f"{width}x{height}" for width, height in sorted(sizes, key=lambda size: (size[0] * size[1], size))]
-    return ordered[0] if len(ordered) == 1 else f"{len(ordered)} sizes from {ordered[0]} to {ordered[-1]}"

@@ -33,7 +33,7 @@ from unitok.sample.pipeline import draw
 from .features import FeatureNetwork, ImageTextNetwork, check_features
 from .generation import FEWEST
 from .pictures import count_pictures, progress, read_indexed
-from .provenance import PictureHash, Provenance, in_words, version_line
+from .provenance import PictureSet, Provenance, in_words, version_line
 
 SHARD = 64
 """Pictures of a shard: what an interruption may cost."""
@@ -52,7 +52,7 @@ class Asked:
     names: list[str]
     captions: list[str]
     categories: list[str] | None
-    pixels: PictureHash
+    pictures: PictureSet
     """Of the data's own pictures, without captions."""
 
     @property
@@ -78,13 +78,13 @@ def read_asked(
     Raises:
         UserError: fewer than `generation.FEWEST` captions.
     """
-    asked = Asked(dataset, [], [], [], None if categories is None else [], PictureHash())
+    asked = Asked(dataset, [], [], [], None if categories is None else [], PictureSet(dataset.name))
     for index, record in progress(read_indexed(dataset, limit, max_bad), "reading", count_pictures(dataset, limit)):
         assert record.image is not None
         asked.indices.append(index)
         asked.names.append(record.name)
         asked.captions.append(record.caption or "")
-        asked.pixels.update(record.image[None])
+        asked.pictures.update(record.image[None])
         if categories is not None and asked.categories is not None:
             asked.categories.append(categories[index].caption or "")
     if len(asked.captions) < FEWEST:
@@ -145,7 +145,7 @@ class Suite:
             "data": self.asked.dataset.name,
             "captions": len(self.asked.captions),
             "captions_sha256": self.asked.captions_sha256,
-            "data_sha256": self.asked.pixels.hexdigest(),
+            "data_sha256": self.asked.pictures.hexdigest(),
             "features": self.network.name,
             "features_sha256": self.network.hash,
             "clip": self.clip.name,

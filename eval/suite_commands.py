@@ -27,6 +27,7 @@ def eval_suite(
     features: str = "embedded",
     feature_weights: Path | None = None,
     clip: str = "embedded",
+    save_features: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Device = "auto",
@@ -55,6 +56,7 @@ def eval_suite(
             clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
+        save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
         device: auto takes a GPU where there is one.
@@ -108,7 +110,7 @@ def eval_suite(
     if rank != 0:
         return
     suite.wait()
-    sections, facts = measure_suite(suite, train, max_bad=max_bad, batch_size=batch_size)
+    sections, facts = measure_suite(suite, train, max_bad=max_bad, batch_size=batch_size, save_features=save_features)
     finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
 
 

@@ -23,7 +23,7 @@ from .memorisation import measure_memorisation
 from .pictures import progress
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics, StatisticsMeter, size_line
+from .statistics import Statistics, StatisticsMeter
 from .suite import Suite, picture_name, scale_name
 
 SHOWN = 9
@@ -34,7 +34,12 @@ SWEPT_TEXT = ("clipscore", "cmmd", "r_precision", "scene_accuracy")
 
 
 def measure_suite(
-    suite: Suite, train: RecordDataset | None = None, *, max_bad: float = 0.01, batch_size: int = 32
+    suite: Suite,
+    train: RecordDataset | None = None,
+    *,
+    max_bad: float = 0.01,
+    batch_size: int = 32,
+    save_features: bool = False,
 ) -> tuple[list[Section], dict[str, Fact]]:
     """The sweep, a section for each guidance scale, and the nearest training pictures; and which scale is the best.
 
@@ -42,17 +47,17 @@ def measure_suite(
         suite: with all its shards made.
         train: what the model was trained on; None leaves the nearest training pictures out.
         max_bad, batch_size: of reading them, see `pictures.read_indexed`.
+        save_features: keep all features in the sections of the scales, round after round, for a bootstrap of FID.
 
     Returns:
         Sections, and facts for the head of the report.
     """
     of_data = suite.rows(None)
     meter = StatisticsMeter(suite.network, suite.asked.dataset.name)
-    meter.pixels = suite.asked.pixels
-    meter.sizes = {(image.shape[3], image.shape[2]) for image in [suite.asked.images(0, 1)]}
+    meter.pictures = suite.asked.pictures
     meter.add(of_data["features"], of_data.get("logits"))
     real = meter.result()
-    sections = [_measure_scale(suite, guidance, real, of_data) for guidance in suite.guidances]
+    sections = [_measure_scale(suite, guidance, real, of_data, save_features) for guidance in suite.guidances]
     best = {key: _best(sections, key) for key in ("fid", "clipscore")}
     facts: dict[str, Fact] = {
         "captions": len(suite.asked.captions),
@@ -87,7 +92,9 @@ def measure_suite(
     return sections, facts
 
 
-def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dict[str, Tensor]) -> Section:
+def _measure_scale(
+    suite: Suite, guidance: float, real: Statistics, of_data: dict[str, Tensor], save_features: bool
+) -> Section:
     """All numbers of one guidance scale: each the mean over the rounds."""
     asked = suite.asked
     exact = are_shapes(asked.captions)
@@ -97,6 +104,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
     verdicts: list[Verdict] = []
     hashes: list[str] = []
     warnings: list[str] = []
+    features: list[Tensor] = []
     for number in range(suite.rounds):
         rows = suite.rows(guidance, number)
         meter = StatisticsMeter(suite.network, "drawn pictures")
@@ -105,12 +113,13 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         captions = progress(asked.captions, f"measuring guidance {guidance:g}", len(asked.captions))
         for place, caption in enumerate(captions, first):
             image = suite.image(guidance, place)
-            meter.look(image[None])
+            meter.pictures.update(image[None])
             judged += check_pictures(image[None], [caption]) if exact else []
         meter.add(rows["features"], rows.get("logits"))
         drawn = meter.result()
+        features += [rows["features"]] if save_features else []
         hashes.append(str(drawn.provenance["sha256"]))
-        facts["image size"] = size_line(meter.sizes)
+        facts["image size"] = meter.pictures.size
         numbers, warnings = distances(drawn, real, suite.network, facts)
         embeddings = {"drawn": rows["image"], "real": of_data["image"], "text": of_data["text"]}
         found, of_each = clip_numbers(suite.clip, embeddings, asked.captions, facts, suite.seed)
@@ -126,6 +135,8 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         names = zip(asked.names, asked.captions, suite.seeds(number), of_each, strict=True)
         values += [{"item": name, "caption": text, "seed": seed, **one} for name, text, seed, one in names]
         _write_captions(suite, guidance, number)
+    # A copy of the data's own for each scale: tensors that share memory cannot be written to one file.
+    kept = {"drawn": torch.cat(features), "real": of_data["features"].clone()} if save_features else {}
     return Section(
         scale_name(guidance),
         f"Guidance {guidance:g}",
@@ -133,6 +144,7 @@ def _measure_scale(suite: Suite, guidance: float, real: Statistics, of_data: dic
         _best_and_worst(suite, guidance, values, verdicts),
         warnings,
         values=values,
+        features=kept,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -18,7 +20,10 @@ from unitok.eval.alignment import (
 from unitok.eval.encoder.data import EDITS, edit, is_true, picture
 from unitok.eval.encoder.measure import scene_discrimination
 from unitok.eval.encoder.model import WEIGHTS, load_encoder
-from unitok.eval.reconstruction import BEST_PSNR, psnr, ssim
+from unitok.eval.features import load_features
+from unitok.eval.frechet import frechet_distance
+from unitok.eval.reconstruction import BEST_PSNR, ReconstructionMeter, psnr, reconstruct, ssim
+from unitok.model import UniTok
 
 
 def test_encoder_prefers_the_true_caption_to_one_that_is_wrong_in_one_attribute() -> None:
@@ -90,3 +95,20 @@ def test_scenes_are_drawn_at_the_size_of_the_encoder() -> None:
     scene = ShapesDataset(split="val").scene(0)
     for size in (32, 64):
         assert picture(scene, size).shape == (3, 64, 64)
+
+
+def test_reconstruction_scores_are_those_of_all_pictures_at_once_and_nothing_grows(
+    make_model: Callable[..., UniTok],
+) -> None:
+    network, tokenizer, dataset = load_features(), make_model().image_tokenizer.eval(), ShapesDataset(split="val")
+    images = torch.stack([image for index in range(400) if (image := dataset[index].image) is not None])
+    for count in (60, 400):  # fewer and more than the network has dimensions
+        some, meter = images[:count], ReconstructionMeter(tokenizer, network, "shapes")
+        for part in some.split(40):
+            meter.update(part)
+            assert all(sum(map(len, one.rows._rows)) <= 2 * network.dim + 40 for one in (meter.before, meter.after))
+        scores, (back, _) = meter.scores(), reconstruct(tokenizer, some)
+        assert scores.rfid == pytest.approx(frechet_distance(network.features(some), network.features(back)), rel=1e-4)
+        assert scores.psnr == pytest.approx(float(psnr(some, back).mean()), rel=1e-5)
+        assert scores.ssim == pytest.approx(float(ssim(some, back).mean()), rel=1e-5)
+        assert scores.count == scores.originals["pictures"] == count and scores.originals["image size"] == "32x32"

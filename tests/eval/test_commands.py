@@ -21,8 +21,10 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.cli import main
+from unitok.data.decoding import decode
 from unitok.data.shapes import ShapesDataset
-from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator, eval_statistics
+from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator, eval_statistics
+from unitok.eval.frechet import frechet_distance
 from unitok.eval.output import read_items
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
@@ -75,7 +77,8 @@ def test_eval_tokenizer(make_model: Callable[..., UniTok], pictures: Path, tmp_p
     first = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {"psnr", "ssim", "rfid", "codebook_use", "perplexity"} == first["tokenizer"].keys()
     assert 0 < first["tokenizer"]["psnr"] < 40 and 0 < first["tokenizer"]["codebook_use"] <= 1
-    assert first["provenance"]["tokenizer.psnr"]["pictures"] == 12
+    origin = first["provenance"]["tokenizer.psnr"]
+    assert origin["pictures"] == 12 and len(origin["reference_sha256"]) == 64
     eval_tokenizer(tmp_path / "tokenizer", str(pictures), tmp_path / "again", lpips="none", batch_size=12)
     second = json.loads((tmp_path / "again" / "report.json").read_text())
     assert second["tokenizer"]["psnr"] == pytest.approx(first["tokenizer"]["psnr"], rel=1e-4)
@@ -117,14 +120,12 @@ def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: P
 def test_eval_generator_against_saved_statistics_with_values_per_picture(
     make_model: Callable[..., UniTok], tmp_path: Path
 ) -> None:
-    """The model draws, FID compares with a file; values and features of single pictures stand beside the report."""
+    """The model draws, FID compares with a file; values of single pictures stand beside the report."""
     make_model().save_pretrained(tmp_path / "model")
     eval_statistics("shapes@train?limit=60", tmp_path / "train.npz")
     out = tmp_path / "report"
     reference = tmp_path / "train.npz"
-    eval_generator(
-        tmp_path / "model", "shapes@val", out, limit=8, guidance=1.0, reference=reference, save_features=True
-    )
+    eval_generator(tmp_path / "model", "shapes@val", out, limit=8, guidance=1.0, reference=reference)
     data = json.loads((out / "report.json").read_text())
     origin = data["provenance"]["generation.fid"]
     assert origin["reference pictures"] == 60 and origin["pictures"] == 8 and origin["seed"] == 0
@@ -138,12 +139,44 @@ def test_eval_generator_against_saved_statistics_with_values_per_picture(
         mean = sum(float(line[key] or 0) for line in lines) / 8
         assert max(0, mean) == pytest.approx(data["generation"][key], abs=1e-4)
     assert sum(float(line["cider"] or 0) for line in captions) / 8 == pytest.approx(data["captioning"]["cider"])
-    features = load_file(out / "features.safetensors")
-    assert features["generation.drawn"].shape == features["generation.real"].shape == (8, 160)
     with pytest.raises(UserError, match="measure again"):
         read_items(tmp_path, "generation")
     with pytest.raises(UserError, match=r"--reference .* is not an \.npz file"):
         eval_generator(tmp_path / "model", "shapes@val", tmp_path / "other", reference=tmp_path)
+    with pytest.raises(UserError, match=r"knows mean and covariance, .*: give the pictures, or leave --save_features"):
+        eval_generator(tmp_path / "model", "shapes@val", tmp_path / "o", reference=reference, save_features=True)
+
+
+def test_saved_features_are_what_fid_is_made_of(
+    make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the reference, not of the data, where there is one; and `eval compare` then has an interval."""
+    make_model().save_pretrained(tmp_path / "model")
+    images = torch.stack([decode(file.read_bytes()) for file in sorted(pictures.glob("*.png"))])
+    np.savez(tmp_path / "pictures.npz", images.permute(0, 2, 3, 1).numpy())
+    reference = tmp_path / "pictures.npz"
+    eval_generator(
+        tmp_path / "model", "shapes@train", tmp_path / "drawn", limit=5, captioning=False, reference=reference,
+        save_features=True,
+    )  # fmt: skip
+    eval_fid("shapes@train?limit=9", str(reference), tmp_path / "a", save_features=True)
+    eval_fid("shapes@train?limit=9&seed=1", str(reference), tmp_path / "b", save_features=True)
+    for out, section, count in (("drawn", "generation", 5), ("a", "fid", 9), ("b", "fid", 9)):
+        features = load_file(tmp_path / out / "features.safetensors")
+        drawn, real = features[f"{section}.drawn"], features[f"{section}.real"]
+        assert drawn.shape == (count, 160) and real.shape == (12, 160)
+        reported = json.loads((tmp_path / out / "report.json").read_text())[section]["fid"]
+        assert frechet_distance(drawn, real) == pytest.approx(reported, rel=1e-6)
+    eval_compare([tmp_path / "a", tmp_path / "b"], resamples=100, out=tmp_path / "compare")
+    found = json.loads((tmp_path / "compare" / "report.json").read_text())["differences_1"]["fid.fid"]
+    assert found["from"] < found["to"]
+    eval_statistics(str(pictures), tmp_path / "statistics.npz")
+    for argv, message in (
+        ([str(pictures), str(tmp_path / "statistics.npz"), "--out", str(tmp_path / "c")], "knows mean and covariance"),
+        ([str(pictures), str(pictures)], "--save_features needs a folder to write to: give --out FOLDER"),
+    ):
+        assert main(["eval", "fid", *argv, "--save_features", "true"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
@@ -194,11 +227,16 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     (tmp_path / "empty").mkdir()
+    mixed = tmp_path / "mixed"
+    save_png(mixed / "0.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
+    save_png(mixed / "1.png", torch.zeros(3, 24, 32, dtype=torch.uint8))
     np.savez(tmp_path / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     for argv, message in {
         (str(tmp_path / "empty"), str(pictures)): "no pictures",
         (f"{pictures}?limit=1", str(pictures)): "1 picture(s) are too few",
         (str(pictures), str(tmp_path / "inception.npz")): "made with another network",
+        (str(mixed), str(pictures)): "has pictures of 32x32 and of 32x24, and a set is measured at one size",
+        (str(pictures), str(mixed)): "scale and crop them first, as --image_size N does",
         (str(pictures), str(tmp_path / "none.npz")): "there is no file",
         (str(pictures), str(pictures), "--features", "inception"): "pass --feature_weights FILE",
         (str(pictures), str(pictures), "--features", f"dinov2:{tmp_path}"): "--features dinov2:FOLDER",
@@ -216,7 +254,7 @@ def test_broken_pictures_stop_the_measurement_or_are_left_out(pictures: Path, tm
     with pytest.raises(UserError, match=r"1 of 13 pictures cannot be used.*broken\.png"):
         eval_fid(str(tmp_path), str(pictures))
     (tmp_path / "broken.png").unlink()
-    eval_fid(str(tmp_path), str(pictures))  # pictures of two sizes
+    eval_fid(str(tmp_path), str(pictures), image_size=32)  # pictures of two sizes
 
 
 def test_commands_are_free_of_torch_until_they_run() -> None:

@@ -11,6 +11,7 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.eval.commands import eval_compare
 from unitok.eval.compare_reports import Interval, compare_reports, interval_of, read_report
+from unitok.eval.frechet import frechet_distance
 from unitok.eval.output import write_report
 from unitok.eval.report import Number, Report, Section
 
@@ -24,6 +25,7 @@ def report(
     items: bool = True,
     first: int = 0,
     features: dict[str, torch.Tensor] | None = None,
+    fid: float = 1.0,
     **facts: Any,
 ) -> Path:
     """A written report of a score per picture, with a part of it and with FID."""
@@ -37,7 +39,7 @@ def report(
         "attribute_accuracy": Number(
             "Attributes", {"shape": float((scores > 0).double().mean())}, "%", "higher", about
         ),
-        "fid": Number("FID", 1.0, "", "lower", about),
+        "fid": Number("FID", fid, "", "lower", about),
         "kid": Number("KID", 0.1, "", "lower", about),
     }
     section = Section("generation", "Generation", numbers, values=values if items else [], features=features or {})
@@ -93,12 +95,42 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(tmp_path: Path) -> Non
 def test_fid_has_an_interval_where_features_were_kept(tmp_path: Path, scores: torch.Tensor) -> None:
     real = torch.randn(200, 8, generator=torch.Generator().manual_seed(2))
     near = torch.randn(200, 8, generator=torch.Generator().manual_seed(3))
-    a = report(tmp_path / "a", scores, features={"drawn": near, "real": real})
-    b = report(tmp_path / "b", scores, features={"drawn": near + 1.0, "real": real})
+
+    def of(name: str, drawn: torch.Tensor, **options: Any) -> Path:
+        fid = frechet_distance(drawn, real)
+        return report(tmp_path / name, scores, features={"drawn": drawn, "real": real}, fid=fid, **options)
+
+    a, b = of("a", near), of("b", near + 1.0)
     found = interval(a, b, "generation.fid")
-    assert found is not None and 0 < found.low < found.difference < found.high
+    assert found is not None and found.paired and 0 < found.low < found.difference < found.high
     assert found.difference == pytest.approx(8, rel=0.3)
+    apart = interval(a, of("other", near + 1.0, items=False), "generation.fid")
+    assert apart is not None and not apart.paired, "without their names, no pictures are pairs"
+    assert apart.low < apart.difference == found.difference < apart.high
     assert interval(a, report(tmp_path / "c", scores), "generation.fid") is None
+
+
+def test_fid_of_several_rounds_is_drawn_round_by_round(tmp_path: Path) -> None:
+    """The mean of FIDs of 100 pictures, not the FID of 200: that one has less bias and would lie outside."""
+    generator = torch.Generator().manual_seed(4)
+    real, rounds = torch.randn(400, 12, generator=generator), torch.randn(4, 50, 12, generator=generator)
+    means = [sum(frechet_distance(one + shift, real) for one in rounds) / 4 for shift in (0.0, 0.6)]
+    a, b = (
+        report(
+            tmp_path / str(fid),
+            torch.zeros(200),
+            features={"drawn": rounds.flatten(0, 1) + shift, "real": real},
+            fid=fid,
+            pictures=50,
+        )
+        for fid, shift in zip(means, (0.0, 0.6), strict=True)
+    )
+    found = interval(a, b, "generation.fid")
+    assert found is not None and found.low < found.difference < found.high
+    assert found.difference == pytest.approx(means[1] - means[0])
+    once = report(tmp_path / "once", torch.zeros(50), features={"drawn": rounds[0] + 0.6, "real": real}, pictures=50)
+    shorter = interval(a, once, "generation.fid")
+    assert shorter is not None and shorter.high - shorter.low > 1.3 * (found.high - found.low), "one round says less"
 
 
 def test_tables_name_the_better_one_and_what_has_no_interval(tmp_path: Path, scores: torch.Tensor) -> None:

@@ -17,7 +17,7 @@ from unitok.eval.alignment import by_category
 from unitok.eval.captions import bleu, cider, words
 from unitok.eval.cmmd import cmmd
 from unitok.eval.geneval import Box, Prompt, Wanted, geneval, judge_boxes, overall, read_prompts, relations
-from unitok.eval.inception_score import inception_score
+from unitok.eval.inception_score import RunningInceptionScore, inception_score
 from unitok.eval.prdc import prdc
 from unitok.eval.r_precision import r_precision
 
@@ -89,6 +89,26 @@ def test_inception_score_of_known_cases() -> None:
     assert inception_score(sure[:1].expand(100, 10)).mean == pytest.approx(1), "one class alone"
     with pytest.raises(UserError, match="too few for the Inception Score"):
         inception_score(sure[:9])
+
+
+def test_inception_score_equals_torch_fidelity_however_the_pictures_come() -> None:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = 3 * rows(2370, 40, 0)
+    running, whole = RunningInceptionScore(), inception_score(logits)
+    for part in logits.split(77):
+        running.update(part)
+    assert running.result() == pytest.approx(whole, rel=1e-9)
+    splits = torch.tensor([running._split(i) for i in range(1000)])  # of the first ones, in the order of the splits:
+    outside = isc_features_to_metric(logits[:1000][splits.argsort(stable=True)], shuffle=False)
+    ours = inception_score(logits[:1000])
+    assert ours.mean == pytest.approx(outside["inception_score_mean"], rel=1e-6)
+    assert ours.std == pytest.approx(outside["inception_score_std"], rel=1e-4)
+    shuffled = isc_features_to_metric(logits)
+    assert whole.mean == pytest.approx(shuffled["inception_score_mean"], rel=0.02)
+    assert inception_score(logits, seed=1) != whole
+    by_class = (100 * torch.eye(10)).repeat(40, 1)  # every tenth picture of one class: no split must have one class
+    assert inception_score(by_class).mean > 8
 
 
 def test_r_precision() -> None:

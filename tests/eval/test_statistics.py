@@ -16,12 +16,14 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.data.shapes import ShapesDataset
-from unitok.eval.commands import eval_fid, eval_statistics
+from unitok.eval import statistics
+from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
 from unitok.eval.distances import distances
 from unitok.eval.features import FeatureNetwork, load_features
 from unitok.eval.frechet import fit_gaussian, gaussian_distance
+from unitok.eval.inception_score import inception_score
 from unitok.eval.kid import polynomial_mmd
-from unitok.eval.provenance import PictureHash, difference, require_same
+from unitok.eval.provenance import PictureSet, difference, require_same
 from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
 from unitok.eval.sources import load_set
 from unitok.eval.statistics import (
@@ -164,6 +166,35 @@ def test_damage_moves_the_right_metric_the_right_way(network: FeatureNetwork) ->
     assert dropped["precision"] > clean["precision"] - 0.15, "repetition is no loss of fidelity"
 
 
+def test_holding_all_features_changes_no_number(network: FeatureNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--save_features` keeps all; KID, precision and the like are of those that are kept without it."""
+    monkeypatch.setattr(statistics, "KEPT", 50)
+    found = []
+    for keep in (50, None):
+        one = measure_statistics(network, [pictures(120)], "one", keep=keep)
+        other = measure_statistics(network, [pictures(80, seed=1)], "other", keep=keep)
+        numbers, _ = distances(one, other, network)
+        assert numbers["kid"].provenance["features used"] == "50 and 50"
+        found.append({key: number.value for key, number in numbers.items()})
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # FID is rounded differently where all are at hand
+
+
+def test_inception_score_is_of_all_pictures_however_few_features_are_held(network: FeatureNetwork) -> None:
+    class Classifying(type(network)):  # type: ignore[misc]
+        def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+            values = self.features(images)
+            return values, 20 * values[:, :30]
+
+    classifying, images = Classifying(torch.device("cpu")), pictures(120)
+    real = measure_statistics(classifying, [pictures(40, seed=1)], "real")
+    expected = inception_score(classifying.features_and_logits(images)[1])
+    for keep in (20, None):
+        numbers, _ = distances(measure_statistics(classifying, images.split(50), "drawn", keep=keep), real, classifying)
+        assert numbers["inception_score"].value == pytest.approx(expected.mean, rel=1e-4) and expected.mean > 1.05
+        assert numbers["inception_score"].provenance["pictures"] == 120
+    assert "inception_score" not in distances(measure_statistics(network, [images], "drawn"), real, network)[0]
+
+
 def test_batch_size_and_order_do_not_change_the_numbers(network: FeatureNetwork) -> None:
     images, other = pictures(120), measure_statistics(network, [pictures(120, seed=1)], "other")
     results = []
@@ -263,16 +294,27 @@ def test_bad_files_get_one_line(tmp_path: Path, network: FeatureNetwork) -> None
         eval_statistics("shapes@val", tmp_path / "out.txt")
 
 
-def test_sizes_that_differ_are_warned_of(tmp_path: Path, network: FeatureNetwork) -> None:
+def test_a_set_has_one_size(tmp_path: Path, network: FeatureNetwork) -> None:
+    """Pictures of several sizes are refused before the network sees the second, unless they are scaled first."""
     for number, image in enumerate(pictures(8)):
         save_png(tmp_path / f"{number}.png", image if number < 4 else image[:, :20])
-    mixed, even = load_set(str(tmp_path), network), load_set("shapes@val", network, limit=8)
-    assert mixed.provenance["image size"] == "2 sizes from 32x20 to 32x32"
-    _, warnings = distances(mixed, even, network)
-    assert any("--image_size makes them alike" in line for line in warnings)
-    alike = load_set(str(tmp_path), network, image_size=32)
+        (tmp_path / f"{number}.txt").write_text("a picture")
+    message = r"has pictures of 32x32 and of 32x20, and a set is measured at one size: .*--image_size N"
+    for measure in (
+        lambda: load_set(str(tmp_path), network),
+        lambda: measure_statistics(network, [pictures(4), pictures(4)[:, :, :20]], "my generator"),
+        lambda: eval_statistics(str(tmp_path), tmp_path / "statistics.npz"),
+        lambda: eval_clipscore(str(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            measure()
+        assert "\n" not in str(caught.value)
+    eval_clipscore(str(tmp_path), image_size=32)
+    alike, even = load_set(str(tmp_path), network, image_size=32), load_set("shapes@val", network, limit=8)
     assert alike.provenance["image size"] == "32x32 (scaled and cropped before the network)"
-    assert not any("image_size" in line for line in distances(alike, even, network)[1])
+    assert not any("size" in line for line in distances(alike, even, network)[1])
+    low = measure_statistics(network, [pictures(8)[:, :, :20]], "low")
+    assert any("the pictures are 32x20 and 32x32" in line for line in distances(low, even, network)[1])
 
 
 def test_features_that_are_not_finite_name_the_picture(network: FeatureNetwork) -> None:
@@ -330,7 +372,7 @@ def test_hash_of_pictures_ignores_order_and_batches_alone() -> None:
     images = pictures(6)
 
     def digest(*batches: Tensor, captions: list[str] | None = None) -> str:
-        seen = PictureHash()
+        seen = PictureSet("set")
         for batch in batches:
             seen.update(batch, captions)
         return seen.hexdigest()

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
@@ -18,8 +19,9 @@ from unitok.cli import main
 from unitok.data.open import open_data
 from unitok.data.shapes import ShapesDataset
 from unitok.eval import suite
-from unitok.eval.commands import eval_clipscore, eval_fid, eval_generator
+from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator
 from unitok.eval.features import load_features
+from unitok.eval.frechet import frechet_distance
 from unitok.eval.memorisation import measure_memorisation, nearest
 from unitok.eval.output import read_items
 from unitok.eval.provenance import difference
@@ -160,6 +162,32 @@ def test_rounds_are_those_of_eval_generator_and_their_folders_are_data(
     items = read_items(whole, "guidance_1")
     assert [item["seed"] for item in items] == list(range(2 * COUNT))
     assert [item["caption"] for item in items[:COUNT]] == [item["caption"] for item in items[COUNT:]]
+
+
+def test_two_suites_are_compared(model: Path, whole: Path, make_model: Callable[..., UniTok], tmp_path: Path) -> None:
+    """Kept features change nothing else, and give FID an interval: of the mean over the seeds, as it is reported."""
+    for name, found in (("a", model), ("b", tmp_path / "other")):
+        if name == "b":
+            make_model("masked_token", seed=1).save_pretrained(found)
+        start(found, tmp_path / name, save_features=True)
+    assert contents(tmp_path / "a") == contents(whole)
+    for name in ("a", "b"):
+        features, found = load_file(tmp_path / name / "features.safetensors"), report_of(tmp_path / name)
+        for scale in ("guidance_1", "guidance_2_5"):
+            drawn, real = features[f"{scale}.drawn"], features[f"{scale}.real"]
+            fids = [frechet_distance(one, real) for one in drawn.split(COUNT)]
+            assert len(fids) == 2 and sum(fids) / 2 == pytest.approx(found[scale]["fid"], rel=1e-6)
+    eval_compare([tmp_path / "a", tmp_path / "b"], tmp_path / "compare", resamples=100)
+    compared = report_of(tmp_path / "compare")
+    sections = {key.split(".")[0] for key in compared["values"]}
+    assert sections == {"guidance_1", "guidance_2_5", "memorisation"}, "the sweep only repeats the scales"
+    for scale in ("guidance_1", "guidance_2_5"):
+        difference = compared["differences_1"][f"{scale}.fid"]
+        assert difference["from"] < difference["to"]
+        fids = compared["values"][f"{scale}.fid"]
+        assert difference["difference"] == pytest.approx(fids["b"] - fids["a"])
+        origin = compared["provenance"][f"differences_1.{scale}.fid"]
+        assert origin["paired"] == "True" and origin["label"].startswith(f"{scale}: FID"), "told apart"
 
 
 def test_one_seed_and_the_models_own_guidance(model: Path, tmp_path: Path) -> None:
