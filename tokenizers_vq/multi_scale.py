@@ -129,6 +129,25 @@ class MultiScaleQuantizer(nn.Module):
             total = self.add(total, part, scale, layout)
         return torch.cat(seen, 1)
 
+    @torch.no_grad()
+    def rewrite(self, codes: Tensor, layout: Layout, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The pictures of codes (B, L) written anew, with mistakes in every map that the next maps correct: codes
+        (B, L) without the map's own mistake, and (B, L, D), as of `seen_before`, with those of all maps before.
+
+        `noise` (B, L, D) is added to the vectors that are looked up; 1 is the root mean square of the picture's vectors
+        of that scale. (Codes drawn near the right one: RQ-Transformer, arXiv:2203.01941.)
+        """
+        goal, total = self.total(codes, layout), self.blank(len(codes), layout, codes.device)
+        right, seen = [], []
+        for scale, shake in enumerate(noise.split(layout.lengths, 1)):
+            seen.append(self.shrink(total, scale, layout))
+            rest = self.shrink(goal - total, scale, layout)  # (B, n, D)
+            right.append(self.book.nearest(to_grid(rest.flatten(0, 1), len(codes), *layout.scales[scale])))
+            rest = rest + shake * rest.square().mean((1, 2), keepdim=True).sqrt()
+            wrong = self.book.nearest(to_grid(rest.flatten(0, 1), len(codes), *layout.scales[scale]))
+            total = self.add(total, wrong, scale, layout)
+        return torch.cat(right, 1), torch.cat(seen, 1)
+
     # --- parts -----------------------------------------------------------------------------------------------------
 
     def _part(self, codes: Tensor, scale: int, layout: Layout) -> Tensor:

@@ -127,6 +127,16 @@ def train_generator(
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
     """
     settings = _settings(locals())
+    problems = Problems()
+    for name, value, only in (
+        ("code_dropout", tasks.code_dropout, "next_token"),
+        ("code_noise", tasks.code_noise, "next_scale"),
+    ):
+        problems.check(
+            value == 0 or objective == only,
+            f"--tasks.{name} is {value}, which works on {only} alone: leave it out (0) with objective {objective}",
+        )
+    problems.raise_if_any()
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)

@@ -135,6 +135,9 @@ class TasksConfig:
     code_dropout: float = 0.0
     """Largest share of a picture's codes that are hidden while `next_token` continues it; each picture draws its own
     share. What cannot be copied from a neighbour must be read in the caption (word dropout, arXiv:1511.06349)."""
+    code_noise: float = 0.0
+    """Most noise with which the maps that `next_scale` continues are written; 1 is as much as what they write. Each
+    picture draws its own share. Targets stay true, so each map learns to correct those before it."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -146,6 +149,7 @@ class TasksConfig:
         for name in ("caption_dropout", "code_dropout"):
             value = getattr(self, name)
             problems.check(0 <= value <= 1, f"tasks.{name} is {value}: choose a value from 0 to 1")
+        problems.check(self.code_noise >= 0, f"tasks.code_noise is {self.code_noise}: choose 0 or more")
         problems.raise_if_any()
 
     def items(self) -> list[tuple[str, TaskConfig]]:

@@ -69,9 +69,7 @@ def make_batch(
     generators = [keyed_generator(seed, "task", key.epoch, key.index) for key in keys]
     drawn = [row for row, task in enumerate(chosen) if task == 0]
     dropped = {row for row in drawn if torch.rand((), generator=generators[row]).item() < tasks.caption_dropout}
-    segments = objective.segments(
-        codes[drawn], layout, vocabulary, [generators[row] for row in drawn], tasks.code_dropout
-    )
+    segments = objective.segments(codes[drawn], layout, vocabulary, [generators[row] for row in drawn], tasks)
 
     read = [row for row, task in enumerate(chosen) if task == 1]
     prompts = image_to_text_prompts(codes[read], layout, vocabulary, objective, task=1)

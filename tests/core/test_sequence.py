@@ -95,7 +95,7 @@ def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> N
 
     def segments(dropout: float, seed: int = 0) -> ImageSegments:
         generators = [torch.Generator().manual_seed(seed + row) for row in range(400)]
-        return objective.segments(codes, layout, VOCABULARY, generators, dropout)
+        return objective.segments(codes, layout, VOCABULARY, generators, TasksConfig(code_dropout=dropout))
 
     whole, some = segments(0.0), segments(0.8)
     hidden = some.inputs == VOCABULARY.mask
@@ -105,6 +105,35 @@ def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> N
     share = hidden[:, 1:].float().mean(1)
     assert abs(share.mean().item() - 0.4) < 0.03 and share.min() < 0.1 and 0.65 < share.max() < 0.95
     assert torch.equal(segments(0.8).inputs, some.inputs) and not torch.equal(segments(0.8, 1).inputs, some.inputs)
+
+
+def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> None:
+    layout, quantizer = SCALED.layout, SCALED.quantizer
+    codes = torch.randint(16, (40, 21), generator=torch.Generator().manual_seed(0))
+    objective = get_objective("next_scale", SCALED)
+
+    def segments(noise: float, rows: slice = slice(0, 40), seed: int = 0) -> ImageSegments:
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(40)[rows]]
+        return objective.segments(codes[rows], layout, VOCABULARY, generators, TasksConfig(code_noise=noise))
+
+    plain, noisy = segments(0.0), segments(1.5)
+    assert plain.features is not None and noisy.features is not None
+    assert torch.equal(plain.targets, codes + VOCABULARY.image_start)
+    seen, truth = noisy.features[..., :3], plain.features[..., :3]
+    changed = (seen != truth).any(-1)
+    assert not changed[:, 0].any() and 0.5 < changed[:, 1:].float().mean() < 1, "the first map continues nothing"
+    goal = quantizer.shrink(quantizer.total(codes, layout), 2, layout)  # the last map writes what is missing, no more
+    rest = (goal - seen[:, 5:]).flatten(0, 1)
+    book = quantizer.book.vectors(torch.arange(16)[None], (4, 4))[0].flatten(1).T
+    nearest = torch.cdist(rest, book).argmin(1).view(40, 16)
+    assert torch.equal(noisy.targets[:, 5:] - VOCABULARY.image_start, nearest)
+    assert torch.equal(segments(1.5).features, noisy.features) and not torch.equal(
+        segments(1.5, seed=1).features, noisy.features
+    )
+    alone = segments(1.5, slice(3, 4), 0)
+    torch.testing.assert_close(alone.features, noisy.features[3:4])
+    assert torch.equal(alone.targets, noisy.targets[3:4]), "batch mates change nothing"
+    assert len(segments(1.5, slice(0, 0)).targets) == 0
 
 
 def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> None:

@@ -175,6 +175,21 @@ def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, tra
     assert not list((tmp_path / "samples").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (TasksConfig(code_noise=0.5), r"--tasks.code_noise is 0.5, which works on next_scale alone: leave it out"),
+        (TasksConfig(code_dropout=0.5), r"--tasks.code_dropout is 0.5, which works on next_token alone: leave it out"),
+    ],
+)
+def test_what_an_objective_does_not_know_is_refused(
+    tmp_path: Path, train_small_generator: Any, tasks: TasksConfig, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train_small_generator(tmp_path / "out", steps=1, tasks=tasks, objective="masked_token")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_text_tokenizer_can_be_given(tmp_path: Path, train_small_generator: Any) -> None:
     train_bpe(["a small red circle"], 260).save(tmp_path / "text")
     train_small_generator(tmp_path / "out", steps=1, text_tokenizer=str(tmp_path / "text"))

@@ -11,6 +11,7 @@ import torch
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.layout import Layout
 
+from ..config import TasksConfig
 from ..sequence import IGNORE, DocumentBuilder
 from ..vocabulary import Vocabulary
 
@@ -59,12 +60,10 @@ class Objective(ABC):
         layout: Layout,
         vocabulary: Vocabulary,
         generators: list[torch.Generator],
-        code_dropout: float = 0.0,
+        tasks: TasksConfig | None = None,
     ) -> ImageSegments:
-        """Codes (B, L) to segments; row b draws whatever is random from `generators[b]` alone.
-
-        `code_dropout` is the largest share of a picture's codes that is hidden from its own continuation.
-        """
+        """Codes (B, L) to segments; row b draws whatever is random from `generators[b]` alone. `tasks` says what is
+        hidden or changed of what a picture is continued from; without it nothing is."""
 
     def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
         """Codes (B, L) of images that are read, not drawn: nothing is predicted, and all positions are one group."""

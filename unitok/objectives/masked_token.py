@@ -9,6 +9,7 @@ import torch
 
 from tokenizers_vq.layout import Layout
 
+from ..config import TasksConfig
 from ..sequence import IGNORE
 from ..vocabulary import Vocabulary
 from .base import ImageSegments, Objective
@@ -32,7 +33,7 @@ class MaskedToken(Objective):
         layout: Layout,
         vocabulary: Vocabulary,
         generators: list[torch.Generator],
-        code_dropout: float = 0.0,  # codes are hidden anyway
+        tasks: TasksConfig | None = None,
     ) -> ImageSegments:
         ids = vocabulary.image_ids(codes)
         hidden = torch.zeros_like(ids, dtype=torch.bool)

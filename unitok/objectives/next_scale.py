@@ -11,6 +11,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
 
+from ..config import TasksConfig
 from ..sequence import IGNORE
 from ..vocabulary import Vocabulary
 from .base import ImageSegments, Objective
@@ -45,13 +46,15 @@ class NextScale(Objective):
         layout: Layout,
         vocabulary: Vocabulary,
         generators: list[torch.Generator],
-        code_dropout: float = 0.0,
+        tasks: TasksConfig | None = None,
     ) -> ImageSegments:
-        seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
-        if code_dropout > 0:
-            draws = torch.stack([torch.rand(1 + layout.length, generator=generator) for generator in generators])
-            share = code_dropout * draws[:, :1]  # of this picture
-            seen = seen.masked_fill((draws[:, 1:] < share)[..., None], 0.0)
+        if tasks is not None and tasks.code_noise > 0 and len(codes):
+            sizes = [tasks.code_noise * torch.rand((), generator=generator) for generator in generators]
+            draws = [torch.randn(layout.length, self.quantizer.width, generator=generator) for generator in generators]
+            noise = torch.stack([size * draw for size, draw in zip(sizes, draws, strict=True)])
+            codes, seen = self.quantizer.rewrite(codes, layout, noise)
+        else:
+            seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
         ids = vocabulary.image_ids(codes)
         groups = self.groups(layout)
         return ImageSegments(torch.full_like(ids, vocabulary.mask), ids, groups, layout, self.mark(seen, groups))

@@ -7,6 +7,7 @@ import torch
 
 from tokenizers_vq.layout import Layout
 
+from ..config import TasksConfig
 from ..vocabulary import Vocabulary
 from .base import ImageSegments, Objective
 
@@ -22,14 +23,14 @@ class NextToken(Objective):
         layout: Layout,
         vocabulary: Vocabulary,
         generators: list[torch.Generator],
-        code_dropout: float = 0.0,
+        tasks: TasksConfig | None = None,
     ) -> ImageSegments:
         ids = vocabulary.image_ids(codes)
         start = torch.full_like(ids[:, :1], vocabulary.boi)
         before = ids[:, :-1]
-        if code_dropout > 0:
+        if tasks is not None and tasks.code_dropout > 0:
             draws = torch.stack([torch.rand(layout.length, generator=generator) for generator in generators])
-            share = code_dropout * draws[:, :1]  # of this picture
+            share = tasks.code_dropout * draws[:, :1]  # of this picture
             before = before.masked_fill(draws[:, 1:] < share, vocabulary.mask)
         return ImageSegments(torch.cat([start, before], 1), ids, self.groups(layout), layout)
 
