@@ -2,9 +2,11 @@
 
 image -> features -> causal Q-Former -> quantizer -> codes -> vectors -> reverse Q-Former -> grid -> decoder -> image
 
-Features are those of the convolutional encoder, or of a frozen vision model; then the codes must also give them back.
+Features are those of the convolutional encoder, or of a frozen vision model; then the codes must also give them back,
+and, where asked, tell the picture's caption from others.
 
-B = images, N = codes of an image, P = features of an image, C = width, D = width of a code vector, h, w = grid
+B = images, N = codes of an image, P = features of an image, C = width, D = width of a code vector, h, w = grid,
+T = width of a caption's vector
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .base import ImageTokenizer, TokenizerOutput
+from .contrast import FIRST_SCALE, LARGEST_SCALE, CaptionFeatures, contrastive_loss
 from .conv import Decoder, Encoder
+from .errors import UserError
 from .layout import Layout
 from .quantizers import make_quantizer
 from .query_config import QueryVQConfig
@@ -128,6 +132,18 @@ class QueryVQTokenizer(ImageTokenizer):
         if vision and config.feature_weight > 0:
             self.recaller = QFormer(places, config.tokens, *shape, causal=False)
             self.to_features = nn.Linear(config.width, channels)
+        self.summary: QFormer | None = None
+        if vision and config.contrastive_weight > 0:
+            text_width = vision.description.get("text_width")
+            if text_width is None:
+                raise UserError(
+                    f"tokenizer.contrastive_weight needs captions, but {config.vision} (tokenizer.vision) "
+                    "has no text tower: choose a whole CLIP or SigLIP model, or leave contrastive_weight out"
+                )
+            # One query and one block: what the codes mean should lie open in them.
+            self.summary = QFormer(1, config.tokens, config.width, 1, config.heads, causal=False)
+            self.to_text = nn.Linear(config.width, text_width)
+            self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     @property
     def last_layer(self) -> Tensor:
@@ -161,7 +177,19 @@ class QueryVQTokenizer(ImageTokenizer):
         grid = self.to_latent(self.painter(tokens)).transpose(1, 2).unflatten(2, self.config.grid)
         return self.decoder(grid).float()
 
-    def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
+    def meaning(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, T): where the codes that are known place the picture among captions' vectors.
+
+        SEED takes the last query's state, which has seen the queries before it, and quantizes later. Here one more
+        query reads the codes: the last code alone holds few bits, and is the first to be cut.
+        """
+        assert self.summary is not None, "a tokenizer with contrastive_weight"
+        return self.to_text(self.summary(tokens)[:, 0])
+
+    def forward(
+        self, images: Tensor, accumulate: bool = False, captions: CaptionFeatures | None = None
+    ) -> TokenizerOutput:
+        """With `captions`, those of the images, the losses have the contrastive one."""
         self.check_images(images)
         features = self.features(images)
         quantized = self.quantizer(self.latents(features), accumulate)
@@ -172,6 +200,14 @@ class QueryVQTokenizer(ImageTokenizer):
             recalled = self.to_features(self.recaller(tokens))
             distance = 1 - F.cosine_similarity(recalled.float(), features.float(), dim=-1)
             losses["features"] = self.config.feature_weight * distance.mean()
+        if self.summary is not None and captions is not None:
+            if self.training:
+                with (
+                    torch.no_grad()
+                ):  # the weight itself, as CLIP does: a clamp in the graph would hold it there for good
+                    self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+            loss = contrastive_loss(self.meaning(tokens), captions, self.log_scale.exp())
+            losses["contrastive"] = self.config.contrastive_weight * loss
         return TokenizerOutput(self.paint(tokens), quantized.codes, losses)
 
     def _drop_codes(self, batch: int, device: torch.device) -> Tensor:
