@@ -29,11 +29,15 @@ class TextTower:
         try:
             model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
             self._words = transformers.AutoTokenizer.from_pretrained(source)
+            if self._words("green")["input_ids"] == self._words("black")["input_ids"]:
+                # Without a file, transformers makes a text tokenizer that knows no word.
+                raise ValueError("no vocabulary")
         except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
+            reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"tokenizer.contrastive_weight needs the text tower of {source} and its text tokenizer, which cannot "
-                f"be read ({type(error).__name__}): put the model's tokenizer.json beside its weights, or leave "
-                "contrastive_weight out"
+                f"be read ({type(error).__name__}: {reason}): put all files of the model into one folder and name that "
+                "as tokenizer.vision, or leave contrastive_weight out"
             ) from error
         finally:
             hub.setLevel(level)
