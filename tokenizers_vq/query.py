@@ -132,17 +132,15 @@ class QueryVQTokenizer(ImageTokenizer):
         if vision and config.feature_weight > 0:
             self.recaller = QFormer(places, config.tokens, *shape, causal=False)
             self.to_features = nn.Linear(config.width, channels)
-        self.summary: QFormer | None = None
+        self.to_text: nn.Linear | None = None
         if vision and config.contrastive_weight > 0:
             text_width = vision.description.get("text_width")
             if text_width is None:
                 raise UserError(
-                    f"tokenizer.contrastive_weight needs captions, but {config.vision} (tokenizer.vision) "
-                    "has no text tower: choose a whole CLIP or SigLIP model, or leave contrastive_weight out"
+                    f"tokenizer.contrastive_weight needs captions, but {config.vision} (tokenizer.vision) has no text "
+                    "tower: choose a whole CLIP or SigLIP model, or leave contrastive_weight out"
                 )
-            # One query and one block: what the codes mean should lie open in them.
-            self.summary = QFormer(1, config.tokens, config.width, 1, config.heads, causal=False)
-            self.to_text = nn.Linear(config.width, text_width)
+            self.to_text = nn.Linear(config.tokens * config.width, text_width)
             self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     @property
@@ -178,13 +176,14 @@ class QueryVQTokenizer(ImageTokenizer):
         return self.decoder(grid).float()
 
     def meaning(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) -> (B, T): where the codes that are known place the picture among captions' vectors.
+        """(B, N, C) -> (B, T): where the codes that are known place the picture among the vectors of captions.
 
-        SEED takes the last query's state, which has seen the queries before it, and quantizes later. Here one more
-        query reads the codes: the last code alone holds few bits, and is the first to be cut.
+        SEED projects the last query's state, which has seen the queries before it, and quantizes afterwards. Here it is
+        the codes that must say it, all of them: the last alone holds a few bits and is the first to be cut. The map is
+        linear, so that what they mean lies open in them.
         """
-        assert self.summary is not None, "a tokenizer with contrastive_weight"
-        return self.to_text(self.summary(tokens)[:, 0])
+        assert self.to_text is not None, "a tokenizer with contrastive_weight"
+        return self.to_text(tokens.flatten(1))
 
     def forward(
         self, images: Tensor, accumulate: bool = False, captions: CaptionFeatures | None = None
@@ -200,12 +199,10 @@ class QueryVQTokenizer(ImageTokenizer):
             recalled = self.to_features(self.recaller(tokens))
             distance = 1 - F.cosine_similarity(recalled.float(), features.float(), dim=-1)
             losses["features"] = self.config.feature_weight * distance.mean()
-        if self.summary is not None and captions is not None:
+        if self.to_text is not None and captions is not None:
             if self.training:
-                with (
-                    torch.no_grad()
-                ):  # the weight itself, as CLIP does: a clamp in the graph would hold it there for good
-                    self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
+                # The weight itself, as CLIP does: a clamp in the graph would pass no gradient, and it could never fall.
+                self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
             loss = contrastive_loss(self.meaning(tokens), captions, self.log_scale.exp())
             losses["contrastive"] = self.config.contrastive_weight * loss
         return TokenizerOutput(self.paint(tokens), quantized.codes, losses)

@@ -149,7 +149,7 @@ def test_the_weight_scales_the_loss_and_without_captions_there_is_none(clip: str
     torch.testing.assert_close(found[1], 2 * found[0])
     assert once(images).losses.keys() == {"features"}
     off = tiny(vision=clip)
-    assert off.summary is None and off(images, captions=captions).losses.keys() == {"features"}
+    assert off.to_text is None and off(images, captions=captions).losses.keys() == {"features"}
 
 
 def test_the_folder_is_enough_by_itself(tmp_path: Path, save_vision: Any) -> None:
