@@ -15,6 +15,7 @@ from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.contrast import CaptionFeatures
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
@@ -71,7 +72,6 @@ class TokenizerTrainee:
         self.tokenizer: ImageTokenizer = build_tokenizer(config).to(world.device)
         self.model: nn.Module = self.tokenizer
         self.size = self.tokenizer.codebook_size
-        self._texts = TextTower(config.text_tower, world.device) if config.text_tower else None
         self._loss = TokenizerLoss(losses).to(world.device)
         self.adversarial: AdversarialLoss | None = None
         self.opponent: Opponent | None = None
@@ -92,6 +92,14 @@ class TokenizerTrainee:
             " raise adversarial.lecam_weight, or set adversarial.r1_weight",
         )
         micro_batch = run.micro_batch_for(world.size)
+        self._texts: TextTower | None = None
+        if config.text_tower:
+            if micro_batch == 1:
+                raise UserError(
+                    "tokenizer.contrastive_weight compares the pictures of a micro-batch, and one process has one picture "
+                    "in it: raise run.micro_batch or run.batch_size, or leave contrastive_weight out"
+                )
+            self._texts = TextTower(config.text_tower, world.device)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
 

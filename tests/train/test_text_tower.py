@@ -116,6 +116,11 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, clip: str, train_s
     assert whole.keys() == again.keys() and all(torch.equal(again[name], value) for name, value in whole.items())
 
 
+def test_micro_batches_of_one_picture_are_refused(tmp_path: Path, clip: str, train_small_tokenizer: Any) -> None:
+    with pytest.raises(UserError, match="compares the pictures of a micro-batch, .* raise run.micro_batch or"):
+        train_small_tokenizer(tmp_path, tokenizer=tokenizer_over(clip), steps=1, micro_batch=1)
+
+
 def test_runs_over_pictures_without_caption(tmp_path: Path, clip: str, train_small_tokenizer: Any) -> None:
     """Half of them, so that some micro-batches of two have no caption at all."""
     captions = [f"a small {colour} star" if index % 2 else None for index, colour in enumerate(["red", "blue"] * 8)]
