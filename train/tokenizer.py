@@ -96,8 +96,8 @@ class TokenizerTrainee:
         if config.text_tower:
             if micro_batch == 1:
                 raise UserError(
-                    "tokenizer.contrastive_weight compares the pictures of a micro-batch, and one process has one picture "
-                    "in it: raise run.micro_batch or run.batch_size, or leave contrastive_weight out"
+                    "tokenizer.contrastive_weight compares the pictures of a micro-batch, which is one here: raise"
+                    " run.micro_batch or run.batch_size, or leave contrastive_weight out"
                 )
             self._texts = TextTower(config.text_tower, world.device)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None

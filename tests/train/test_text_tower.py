@@ -117,7 +117,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, clip: str, train_s
 
 
 def test_micro_batches_of_one_picture_are_refused(tmp_path: Path, clip: str, train_small_tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="compares the pictures of a micro-batch, .* raise run.micro_batch or"):
+    with pytest.raises(UserError, match=r"compares the pictures of a micro-batch, .* raise run.micro_batch or"):
         train_small_tokenizer(tmp_path, tokenizer=tokenizer_over(clip), steps=1, micro_batch=1)
 
 
