@@ -167,9 +167,13 @@ def test_the_folder_is_enough_by_itself(tmp_path: Path, save_vision: Any) -> Non
 # --- configurations -------------------------------------------------------------------------------------------------
 
 
-def test_older_files_load_unchanged() -> None:
+def test_older_files_load_unchanged(clip: str) -> None:
     written = config_to_dict(SHAPES)
     assert "contrastive_weight" not in written and config_from_dict(written) == SHAPES
+    described = tiny(vision=clip).config.vision_model
+    assert described is not None and described["text_width"] == 16
+    older = {name: value for name, value in described.items() if name != "text_width"}
+    assert tiny(vision=clip, vision_model=older).config.vision_model == older
     on = dataclasses.replace(SHAPES, vision="x", contrastive_weight=0.1)
     assert config_from_dict(config_to_dict(on)) == on
     assert SHAPES.text_tower is None and on.text_tower == "x" and TOKENIZER_PRESETS["debug"]().text_tower is None
