@@ -246,7 +246,7 @@ FAMILIES: dict[str, type[TokenizerConfig]] = {
 ADDED = {
     *("patchwise", "scales", "scale_convs", "scale_dropout"),
     *("quant_kernel", *PER_LEVEL, "attention_levels"),
-    *("backbone", "vit", "learned"),
+    *("backbone", "vit", "learned", "contrastive_weight"),
 }
 """Keys that the first files of this format do not have. Where one is missing its default holds, and where its default
 holds it is not written: so a new key changes neither the file nor the fingerprint of an older tokenizer."""

@@ -36,6 +36,11 @@ class TokenizerConfig:
         """(height, width) of `image_size`."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
+    @property
+    def text_tower(self) -> str | None:
+        """Folder or hub id of the model that reads the captions of the training pictures; None: they are not read."""
+        return None
+
     def layout_for(self, height: int, width: int) -> Layout:
         """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
         check_size(height, width, self.stride)

@@ -2,9 +2,11 @@
 
 image -> features -> causal Q-Former -> quantizer -> codes -> vectors -> reverse Q-Former -> grid -> decoder -> image
 
-Features are those of the convolutional encoder, or of a frozen vision model; then the codes must also give them back.
+Features are those of the convolutional encoder, or of a frozen vision model; then the codes must also give them back,
+and, where asked, tell the picture's caption from others.
 
-B = images, N = codes of an image, P = features of an image, C = width, D = width of a code vector, h, w = grid
+B = images, N = codes of an image, P = features of an image, C = width, D = width of a code vector, h, w = grid,
+T = width of a caption's vector
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .base import ImageTokenizer, TokenizerOutput
+from .contrast import FIRST_SCALE, LARGEST_SCALE, CaptionFeatures, contrastive_loss
 from .conv import Decoder, Encoder
+from .errors import UserError
 from .layout import Layout
 from .quantizers import make_quantizer
 from .query_config import QueryVQConfig
@@ -128,6 +132,16 @@ class QueryVQTokenizer(ImageTokenizer):
         if vision and config.feature_weight > 0:
             self.recaller = QFormer(places, config.tokens, *shape, causal=False)
             self.to_features = nn.Linear(config.width, channels)
+        self.to_text: nn.Linear | None = None
+        if vision and config.contrastive_weight > 0:
+            text_width = vision.description.get("text_width")
+            if text_width is None:
+                raise UserError(
+                    f"tokenizer.contrastive_weight needs captions, but {config.vision} (tokenizer.vision) has no text "
+                    "tower: choose a whole CLIP or SigLIP model, or leave contrastive_weight out"
+                )
+            self.to_text = nn.Linear(config.tokens * config.width, text_width)
+            self.log_scale = nn.Parameter(torch.tensor(math.log(FIRST_SCALE)))
 
     @property
     def last_layer(self) -> Tensor:
@@ -161,7 +175,20 @@ class QueryVQTokenizer(ImageTokenizer):
         grid = self.to_latent(self.painter(tokens)).transpose(1, 2).unflatten(2, self.config.grid)
         return self.decoder(grid).float()
 
-    def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
+    def meaning(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, T): where the codes that are known place the picture among the vectors of captions.
+
+        SEED projects the last query's state, which has seen the queries before it, and quantizes afterwards. Here it is
+        the codes that must say it, all of them: the last alone holds a few bits and is the first to be cut. The map is
+        linear, so that what they mean lies open in them.
+        """
+        assert self.to_text is not None, "a tokenizer with contrastive_weight"
+        return self.to_text(tokens.flatten(1))
+
+    def forward(
+        self, images: Tensor, accumulate: bool = False, captions: CaptionFeatures | None = None
+    ) -> TokenizerOutput:
+        """With `captions`, those of the images, the losses have the contrastive one."""
         self.check_images(images)
         features = self.features(images)
         quantized = self.quantizer(self.latents(features), accumulate)
@@ -172,6 +199,12 @@ class QueryVQTokenizer(ImageTokenizer):
             recalled = self.to_features(self.recaller(tokens))
             distance = 1 - F.cosine_similarity(recalled.float(), features.float(), dim=-1)
             losses["features"] = self.config.feature_weight * distance.mean()
+        if self.to_text is not None and captions is not None:
+            if self.training:
+                # The weight itself, as CLIP does: a clamp in the graph would pass no gradient, and it could never fall.
+                self.log_scale.data.clamp_(max=math.log(LARGEST_SCALE))
+            loss = contrastive_loss(self.meaning(tokens), captions, self.log_scale.exp())
+            losses["contrastive"] = self.config.contrastive_weight * loss
         return TokenizerOutput(self.paint(tokens), quantized.codes, losses)
 
     def _drop_codes(self, batch: int, device: torch.device) -> Tensor:

@@ -35,6 +35,9 @@ class QueryVQConfig(ConvConfig):
     convolutional encoder; its weights become part of the tokenizer. null: the encoder."""
     feature_weight: float = 1.0
     """Weight of the cosine distance between the features of `vision` and what the codes give back of them; 0: off."""
+    contrastive_weight: float = 0.0
+    """Weight of the contrastive loss between the codes of a picture and its caption, which the text tower of
+    `vision` (a CLIP or SigLIP model) reads. 0: off."""
     vision_model: dict[str, Any] | None = None
     """What the model of `vision` is, written when its weights are read; leave it out."""
 
@@ -58,6 +61,15 @@ class QueryVQConfig(ConvConfig):
         problems.check(
             self.feature_weight >= 0, f"tokenizer.feature_weight is {self.feature_weight}: choose 0 (off) or more"
         )
+        problems.check(
+            self.contrastive_weight >= 0,
+            f"tokenizer.contrastive_weight is {self.contrastive_weight}: choose 0 (off) or more",
+        )
+        problems.check(
+            self.contrastive_weight <= 0 or self.vision is not None,
+            f"tokenizer.contrastive_weight is {self.contrastive_weight} without tokenizer.vision: give that a CLIP or "
+            "SigLIP model, whose text tower reads the captions",
+        )
 
     def layout_for(self, height: int, width: int) -> Layout:
         if (height, width) != self.size:
@@ -66,6 +78,10 @@ class QueryVQConfig(ConvConfig):
                 "scale the pictures to it"
             )
         return Layout(((1, self.tokens),))
+
+    @property
+    def text_tower(self) -> str | None:
+        return self.vision if self.contrastive_weight > 0 else None
 
     @property
     def grid(self) -> tuple[int, int]:

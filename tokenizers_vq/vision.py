@@ -34,7 +34,8 @@ class VisionTower(nn.Module):
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.description = description
-        """Plain data that builds it again: class, configuration, size, mean and deviation of the pixels."""
+        """Plain data that builds it again: class, configuration, size, mean and deviation of the pixels. Beside it
+        the width of the vectors of the model's text tower, None without one."""
         self.size = tuple(description["size"])
         self.register_buffer("mean", torch.tensor(description["mean"])[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(description["deviation"])[:, None, None], persistent=False)
@@ -99,8 +100,17 @@ def load_vision(source: str, description: dict[str, Any] | None = None) -> Visio
             "size": _size(pixels, source),
             "mean": list(pixels.get("image_mean") or [0.0] * 3),
             "deviation": list(pixels.get("image_std") or [1.0] * 3),
+            "text_width": _text_width(config),
         },
     )
+
+
+def _text_width(config: Any) -> int | None:
+    if config.model_type == "clip":
+        return config.projection_dim
+    if config.model_type == "siglip":
+        return config.text_config.projection_size or config.text_config.hidden_size
+    return None
 
 
 def _size(pixels: dict[str, Any], source: str) -> list[int]:

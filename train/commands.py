@@ -13,6 +13,7 @@ from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
+from unitok.data.records import CaptionsWanted
 from unitok.sample.config import SampleSettings
 
 from .config import AugmentConfig, OptimConfig, RunConfig
@@ -40,7 +41,8 @@ def train_tokenizer(
     torchrun --nproc-per-node 8 -m unitok train tokenizer ...
 
     Args:
-        data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read.
+        data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read, unless
+            tokenizer.contrastive_weight is set.
         out: New folder for the tokenizer.
         preset: Starting values of --tokenizer.*; with --help, the options of its family.
         tokenizer: The network.
@@ -69,8 +71,9 @@ def train_tokenizer(
     from .loop import train
     from .tokenizer import TokenizerTrainee
 
-    dataset = open_data(data, tokenizer.size, captions=False)
-    validation = open_data(val_data, tokenizer.size, captions=False) if val_data else None
+    captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
+    dataset = open_data(data, tokenizer.size, captions=captions)
+    validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
     with join(run.device, run.threads) as world:
         trainee = TokenizerTrainee(tokenizer, losses, adversarial, augment, dataset, validation, run, world)
         parts = [*trainee.tokenizer.named_children()]

@@ -73,7 +73,8 @@ class RunConfig:
     batch_size: int = 64
     """Pictures per step, over all processes."""
     micro_batch: int | None = None
-    """Pictures per forward pass of one process; null = its share at once. Smaller needs less memory, same result."""
+    """Pictures per forward pass of one process; null = its share at once. Smaller needs less memory, same result (only
+    tokenizer.contrastive_weight looks no further than this for negatives)."""
     seed: int = 0
     """Seed of the weights, the data order and every other draw."""
     workers: int | None = None

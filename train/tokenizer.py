@@ -1,4 +1,4 @@
-"""Trains an image tokenizer: reconstruction, the quantizer's own losses, LPIPS and a discriminator where asked for."""
+"""Trains an image tokenizer: reconstruction, the tokenizer's own losses, LPIPS and a discriminator where asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from tokenizers_vq.adversarial import AdversarialLoss
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
 from tokenizers_vq.config_base import TokenizerConfig
+from tokenizers_vq.contrast import CaptionFeatures
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
@@ -26,6 +28,7 @@ from .config import AugmentConfig, RunConfig
 from .distributed import World
 from .notices import LowForLong
 from .pictures import Augmenter, Validation, first_records, to_device
+from .text_tower import TextTower
 from .trainee import MicroBatch, Opponent
 
 GRID_PICTURES = 8
@@ -43,6 +46,8 @@ class StepImages(NamedTuple):
     """(B, 3, H, W) in [-1, 1]."""
     step: int
     """From 0."""
+    captions: dict[str, CaptionFeatures]
+    """As the argument of the tokenizer's `forward`; empty where it does not learn from them."""
 
 
 class TokenizerTrainee:
@@ -87,6 +92,14 @@ class TokenizerTrainee:
             " raise adversarial.lecam_weight, or set adversarial.r1_weight",
         )
         micro_batch = run.micro_batch_for(world.size)
+        self._texts: TextTower | None = None
+        if config.text_tower:
+            if micro_batch == 1:
+                raise UserError(
+                    "tokenizer.contrastive_weight compares the pictures of a micro-batch, which is one here: raise"
+                    " run.micro_batch or run.batch_size, or leave contrastive_weight out"
+                )
+            self._texts = TextTower(config.text_tower, world.device)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
 
@@ -111,16 +124,18 @@ class TokenizerTrainee:
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
         assert records.images is not None
         images = to_device(records.images, self._world.device)
-        return MicroBatch(
-            StepImages(images, step), torch.tensor([float(len(images))], dtype=torch.double), records.names
-        )
+        counts = torch.tensor([float(len(images))], dtype=torch.double)
+        return MicroBatch(StepImages(images, step, self._captions(records)), counts, records.names)
+
+    def _captions(self, records: RecordBatch) -> dict[str, CaptionFeatures]:
+        return {"captions": self._texts.read(records.captions)} if self._texts else {}
 
     def loss(
         self, forward: Callable[..., Any], data: StepImages, totals: torch.Tensor, last: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        images, step = data
+        images, step, captions = data
         share = len(images) / totals[0]
-        output: TokenizerOutput = forward(images, accumulate=not last)
+        output: TokenizerOutput = forward(images, accumulate=not last, **captions)
         total, parts = self._loss(images, output)
         numbers: dict[str, torch.Tensor] = {}
         if self.adversarial is not None:
@@ -184,7 +199,7 @@ class TokenizerTrainee:
         for batch in self._validation.batches(pictures):
             assert batch.images is not None
             images = to_device(batch.images, self._world.device)
-            output = model(images)
+            output = model(images, **self._captions(batch))
             _, parts = self._loss(images, output)
             for name, value in self._sums(images, output, parts).items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value

@@ -53,30 +53,6 @@ def pictures(count: int = 4, side: int = 32) -> Tensor:
     return F.interpolate(small, (side, side), mode="bilinear")
 
 
-def save_vision(kind: str, folder: Path) -> str:
-    """A tiny model of a kind with its preprocessor file, as transformers writes it."""
-    import transformers as hf
-
-    torch.manual_seed(0)
-    part = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    seen = {**part, "image_size": 24, "patch_size": 8}
-    if kind == "clip":
-        text = {**part, "vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
-        model: Any = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=seen, projection_dim=16))
-    elif kind == "siglip":
-        model = hf.SiglipModel(hf.SiglipConfig(text_config={**part, "vocab_size": 64}, vision_config=seen))
-    elif kind == "vit":
-        model = hf.ViTModel(hf.ViTConfig(**seen))
-    else:
-        model = hf.Dinov2Model(hf.Dinov2Config(**{**seen, "image_size": 40, "mlp_ratio": 2}))
-    model.save_pretrained(folder)
-    size = {"height": 24, "width": 24} if kind == "siglip" else {"shortest_edge": 28}
-    pixels = {"size": size, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
-    crop = {} if kind == "siglip" else {"do_center_crop": True, "crop_size": {"height": 24, "width": 24}}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**pixels, **crop}))
-    return str(folder)
-
-
 # --- the contract ---------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +161,7 @@ def test_training_puts_the_most_into_the_first_codes() -> None:
 
 
 @pytest.mark.parametrize(("kind", "places"), [("clip", 10), ("siglip", 9), ("dinov2", 10)])
-def test_codes_of_a_frozen_vision_model(kind: str, places: int, tmp_path: Path) -> None:
+def test_codes_of_a_frozen_vision_model(kind: str, places: int, tmp_path: Path, save_vision: Any) -> None:
     import transformers as hf
 
     source = save_vision(kind, tmp_path / "vision")
@@ -228,7 +204,7 @@ def test_codes_of_a_frozen_vision_model(kind: str, places: int, tmp_path: Path) 
     torch.testing.assert_close(loaded(images).losses["features"], tokenizer(images).losses["features"])
 
 
-def test_without_feature_loss_nothing_recalls_the_features(tmp_path: Path) -> None:
+def test_without_feature_loss_nothing_recalls_the_features(tmp_path: Path, save_vision: Any) -> None:
     tokenizer = tiny(vision=save_vision("dinov2", tmp_path), feature_weight=0.0)
     assert tokenizer.recaller is None and tokenizer(pictures()).losses == {}
 
@@ -256,7 +232,7 @@ def test_bad_configurations_are_refused(changes: dict[str, Any], message: str) -
     assert "\n" not in str(caught.value)
 
 
-def test_other_models_and_processors_are_refused(tmp_path: Path) -> None:
+def test_other_models_and_processors_are_refused(tmp_path: Path, save_vision: Any) -> None:
     with pytest.raises(UserError, match=r"is a model of type 'vit': give one of clip, clip_vision_model, siglip"):
         tiny(vision=save_vision("vit", tmp_path / "vit"))
     source = save_vision("clip", tmp_path / "clip")

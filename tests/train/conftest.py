@@ -163,6 +163,7 @@ def train_small_tokenizer() -> Any:
         vit: Any = None,
         augment: Any = None,
         adversarial: Any = None,
+        data: str = "shapes",
         resume: bool = False,
         **settings: Any,
     ) -> Any:
@@ -170,7 +171,7 @@ def train_small_tokenizer() -> Any:
         if vit is not None:
             preset = replace(preset, backbone="vit", vit=vit)
         train_tokenizer(
-            data="shapes",
+            data=data,
             val_data="shapes@val?limit=8",
             out=out,
             tokenizer=replace(preset, quantizer=quantizer or preset.quantizer),

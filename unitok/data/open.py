@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS
-from .records import Record, RecordDataset
+from .records import CaptionsWanted, Record, RecordDataset
 from .spec import CODES_INDEX, DataSpec, parse_spec
 
 
@@ -15,7 +15,7 @@ def open_data(
     spec: str,
     image_size: int | tuple[int, int] | None = None,
     *,
-    captions: bool = True,
+    captions: CaptionsWanted = True,
     max_pixels: int = MAX_PIXELS,
 ) -> RecordDataset:
     """Open the data set that a spec string names; its syntax is in `unitok.data.spec` and docs/data.md.
@@ -24,7 +24,8 @@ def open_data(
         spec: `SOURCE[@SPLIT][?key=value&...]`.
         image_size: pictures are scaled to cover this square or (H, W) and cropped at the centre; None keeps each
             picture's own size. Code shards ignore it.
-        captions: without captions a record is broken. False: captions are not read at all.
+        captions: True: without a caption a record is broken. "optional": without one it is whole all the same, but the
+            data must have some. False: captions are not read at all.
         max_pixels: larger pictures are refused before decoding.
 
     Raises:
@@ -62,7 +63,7 @@ class FirstRecords:
         return self.dataset[index]
 
 
-def _open(spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int) -> RecordDataset:
+def _open(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int) -> RecordDataset:
     if spec.source == "shapes":
         return _open_shapes(spec, size)
     if (Path(spec.source).expanduser() / CODES_INDEX).is_file():
@@ -85,13 +86,13 @@ def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
     return ShapesDataset(size=side, split=spec.split or "train", seed=spec.integer("seed", 0))
 
 
-def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: bool) -> RecordDataset:
+def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted) -> RecordDataset:
     from .shards import CodesDataset
 
     spec.check_keys("limit")
     if spec.split is not None:
         raise UserError(f"data {str(spec)!r}: codes have no splits: remove @{spec.split}, or encode that split")
-    dataset = CodesDataset(spec.source, captions=captions)
+    dataset = CodesDataset(spec.source, captions=captions is True)
     if size is not None and size != dataset.image_size:
         raise UserError(
             f"data {str(spec)!r} holds codes of {dataset.image_size[0]}x{dataset.image_size[1]} pictures, but "

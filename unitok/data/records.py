@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+
+CaptionsWanted = bool | Literal["optional"]
+"""Whether captions are read. True: a record without one is broken. "optional": it is whole all the same."""
 
 
 @dataclass(frozen=True)

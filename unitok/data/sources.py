@@ -23,7 +23,7 @@ from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS, PictureError, decode
 from .folders import Row, choose_split, find_files, picture_rows
-from .records import Record
+from .records import CaptionsWanted, Record
 from .spec import DataSpec
 from .tars import tar_rows
 
@@ -93,6 +93,7 @@ class PictureDataset:
     Args:
         table: with `image_column`, whose cells are bytes, {"bytes", "path"}, or the fields of a `Place`.
         caption: None when captions are not wanted.
+        caption_needed: without a caption a record is broken.
         size: (H, W) of every record, None for each picture's own size.
     """
 
@@ -107,8 +108,9 @@ class PictureDataset:
         caption: CaptionTemplate | None,
         size: tuple[int, int] | None,
         max_pixels: int = MAX_PIXELS,
+        caption_needed: bool = True,
     ) -> None:
-        self.name = name
+        self.name, self.caption_needed = name, caption_needed
         self.image_column, self.caption, self.size, self.max_pixels = image_column, caption, size, max_pixels
         wanted = [image_column, *(caption.columns if caption else ())]
         self._table = table.select_columns(list(dict.fromkeys(wanted)))
@@ -134,7 +136,7 @@ class PictureDataset:
         names = (cell.get("name"), cell.get("path")) if isinstance(cell, dict) else ()
         name = next(filter(None, names), f"row {index}")
         caption = self._caption(row)
-        if self.caption is not None and not caption:
+        if self.caption is not None and self.caption_needed and not caption:
             return Record(name=name, problem="has no caption")
         try:
             image = decode(_read(cell), self.size, max_pixels=self.max_pixels)
@@ -172,7 +174,9 @@ def _read(cell: Any) -> bytes:
         raise PictureError(f"cannot be read: {error.strerror}") from None
 
 
-def open_pictures(spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int) -> PictureDataset:
+def open_pictures(
+    spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
+) -> PictureDataset:
     """Folders, parquet, tars and hub data sets; see `open_data` for the arguments.
 
     Raises:
@@ -199,18 +203,32 @@ def open_pictures(spec: DataSpec, size: tuple[int, int] | None, captions: bool, 
     template = caption_template(caption, columns, where, advice) if captions else None
     table = place_table(rows, template)
     finished = CaptionTemplate("caption") if captions else None
-    return PictureDataset(table, name=where, image_column="image", caption=finished, size=size, max_pixels=max_pixels)
+    return PictureDataset(
+        table,
+        name=where,
+        image_column="image",
+        caption=finished,
+        size=size,
+        max_pixels=max_pixels,
+        caption_needed=captions is True,
+    )
 
 
 def _of_table(
-    table: Dataset, spec: DataSpec, size: tuple[int, int] | None, captions: bool, max_pixels: int
+    table: Dataset, spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
 ) -> PictureDataset:
     where, advice = str(spec), "say ?caption=COLUMN"
     image_column = find_image_column(table, spec.options.get("image"), where)
     others = [column for column in table.column_names if column != image_column]
     template = caption_template(spec.options.get("caption"), others, where, advice) if captions else None
     return PictureDataset(
-        table, name=where, image_column=image_column, caption=template, size=size, max_pixels=max_pixels
+        table,
+        name=where,
+        image_column=image_column,
+        caption=template,
+        size=size,
+        max_pixels=max_pixels,
+        caption_needed=captions is True,
     )
 
 
