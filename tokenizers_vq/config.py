@@ -156,11 +156,11 @@ def shapes() -> ConvVQConfig:
 
 
 def shapes_scales() -> ConvVQConfig:
-    """As `shapes`, with maps of 1, 2, 4 and 8 codes a side: 85 codes out of 32.
+    """As `shapes`, with maps of 1, 2, 4 and 8 codes a side: 85 codes out of 64.
 
-    A small codebook is enough for four maps, every map uses at least half of it, and a generator learns it faster.
+    A small codebook is enough for four maps, and a generator learns it faster.
     """
-    return dataclasses.replace(shapes(), scales=(1, 2, 4, 8), quantizer=VQ(codebook_size=32, dim=8))
+    return dataclasses.replace(shapes(), scales=(1, 2, 4, 8), quantizer=VQ(codebook_size=64, dim=8))
 
 
 def shapes_query() -> QueryVQConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers_vq.quantizer_config import VQ
 from unitok.config import TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.records import Key
 from unitok.objectives import OBJECTIVES, ImageSegments, get_objective
+from unitok.objectives.next_scale import NextScale
 from unitok.sequence import IGNORE, DocumentBuilder, PackedBatch, lay_out, pack
 from unitok.tasks import make_batch, task_losses, task_of_slot
 from unitok.transformer import Transformer
@@ -107,6 +109,23 @@ def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> N
     assert torch.equal(segments(0.8).inputs, some.inputs) and not torch.equal(segments(0.8, 1).inputs, some.inputs)
 
 
+def _whitening() -> torch.Tensor:
+    """(3, 3): the inverse root of the covariance of the code vectors, by its definition."""
+    vectors = SCALED.quantizer.book.vectors(torch.arange(16)[None], (4, 4))[0].flatten(1).detach().double()
+    variances, directions = torch.linalg.eigh(torch.cov(vectors))
+    return (directions / variances.sqrt()).float()
+
+
+def test_next_scale_sees_all_directions_of_the_latents_alike() -> None:
+    quantizer = copy.deepcopy(SCALED.quantizer)
+    with torch.no_grad():
+        quantizer.book.codebook[:, 0] *= 1e-2
+    objective = NextScale(quantizer, 3)
+    vectors = quantizer.book.vectors(torch.arange(16)[None], (4, 4))[0].flatten(1).T.detach()
+    seen = objective.mark(vectors[None], torch.zeros(16, dtype=torch.int64))[0, :, :3]
+    torch.testing.assert_close(torch.cov(seen.T), torch.eye(3), atol=1e-4, rtol=0)
+
+
 def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> None:
     layout, quantizer = SCALED.layout, SCALED.quantizer
     codes = torch.randint(16, (40, 21), generator=torch.Generator().manual_seed(0))
@@ -119,8 +138,9 @@ def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> No
     plain, noisy = segments(0.0), segments(1.5)
     assert plain.features is not None and noisy.features is not None
     assert torch.equal(plain.targets, codes + VOCABULARY.image_start)
-    seen, truth = noisy.features[..., :3], plain.features[..., :3]
-    changed = (seen != truth).any(-1)
+    straight = torch.linalg.inv(_whitening())
+    seen = noisy.features[..., :3] @ straight
+    changed = (noisy.features != plain.features).any(-1)
     assert not changed[:, 0].any() and 0.5 < changed[:, 1:].float().mean() < 1, "the first map continues nothing"
     goal = quantizer.shrink(quantizer.total(codes, layout), 2, layout)  # the last map writes what is missing, no more
     rest = (goal - seen[:, 5:]).flatten(0, 1)
@@ -150,7 +170,7 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     assert (seen[:, 0] == 0).all()
     with torch.no_grad():
         after_two = SCALED.quantizer.vectors(codes[:, :5], layout)  # (2, 3, 4, 4), already on the last grid
-    torch.testing.assert_close(seen[:, 5:], after_two.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(seen[:, 5:], after_two.flatten(2).transpose(1, 2) @ _whitening())
 
     builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
     builder.image(segments.inputs[0], segments.targets[0], segments.groups, layout, segments.features[0])

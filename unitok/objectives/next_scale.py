@@ -25,6 +25,7 @@ class NextScale(Objective):
 
     def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
         self.quantizer, self.scales = quantizer, scales
+        self._whitening = _whitening(quantizer)
 
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> NextScale:
@@ -63,7 +64,7 @@ class NextScale(Objective):
         """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
         the codes of all scales."""
         last = len(layout.scales) - 1
-        whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
+        whole = self._white(self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout))  # (B, h*w, D)
         ids = torch.full(whole.shape[:2], vocabulary.mask, device=codes.device)
         features = F.pad(whole, (0, self.scales))
         return ImageSegments(
@@ -74,6 +75,24 @@ class NextScale(Objective):
         return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
 
     def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Features (B, n, D + K): what is seen (B, n, D) and, one-hot, the number of the scale (n,)."""
+        """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,)."""
         number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
-        return torch.cat([seen, number], -1)
+        return torch.cat([self._white(seen), number], -1)
+
+    def _white(self, seen: torch.Tensor) -> torch.Tensor:
+        return seen @ self._whitening.to(seen)
+
+
+def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:
+    """(D, D) float32, from the right: makes the covariance of the code vectors the identity.
+
+    A tokenizer's latents are far longer in some directions than in others (a hundred times, where the long ones hold
+    colours and the short ones edges), and a model that sees them as they are learns to read shapes last, if bf16 has
+    left anything of them.
+    """
+    with torch.no_grad():
+        codes = torch.arange(quantizer.codebook_size, device=next(quantizer.parameters()).device)
+        vectors = quantizer.book.vectors(codes[None], (1, len(codes)))[0, :, 0].double().cpu()  # (D, codebook)
+    variances, directions = torch.linalg.eigh(torch.cov(vectors))
+    least = max(variances.max().item() * 1e-6, torch.finfo(torch.float64).tiny)  # no noise where there is nothing
+    return (directions * variances.clamp(min=least).rsqrt()).float()
