@@ -153,7 +153,7 @@ class GeneratorTrainee:
             for number, (name, task) in enumerate(self._tasks.items()):
                 if task.share > 0:
                     shares = {other: TaskConfig(float(other == name), 1.0) for other in self.parts}
-                    alone = TasksConfig(**shares, caption_dropout=0.0, code_dropout=0.0)
+                    alone = TasksConfig(**shares, caption_dropout=0.0, code_dropout=0.0, code_noise=0.0)
                     packer = replace(self._packer, tasks=alone, seed=fold("validation", number))
                     yield packer.pack(records, self._codes(records)).to(self._world.device)
 
