@@ -124,6 +124,8 @@ def test_next_scale_sees_all_directions_of_the_latents_alike() -> None:
     vectors = quantizer.book.vectors(torch.arange(16)[None], (4, 4))[0].flatten(1).T.detach()
     seen = objective.mark(vectors[None], torch.zeros(16, dtype=torch.int64))[0, :, :3]
     torch.testing.assert_close(torch.cov(seen.T), torch.eye(3), atol=1e-4, rtol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as pictures are drawn
+        assert torch.equal(objective.mark(vectors[None], torch.zeros(16, dtype=torch.int64))[0, :, :3], seen)
 
 
 def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> None:

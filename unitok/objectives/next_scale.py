@@ -80,7 +80,8 @@ class NextScale(Objective):
         return torch.cat([self._white(seen), number], -1)
 
     def _white(self, seen: torch.Tensor) -> torch.Tensor:
-        return seen @ self._whitening.to(seen)
+        with torch.autocast(seen.device.type, enabled=False):  # bf16 would round away what whitening brings out
+            return seen.float() @ self._whitening.to(seen.device)
 
 
 def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:
