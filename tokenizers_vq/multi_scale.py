@@ -141,11 +141,12 @@ class MultiScaleQuantizer(nn.Module):
         right, seen = [], []
         for scale, shake in enumerate(noise.split(layout.lengths, 1)):
             seen.append(self.shrink(total, scale, layout))
-            rest = self.shrink(goal - total, scale, layout)  # (B, n, D)
-            right.append(self.book.nearest(to_grid(rest.flatten(0, 1), len(codes), *layout.scales[scale])))
-            rest = rest + shake * rest.square().mean((1, 2), keepdim=True).sqrt()
-            wrong = self.book.nearest(to_grid(rest.flatten(0, 1), len(codes), *layout.scales[scale]))
-            total = self.add(total, wrong, scale, layout)
+            down = _area(goal - total, layout.scales[scale])  # (B, D, h_k, w_k)
+            right.append(self.book.nearest(down))
+            if scale + 1 < len(layout.scales):  # nothing is written after the last map
+                shake = to_grid(shake.flatten(0, 1), len(codes), *layout.scales[scale])
+                wrong = self.book.nearest(down + shake * down.square().mean((1, 2, 3), keepdim=True).sqrt())
+                total = self.add(total, wrong, scale, layout)
         return torch.cat(right, 1), torch.cat(seen, 1)
 
     # --- parts -----------------------------------------------------------------------------------------------------
