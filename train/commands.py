@@ -201,11 +201,14 @@ def encode(
     every step. Run the same command again to go on after an interruption.
 
     Args:
-        data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many:
-        shapes?limit=50000 image_tokenizer: Folder of the image tokenizer. out: Folder for the codes; give it to
-        --data of train generator. batch_size: Pictures encoded at once. shard_size: Pictures per file; an
-        interruption costs at most this many. workers: Processes that read pictures. device: auto takes a GPU where
-        there is one. max_bad: Share of the pictures that may be unreadable.
+        data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
+        image_tokenizer: Folder of the image tokenizer.
+        out: Folder for the codes; give it to --data of train generator.
+        batch_size: Pictures encoded at once.
+        shard_size: Pictures per file; an interruption costs at most this many.
+        workers: Processes that read pictures.
+        device: auto takes a GPU where there is one.
+        max_bad: Share of the pictures that may be unreadable.
 
     Example:
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes

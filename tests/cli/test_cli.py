@@ -74,6 +74,9 @@ def test_help_of_a_command_is_quick_and_ends_with_an_example_that_parses(
     assert float(seconds) < 3 and not heavy  # 0.3 s on an idle machine
     assert f"usage: unitok {name}" in done.stdout
     assert "--config" in done.stdout and "--print_config" in done.stdout
+    for option in re.split(r"\n  (?=-)", done.stdout)[1:]:
+        shape, description = re.split(r"\s{2,}", option, maxsplit=1)
+        assert not description.startswith(("(required", "(type")), f"{shape} has no description"
     example = textwrap.dedent(done.stdout.split("\nExample:\n")[1]).replace("\\\n", " ")
     monkeypatch.chdir(tmp_path)
     for line in example.strip().splitlines():
