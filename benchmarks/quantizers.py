@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers_vq import BSQ, FSQ, IBQ, LFQ, VQ, ConvVQConfig, Cosine, Gumbel, LossConfig, MultiVQ, SimVQ, ViTConfig
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.quantizers import make_quantizer
-from unitok.eval.commands import eval_tokenizer
+from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.train.commands import train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
 
