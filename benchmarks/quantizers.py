@@ -40,11 +40,13 @@ QUANTIZERS = {
     "SimVQ": SimVQ(codebook_size=1024, dim=8),
     "FSQ": FSQ(levels=(8, 5, 5, 5)),
     "LFQ": LFQ(codebook_size=1024),
+    "LFQ, entropy_weight 0.02": LFQ(codebook_size=1024, entropy_weight=0.02),
     "BSQ": BSQ(codebook_size=1024),
     "BSQ, entropy_weight 0.02": BSQ(codebook_size=1024, entropy_weight=0.02),
     "IBQ": IBQ(codebook_size=1024, dim=8),
     "IBQ, entropy_weight 0.2": IBQ(codebook_size=1024, dim=8, entropy_weight=0.2),
     "Gumbel": Gumbel(codebook_size=1024, dim=8),
+    "Gumbel, temperature 0.25": Gumbel(codebook_size=1024, dim=8, temperature=0.25),
     "MultiVQ, 4 x 256": MultiVQ(codebook_size=256, dim=8, codebooks=4),
     "MultiVQ, 2 x 32": MultiVQ(codebook_size=32, dim=4, codebooks=2),
 }
