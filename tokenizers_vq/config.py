@@ -35,6 +35,9 @@ class ConvVQConfig(ConvConfig):
     scales: tuple[int | tuple[int, int], ...] = ()
     """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
     [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""
+    scale_residual: bool = True
+    """Each scale writes what the coarser ones left over (VAR). false: each writes the whole picture as far as its grid
+    can hold it (FlexVAR, arXiv 2502.20313), and the finest alone is decoded."""
     scale_convs: int = 4
     """Residual convolutions that the scales share; neighbouring scales use the same one."""
     scale_dropout: float = 0.0
@@ -244,7 +247,7 @@ FAMILIES: dict[str, type[TokenizerConfig]] = {
 # --- config.json ----------------------------------------------------------------------------------------------------
 
 ADDED = {
-    *("patchwise", "scales", "scale_convs", "scale_dropout"),
+    *("patchwise", "scales", "scale_residual", "scale_convs", "scale_dropout"),
     *("quant_kernel", *PER_LEVEL, "attention_levels"),
     *("backbone", "vit", "learned", "contrastive_weight"),
 }

@@ -7,7 +7,8 @@ A latent grid f of h x w is written as maps of 1x1, 2x2, ... up to h x w codes. 
     total = total + part,   rest = rest - part
 
 The running total after k scales is what the picture is decoded from, and, shrunk to the next grid, what a next-scale
-model sees before it writes the next map.
+model sees before it writes the next map. With `scale_residual` off (FlexVAR, arXiv:2502.20313) nothing is left over or
+added up: rest stays f, and total is the newest part.
 
 B = images, D = width of a code vector, h, w = finest grid, L = codes per image, N = rows of vectors
 """
@@ -74,11 +75,17 @@ class MultiScaleQuantizer(nn.Module):
                 chosen = torch.cat([part.reshape(-1) for part in codes])
                 self.book.follow(torch.cat(rows), chosen, accumulate, torch.cat(shares) / len(rows))
             # As published: each total pulls the latents, and the latents pull codebook and convolutions, every scale
-            # alike. The picture's gradient passes straight through.
+            # alike. The picture's gradient passes straight through. A coarse map that others do not complete is held
+            # against what its grid can say.
             weight = getattr(self.config.quantizer, "commitment_weight", 1.0)
+            pairs = [(total, z) for total in totals]
+            if not self.config.scale_residual:
+                pairs = [
+                    (_area(total, grid), _area(z, grid)) for total, grid in zip(totals, layout.scales, strict=True)
+                ]
             losses = {
-                "commitment": weight * torch.stack([F.mse_loss(total.detach(), z) for total in totals]).mean(),
-                "codebook": torch.stack([F.mse_loss(total, z.detach()) for total in totals]).mean(),
+                "commitment": weight * torch.stack([F.mse_loss(total.detach(), goal) for total, goal in pairs]).mean(),
+                "codebook": torch.stack([F.mse_loss(total, goal.detach()) for total, goal in pairs]).mean(),
             }
             value = self._drop_scales(totals) if self.training else totals[-1]
             rotate = getattr(self.config.quantizer, "rotation_trick", False)
@@ -112,7 +119,8 @@ class MultiScaleQuantizer(nn.Module):
 
     def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
         """The total after one more scale, whose codes are (B, n)."""
-        return total + self._part(codes, scale, layout)
+        part = self._part(codes, scale, layout)
+        return total + part if self.config.scale_residual else part
 
     def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
         """A total as seen on the grid of a scale, (B, n, D) row-major."""
@@ -141,7 +149,8 @@ class MultiScaleQuantizer(nn.Module):
         right, seen = [], []
         for scale, shake in enumerate(noise.split(layout.lengths, 1)):
             seen.append(self.shrink(total, scale, layout))
-            down = _area(goal - total, layout.scales[scale])  # (B, D, h_k, w_k)
+            rest = goal - total if self.config.scale_residual else goal
+            down = _area(rest, layout.scales[scale])  # (B, D, h_k, w_k)
             right.append(self.book.nearest(down))
             if scale + 1 < len(layout.scales):  # nothing is written after the last map
                 shake = to_grid(shake.flatten(0, 1), len(codes), *layout.scales[scale])
@@ -189,9 +198,12 @@ class MultiScaleQuantizer(nn.Module):
             codes.append(self.book.nearest(down))
             rows.append(to_rows(down))
             part = self._part(codes[-1], scale, layout)
-            total = total + part
+            if self.config.scale_residual:
+                total = total + part
+                rest = rest - part.detach()  # in this order as published: rounding can decide between two codes
+            else:
+                total = part
             totals.append(total)
-            rest = rest - part.detach()  # in this order as published: rounding can decide between two codes
         return totals, codes, rows
 
     def _pyramid(self, z: Tensor, layout: Layout) -> Tensor:
@@ -201,7 +213,8 @@ class MultiScaleQuantizer(nn.Module):
         for grid, length in zip(layout.scales, layout.lengths, strict=True):
             down = _area(rest, grid)
             rows.append(to_rows(down).repeat(max(1, layout.lengths[-1] // length), 1))
-            rest = rest - F.interpolate(down, layout.grid, mode="bicubic")
+            if self.config.scale_residual:
+                rest = rest - F.interpolate(down, layout.grid, mode="bicubic")
         return torch.cat(rows)
 
     def _drop_scales(self, totals: list[Tensor]) -> Tensor:

@@ -131,13 +131,14 @@ def train_generator(
     """
     settings = _settings(locals())
     problems = Problems()
-    for name, value, only in (
-        ("code_dropout", tasks.code_dropout, "next_token"),
-        ("code_noise", tasks.code_noise, "next_scale"),
+    for name, value, objectives in (
+        ("code_dropout", tasks.code_dropout, ("next_token", "next_scale")),
+        ("code_noise", tasks.code_noise, ("next_scale",)),
     ):
         problems.check(
-            value == 0 or objective == only,
-            f"--tasks.{name} is {value}, which works on {only} alone: leave it out (0) with objective {objective}",
+            value == 0 or objective in objectives,
+            f"--tasks.{name} is {value}, which works on {' and '.join(objectives)} alone: leave it out (0) with "
+            f"objective {objective}",
         )
     problems.raise_if_any()
     from .folder import RunFolder

@@ -133,8 +133,9 @@ class TasksConfig:
     caption_dropout: float = 0.1
     """Share of text_to_image captions that are replaced by an empty one, which guidance needs."""
     code_dropout: float = 0.0
-    """Largest share of a picture's codes that are hidden while `next_token` continues it; each picture draws its own
-    share. What cannot be copied from a neighbour must be read in the caption (word dropout, arXiv:1511.06349)."""
+    """Largest share of what `next_token` or `next_scale` sees of a picture that is hidden while it is continued; each
+    picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read in the caption
+    (word dropout, arXiv:1511.06349)."""
     code_noise: float = 0.0
     """Most noise with which the maps that `next_scale` continues are written; 1 is as much as what they write. Each
     picture draws its own share. Targets stay true, so each map learns to correct those before it."""

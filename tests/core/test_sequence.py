@@ -109,6 +109,27 @@ def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> N
     assert torch.equal(segments(0.8).inputs, some.inputs) and not torch.equal(segments(0.8, 1).inputs, some.inputs)
 
 
+def test_code_dropout_hides_a_share_of_what_the_maps_are_written_from() -> None:
+    layout, objective = SCALED.layout, get_objective("next_scale", SCALED)
+    codes = torch.randint(16, (400, 21), generator=torch.Generator().manual_seed(0))
+
+    def segments(dropout: float, seed: int = 0) -> ImageSegments:
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(400)]
+        return objective.segments(codes, layout, VOCABULARY, generators, TasksConfig(code_dropout=dropout))
+
+    whole, some = segments(0.0), segments(0.8)
+    assert whole.features is not None and some.features is not None
+    assert torch.equal(some.targets, whole.targets) and torch.equal(some.inputs, whole.inputs)
+    hidden = ~some.features.any(-1)
+    assert torch.equal(some.features[~hidden], whole.features[~hidden]) and whole.features.any(-1).all()
+    share = hidden.float().mean(1)
+    assert abs(share.mean().item() - 0.4) < 0.03 and share.min() < 0.1 and 0.65 < share.max() < 0.99
+    assert torch.equal(segments(0.8).features, some.features)
+    generators = [torch.Generator().manual_seed(3)]
+    alone = objective.segments(codes[3:4], layout, VOCABULARY, generators, TasksConfig(code_dropout=0.8))
+    torch.testing.assert_close(alone.features, some.features[3:4])
+
+
 def _whitening() -> torch.Tensor:
     """(3, 3): the inverse root of the covariance of the code vectors, by its definition."""
     vectors = SCALED.quantizer.book.vectors(torch.arange(16)[None], (4, 4))[0].flatten(1).detach().double()

@@ -74,6 +74,30 @@ def test_the_arithmetic_is_the_published_one() -> None:
     torch.testing.assert_close(quantizer.seen_before(codes, tokenizer.layout), seen, atol=1e-6, rtol=1e-5)
 
 
+def test_without_residuals_each_map_is_the_picture_on_its_grid() -> None:
+    sides = [1, 2, 3, 4, 6, 8]
+    quantizer = quantizer_of(tiny(scale_residual=False, quantizer=VQ(codebook_size=128, dim=6)).eval())
+    layout = tiny().layout
+    f, book = torch.randn(3, 6, 8, 8), quantizer.book.codebook
+    codes = quantizer.nearest(f)
+    for side, part in zip(sides, layout.split(codes), strict=True):
+        rows = F.interpolate(f, (side, side), mode="area").permute(0, 2, 3, 1).reshape(-1, 6)
+        assert (part.flatten() == torch.cdist(rows, book).argmin(1)).float().mean() > 0.99, (
+            "equal but for ties in float32"
+        )
+    last = book[codes[:, -64:]].view(3, 8, 8, 6).permute(0, 3, 1, 2)
+    torch.testing.assert_close(quantizer.vectors(codes, layout), 0.5 * last + 0.5 * quantizer.convs[3](last))
+    other = codes.clone()
+    other[:, :-64] = 0
+    assert torch.equal(quantizer.vectors(other, layout), quantizer.vectors(codes, layout)), "the last map alone"
+    seen = quantizer.seen_before(codes, layout)
+    wanted = quantizer.shrink(quantizer.vectors(codes[:, :30], layout), 4, layout)  # after 1 + 4 + 9 + 16 codes
+    torch.testing.assert_close(seen[:, 30:66], wanted)
+    written, told = quantizer.rewrite(codes, layout, torch.zeros(3, 130, 6))
+    assert torch.equal(written[:, 30:], quantizer.nearest(quantizer.vectors(codes, layout))[:, 30:])
+    assert told.shape == seen.shape
+
+
 @pytest.mark.parametrize(("convs", "scales", "table"), [(1, 4, [0] * 4), (2, 4, [0, 0, 1, 1]), (4, 4, [0, 1, 2, 3])])
 def test_scales_share_convolutions_with_their_neighbours(convs: int, scales: int, table: list[int]) -> None:
     assert [residual_conv_of(scale, convs, scales) for scale in range(scales)] == table
@@ -81,9 +105,10 @@ def test_scales_share_convolutions_with_their_neighbours(convs: int, scales: int
     assert [residual_conv_of(scale, 10, 10) for scale in range(10)] == list(range(10))
 
 
+@pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4), SimVQ(codebook_size=64, dim=4)])
-def test_codes_give_the_reconstruction_and_every_parameter_learns(quantizer: Any) -> None:
-    tokenizer = tiny(quantizer=quantizer)
+def test_codes_give_the_reconstruction_and_every_parameter_learns(quantizer: Any, residual: bool) -> None:
+    tokenizer = tiny(quantizer=quantizer, scale_residual=residual)
     images = pictures()
     loss, parts = TokenizerLoss(LossConfig())(images, tokenizer(images))
     loss.backward()

@@ -179,7 +179,7 @@ def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, tra
     ("tasks", "message"),
     [
         (TasksConfig(code_noise=0.5), r"--tasks.code_noise is 0.5, which works on next_scale alone: leave it out"),
-        (TasksConfig(code_dropout=0.5), r"--tasks.code_dropout is 0.5, which works on next_token alone: leave it out"),
+        (TasksConfig(code_dropout=0.5), r"code_dropout is 0.5, which works on next_token and next_scale alone: leave"),
     ],
 )
 def test_what_an_objective_does_not_know_is_refused(

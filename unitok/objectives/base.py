@@ -38,6 +38,13 @@ class ImageSegments:
         return builder.image(inputs, targets, groups, self.layout, features)
 
 
+def hidden_places(length: int, tasks: TasksConfig, generators: list[torch.Generator]) -> torch.Tensor:
+    """(B, length) bool: the places that `tasks.code_dropout` hides, a share of its own of each image."""
+    draws = [torch.rand(1 + length, generator=generator) for generator in generators]
+    table = torch.stack(draws) if draws else torch.zeros(0, 1 + length)
+    return table[:, 1:] < tasks.code_dropout * table[:, :1]
+
+
 class Objective(ABC):
     """Answers for target images: what stands at their positions, what is predicted there, who sees whom."""
 

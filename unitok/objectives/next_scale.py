@@ -14,7 +14,7 @@ from tokenizers_vq.multi_scale import MultiScaleQuantizer
 from ..config import TasksConfig
 from ..sequence import IGNORE
 from ..vocabulary import Vocabulary
-from .base import ImageSegments, Objective
+from .base import ImageSegments, Objective, hidden_places
 
 
 class NextScale(Objective):
@@ -58,7 +58,10 @@ class NextScale(Objective):
             seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
         ids = vocabulary.image_ids(codes)
         groups = self.groups(layout)
-        return ImageSegments(torch.full_like(ids, vocabulary.mask), ids, groups, layout, self.mark(seen, groups))
+        features = self.mark(seen, groups)
+        if tasks is not None and tasks.code_dropout > 0:
+            features = features.masked_fill(hidden_places(layout.length, tasks, generators)[..., None], 0.0)
+        return ImageSegments(torch.full_like(ids, vocabulary.mask), ids, groups, layout, features)
 
     def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
         """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than

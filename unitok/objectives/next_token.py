@@ -9,7 +9,7 @@ from tokenizers_vq.layout import Layout
 
 from ..config import TasksConfig
 from ..vocabulary import Vocabulary
-from .base import ImageSegments, Objective
+from .base import ImageSegments, Objective, hidden_places
 
 
 class NextToken(Objective):
@@ -29,9 +29,7 @@ class NextToken(Objective):
         start = torch.full_like(ids[:, :1], vocabulary.boi)
         before = ids[:, :-1]
         if tasks is not None and tasks.code_dropout > 0:
-            draws = torch.stack([torch.rand(layout.length, generator=generator) for generator in generators])
-            share = tasks.code_dropout * draws[:, :1]  # of this picture
-            before = before.masked_fill(draws[:, 1:] < share, vocabulary.mask)
+            before = before.masked_fill(hidden_places(layout.length - 1, tasks, generators), vocabulary.mask)
         return ImageSegments(torch.cat([start, before], 1), ids, self.groups(layout), layout)
 
     def groups(self, layout: Layout) -> torch.Tensor:
