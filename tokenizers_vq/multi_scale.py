@@ -75,17 +75,11 @@ class MultiScaleQuantizer(nn.Module):
                 chosen = torch.cat([part.reshape(-1) for part in codes])
                 self.book.follow(torch.cat(rows), chosen, accumulate, torch.cat(shares) / len(rows))
             # As published: each total pulls the latents, and the latents pull codebook and convolutions, every scale
-            # alike. The picture's gradient passes straight through. A coarse map that others do not complete is held
-            # against what its grid can say.
+            # alike. The picture's gradient passes straight through.
             weight = getattr(self.config.quantizer, "commitment_weight", 1.0)
-            pairs = [(total, z) for total in totals]
-            if not self.config.scale_residual:
-                pairs = [
-                    (_area(total, grid), _area(z, grid)) for total, grid in zip(totals, layout.scales, strict=True)
-                ]
             losses = {
-                "commitment": weight * torch.stack([F.mse_loss(total.detach(), goal) for total, goal in pairs]).mean(),
-                "codebook": torch.stack([F.mse_loss(total, goal.detach()) for total, goal in pairs]).mean(),
+                "commitment": weight * torch.stack([F.mse_loss(total.detach(), z) for total in totals]).mean(),
+                "codebook": torch.stack([F.mse_loss(total, z.detach()) for total in totals]).mean(),
             }
             value = self._drop_scales(totals) if self.training else totals[-1]
             rotate = getattr(self.config.quantizer, "rotation_trick", False)
@@ -146,12 +140,13 @@ class MultiScaleQuantizer(nn.Module):
         of that scale. (Codes drawn near the right one: RQ-Transformer, arXiv:2203.01941.)
         """
         goal, total = self.total(codes, layout), self.blank(len(codes), layout, codes.device)
+        parts = layout.split(codes)
         right, seen = [], []
         for scale, shake in enumerate(noise.split(layout.lengths, 1)):
             seen.append(self.shrink(total, scale, layout))
             rest = goal - total if self.config.scale_residual else goal
             down = _area(rest, layout.scales[scale])  # (B, D, h_k, w_k)
-            right.append(self.book.nearest(down))
+            right.append(self.book.nearest(down) if self.config.scale_residual else parts[scale])
             if scale + 1 < len(layout.scales):  # nothing is written after the last map
                 shake = to_grid(shake.flatten(0, 1), len(codes), *layout.scales[scale])
                 wrong = self.book.nearest(down + shake * down.square().mean((1, 2, 3), keepdim=True).sqrt())

@@ -94,8 +94,10 @@ def test_without_residuals_each_map_is_the_picture_on_its_grid() -> None:
     wanted = quantizer.shrink(quantizer.vectors(codes[:, :30], layout), 4, layout)  # after 1 + 4 + 9 + 16 codes
     torch.testing.assert_close(seen[:, 30:66], wanted)
     written, told = quantizer.rewrite(codes, layout, torch.zeros(3, 130, 6))
-    assert torch.equal(written[:, 30:], quantizer.nearest(quantizer.vectors(codes, layout))[:, 30:])
-    assert told.shape == seen.shape
+    assert torch.equal(written, codes) and torch.equal(told[:, :1], seen[:, :1])
+    noisy, changed = quantizer.rewrite(codes, layout, torch.randn(3, 130, 6))
+    assert torch.equal(noisy, codes), "a mistake in one map leaves the others as they are"
+    assert (changed != seen).any(-1)[:, 1:].float().mean() > 0.5
 
 
 @pytest.mark.parametrize(("convs", "scales", "table"), [(1, 4, [0] * 4), (2, 4, [0, 0, 1, 1]), (4, 4, [0, 1, 2, 3])])
