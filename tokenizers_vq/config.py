@@ -159,11 +159,12 @@ def shapes() -> ConvVQConfig:
 
 
 def shapes_scales() -> ConvVQConfig:
-    """As `shapes`, with maps of 1, 2, 4 and 8 codes a side: 85 codes out of 64.
+    """As `shapes`, with maps of 1, 2, 4 and 8 codes a side, each of the whole picture: 85 codes out of 64.
 
-    A small codebook is enough for four maps, and a generator learns it faster.
+    Codes of what coarser maps left over would be a subtraction that a small generator has to learn first.
     """
-    return dataclasses.replace(shapes(), scales=(1, 2, 4, 8), quantizer=VQ(codebook_size=64, dim=8))
+    scales = (1, 2, 4, 8)
+    return dataclasses.replace(shapes(), scales=scales, scale_residual=False, quantizer=VQ(codebook_size=64, dim=8))
 
 
 def shapes_query() -> QueryVQConfig:
