@@ -44,7 +44,7 @@ def decode(
         start = span.stop
         seen_before = objective.quantizer.shrink(total, scale, layout)  # (B, n, D)
         features = objective.mark(seen_before, groups[span]).repeat(copies, 1, 1)
-        ids = torch.full((rows, length), vocabulary.mask, device=model.device)
+        ids = objective.inputs(seen_before, groups[span], vocabulary).repeat(copies, 1)
         place = places[span].repeat(rows, 1, 1)
         place[..., 0] += prompts.orders[:, None]
         seen = prompts.cache.extend(prompts.groups[:, None] + groups[span], whole=True)

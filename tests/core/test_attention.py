@@ -10,6 +10,7 @@ import torch
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.quantizer_config import VQ
 from unitok.attention import allowed, attend, visibility
 from unitok.config import TrunkConfig
 from unitok.objectives import get_objective
@@ -20,7 +21,11 @@ from unitok.vocabulary import Vocabulary
 VOCABULARY = Vocabulary(text_size=20, codebook_size=16)
 LAYOUT = Layout(((2, 2),))
 TOKENIZER = build_tokenizer(TOKENIZER_PRESETS["debug"]())
-SCALED = build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), image_size=8, scales=(1, 2)))
+SCALED = build_tokenizer(
+    dataclasses.replace(
+        TOKENIZER_PRESETS["debug"](), image_size=8, scales=(1, 2), quantizer=VQ(codebook_size=16, dim=4)
+    )
+)
 SCALED_FEATURES = get_objective("next_scale", SCALED).features
 
 

@@ -119,8 +119,9 @@ def test_code_dropout_hides_a_share_of_what_the_maps_are_written_from() -> None:
 
     whole, some = segments(0.0), segments(0.8)
     assert whole.features is not None and some.features is not None
-    assert torch.equal(some.targets, whole.targets) and torch.equal(some.inputs, whole.inputs)
     hidden = ~some.features.any(-1)
+    assert torch.equal(some.targets, whole.targets) and (some.inputs[hidden] == VOCABULARY.mask).all()
+    assert torch.equal(some.inputs[~hidden], whole.inputs[~hidden]) and (whole.inputs[:, 1:] != VOCABULARY.mask).all()
     assert torch.equal(some.features[~hidden], whole.features[~hidden]) and whole.features.any(-1).all()
     share = hidden.float().mean(1)
     assert abs(share.mean().item() - 0.4) < 0.03 and share.min() < 0.1 and 0.65 < share.max() < 0.99
@@ -184,7 +185,7 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     layout = SCALED.layout
     codes = torch.randint(16, (2, 21))
     segments = objective.segments(codes, layout, VOCABULARY, [])
-    assert (segments.inputs == VOCABULARY.mask).all()
+    assert (segments.inputs[:, 0] == VOCABULARY.mask).all(), "the first map sees nothing"
     assert torch.equal(segments.targets, codes + VOCABULARY.image_start)
     assert segments.groups.tolist() == [0] + [1] * 4 + [2] * 16
     assert segments.features is not None and segments.features.shape == (2, 21, 3 + 3) and objective.features == 6
@@ -193,7 +194,9 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     assert (seen[:, 0] == 0).all()
     with torch.no_grad():
         after_two = SCALED.quantizer.vectors(codes[:, :5], layout)  # (2, 3, 4, 4), already on the last grid
+        nearest = SCALED.quantizer.book.nearest(after_two)
     torch.testing.assert_close(seen[:, 5:], after_two.flatten(2).transpose(1, 2) @ _whitening())
+    assert torch.equal(segments.inputs[:, 5:], nearest + VOCABULARY.image_start)
 
     builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
     builder.image(segments.inputs[0], segments.targets[0], segments.groups, layout, segments.features[0])

@@ -18,8 +18,8 @@ from .base import ImageSegments, Objective, hidden_places
 
 
 class NextScale(Objective):
-    """Input: the running reconstruction of the coarser scales, shrunk to this one's grid, and which scale it is.
-    Target: this scale's codes. Each scale is a group."""
+    """Input: the reconstruction from the coarser scales, shrunk to this one's grid, the code nearest to it, and which
+    scale it is. Target: this scale's codes. Each scale is a group."""
 
     name = "next_scale"
 
@@ -58,18 +58,19 @@ class NextScale(Objective):
             seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
         ids = vocabulary.image_ids(codes)
         groups = self.groups(layout)
-        features = self.mark(seen, groups)
+        inputs, features = self.inputs(seen, groups, vocabulary), self.mark(seen, groups)
         if tasks is not None and tasks.code_dropout > 0:
-            features = features.masked_fill(hidden_places(layout.length, tasks, generators)[..., None], 0.0)
-        return ImageSegments(torch.full_like(ids, vocabulary.mask), ids, groups, layout, features)
+            hidden = hidden_places(layout.length, tasks, generators)
+            inputs, features = inputs.masked_fill(hidden, vocabulary.mask), features.masked_fill(hidden[..., None], 0.0)
+        return ImageSegments(inputs, ids, groups, layout, features)
 
     def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
         """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
         the codes of all scales."""
         last = len(layout.scales) - 1
-        whole = self._white(self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout))  # (B, h*w, D)
-        ids = torch.full(whole.shape[:2], vocabulary.mask, device=codes.device)
-        features = F.pad(whole, (0, self.scales))
+        whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
+        ids = vocabulary.image_ids(self._nearest(whole))
+        features = F.pad(self._white(whole), (0, self.scales))
         return ImageSegments(
             ids, torch.full_like(ids, IGNORE), torch.zeros_like(ids[0]), Layout((layout.grid,)), features
         )
@@ -77,10 +78,21 @@ class NextScale(Objective):
     def groups(self, layout: Layout) -> torch.Tensor:
         return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
 
+    def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """Ids (B, n): of the code nearest to what is seen (B, n, D); for the first scale, which sees nothing, the mask
+        token. Pictures that are drawn and pictures that are read so share the embeddings of the codes."""
+        return vocabulary.image_ids(self._nearest(seen)).masked_fill(scale == 0, vocabulary.mask)
+
     def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,)."""
         number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
         return torch.cat([self._white(seen), number], -1)
+
+    def _nearest(self, seen: torch.Tensor) -> torch.Tensor:
+        """Codes (B, n) of what is seen (B, n, D)."""
+        if not len(seen):
+            return torch.zeros(seen.shape[:2], dtype=torch.int64, device=seen.device)
+        return self.quantizer.book.nearest(seen.transpose(1, 2)[:, :, None])
 
     def _white(self, seen: torch.Tensor) -> torch.Tensor:
         with torch.autocast(seen.device.type, enabled=False):  # bf16 would round away what whitening brings out
