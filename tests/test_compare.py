@@ -32,7 +32,7 @@ def configs(tmp_path: Path) -> list[Path]:
             "preset": "debug",
             "objective": objective,
             "text_vocabulary": 300,
-            "run": {"batch_size": 8, "log_every": 1},
+            "run": {"batch_size": 4 if objective == "next_scale" else 8, "log_every": 1},
         }
         files.append(tmp_path / f"{objective}.yaml")
         files[-1].write_text(yaml.safe_dump(values))
@@ -59,7 +59,7 @@ def test_each_objective_gets_the_same_compute(configs: list[Path], tmp_path: Pat
         trained[config.stem] = run["steps"]
         assert run["finished"] and len([entry for entry in log if entry["kind"] == "train"]) == run["steps"]
     assert trained["next_token"] == trained["masked_token"] == report["steps_next_token"]
-    ratio = trained["next_scale"] / trained["next_token"]
+    ratio = trained["next_scale"] / trained["next_token"] / 2  # in steps of half the pictures
     assert 0.7 < ratio < 0.9, "85 codes and a caption of about 15 tokens against 64 and the caption"
     with Image.open(out / "compare.png") as plot:
         assert plot.size[0] > plot.size[1]
@@ -76,9 +76,8 @@ def test_what_cannot_be_compared_is_refused(
     assert "no.yaml is not a file" in capsys.readouterr().err
     values = yaml.safe_load(configs[1].read_text())
     values["trunk"] = {"depth": 1}
-    values["run"]["batch_size"] = 4
     configs[1].write_text(yaml.safe_dump(values))
     assert main(words(configs[:2], out)) == 2
     error = capsys.readouterr().err
-    assert "differ in trunk: compare the same trunk" in error and "differ in run.batch_size (8, 4)" in error
+    assert "differ in trunk: compare the same trunk" in error
     assert not (out / "next_token").exists(), "nothing is trained"
