@@ -37,9 +37,9 @@ def compare(
 ) -> None:
     """Train generators with the same compute, draw the same captions with each, and plot quality against time.
 
-    Each generator is a configuration of `unitok train generator`. All must have the same trunk; they
-    may differ in objective, image tokenizer and what else the objective needs. Compute is counted in sequence
-    positions: a configuration with longer sequences takes fewer steps. Writes report.json, report.html and
+    Each generator is a configuration of `unitok train generator`. All must have the same trunk; they may differ in
+    objective, image tokenizer, batch and what else the objective needs. Compute is counted in sequence positions: a
+    configuration with longer sequences or larger batches takes fewer steps. Writes report.json, report.html and
     compare.png. After an interruption the same command goes on.
 
     Args:
