@@ -14,16 +14,16 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
-from .errors import Problems, UserError
-from .files import atomic_path, read_json, write_json
+from .digests import check_digest, check_own, take_digests, with_digests
+from .errors import UserError
+from .files import part, read_json, read_stable, replace_parts, write_json
 from .layout import Layout
 from .quantizer_base import check_codes
+from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -149,11 +149,19 @@ class ImageTokenizer(nn.Module, ABC):
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`, each whole or not at all; inverse of `load_tokenizer`."""
-        folder = Path(folder)
-        with atomic_path(folder / WEIGHTS_FILE) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
-        write_json(folder / CONFIG_FILE, config_to_dict(self.config))
+        """Writes `config.json` and `model.safetensors`, both or none; inverse of `load_tokenizer`.
+
+        Raises:
+            UserError: a weight is not finite, or the folder cannot be written.
+        """
+        replace_parts(Path(folder), self.write_parts)
+
+    def write_parts(self, folder: Path) -> None:
+        """Writes the files of a tokenizer into an empty folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_weights(self.state_dict(), folder / WEIGHTS_FILE)
+        values = with_digests(config_to_dict(self.config), folder, CONFIG_FILE, WEIGHTS_FILE)
+        write_json(folder / CONFIG_FILE, values)
 
 
 def _some(numbers: list[int]) -> str:
@@ -183,44 +191,26 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
         UserError: the folder is missing, foreign or damaged.
     """
     folder = Path(path)
-    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not part(folder, name).is_file()]
     if missing:
         what = f"lacks {' and '.join(missing)}" if folder.is_dir() else "is not a folder"
         raise UserError(
             f"no image tokenizer at {folder}: it {what}; expected {CONFIG_FILE} and {WEIGHTS_FILE}, "
             "as `unitok train tokenizer` writes them"
         )
-    values = read_json(folder / CONFIG_FILE)
+    return read_stable(part(folder, CONFIG_FILE), lambda: _load(folder)).to(device)
+
+
+def _load(folder: Path) -> ImageTokenizer:
+    where = part(folder, CONFIG_FILE)
+    values = read_json(where)
     if not isinstance(values, dict):
-        raise UserError(f"{folder / CONFIG_FILE} holds a {type(values).__name__}, not a configuration")
-    config = config_from_dict(values, where=str(folder / CONFIG_FILE))
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read as safetensors ({error}): restore the file") from error
-    with torch.random.fork_rng(devices=[]):
-        tokenizer = build_tokenizer(config)
-    _check_weights(tokenizer.state_dict(), weights, folder / WEIGHTS_FILE)
-    tokenizer.load_state_dict(weights)
-    return tokenizer.eval().to(device)
-
-
-def _check_weights(wanted: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
-    """Raises UserError that lists every missing, unexpected and misshapen tensor (ten of each kind at most)."""
-
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-    missing = sorted(wanted.keys() - given.keys())
-    unexpected = sorted(given.keys() - wanted.keys())
-    shapes = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & given.keys())
-        if given[name].shape != wanted[name].shape
-    ]
-    problems = Problems()
-    advice = "weights and configuration are of different tokenizers"
-    problems.check(not missing, f"{path} lacks {some(missing)}: {advice}")
-    problems.check(not unexpected, f"{path} has unexpected {some(unexpected)}: {advice}")
-    problems.check(not shapes, f"{path} has {some(shapes)}: {advice}")
-    problems.raise_if_any()
+        raise UserError(f"{where} holds a {type(values).__name__}, not a configuration: restore the file")
+    files = take_digests(values, where)
+    config = config_from_dict(values, where=str(where))
+    check_own(values, files, where)
+    check_digest(folder, WEIGHTS_FILE, files, "restore the file")
+    tokenizer = build_empty(lambda: build_tokenizer(config), str(where))
+    advice = "weights and configuration are of different tokenizers, or damaged: restore both"
+    tokenizer.load_state_dict(read_weights(part(folder, WEIGHTS_FILE), tokenizer.state_dict(), advice))
+    return tokenizer.eval()

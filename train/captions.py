@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 from unitok.data.loader import read_in_order
@@ -13,7 +14,6 @@ from unitok.model import TEXT_TOKENIZER
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
 from .config import RunConfig
-from .folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +23,17 @@ CAPTIONS_READ_ENDLESS = 2_000
 
 
 def text_tokenizer_for(
-    dataset: RecordDataset, name: str | None, vocabulary: int, folder: RunFolder, run: RunConfig
+    dataset: RecordDataset, name: str | None, vocabulary: int, checkpoint: Path | None, run: RunConfig
 ) -> TextTokenizer:
-    """The text tokenizer of a run: the given one, that of the run to resume, or a new BPE of the data's captions."""
+    """The text tokenizer of a run: the given one, that of the checkpoint to go on from, or a new BPE of the data's
+    captions."""
     if name is not None:
         return load_text_tokenizer(name)
-    if folder.resume and (folder.path / TEXT_TOKENIZER).is_dir():
-        return load_text_tokenizer(folder.path / TEXT_TOKENIZER)
+    if checkpoint is not None:
+        # Checkpoints from before they held it go on with that of the model beside them.
+        kept = [place / TEXT_TOKENIZER for place in (checkpoint, checkpoint.parents[1])]
+        for place in filter(Path.is_dir, kept):
+            return load_text_tokenizer(place)
     return train_bpe(read_captions(dataset, run.workers or 0), vocabulary)
 
 

@@ -5,7 +5,8 @@
         average.safetensors     their moving average
         optimizer.safetensors   moments of AdamW and Muon, by weight name
         sums.safetensors        what the current log interval has summed up so far
-        state.json              format, step, settings, versions
+        text_tokenizer/         of a generator
+        state.json              format, step, settings, versions, numbers, and the digests of all files
 
 No generator state is needed: every draw is keyed by the step (unitok/seeding.py).
 """
@@ -13,8 +14,6 @@ No generator state is needed: every draw is keyed by the step (unitok/seeding.py
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import read_json, remove_folder, write_folder, write_json
+from tokenizers_vq.weights import check_finite, each_once, read_weights, write_weights
 
 from .optim import AveragedWeights
 
 FORMAT = "unitok-checkpoint-1"
+MODEL, AVERAGE, OPTIMIZER, SUMS = (f"{name}.safetensors" for name in ("model", "average", "optimizer", "sums"))
+ABOUT = "state.json"
 
 
 @dataclass
@@ -44,88 +48,145 @@ class TrainState:
     sums: dict[str, torch.Tensor]
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Fills a folder under a temporary name and renames it; after a failure nothing is left behind.
+def save(
+    folder: Path, state: TrainState, about: dict[str, Any], keep: int, fill: Callable[[Path], None] | None = None
+) -> Path:
+    """Writes the checkpoint of `state.step` into `folder`, then removes all but the newest `keep`. `fill` adds what
+    else the run needs to go on.
 
     Raises:
-        UserError: the disk is full, or the place cannot be written.
+        UserError: a weight is not finite, the disk is full, or the place cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be written ({reason}): free some space, then resume the run") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    path = folder / checkpoint_name(state.step)
 
-
-def save(folder: Path, state: TrainState, about: dict[str, Any], keep: int) -> Path:
-    """Writes the checkpoint of `state.step` into `folder`, then removes all but the newest `keep`."""
-    path = folder / f"step-{state.step:08d}"
-
-    def fill(temporary: Path) -> None:
-        save_file(_weights(state.model), temporary / "model.safetensors")
+    def write(draft: Path) -> None:
+        write_weights(_weights(state.model), draft / MODEL)
         if state.average.decay:
-            save_file(_weights(state.average.model), temporary / "average.safetensors")
-        save_file(_moments(state.model, state.optimizers), temporary / "optimizer.safetensors")
-        save_file(state.sums, temporary / "sums.safetensors")
-        text = json.dumps({"format": FORMAT, "step": state.step, **about}, indent=2)
-        (temporary / "state.json").write_text(text, encoding="utf-8")
+            write_weights(_weights(state.average.model), draft / AVERAGE)
+        write_weights(_moments(state.model, state.optimizers), draft / OPTIMIZER)
+        write_weights(state.sums, draft / SUMS)
+        if fill:
+            fill(draft)
+        names = sorted(place.relative_to(draft).as_posix() for place in draft.rglob("*") if place.is_file())
+        values = plain({"format": FORMAT, "step": state.step, **about})
+        write_json(draft / ABOUT, with_digests(values, draft, ABOUT, *names))
 
-    write_folder(path, fill)
+    write_folder(path, write)
     for old in all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return path
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as JSON reads them back: lists for tuples, text for paths."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def all_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(path.parent for path in folder.glob("step-*/state.json"))
+    return sorted(path.parent for path in folder.glob(f"step-*/{ABOUT}"))
+
+
+def newest_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are what was written; tells of newer ones that are damaged.
+
+    Raises:
+        UserError: there are checkpoints, but none is whole.
+    """
+    damaged: list[str] = []
+    for path in reversed(all_checkpoints(folder)):
+        try:
+            check(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for message in damaged:
+            say(f"{message}: going on from {path} instead")
+        return path
+    if damaged:
+        raise UserError(
+            f"{damaged[0]}, and no other checkpoint in {folder} is whole: restore it, or start again in another --out"
+        )
+    return None
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
+    """The JSON part of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or is not what was written.
+    """
+    return _read_about(path)[0]
+
+
+def _read_about(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    where = path / ABOUT
+    values = read_json(where)
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds a {type(values).__name__}, not the facts of a checkpoint")
+    files = take_digests(values, where)
+    if values.get("format") != FORMAT:
+        raise UserError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT!r}")
+    step, settings = values.get("step"), values.get("settings")
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise UserError(f"{where}: step is {step!r}, expected a whole number")
+    if not isinstance(settings, dict) or not isinstance(settings.get("run"), dict):
+        raise UserError(f"{where}: settings are missing")
+    check_own(values, files, where)
+    return values, files
+
+
+def check(path: Path) -> None:
+    """Compares all files of a checkpoint with their digests. Raises UserError, without advice, at the first damage."""
     try:
-        about = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read ({error}): delete it and resume again") from error
-    if about.get("format") != FORMAT:
-        raise UserError(f"{path} has format {about.get('format')!r}, this version reads {FORMAT!r}")
+        _, files = _read_about(path)
+        for name in files or (MODEL, OPTIMIZER, SUMS):
+            if name != ABOUT:
+                check_digest(path, name, files, "")
+    except UserError as error:
+        reason = str(error).removesuffix(": ").removesuffix(": restore the file")
+        raise UserError(f"checkpoint {path} is damaged ({reason})") from error
+
+
+def load(path: Path, state: TrainState) -> dict[str, Any]:
+    """Puts a checkpoint into a freshly built `state`; returns what its JSON says.
+
+    Raises:
+        UserError: it does not fit this run, or holds a number that is not finite.
+    """
+    about = read_about(path)
+    device = next(state.model.parameters()).device
+    advice = "the checkpoint is damaged or of another run: start again in another --out"
+    try:
+        _put_weights(state.model, read_weights(path / MODEL, _weights(state.model), advice))
+        if state.average.decay:
+            _put_weights(state.average.model, read_weights(path / AVERAGE, _weights(state.average.model), advice))
+        moments = _read_tensors(path / OPTIMIZER, device, advice)
+        _put_moments(state.model, state.optimizers, moments)
+        state.sums.update(_read_tensors(path / SUMS, device, advice))
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"checkpoint {path} does not fit this run: {reason[:300]}") from error
+    state.step = about["step"]
     return about
 
 
-def load(path: Path, state: TrainState) -> None:
-    """Puts a checkpoint into a freshly built `state`."""
-    about = read_about(path)
-    device = next(state.model.parameters()).device
+def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, torch.Tensor]:
     try:
-        parts = {part.stem: load_file(part, device=str(device)) for part in path.glob("*.safetensors")}
-        _put_weights(state.model, parts["model"])
-        if state.average.decay:
-            _put_weights(state.average.model, parts["average"])
-        _put_moments(state.model, state.optimizers, parts["optimizer"])
-    except (KeyError, RuntimeError, ValueError, OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"checkpoint {path} does not fit this run: {reason[:300]}") from error
-    state.sums.update(parts["sums"])
-    state.step = about["step"]
+        tensors = load_file(path, device=str(device))
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): {advice}") from error
+    check_finite(tensors, f"{path} holds numbers that no training goes on from", advice)
+    return tensors
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every tensor once (tied weights have two names) and contiguous, as safetensors wants it."""
-    tensors: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, torch.Size]] = set()
-    for name, tensor in model.state_dict().items():
-        place = (tensor.data_ptr(), tensor.shape)
-        if tensor.numel() == 0 or place not in seen:
-            seen.add(place)
-            tensors[name] = tensor.contiguous()
-    return tensors
+    """The state dict with every tensor once (tied weights have two names), as safetensors wants it."""
+    return dict(each_once(model.state_dict()))
 
 
 def _put_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
@@ -150,14 +211,19 @@ def _moments(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[
 
 
 def _put_moments(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]) -> None:
+    by_weight: dict[str, dict[str, torch.Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition(".")
+        by_weight.setdefault(name, {})[key] = value
     for optimizer in optimizers:
         for weight, name in _names(model, optimizer).items():
             moments = {}
-            for key in ("step", "exp_avg", "exp_avg_sq", "momentum_buffer"):
-                value = tensors.get(f"{name}.{key}")
-                if value is None:
-                    continue  # of the other optimizer, or a weight that has had no gradient yet
+            for key, value in by_weight.pop(name, {}).items():
+                if value.ndim and value.shape != weight.shape:
+                    raise KeyError(f"{name}.{key} has shape {tuple(value.shape)} instead of {tuple(weight.shape)}")
                 # The moments keep the memory format of their weight: the fused kernel reads them side by side.
-                moments[key] = value if key == "step" else torch.empty_like(weight).copy_(value)
-            if moments:
+                moments[key] = torch.empty_like(weight).copy_(value) if value.ndim else value
+            if moments:  # none: a weight that has had no gradient yet
                 optimizer.state[weight] = moments
+    if by_weight:
+        raise KeyError(f"state of the optimizer for weights that there are not: {sorted(by_weight)[:4]}")

@@ -80,7 +80,8 @@ def train_tokenizer(
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
         _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
-        facts = train(trainee, dataset, folder, settings, optim, run, world)
+        newest = world.from_main(folder.newest_checkpoint) if resume else None
+        facts = train(trainee, dataset, folder, settings, optim, run, world, newest)
         if world.is_main:
             _print_result("tokenizer", out, facts)
 
@@ -160,7 +161,8 @@ def train_generator(
         images = load_tokenizer(image_tokenizer)
         dataset = open_data(data, images.image_size)
         validation = open_data(val_data, images.image_size) if val_data else None
-        texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder, run))
+        newest = world.from_main(folder.newest_checkpoint) if resume else None
+        texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, newest, run))
         fingerprint = images.fingerprint()
         features = get_objective(objective, images).features
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
@@ -180,7 +182,7 @@ def train_generator(
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(config, images, texts, tasks, dataset, validation, run, world)
-        facts = train(trainee, dataset, folder, settings, optim, run, world)
+        facts = train(trainee, dataset, folder, settings, optim, run, world, newest)
         if world.is_main:
             _print_result("model", out, facts)
 
@@ -246,4 +248,4 @@ def _print_result(kind: str, out: Path, facts: dict[str, Any]) -> None:
     print(f"{kind}: {out}")
     print(f"steps: {facts['steps']}  seconds: {facts['seconds']}")
     for name, value in facts["numbers"].items():
-        print(f"{name}: {value:.4g}")
+        print(f"{name}: {'-' if value is None else format(value, '.4g')}")

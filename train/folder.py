@@ -12,10 +12,8 @@ out/
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,10 +21,15 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.files import write_json
+from tokenizers_vq.files import is_ours_alone, read_json, write_json
+from unitok.lock import LOCK_FILE
 
-from .checkpoint import all_checkpoints, read_about
+from .checkpoint import newest_whole, plain, read_about
 from .config import FREE_ON_RESUME
+
+RUN_FILE, CHECKPOINTS, SAMPLES = "run.json", "checkpoints", "samples"
+UNUSED = frozenset({LOCK_FILE})
+"""What a folder may hold in which nothing has happened yet."""
 
 
 class RunFolder:
@@ -36,47 +39,59 @@ class RunFolder:
         self.path = path
         self.resume = resume
         """Whether to go on from the newest checkpoint in it."""
-        self.checkpoints = path / "checkpoints"
-        self.samples = path / "samples"
+        self.checkpoints = path / CHECKPOINTS
+        self.samples = path / SAMPLES
         self.log = path / "log.jsonl"
 
     def claim(self) -> None:
-        """Refuses a folder that is somebody else's, before anything is read or built."""
+        """Refuses a folder that is somebody else's, before anything is read or built. With `resume` a run goes on from
+        wherever it was killed, its first moment included."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file: choose another folder")
-        used = self.path.is_dir() and any(self.path.iterdir())
-        is_run = (self.path / "run.json").exists()
+        used = self.path.is_dir() and not is_ours_alone(self.path, UNUSED)
+        begun = any((self.path / name).exists() for name in (RUN_FILE, CHECKPOINTS))
         if used and not self.resume:
-            kind = "already holds a run: add --resume to go on with it, or" if is_run else "is not empty:"
+            kind = "already holds a run: add --resume to go on with it, or" if begun else "is not empty:"
             raise UserError(f"--out {self.path} {kind} choose another folder")
-        if used and not is_run:
-            raise UserError(f"--out {self.path} holds no run to resume (no run.json): choose the folder of a run")
+        if used and not begun:
+            raise UserError(f"--out {self.path} holds no run to resume (no {RUN_FILE}): choose the folder of a run")
         nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
         if not os.access(nearest, os.W_OK):
             raise UserError(f"--out {self.path} cannot be written (no permission in {nearest}): choose another folder")
 
-    def checkpoint_to_resume(self, settings: dict[str, Any]) -> Path | None:
-        """The newest checkpoint, if any; raises UserError when it was made with other settings."""
-        newest = all_checkpoints(self.checkpoints)[-1:]
-        if not newest:
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint to go on from, if any: the newest that is whole. Tells of newer ones that are damaged.
+
+        Raises:
+            UserError: there are checkpoints, but none is whole.
+        """
+        return newest_whole(self.checkpoints, lambda line: print(f"warning: {line}", file=sys.stderr))
+
+    def check_settings(self, settings: dict[str, Any], checkpoint: Path) -> None:
+        """Raises UserError when a checkpoint was made with other settings."""
+        self._compare(plain(settings), read_about(checkpoint)["settings"])
+
+    def finished(self, step: int) -> dict[str, Any] | None:
+        """What run.json says, if it says that the run is finished after `step` steps."""
+        try:
+            facts = read_json(self.path / RUN_FILE)
+        except UserError:
             return None
-        self._compare(plain(settings), read_about(newest[0])["settings"])
-        return newest[0]
+        whole = isinstance(facts, dict) and facts.get("finished") is True and facts.get("steps") == step
+        return facts if whole else None
 
     def open(self) -> None:
-        """Makes the folders, and clears away what a killed process left half-written."""
+        """Makes the folders."""
         try:
             for folder in (self.path, self.checkpoints, self.samples):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {self.path} cannot be written ({error.strerror}): choose another folder") from error
-        for leftover in self.checkpoints.glob(".*.tmp"):
-            shutil.rmtree(leftover)
 
     def describe(self, settings: dict[str, Any], **facts: Any) -> None:
-        """Writes run.json: the settings, what they ran on, and `facts`."""
-        record = {"settings": plain(settings), "command": sys.argv, **environment(), **facts}
-        write_json(self.path / "run.json", record)
+        """Writes run.json: the settings, the command that started the run, what it ran on, and `facts`."""
+        command = [word for word in sys.argv if word != "--resume"]
+        write_json(self.path / RUN_FILE, {"settings": plain(settings), "command": command, **environment(), **facts})
 
     def _compare(self, settings: dict[str, Any], before: dict[str, Any]) -> None:
         now, old = flatten(settings), flatten(before)
@@ -89,11 +104,6 @@ class RunFolder:
                     " resume with the old value, or choose another --out",
                 )
         problems.raise_if_any()
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as JSON reads them back: lists for tuples, text for paths."""
-    return json.loads(json.dumps(settings, default=str))
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from unitok.config import ModelConfig, TaskConfig, TasksConfig
 from unitok.data.loader import Finish
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.data.shards import CodesDataset
-from unitok.model import UniTok
+from unitok.model import TEXT_TOKENIZER, UniTok
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import task_losses
@@ -169,6 +169,17 @@ class GeneratorTrainee:
     def export(self, model: nn.Module, folder: Path) -> None:
         with self._using(model):
             self.unitok.save_pretrained(folder)
+
+    def keep(self, folder: Path) -> None:
+        self.unitok.text_tokenizer.save(folder / TEXT_TOKENIZER)
+
+    def exported(self, model: nn.Module, folder: Path) -> bool:
+        try:
+            found = UniTok.from_pretrained(folder)
+        except UserError:
+            return False
+        with self._using(model):
+            return found.fingerprint() == self.unitok.fingerprint()
 
     @contextmanager
     def _using(self, model: nn.Module) -> Iterator[None]:

@@ -154,13 +154,20 @@ def show(value: float) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log.jsonl; a last line that a crash cut short is left out."""
+    """The entries of a log.jsonl. A line that a crash cut short, or that is damaged, is left out: a log must not stop
+    a run."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("kind"), str):
+            entries.append(entry)
     return entries
 
 
@@ -181,7 +188,7 @@ def plot_losses(log: Path, path: Path) -> None:
     for kind, style in (("train", "-"), ("val", "o")):
         mine = [entry for entry in entries if entry["kind"] == kind]
         for name in sorted({name for entry in mine for name in entry if name.split("/")[0] == "loss"}):
-            points = [(entry["step"], entry[name]) for entry in mine if name in entry]
+            points = [(entry["step"], entry[name]) for entry in mine if isinstance(entry.get(name), int | float)]
             axes.plot(*zip(*points, strict=True), style, label=f"{kind} {name}", linewidth=1, markersize=4)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")

@@ -6,7 +6,9 @@ averaged over in the WHOLE step, over all micro-batches and processes: 8 x 1 pic
 
 from __future__ import annotations
 
+import math
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,7 +24,7 @@ from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast
 from unitok.seeding import fold
 
-from .checkpoint import TrainState, load, read_about, save
+from .checkpoint import TrainState, checkpoint_name, load, read_about, save
 from .config import OptimConfig, RunConfig
 from .distributed import World
 from .folder import RunFolder, environment
@@ -41,8 +43,11 @@ def train(
     optim: OptimConfig,
     run: RunConfig,
     world: World,
+    newest: Path | None = None,
 ) -> dict[str, Any]:
     """Runs to the end, or to a signal (then it saves and raises SystemExit). Returns what run.json says at the end.
+
+    `newest` is the checkpoint to go on from. A run that is finished is left as it is.
 
     Raises:
         UserError: settings that do not fit the checkpoint, too many broken pictures, a loss that is not finite, a full
@@ -51,7 +56,8 @@ def train(
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
     settings = {**settings, "pictures": len(dataset)}
-    newest = folder.checkpoint_to_resume(settings) if folder.resume else None
+    if newest:
+        folder.check_settings(settings, newest)
 
     model, opponent = trainee.model, trainee.opponent
     optimizers = build_optimizers(model, optim)
@@ -64,8 +70,17 @@ def train(
         opponent_weights = list(opponent.network.parameters())
         learners = nn.ModuleDict({"model": model, "opponent": opponent.network})
     state = TrainState(learners, AveragedWeights(model, optim.ema), optimizers, step=0, sums={})
+    numbers: dict[str, Any] = {}
+    unreadable: dict[int, tuple[str, str]] = {}
     if newest:
-        load(newest, state)
+        about = load(newest, state)
+        numbers = about.get("numbers", {})
+        unreadable = {int(index): (name, reason) for index, (name, reason) in about.get("unreadable", {}).items()}
+        done = world.from_main(lambda: folder.finished(state.step) if state.step >= run.steps else None)
+        if done and world.from_main(lambda: trainee.exported(state.average.model, folder.path)):
+            if world.is_main:
+                print(f"{folder.path} is finished after {state.step} steps: nothing to do", file=sys.stderr)
+            return done
     if run.checkpointing:
         recompute_activations(model)
     if run.compile:
@@ -77,6 +92,7 @@ def train(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
     bad = BadPictures(len(dataset), run.max_bad)
+    bad.reasons.update(unreadable)
     guard = Guard(state.optimizers, late=world.device.type == "cuda")
 
     world.wait()  # nobody writes before everybody has looked
@@ -87,7 +103,7 @@ def train(
         folder.describe(settings, **facts, processes=world.size, finished=False)
 
     with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
-        _announce(log, folder, newest, run, world)
+        _announce(log, folder, newest, state.step, run, world)
         batches = make_loader(
             dataset,
             seed=run.seed,
@@ -108,13 +124,15 @@ def train(
 
         def save_now() -> None:
             guard.settle()
+            met = world.gather(bad.reasons)
             if world.is_main:
-                about = {"settings": settings, **environment()}
-                save(folder.checkpoints, state, about, run.keep)
+                about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
+                save(folder.checkpoints, state, about, run.keep, trainee.keep)
                 trainee.export(state.average.model, folder.path)
             world.wait()
 
-        numbers: dict[str, float] = {}
+        if state.step >= run.steps and world.is_main:  # killed between the last checkpoint and the end
+            trainee.export(state.average.model, folder.path)
         while state.step < run.steps:
             step = state.step
             torch.manual_seed(fold(run.seed, "step", step, world.rank))
@@ -125,7 +143,8 @@ def train(
             micros = _load(trainee, batches, bad, micro_batches, step)
             totals, stopping, usable = _agree(trainee, micros, stop, world)
             if stopping:
-                save_now()
+                if newest is None or newest.name != checkpoint_name(step):
+                    save_now()
                 log.say(
                     f"stopped by a signal after step {step} of {run.steps}, saved in {folder.path}:"
                     " repeat the command with --resume to go on"
@@ -203,8 +222,8 @@ def train(
 
         guard.settle()
         seconds = round(time.perf_counter() - started, 1)
-        facts |= {"processes": world.size, "steps": state.step, "seconds": seconds, "numbers": numbers}
-        facts["unreadable_pictures"] = sum(world.gather(len(bad.reasons)))
+        facts |= {"processes": world.size, "steps": state.step, "seconds": seconds, "numbers": _plain(numbers)}
+        facts["unreadable_pictures"] = len(_union(world.gather(bad.reasons)))
         facts |= {"peak_memory_gb": round(_peak_memory(world.device) / 1e9, 2), "finished": True}
         if world.is_main:
             plot_losses(folder.log, folder.path / "loss.png")
@@ -276,6 +295,16 @@ def _agree(
     return totals.to(world.device, non_blocking=True), max(signals), bool(agreed[-1] == 0)
 
 
+def _union(met: list[dict[int, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
+    """The unreadable pictures that the processes have met, by number, for JSON."""
+    return {str(index): reason for index, reason in sorted({k: v for part in met for k, v in part.items()}.items())}
+
+
+def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Numbers for JSON, which knows no infinity (the PSNR of equal pictures): null."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in numbers.items()}
+
+
 def _add(sums: dict[str, torch.Tensor], more: dict[str, torch.Tensor]) -> None:
     for name, value in more.items():
         value = value.detach().double()
@@ -318,7 +347,7 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfig, world: World) -> None:
+def _announce(log: RunLog, folder: RunFolder, newest: Path | None, step: int, run: RunConfig, world: World) -> None:
     with autocast(world.device, run.precision):
         precision = "bf16" if torch.is_autocast_enabled(world.device.type) else "fp32"
     log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
@@ -327,5 +356,7 @@ def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfi
         steps = read_about(newest)["settings"]["run"]["steps"]
         if steps != run.steps:
             log.say(f"run.steps was {steps} and is {run.steps}: the learning rate follows the new length from here on")
+        if step > run.steps:
+            log.say(f"{step} steps are done already, more than run.steps {run.steps}: the model is that of step {step}")
     elif folder.resume:
         log.say(f"{folder.path} holds no checkpoint yet: starting at step 0")

@@ -12,7 +12,7 @@ from torch._functorch import config as functorch_config
 
 from tokenizers_vq.adversarial import AdversarialLoss
 from tokenizers_vq.adversarial_config import AdversarialConfig
-from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer
+from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.contrast import CaptionFeatures
 from tokenizers_vq.errors import UserError
@@ -221,3 +221,13 @@ class TokenizerTrainee:
     def export(self, model: nn.Module, folder: Path) -> None:
         assert isinstance(model, ImageTokenizer)
         model.save_pretrained(folder)
+
+    def keep(self, folder: Path) -> None:
+        """Nothing: the command line says all of it."""
+
+    def exported(self, model: nn.Module, folder: Path) -> bool:
+        assert isinstance(model, ImageTokenizer)
+        try:
+            return load_tokenizer(folder).fingerprint() == model.fingerprint()
+        except UserError:
+            return False

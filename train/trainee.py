@@ -49,12 +49,13 @@ class Trainee(Protocol):
 
     @property
     def transform(self) -> Transform | None:
-        """Changes one training record; every draw comes from the generator. It runs in the loader's workers, as does"""
+        """Changes one training record; every draw comes from the generator. It runs in the loader's workers and holds
+        nothing heavy, for it travels there."""
         ...
 
     @property
     def finish(self) -> Finish | None:
-        """the last work on a micro-batch. Neither holds anything heavy, for both travel there."""
+        """The last work on a micro-batch; it runs in the loader's workers too."""
         ...
 
     def compile(self) -> None:
@@ -90,4 +91,12 @@ class Trainee(Protocol):
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Writes the finished model directory."""
+        ...
+
+    def keep(self, folder: Path) -> None:
+        """Writes into a checkpoint what a resumed run needs besides the state that the engine saves."""
+        ...
+
+    def exported(self, model: nn.Module, folder: Path) -> bool:
+        """Whether a folder holds what `export` writes of this model, whole."""
         ...

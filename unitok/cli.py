@@ -11,6 +11,8 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 
@@ -72,16 +74,32 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in COMMANDS:
-            from .arguments import parse
-
-            function, values = parse(name, COMMANDS[name], words[length:])
-            function(**values)
+            run(name, words[length:])
             return 0
     group = words[0]
     if any(name.startswith(f"{group} ") for name in COMMANDS) and (len(words) == 1 or words[1] in ("-h", "--help")):
         print(_overview(group))
         return 0
     raise UserError(_unknown(words))
+
+
+def run(name: str, words: Sequence[str]) -> None:
+    """Runs one command; alone in its output folder, if it has one. `--no_verify` is an option of all commands."""
+    from tokenizers_vq.digests import unverified
+
+    from .arguments import parse
+    from .lock import only_writer
+
+    command = COMMANDS[name]
+    rest = [word for word in words if word not in ("--no_verify", "--no-verify")]
+    function, values = parse(name, command, rest)
+    with ExitStack() as stack:
+        if len(rest) < len(words):
+            stack.enter_context(unverified())
+        out = values.get("out")
+        if isinstance(out, Path) and not command.out_is_file:
+            stack.enter_context(only_writer(out))
+        function(**values)
 
 
 def _overview(group: str = "") -> str:
@@ -94,7 +112,8 @@ def _overview(group: str = "") -> str:
         *(f"  {name:<16} {command.summary}" for name, command in COMMANDS.items() if name.startswith(group)),
         "",
         "`unitok COMMAND --help` shows the options of a command and an example. Every command takes --config FILE.yaml",
-        "(options on the command line win over it) and --print_config, which writes such a file.",
+        "(options on the command line win over it), --print_config, which writes such a file, and --no_verify, which",
+        "opens folders faster, without comparing their files with the digests they were written with.",
     ]
     return "\n".join(lines)
 

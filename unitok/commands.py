@@ -19,6 +19,8 @@ class Command:
     """(registry of presets, parameter): the preset named by `--preset` supplies the defaults of that parameter."""
     choices: tuple[str, ...] = ()
     """Base dataclasses whose subclasses are alternatives."""
+    out_is_file: bool = False
+    """Whether `--out` is a file; else it is a folder that one process at a time writes into."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -52,7 +54,10 @@ COMMANDS: dict[str, Command] = {
         "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")
     ),
     "eval statistics": Command(
-        "unitok.eval.commands:eval_statistics", "Save what FID needs to know of a set.", positional=("data",)
+        "unitok.eval.commands:eval_statistics",
+        "Save what FID needs to know of a set.",
+        positional=("data",),
+        out_is_file=True,
     ),
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)

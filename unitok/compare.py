@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.files import read_json
 
 if TYPE_CHECKING:
     from unitok.eval.report import Number, Section
@@ -107,7 +108,7 @@ def _words(config: Path, folder: Path, steps: int | None = None) -> list[str]:
     words = ["--config", str(config), "--out", str(folder)]
     if steps is not None:
         words += ["--run.steps", str(steps)]
-    return words + (["--resume"] if (folder / "run.json").exists() else [])
+    return words + (["--resume"] if folder.exists() else [])
 
 
 def _plan(config: Path, folder: Path, positions: int) -> Plan:
@@ -147,13 +148,11 @@ def _check_alike(plans: list[Plan]) -> None:
 
 
 def _train(plan: Plan) -> None:
-    from .arguments import parse
-    from .commands import COMMANDS
+    from .cli import run
 
     words = _words(plan.config, plan.folder, plan.steps)
     print(f"\n$ unitok train generator {' '.join(words)}", file=sys.stderr)
-    function, values = parse("train generator", COMMANDS["train generator"], words)
-    function(**values)
+    run("train generator", words)
 
 
 def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_size: int, seed: int) -> list[Row]:
@@ -214,7 +213,7 @@ def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, secon
     _plot(rows, plot)
     picture = Item([decode(plot.read_bytes())], "Quality against time: up and left is better, for FID down and left")
     rows[0].section.figures.insert(0, Figure("Comparison", [picture]))
-    run = json.loads((plans[0].folder / "run.json").read_text())
+    run = read_json(plans[0].folder / "run.json")
     facts: dict[str, Any] = {
         "seconds": round(seconds, 1),
         "positions": positions,

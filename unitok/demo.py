@@ -5,13 +5,14 @@ Free of torch until it runs, so that help is quick.
 
 from __future__ import annotations
 
-import json
 import resource
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
+
+from tokenizers_vq.files import read_json
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 if not RECIPES.is_dir():  # in a checkout they stand at the top level
@@ -60,15 +61,13 @@ def demo(
 
 def _run(command: str, words: list[object], out: Path) -> None:
     """One command of the line, announced as a user would type it; what is done already is not done again."""
-    from .arguments import parse
-    from .commands import COMMANDS
+    from .cli import run
 
     argv = [*map(str, words), "--out", str(out)]
-    if (out / "run.json").exists():
+    if command.startswith("train") and out.exists():
         argv += ["--resume"]
     print(f"\n$ unitok {command} {shlex.join(argv)}", file=sys.stderr)
-    function, values = parse(command, COMMANDS[command], argv)
-    function(**values)
+    run(command, argv)
 
 
 def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
@@ -92,7 +91,7 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
         measure_generation(model, held_out, network, network, limit=pictures, seed=seed, batch_size=100),
         measure_captioning(model, held_out, network, limit=pictures, batch_size=100),
     ]
-    runs: dict[str, Any] = {path.name: json.loads((path / "run.json").read_text()) for path in (tokenizer, generator)}
+    runs: dict[str, Any] = {path.name: read_json(path / "run.json") for path in (tokenizer, generator)}
     facts = {
         "seconds": round(time.time() - started, 1),
         "seconds_tokenizer": runs["tokenizer"]["seconds"],

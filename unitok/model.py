@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tokenizers_vq.base import ImageTokenizer, load_tokenizer
+from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
+from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .config import ModelConfig
 from .objectives import Objective, get_objective
+from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
 from .transformer import Transformer
 from .vocabulary import Vocabulary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 IMAGE_TOKENIZER, TEXT_TOKENIZER = "image_tokenizer", "text_tokenizer"
+PROVEN = (WEIGHTS, f"{IMAGE_TOKENIZER}/{CONFIG_FILE}", f"{TEXT_TOKENIZER}/{TEXT_FILE}")
+"""Files whose digests stand in `config.json`; that of the image tokenizer has those of its weights."""
 
 
 class UniTok(nn.Module):
@@ -89,74 +90,71 @@ class UniTok(nn.Module):
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the model folder; what an interrupted save leaves behind is never mistaken for a model.
+        """Writes the model folder: all its parts are replaced or none, whenever the process is killed.
 
         Other files in the folder stay.
+
+        Raises:
+            UserError: a weight is not finite, or the folder cannot be written.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-            draft = Path(name)
-            self.image_tokenizer.save_pretrained(draft / IMAGE_TOKENIZER)
-            self.text_tokenizer.save(draft / TEXT_TOKENIZER)
-            state = {k: v.detach().contiguous() for k, v in self.transformer.state_dict().items()}
-            if self.config.trunk.tied_head:
-                del state["head.weight"]  # the embedding; a file holds every tensor once
-            save_file(state, draft / WEIGHTS)
-            (draft / CONFIG).write_text(json.dumps(self.config.to_json(), indent=2) + "\n")
-            for part in (IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, CONFIG):
-                if (folder / part).is_dir():
-                    shutil.rmtree(folder / part)
-                os.replace(draft / part, folder / part)
+        replace_parts(Path(folder), self._write_parts)
+
+    def _write_parts(self, folder: Path) -> None:
+        self.image_tokenizer.write_parts(folder / IMAGE_TOKENIZER)
+        self.text_tokenizer.save(folder / TEXT_TOKENIZER)
+        write_weights(self._state(), folder / WEIGHTS)
+        write_json(folder / CONFIG, with_digests(self.config.to_json(), folder, CONFIG, *PROVEN))
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The tensors of the transformer as its file holds them: a tied head is the embedding, and not there."""
+        state = self.transformer.state_dict()
+        if self.config.trunk.tied_head:
+            del state["head.weight"]
+        return state
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu") -> UniTok:
-        """Reads a model folder, or `hf:owner/name` from the hub. Raises UserError for missing or foreign files."""
+        """Reads a model folder, or `hf:owner/name` from the hub.
+
+        Raises:
+            UserError: files that are missing, foreign or damaged.
+        """
         folder = _fetch(str(name)) if str(name).startswith("hf:") else Path(name)
         problems = Problems()
         problems.check(folder.is_dir(), f"model folder {folder} does not exist")
         problems.raise_if_any()
-        for part in (CONFIG, WEIGHTS, IMAGE_TOKENIZER, TEXT_TOKENIZER):
+        for name_of_part in (CONFIG, WEIGHTS, IMAGE_TOKENIZER, TEXT_TOKENIZER):
             problems.check(
-                (folder / part).exists(), f"model folder {folder} has no {part}: is it a finished generator?"
+                part(folder, name_of_part).exists(),
+                f"model folder {folder} has no {name_of_part}: is it a finished generator?",
             )
         problems.raise_if_any()
-        try:
-            data = json.loads((folder / CONFIG).read_text())
-        except (ValueError, OSError) as error:
-            raise UserError(f"{folder / CONFIG} cannot be read: {error}") from None
-        config = ModelConfig.from_json(data, str(folder / CONFIG))
-        model = cls(config, load_tokenizer(folder / IMAGE_TOKENIZER), load_text_tokenizer(folder / TEXT_TOKENIZER))
-        found = model.image_tokenizer.fingerprint()
+        return read_stable(part(folder, CONFIG), lambda: cls._load(folder)).to(device)
+
+    @classmethod
+    def _load(cls, folder: Path) -> UniTok:
+        where = part(folder, CONFIG)
+        data = read_json(where)
+        if not isinstance(data, dict):
+            raise UserError(f"{where} holds a {type(data).__name__}, not a configuration: restore the file")
+        files = take_digests(data, where)
+        config = ModelConfig.from_json(data, str(where))
+        check_own(data, files, where)
+        for file in PROVEN:
+            check_digest(folder, file, files, "restore the model folder")
+        images, texts = load_tokenizer(part(folder, IMAGE_TOKENIZER)), load_text_tokenizer(part(folder, TEXT_TOKENIZER))
+        found = images.fingerprint()
         if config.image_tokenizer and found != config.image_tokenizer:
             raise UserError(
                 f"{folder / IMAGE_TOKENIZER} is not the tokenizer this model was trained with "
                 f"(fingerprint {found[:12]}, expected {config.image_tokenizer[:12]}): put the right one back"
             )
-        load_transformer(model.transformer, folder / WEIGHTS)
-        return model.eval().to(device)
-
-
-def load_transformer(transformer: Transformer, path: Path) -> None:
-    """Weights of a safetensors file into a transformer. Raises UserError that lists what does not fit."""
-    try:
-        state = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    wanted = transformer.state_dict()
-    if transformer.config.tied_head:
-        del wanted["head.weight"]
-    problems = Problems()
-    missing, foreign = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    problems.check(not missing, f"{path} lacks {len(missing)} tensors: {', '.join(missing[:5])}")
-    problems.check(not foreign, f"{path} has {len(foreign)} foreign tensors: {', '.join(foreign[:5])}")
-    for name in sorted(wanted.keys() & state.keys()):
-        problems.check(
-            wanted[name].shape == state[name].shape,
-            f"{path}: {name} has shape {tuple(state[name].shape)}, the configuration says {tuple(wanted[name].shape)}",
+        model = build_empty(lambda: cls(config, images, texts), str(where))
+        advice = "weights and configuration are of different models, or damaged: restore both"
+        model.transformer.load_state_dict(
+            read_weights(part(folder, WEIGHTS), model._state(), advice), strict=not config.trunk.tied_head
         )
-    problems.raise_if_any()
-    transformer.load_state_dict(state, strict=not transformer.config.tied_head)
+        return model.eval()
 
 
 def _fetch(name: str) -> Path:

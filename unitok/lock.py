@@ -1,0 +1,113 @@
+"""One writer for a folder at a time: a lock that dies with its process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import clear_litter, read_bytes, settle_parts
+
+LOCK_FILE = ".lock"
+
+_held: set[Path] = set()
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Holds the lock of an output folder, which is made if need be, and clears away what killed processes left in it.
+
+    The lock is a POSIX record lock on `.lock`: it dies with its process whatever kills that, is not handed on to child
+    processes, and holds between machines where the file system passes locks on (NFS does). A process may enter a folder
+    that it holds already. Under torchrun the first process takes the lock for all of them.
+
+    Raises:
+        UserError: another process writes into the folder, or nobody can.
+    """
+    place = folder.absolute()
+    if int(os.environ.get("RANK", "0")) > 0 or place in _held:
+        yield
+        return
+    made = _make(place)
+    try:
+        descriptor = _lock(place)
+        _held.add(place)
+        try:
+            settle_parts(place)
+            clear_litter(place)
+            yield
+        finally:
+            _held.discard(place)
+            with suppress(OSError):
+                (place / LOCK_FILE).unlink()
+            os.close(descriptor)  # and with it the lock: only after nobody can find the file any more
+    finally:
+        for parent in reversed(made):  # a command that was refused leaves no empty folder behind
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _make(place: Path) -> list[Path]:
+    """The folders that were made, outermost first."""
+    missing = []
+    for parent in (place, *place.parents):
+        try:
+            if parent.is_dir():
+                break
+        except OSError:
+            break
+        missing.append(parent)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out {place} is a file: choose another folder") from None
+    except OSError as error:
+        raise UserError(f"--out {place} cannot be written ({error.strerror}): choose another folder") from error
+    return missing[::-1]
+
+
+def _lock(place: Path) -> int:
+    """The open file that is locked."""
+    path = place / LOCK_FILE
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise UserError(f"--out {place} cannot be written ({error.strerror}): choose another folder") from error
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"--out {place} is in use by {_holder(path)}: wait until it ends, or choose another folder"
+                ) from None
+            print(
+                f"warning: {place} is on a file system without locks ({error.strerror}): make sure that no other "
+                "command writes into it",
+                file=sys.stderr,
+            )
+            return os.open(place, os.O_RDONLY)
+        with suppress(OSError):
+            if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                break
+        os.close(descriptor)  # who held it before has just removed the file: take the new one
+    with suppress(OSError):  # on a full disk the lock holds without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    return descriptor
+
+
+def _holder(path: Path) -> str:
+    try:
+        about = json.loads(read_bytes(path, 2**16))
+        return f"process {int(about['pid'])} on {about['host']}"
+    except (UserError, ValueError, KeyError, TypeError):
+        return "another process"
