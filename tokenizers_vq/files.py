@@ -234,8 +234,8 @@ def parse_json(data: bytes | str, where: str) -> Any:
     """JSON text -> values. `where` names the file in errors.
 
     Raises:
-        UserError: not UTF-8, not JSON, NaN or infinity, nested too deep, or text that no file can hold (half a surrogate
-            pair).
+        UserError: not UTF-8, not JSON, NaN or infinity, nested too deep, or text that no file can hold (half a
+            surrogate pair).
     """
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")

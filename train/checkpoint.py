@@ -129,14 +129,15 @@ def _read_about(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     if not isinstance(values, dict):
         raise UserError(f"{where} holds a {type(values).__name__}, not the facts of a checkpoint")
     files = take_digests(values, where)
+    check_own(values, files, where)
     if values.get("format") != FORMAT:
         raise UserError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT!r}")
-    step, settings = values.get("step"), values.get("settings")
+    step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{where}: step is {step!r}, expected a whole number")
-    if not isinstance(settings, dict) or not isinstance(settings.get("run"), dict):
-        raise UserError(f"{where}: settings are missing")
-    check_own(values, files, where)
+    for name in ("settings", "numbers", "unreadable"):
+        if not isinstance(values.setdefault(name, {}), dict):
+            raise UserError(f"{where}: {name} is {str(values[name])[:40]!r}, expected names and values")
     return values, files
 
 

@@ -80,8 +80,7 @@ def train_tokenizer(
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
         _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
-        newest = world.from_main(folder.newest_checkpoint) if resume else None
-        facts = train(trainee, dataset, folder, settings, optim, run, world, newest)
+        facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("tokenizer", out, facts)
 
@@ -161,8 +160,9 @@ def train_generator(
         images = load_tokenizer(image_tokenizer)
         dataset = open_data(data, images.image_size)
         validation = open_data(val_data, images.image_size) if val_data else None
-        newest = world.from_main(folder.newest_checkpoint) if resume else None
-        texts = world.from_main(lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, newest, run))
+        texts = world.from_main(
+            lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
+        )
         fingerprint = images.fingerprint()
         features = get_objective(objective, images).features
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
@@ -182,7 +182,7 @@ def train_generator(
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(config, images, texts, tasks, dataset, validation, run, world)
-        facts = train(trainee, dataset, folder, settings, optim, run, world, newest)
+        facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
 

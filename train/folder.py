@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ class RunFolder:
         if not os.access(nearest, os.W_OK):
             raise UserError(f"--out {self.path} cannot be written (no permission in {nearest}): choose another folder")
 
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint to go on from, if any: the newest that is whole. Tells of newer ones that are damaged.
+    @cached_property
+    def newest(self) -> Path | None:
+        """The checkpoint to go on from, if any: the newest that is whole. Tells of newer ones that are damaged. Looked
+        for once, for that reads all of it; rank 0 alone asks.
 
         Raises:
             UserError: there are checkpoints, but none is whole.
         """
+        if not self.resume:
+            return None
         return newest_whole(self.checkpoints, lambda line: print(f"warning: {line}", file=sys.stderr))
 
     def check_settings(self, settings: dict[str, Any], checkpoint: Path) -> None:

@@ -27,7 +27,7 @@ from unitok.seeding import fold
 from .checkpoint import TrainState, checkpoint_name, load, read_about, save
 from .config import OptimConfig, RunConfig
 from .distributed import World
-from .folder import RunFolder, environment
+from .folder import RunFolder, environment, flatten
 from .guard import Guard
 from .log import RunLog, plot_losses
 from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
@@ -43,11 +43,10 @@ def train(
     optim: OptimConfig,
     run: RunConfig,
     world: World,
-    newest: Path | None = None,
 ) -> dict[str, Any]:
     """Runs to the end, or to a signal (then it saves and raises SystemExit). Returns what run.json says at the end.
 
-    `newest` is the checkpoint to go on from. A run that is finished is left as it is.
+    A run that is finished is left as it is.
 
     Raises:
         UserError: settings that do not fit the checkpoint, too many broken pictures, a loss that is not finite, a full
@@ -56,6 +55,7 @@ def train(
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
     settings = {**settings, "pictures": len(dataset)}
+    newest = world.from_main(lambda: folder.newest)
     if newest:
         folder.check_settings(settings, newest)
 
@@ -74,12 +74,13 @@ def train(
     unreadable: dict[int, tuple[str, str]] = {}
     if newest:
         about = load(newest, state)
-        numbers = about.get("numbers", {})
-        unreadable = {int(index): (name, reason) for index, (name, reason) in about.get("unreadable", {}).items()}
+        numbers = about["numbers"]
+        unreadable = {int(index): (name, reason) for index, (name, reason) in about["unreadable"].items()}
         done = world.from_main(lambda: folder.finished(state.step) if state.step >= run.steps else None)
         if done and world.from_main(lambda: trainee.exported(state.average.model, folder.path)):
             if world.is_main:
-                print(f"{folder.path} is finished after {state.step} steps: nothing to do", file=sys.stderr)
+                more = f", more than run.steps {run.steps}" if state.step > run.steps else ""
+                print(f"{folder.path} is finished after {state.step} steps{more}: nothing to do", file=sys.stderr)
             return done
     if run.checkpointing:
         recompute_activations(model)
@@ -103,7 +104,7 @@ def train(
         folder.describe(settings, **facts, processes=world.size, finished=False)
 
     with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
-        _announce(log, folder, newest, state.step, run, world)
+        _announce(log, folder, newest, run, world)
         batches = make_loader(
             dataset,
             seed=run.seed,
@@ -347,16 +348,14 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _announce(log: RunLog, folder: RunFolder, newest: Path | None, step: int, run: RunConfig, world: World) -> None:
+def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfig, world: World) -> None:
     with autocast(world.device, run.precision):
         precision = "bf16" if torch.is_autocast_enabled(world.device.type) else "fp32"
     log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
     if newest:
         log.say(f"going on from {newest}")
-        steps = read_about(newest)["settings"]["run"]["steps"]
+        steps = flatten(read_about(newest)["settings"]).get("run.steps", run.steps)
         if steps != run.steps:
             log.say(f"run.steps was {steps} and is {run.steps}: the learning rate follows the new length from here on")
-        if step > run.steps:
-            log.say(f"{step} steps are done already, more than run.steps {run.steps}: the model is that of step {step}")
     elif folder.resume:
         log.say(f"{folder.path} holds no checkpoint yet: starting at step 0")

@@ -100,6 +100,15 @@ class Toy:
     def export(self, model: nn.Module, folder: Path) -> None:
         torch.save(model.state_dict(), folder / "model.pt")
 
+    def keep(self, folder: Path) -> None:
+        (folder / "kept.txt").write_text("what a resumed run needs")
+
+    def exported(self, model: nn.Module, folder: Path) -> bool:
+        if not (folder / "model.pt").exists():
+            return False
+        found = torch.load(folder / "model.pt")
+        return all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+
 
 @dataclass
 class Outcome:

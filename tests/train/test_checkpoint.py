@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import errno
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from tokenizers_vq import weights
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
-from unitok.train import checkpoint
-from unitok.train.checkpoint import TrainState, all_checkpoints, load, save
+from unitok.train.checkpoint import TrainState, all_checkpoints, load, newest_whole, save
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.transformer import Transformer
@@ -82,10 +85,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(
         path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(
-        UserError, match=r"step-00000002 cannot be written \(No space left on device\): free some space"
-    ):
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot write .*step-00000002: No space left on device; free some space"):
         save(tmp_path, state, {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
@@ -94,11 +95,83 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     state = make_state()
     take_steps(state, 1)
     path = save(tmp_path, state, {}, keep=1)
-    with pytest.raises(UserError, match=r"step-00000001 does not fit this run: .*size mismatch"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors has .* instead of .*: the checkpoint is damaged or of another"
+    ):
         load(path, make_state(width=64))
     (path / "optimizer.safetensors").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"does not fit this run"):
+    with pytest.raises(UserError, match=r"optimizer.safetensors cannot be read"):
         load(path, make_state())
     (path / "state.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match=r"has format 'other', this version reads 'unitok-checkpoint-1'"):
+        load(path, make_state())
+
+
+def spoil(path: Path, place: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("file", ["model", "average", "optimizer", "sums", "state", "kept"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, file: str) -> None:
+    state = make_state()
+    for _ in range(2):
+        take_steps(state, 1)
+        save(tmp_path, state, {}, keep=2, fill=lambda draft: (draft / "kept.txt").write_text("words"))
+    old, new = all_checkpoints(tmp_path)
+    said: list[str] = []
+    assert newest_whole(tmp_path, said.append) == new and not said
+    spoil(next(new.glob(f"{file}.*")))
+    assert newest_whole(tmp_path, said.append) == old
+    assert len(said) == 1 and f"checkpoint {new} is damaged" in said[0] and f"going on from {old}" in said[0]
+    shutil.rmtree(old)
+    with pytest.raises(UserError, match=r"is damaged .*no other checkpoint in .* is whole: restore it, or start again"):
+        newest_whole(tmp_path, said.append)
+
+
+def test_a_checkpoint_without_digests_still_opens(tmp_path: Path) -> None:
+    state, again = make_state(), make_state(seed=1)
+    take_steps(state, 1)
+    path = save(tmp_path, state, {}, keep=1)
+    about = json.loads((path / "state.json").read_text())
+    del about["files"]
+    (path / "state.json").write_text(json.dumps(about))
+    assert newest_whole(tmp_path, print) == path
+    load(path, again)
+    assert torch.equal(state.model.norm.weight, again.model.norm.weight)
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    state = make_state()
+    take_steps(state, 1)
+    path = save(tmp_path, state, {}, keep=2)
+    with torch.no_grad():
+        state.average.model.norm.weight[3] = float("nan")
+    state.step = 2
+    with pytest.raises(UserError, match=r"average.safetensors is not written: norm.weight has NaN"):
+        save(tmp_path, state, {}, keep=2)
+    assert all_checkpoints(tmp_path) == [path]
+    moments = load_file(path / "optimizer.safetensors")
+    name = next(name for name in moments if name.endswith("exp_avg"))
+    moments[name].view(-1)[0] = float("inf")
+    save_file(moments, path / "optimizer.safetensors")
+    with pytest.raises(UserError, match=rf"holds numbers that no training goes on from: {name} has infinite values"):
+        load(path, make_state())
+
+
+def test_moments_of_any_name_come_back_and_strange_ones_are_refused(tmp_path: Path) -> None:
+    """Whatever an optimizer keeps for a weight is its state; what belongs to no weight is an error, not dropped."""
+    state, again = make_state(), make_state(seed=1)
+    take_steps(state, 1)
+    weight = state.model.norm.weight
+    state.optimizers[0].state[weight]["max_exp_avg_sq"] = torch.full_like(weight, 2.0)
+    path = save(tmp_path, state, {}, keep=2)
+    load(path, again)
+    assert torch.equal(
+        again.optimizers[0].state[again.model.norm.weight]["max_exp_avg_sq"], torch.full_like(weight, 2.0)
+    )
+    moments = load_file(path / "optimizer.safetensors")
+    save_file({**moments, "nobody.exp_avg": torch.zeros(1)}, path / "optimizer.safetensors")
+    with pytest.raises(UserError, match=r"state of the optimizer for weights that there are not: \['nobody'\]"):
         load(path, make_state())

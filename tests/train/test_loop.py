@@ -96,10 +96,91 @@ def test_a_crash_between_checkpoints_logs_no_step_twice(tmp_path: Path, run_toy:
     assert without_time(rest.log) == without_time(whole.log)
 
 
-def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path, run_toy: Any) -> None:
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resume_of_a_finished_run_changes_nothing(
+    tmp_path: Path, run_toy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run_toy(tmp_path / "out")
+    before = contents(tmp_path / "out")
     again = run_toy(tmp_path / "out", resume=True)
-    assert again.toy.seen == [] and again.log == first.log and same_weights(first.toy.model, again.toy.model)
+    assert again.toy.seen == [] and again.facts["numbers"] == first.facts["numbers"]
+    assert contents(tmp_path / "out") == before
+    assert "is finished after 6 steps: nothing to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("save_every", [0, 4])
+@pytest.mark.parametrize("moment", ["before the export", "after the export", "deleted later", "another model"])
+def test_a_run_that_died_before_its_end_gets_its_model(
+    tmp_path: Path, run_toy: Any, toy_class: Any, save_every: int, moment: str
+) -> None:
+    """What the newest checkpoint holds is what the folder holds, before anything says finished."""
+    whole = run_toy(tmp_path / "whole", save_every=save_every, log_every=3)
+
+    class Crash(Exception):
+        pass
+
+    crashing = toy_class()
+    export = crashing.export
+
+    def crash(model: Any, folder: Path) -> None:
+        last = (folder / "checkpoints" / "step-00000006").exists()
+        if not last or moment != "before the export":
+            export(model, folder)
+        if last:
+            raise Crash
+
+    out = tmp_path / "out"
+    if moment in ("before the export", "after the export"):
+        crashing.export = crash
+        with pytest.raises(Crash):
+            run_toy(out, toy=crashing, save_every=save_every, log_every=3)
+        assert not json.loads((out / "run.json").read_text())["finished"]
+    else:
+        run_toy(out, save_every=save_every, log_every=3)
+        (out / "model.pt").unlink()
+        if moment == "another model":
+            torch.save(toy_class().model.state_dict(), out / "model.pt")
+    rest = run_toy(out, save_every=save_every, log_every=3, resume=True)
+    models = [torch.load(folder / "model.pt") for folder in (out, tmp_path / "whole")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    record = json.loads((out / "run.json").read_text())
+    assert record["finished"] and record["steps"] == 6
+    assert without_time([rest.facts["numbers"]]) == without_time([whole.facts["numbers"]])
+
+
+@pytest.mark.parametrize("left", [(), ("checkpoints",), ("checkpoints", "samples"), (".run.json.99999999.tmp",)])
+def test_a_run_killed_in_its_first_second_goes_on(tmp_path: Path, run_toy: Any, left: tuple[str, ...]) -> None:
+    for name in left:
+        (tmp_path / "out" / name).mkdir(parents=True) if "." not in name else None
+    if left and left[0].startswith("."):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / left[0]).write_text("{")
+    assert run_toy(tmp_path / "out", resume=True).facts["steps"] == 6
+
+
+def test_fewer_steps_than_are_done_are_said(tmp_path: Path, run_toy: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run_toy(tmp_path / "out", steps=10)
+    assert run_toy(tmp_path / "out", steps=5, resume=True).facts["steps"] == 10
+    assert "is finished after 10 steps, more than run.steps 5: nothing to do" in capsys.readouterr().err
+
+
+def test_unreadable_pictures_are_counted_over_a_resume(tmp_path: Path, run_toy: Any, pictures: Any) -> None:
+    broken = pictures(broken=(7, 20, 33))
+    whole = run_toy(tmp_path / "whole", broken, max_bad=0.5, steps=12, save_every=6)
+    assert whole.facts["unreadable_pictures"] == 3
+    run_toy(tmp_path / "out", broken, max_bad=0.5, steps=6)
+    assert run_toy(tmp_path / "out", broken, max_bad=0.5, steps=12, resume=True).facts["unreadable_pictures"] == 3
+
+
+def test_a_log_that_is_not_text_does_not_stop_a_resume(tmp_path: Path, run_toy: Any) -> None:
+    run_toy(tmp_path / "out", steps=5)
+    with (tmp_path / "out" / "log.jsonl").open("ab") as lines:
+        lines.write(b'\xff\xfe[1]\n3\n{"step": "x"}\n' + b"[" * 100_000 + b"\n")
+    log = run_toy(tmp_path / "out", steps=10, resume=True).log
+    assert [entry["step"] for entry in log if entry["kind"] == "train"] == [*range(1, 11)]
 
 
 @pytest.mark.parametrize("late", [False, True])
