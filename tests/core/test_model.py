@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tokenizers_vq.digests import unverified
 from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
 from unitok.text import load_text_tokenizer, train_bpe
@@ -41,6 +43,102 @@ def test_saving_again_replaces_and_keeps_other_files(make_model: Callable[..., U
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "model.safetensors",
+        "image_tokenizer/config.json",
+        "image_tokenizer/model.safetensors",
+        "text_tokenizer/tokenizer.json",
+    ],
+)
+def test_a_flipped_bit_anywhere_is_seen(make_model: Callable[..., UniTok], tmp_path: Path, file: str) -> None:
+    """Also one that leaves every file readable: the last digit of a number, the last bit of a weight."""
+    make_model().save_pretrained(tmp_path)
+    path = tmp_path / file
+    data = bytearray(path.read_bytes())
+    place = len(data) - 4 if file.endswith("safetensors") else max(data.rfind(digit) for digit in b"13579")
+    data[place] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"is not what was written|is damaged|is not valid JSON") as caught:
+        UniTok.from_pretrained(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_changed_setting_is_refused_unless_digests_are_not_compared(
+    make_model: Callable[..., UniTok], tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    spoil_config(tmp_path, text_length=40)
+    with pytest.raises(UserError, match=r"config.json is not what was written: .*--no_verify if you changed it on pur"):
+        UniTok.from_pretrained(tmp_path)
+    with unverified():
+        assert UniTok.from_pretrained(tmp_path).config.text_length == 40
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("digests", [True, False])
+def test_weights_that_are_not_finite_are_refused(
+    make_model: Callable[..., UniTok],
+    without_digests: Callable[[Path], None],
+    tmp_path: Path,
+    value: float,
+    digests: bool,
+) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.transformer.norm.weight[1] = value
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"model.safetensors is not written: norm.weight has (NaN|infinite values)"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before and UniTok.from_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["norm.weight"][1] = value
+    save_file(state, tmp_path / "model.safetensors")
+    if not digests:
+        without_digests(tmp_path)
+    with pytest.raises(UserError, match="is damaged" if digests else r"norm.weight has (NaN|infinite values)"):
+        UniTok.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_dtype_are_refused(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["norm.weight"] = state["norm.weight"].half()
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"has norm.weight as float16 instead of float32: weights and configuration"):
+        UniTok.from_pretrained(tmp_path)
+
+
+def test_sizes_beyond_all_memory_are_refused_before_they_are_taken(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    trunk = json.loads((tmp_path / "config.json").read_text())["trunk"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for width in (2**15, 2**26):  # 50 gigabytes that the system may promise, and more than any system does
+        spoil_config(tmp_path, trunk={**trunk, "width": width, "depth": 4})
+        with pytest.raises(UserError, match=r"asks for more memory|instead of"):
+            UniTok.from_pretrained(tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**19  # kilobytes
+
+
+def test_a_folder_from_before_digests_opens(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    assert "files" not in json.loads((tmp_path / "image_tokenizer" / "config.json").read_text())
+    assert UniTok.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+
+
 def spoil_config(folder: Path, **values: object) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**data, **values}))
@@ -50,8 +148,11 @@ def spoil_config(folder: Path, **values: object) -> None:
     ("spoil", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_text("x"), "model.safetensors cannot be read"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("x"),
+            "model.safetensors cannot be read as safetensors",
+        ),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
         (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads 1"),
         (lambda folder: spoil_config(folder, colour="red"), "has missing or unknown fields"),
@@ -62,21 +163,29 @@ def spoil_config(folder: Path, **values: object) -> None:
     ],
 )
 def test_a_wrong_folder_is_refused_in_one_line(
-    make_model: Callable[..., UniTok], tmp_path: Path, spoil: Callable[[Path], object], message: str
+    make_model: Callable[..., UniTok],
+    without_digests: Callable[[Path], None],
+    tmp_path: Path,
+    spoil: Callable[[Path], object],
+    message: str,
 ) -> None:
     make_model().save_pretrained(tmp_path)
+    without_digests(tmp_path)
     spoil(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         UniTok.from_pretrained(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_foreign_tensors_are_listed(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
+def test_foreign_tensors_are_listed(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+) -> None:
     make_model().save_pretrained(tmp_path)
+    without_digests(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     state["other"] = state.pop("norm.weight")
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"2 problems:\n.*lacks 1 tensors: norm.weight\n.*has 1 foreign tensors: other"):
+    with pytest.raises(UserError, match=r"2 problems:\n.*lacks norm.weight: .*\n.*has unexpected other: "):
         UniTok.from_pretrained(tmp_path)
 
 
