@@ -89,8 +89,8 @@ def sample(
     if progress and loaded.config.objective != "next_scale":
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
-    jobs = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
-    jobs = [job for job in jobs if job not in folder.done]
+    asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
+    jobs = [job for job in asked if job not in folder.done]
     for start in track(range(0, len(jobs), batch_size), "drawing", console=Console(stderr=True)):
         part = jobs[start : start + batch_size]
         pictures = draw(
@@ -103,9 +103,9 @@ def sample(
         )
         for (caption, number), picture in zip(part, pictures, strict=True):
             folder.add(caption, number, picture)
-    print(folder.write_sheet(n))
+    print(folder.finish(asked, n))
     if progress:
-        first = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)][:PROGRESS_ROWS]
+        first = asked[:PROGRESS_ROWS]
         emerging = draw_progress(
             loaded, [text for text, _ in first], settings, [number for _, number in first], precision=precision
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,31 +13,35 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path
+from tokenizers_vq.files import atomic_path, parse_json, read_bytes
 from tokenizers_vq.images import save_grid, save_png
 from unitok.data.decoding import decode
 from unitok.seeding import fold
 
 from .config import SampleSettings
 
+Job = tuple[str, int]
+"""Caption and seed."""
+
 PICTURES, RECORDS = "pictures", "metadata.jsonl"
 SHEET, PROGRESS = "sheet.png", "progress.png"
+RECORDS_LIMIT = 2**30
+"""Bytes of records that are read."""
 SHEET_LIMIT = 256
 """The contact sheet shows at most this many pictures."""
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    """A line of the records, or None for one that was cut off."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+def _digest(record: dict[str, Any], data: bytes) -> str:
+    """Of a picture's file and of what its record says."""
+    said = json.dumps({key: value for key, value in record.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(data + said.encode()).hexdigest()
 
 
 class PictureFolder:
     """`pictures/` with one JSON line for each picture in its `metadata.jsonl`, and the contact sheet beside it.
 
-    A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint. With
+    A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint, and a
+    digest of itself and the picture. With
     `file_name` and `caption` in it, `pictures/` is a captioned data set like any other. A folder that was begun with
     another model or other settings is refused.
     """
@@ -47,25 +53,63 @@ class PictureFolder:
             "model_sha256": fingerprint,
             "settings": asdict(settings),
         }
-        self.done: dict[tuple[str, int], dict[str, Any]] = {}
+        self.done: dict[Job, dict[str, Any]] = {}
         """Records by (caption, seed)."""
         try:
             self.pictures.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--out {folder} is a file: choose a folder") from None
-        path = self.pictures / RECORDS
-        lines = path.read_text().splitlines() if path.exists() else []
-        for record in filter(None, map(_record, lines)):
-            if record.get("model_sha256") != fingerprint or record.get("settings") != self.origin["settings"]:
-                raise UserError(
-                    f"--out {folder} already holds pictures of another model or other settings: choose another folder"
-                )
-            if (self.pictures / record["file_name"]).is_file():
-                self.done[record["caption"], record["seed"]] = record
+        except OSError as error:
+            raise UserError(f"--out {folder} cannot be written ({error.strerror}): choose another folder") from None
+        lines = self._lines()
+        for record in filter(None, map(self._whole, lines)):
+            self.done[record["caption"], record["seed"]] = record
         self.names = {record["file_name"] for record in self.done.values()}
-        if len(self.done) < len(lines):  # a crash cut the last line off, or a picture is gone: it is drawn again
-            with atomic_path(path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in self.done.values()))
+        self._mended = len(self.done) < len(lines)
+        if self._mended:  # a line or a picture is cut off, damaged or gone: it is drawn again
+            self._write_records(self.done)
+
+    def _lines(self) -> list[str]:
+        """The lines of the records. One that is not text is none of ours, and is drawn again."""
+        path = self.pictures / RECORDS
+        if not path.exists():
+            return []
+        lines = read_bytes(path, RECORDS_LIMIT).decode("utf-8", errors="replace").split("\n")
+        return lines if lines[-1] else lines[:-1]  # without an end, a line was cut off
+
+    def _whole(self, line: str) -> dict[str, Any] | None:
+        """The record of a line whose picture is there as it was written, else None.
+
+        Raises:
+            UserError: it is a record of another model or of other settings.
+        """
+        try:
+            record = parse_json(line, RECORDS)
+        except UserError:
+            return None
+        kinds = {"file_name": str, "caption": str, "seed": int, "settings": dict, "model_sha256": str}
+        if not isinstance(record, dict) or any(not isinstance(record.get(key), kind) for key, kind in kinds.items()):
+            return None
+        name = record["file_name"]
+        if "/" in name or "\\" in name or name.startswith("."):
+            return None  # no name of ours: nothing outside this folder is read
+        try:
+            data = (self.pictures / name).read_bytes()
+            if "sha256" in record:
+                if record["sha256"] != _digest(record, data):
+                    return None
+            else:
+                decode(data)  # a record from before it held a digest
+        except (OSError, ValueError):
+            return None
+        if any(record[key] != self.origin[key] for key in ("model_sha256", "settings")):
+            raise UserError(
+                f"--out {self.folder} already holds pictures of another model or other settings: choose another folder"
+            )
+        return record
+
+    def _write_records(self, records: Iterable[Job]) -> None:
+        with atomic_path(self.pictures / RECORDS, sync=False) as temporary:
+            text = "".join(json.dumps(self.done[job]) + "\n" for job in records)
+            temporary.write_text(text, encoding="utf-8")
 
     def add(self, caption: str, seed: int, picture: torch.Tensor) -> None:
         """Writes a picture (3, H, W) uint8, then its record."""
@@ -75,12 +119,22 @@ class PictureFolder:
             name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
         save_png(self.pictures / name, picture)
         record = {"file_name": name, "caption": caption, "seed": seed, **self.origin}
-        with open(self.pictures / RECORDS, "a") as file:
+        record["sha256"] = _digest(record, (self.pictures / name).read_bytes())
+        with open(self.pictures / RECORDS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.done[caption, seed] = record
         self.names.add(name)
 
-    def write_sheet(self, n: int) -> Path:
+    def finish(self, jobs: Iterable[Job], n: int) -> Path:
+        """Brings the records into the order of the jobs, if some were drawn again, and writes the contact sheet."""
+        if self._mended:
+            wanted = dict.fromkeys(jobs)
+            others = [job for job in self.done if job not in wanted]
+            self.done = {job: self.done[job] for job in [*others, *wanted]}
+            self._write_records(self.done)
+        return self._write_sheet(n)
+
+    def _write_sheet(self, n: int) -> Path:
         """The labelled contact sheet of the first pictures, about square; the n pictures of a caption stay together."""
         records = list(self.done.values())[:SHEET_LIMIT]
         pictures = torch.stack([decode((self.pictures / record["file_name"]).read_bytes()) for record in records])

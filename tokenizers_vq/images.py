@@ -28,8 +28,8 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
-    """Writes one uint8 (3, H, W) picture, atomically."""
-    with atomic_path(path) as temporary:
+    """Writes one uint8 (3, H, W) picture, atomically. It can be made again, so nobody waits for the disk."""
+    with atomic_path(path, sync=False) as temporary:
         to_pil(image).save(temporary, format="PNG")
 
 
@@ -69,7 +69,7 @@ def save_grid(
         sheet.paste(picture, (left + margin, top + margin))
         for number, text in enumerate(texts[index] if texts else []):
             draw.text((left + 1, top + cell_height + number * line), text, fill="black", font=font)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, sync=False) as temporary:
         sheet.save(temporary, format="PNG")
 
 

@@ -110,7 +110,7 @@ def test_captions_of_pictures(folder: Path, tmp_path: Path, capsys: pytest.Captu
         (["sample", "a", "--model", "MODEL", "--n", "0"], "--n is 0: choose 1 or more"),
         (["sample", "word " * 99, "--model", "MODEL"], "tokens, this model takes 48"),
         (["sample", "--model", "MODEL", "--captions", "no.txt"], "--captions no.txt is not a file"),
-        (["sample", "a", "--model", "MODEL", "--out", "FILE"], "is a file: choose a folder"),
+        (["sample", "a", "--model", "MODEL", "--out", "FILE"], "is a file: choose another folder"),
         (["caption", "--model", "MODEL"], "nothing to caption: give picture files"),
         (["caption", "--model", "MODEL", "FILE"], "cannot be read as a picture"),
         (["caption", "--model", "MODEL", "no.png"], "no.png is not a file"),
@@ -135,3 +135,55 @@ def test_a_folder_of_another_run_is_refused(folder: Path, tmp_path: Path, capsys
     assert main(words) == 0
     assert main([*words, "--temperature", "0.5"]) == 2
     assert "already holds pictures of another model or other settings" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda pictures: (pictures / "a-red-circle-s1.png").unlink(),
+        lambda pictures: (pictures / "a-red-circle-s1.png").write_bytes(b""),
+        lambda pictures: flip(pictures / "a-red-circle-s1.png"),
+        lambda pictures: flip(pictures / "metadata.jsonl"),
+        lambda pictures: (pictures / "metadata.jsonl").write_bytes(b"\xff\xfe" + b"[" * 9999),
+        lambda pictures: cut(pictures / "metadata.jsonl"),
+        lambda pictures: change(pictures / "metadata.jsonl", "a red circle", "a rad circle"),
+        lambda pictures: change(pictures / "metadata.jsonl", '"seed": 1', '"seed": "1"'),
+        lambda pictures: change(pictures / "metadata.jsonl", "a-red-circle-s1.png", "../../secret.png"),
+    ],
+)
+def test_what_is_damaged_is_drawn_again(folder: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    words = [
+        "sample",
+        "a red circle",
+        "a blue square",
+        "--model",
+        str(folder),
+        "--n",
+        "2",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert main(words) == 0
+    before = contents(tmp_path / "a")
+    damage(tmp_path / "a" / "pictures")
+    assert contents(tmp_path / "a") != before
+    assert main(words) == 0
+    assert contents(tmp_path / "a") == before
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def change(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new, 1))
