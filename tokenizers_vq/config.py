@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from .config_base import PER_LEVEL, ConvConfig, TokenizerConfig
-from .errors import Problems, UserError
+from .errors import Problems, UserError, shown
 from .layout import Layout
 from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
 from .query_config import QueryVQConfig
 from .scales import check_scales, scale_grids
+from .schema import read_dataclass
 from .vit_config import ViTConfig
 
 FORMAT = 1
@@ -267,36 +268,22 @@ def _written(config: Any) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(config).items() if name not in unset}
 
 
-def config_from_dict(values: Mapping[str, Any], where: str = "config.json") -> TokenizerConfig:
+def config_from_dict(values: Any, where: str = "config.json") -> TokenizerConfig:
     """The configuration in a `config.json`; UserError, naming `where`, when it is not one of ours."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} is {shown(values)}: expected the configuration of a tokenizer; restore the file")
     values = dict(values)
     family, version = values.pop("family", None), values.pop("format", None)
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
-            f"{where} is of family {family!r}, not an image tokenizer of this version: known are {', '.join(FAMILIES)}"
+            f"{where} is of family {shown(family)}, not an image tokenizer of this version: known are {', '.join(FAMILIES)}"
         )
     if version != FORMAT:
-        raise UserError(f"{where} has format {version!r}, this version of unitok reads {FORMAT}: update unitok")
-    quantizer = dict(values.pop("quantizer", None) or {})
-    kind = quantizer.pop("kind", None)
-    if kind not in QUANTIZERS:
-        raise UserError(f"{where} has quantizer kind {kind!r}: known are {', '.join(QUANTIZERS)}")
-    if "vit" in values:
-        values["vit"] = _build(ViTConfig, values["vit"], f"{where}: vit")
-    return _build(
-        FAMILIES[family], {**values, "quantizer": _build(QUANTIZERS[kind], quantizer, f"{where}: quantizer")}, where
-    )
-
-
-def _build(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    names = {item.name for item in dataclasses.fields(kind)}
-    problems = Problems()
-    for name in sorted(values.keys() - names):
-        problems.check(False, f"{where} has an unknown key {name!r}: known are {', '.join(sorted(names))}")
-    for name in sorted(names - values.keys() - ADDED):
-        problems.check(False, f"{where} lacks the key {name!r}: the file is not complete")
-    problems.raise_if_any()
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise UserError(f"{where} has a value of the wrong type ({error}): restore the file") from error
+        raise UserError(f"{where} has format {shown(version)}, this version of unitok reads {FORMAT}: update unitok")
+    quantizer = values.pop("quantizer", None)
+    kind = quantizer.get("kind") if isinstance(quantizer, dict) else None
+    if not isinstance(kind, str) or kind not in QUANTIZERS:
+        raise UserError(f"{where} has quantizer kind {shown(kind)}: known are {', '.join(QUANTIZERS)}")
+    settings = {name: value for name, value in quantizer.items() if name != "kind"}
+    built: dict[str, Any] = {"quantizer": read_dataclass(QUANTIZERS[kind], settings, f"{where}: quantizer", ADDED)}
+    return read_dataclass(FAMILIES[family], {**values, **built}, where, ADDED)

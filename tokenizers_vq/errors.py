@@ -6,6 +6,11 @@ without a traceback, and leaves with exit code 2; anything else is a bug and kee
 
 from __future__ import annotations
 
+import reprlib
+
+SHOWN = 8
+"""Problems that are told; of more, the number."""
+
 
 class UserError(ValueError):
     """Something the user gave is wrong: says what, the value, what is allowed, and what to do next."""
@@ -29,7 +34,22 @@ class Problems:
             self.messages.append(message)
 
     def raise_if_any(self) -> None:
+        """Raises UserError with the first `SHOWN` problems, a line each, and how many more there are."""
         if len(self.messages) == 1:
             raise UserError(self.messages[0])
         if self.messages:
-            raise UserError("\n  ".join([f"{len(self.messages)} problems:", *self.messages]))
+            more = len(self.messages) - SHOWN
+            rest = [f"and {more} more"] if more > 0 else []
+            raise UserError("\n  ".join([f"{len(self.messages)} problems:", *self.messages[:SHOWN], *rest]))
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, on one line, its middle left out where it is long.
+
+    >>> shown("x" * 1000)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'"
+    """
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr(maxlevel=3, maxlist=8, maxtuple=8, maxdict=6, maxset=6, maxstring=76, maxlong=40, maxother=76)

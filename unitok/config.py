@@ -6,10 +6,11 @@ Presets are functions that return a full configuration; `TRUNK_PRESETS` names th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.errors import Problems, UserError, shown
+from tokenizers_vq.schema import read_dataclass
 
 FORMAT = 1
 """Version of the model folder's layout."""
@@ -185,16 +186,14 @@ class ModelConfig:
         return {"format": FORMAT, "family": "unitok", **asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> ModelConfig:
-        """The inverse of `to_json`; `where` names the file in errors."""
+    def from_json(cls, data: Any, where: str) -> ModelConfig:
+        """The inverse of `to_json`; UserError, naming `where`, when it is not one of ours."""
+        if not isinstance(data, Mapping):
+            raise UserError(f"{where} is {shown(data)}: expected the configuration of a unitok model; restore the file")
         data = dict(data)
         family, version = data.pop("family", None), data.pop("format", None)
         if family != "unitok":
-            raise UserError(f"{where} is not a unitok model: family is {family!r}, expected 'unitok'")
+            raise UserError(f"{where} is not a unitok model: family is {shown(family)}, expected 'unitok'")
         if version != FORMAT:
-            raise UserError(f"{where} has format {version!r}, this unitok reads {FORMAT}: update unitok or retrain")
-        try:
-            return cls(**{**data, "trunk": TrunkConfig(**data["trunk"])})
-        except (KeyError, TypeError) as error:
-            known = ", ".join(f.name for f in fields(cls))
-            raise UserError(f"{where} has missing or unknown fields ({error}): expected {known}") from None
+            raise UserError(f"{where} has format {shown(version)}, this unitok reads {FORMAT}: update unitok or retrain")
+        return read_dataclass(cls, data, where)

@@ -155,7 +155,7 @@ def spoil_config(folder: Path, **values: object) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
         (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads 1"),
-        (lambda folder: spoil_config(folder, colour="red"), "has missing or unknown fields"),
+        (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are codebook_size"),
         (lambda folder: spoil_config(folder, codebook_size=7), "the model knows 7 image codes"),
         (lambda folder: spoil_config(folder, text_size=7), "the model knows 7 text ids"),
         (lambda folder: spoil_config(folder, image_tokenizer="0" * 64), "is not the tokenizer this model was trained"),
