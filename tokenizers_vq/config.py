@@ -276,7 +276,8 @@ def config_from_dict(values: Any, where: str = "config.json") -> TokenizerConfig
     family, version = values.pop("family", None), values.pop("format", None)
     if not isinstance(family, str) or family not in FAMILIES:
         raise UserError(
-            f"{where} is of family {shown(family)}, not an image tokenizer of this version: known are {', '.join(FAMILIES)}"
+            f"{where} is of family {shown(family)}, not an image tokenizer of this version: known are "
+            f"{', '.join(FAMILIES)}"
         )
     if version != FORMAT:
         raise UserError(f"{where} has format {shown(version)}, this version of unitok reads {FORMAT}: update unitok")

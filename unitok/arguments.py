@@ -12,17 +12,18 @@ import difflib
 import importlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.errors import Problems, UserError, shown
 
 from .commands import Command
+from .yaml_file import read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,13 @@ class _CommandLine:
         self.function: Callable[..., object] = load(command.function)
         # Given text, jsonargparse would also run the module's TYPE_CHECKING imports, which may be of torch.
         self.function.__annotations__ = get_type_hints(self.function)
+        self.files: dict[str, dict[str, Any] | UserError] = {}
+        """What the files of `--config` say, each read once: it may be a pipe."""
         if command.presets is not None:
             # The preset chooses the dataclass of its group, and so which options there are.
             registry, parameter = load(command.presets[0]), command.presets[1]
             default = inspect.signature(self.function).parameters["preset"].default
-            preset = next((name for name in _presets_named(argv) if name in registry), default)
+            preset = next((name for name in self._presets_named(argv) if name in registry), default)
             self.function.__annotations__[parameter] = type(registry[preset]())
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
@@ -78,10 +81,11 @@ class _CommandLine:
             if hasattr(action, "_typehint") and not action.dest.endswith(".help")
         }
         """The type of every option that holds a value, by its dotted name."""
+        self.groups = {name[: dot.start()] for name in self.types for dot in re.finditer(r"\.", name)}
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
         options = self._read_options(argv)
-        configs = [self._read_config(Path(option.value or "")) for option in options if option.key == "config"]
+        configs = [self._read_config(option.value or "") for option in options if option.key == "config"]
         if self.command.presets is not None:
             self._set_preset(*self.command.presets, options, configs)
         if any(option.key == "help" for option in options):
@@ -176,31 +180,28 @@ class _CommandLine:
             self._note(f"unexpected word {rest[0]!r}: options look like --name VALUE, and texts need quotes")
         return named
 
-    def _read_config(self, path: Path) -> dict[str, Any] | None:
-        """The content of a YAML file, or None after noting what is wrong with it."""
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a text file"
-            self._note(f"--config {str(path)!r} cannot be read ({reason}): give a YAML file")
+    def _file(self, path: str) -> dict[str, Any] | UserError:
+        """The content of a YAML file, or what is wrong with it."""
+        if path not in self.files:
+            try:
+                self.files[path] = read_yaml(Path(path))
+            except UserError as error:
+                self.files[path] = error
+        return self.files[path]
+
+    def _read_config(self, path: str) -> dict[str, Any] | None:
+        """The options of a file of `--config`, or None after noting what is wrong with it."""
+        values = self._file(path)
+        if isinstance(values, UserError):
+            self._note(f"--config {values}")
             return None
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-            self._note(f"--config {str(path)!r} is not valid YAML: {where}{getattr(error, 'problem', error)}")
-            return None
-        if not isinstance(values, dict):
-            self._note(f"--config {str(path)!r} has no options: write lines such as 'data: pictures/'")
-            return None
-        groups = {name[: dot.start()] for name in self.types for dot in re.finditer(r"\.", name)}
         before = len(self.problems.messages)
-        for key, value in _walk(values, groups):
-            if key in groups:  # a text would name a further YAML file with the options of the group
-                if not isinstance(value, str):
-                    allowed = ", ".join(name for name in self.types if name.startswith(f"{key}."))
-                    self._note(f"{key} in {path} is {value!r}: it holds options, {allowed}")
+        for key, value in _walk(values, self.groups):
+            if key in self.groups:
+                allowed = ", ".join(name for name in self.types if name.startswith(f"{key}."))
+                self._note(f"{key} in {path} is {shown(value)}: it holds options, {allowed}")
             elif key not in self.types:
-                self._note(f"unknown key {key!r} in {path}: {self._suggest(key, self.types)}")
+                self._note(f"unknown key {shown(key)} in {path}: {self._suggest(key, self.types)}")
         return values if len(self.problems.messages) == before else None
 
     def _set_preset(
@@ -230,7 +231,7 @@ class _CommandLine:
                 kept = [option for option in kept if option.key != "print_config"]
             kept.sort(key=lambda option: option.key != "config")  # the place of a file does not matter
             try:
-                namespace = self.parser.instantiate(self.parser.parse_args([option.text for option in kept]))
+                namespace = self.parser.instantiate(self.parser.parse_args([self._text(option) for option in kept]))
                 break
             except UserError as error:  # from the checks of a dataclass
                 first, *several = str(error).split("\n  ")
@@ -252,6 +253,29 @@ class _CommandLine:
         self.problems.raise_if_any()
         return {key: value for key, value in vars(namespace).items() if key != "config"}
 
+    def _presets_named(self, argv: list[str]) -> Iterator[object]:
+        """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are
+        left to the parser."""
+        for option in ("preset", "config"):
+            pairs = zip(argv, [*argv[1:], ""], strict=True)
+            values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
+            for value in reversed(values):
+                if option == "preset":
+                    yield value
+                elif isinstance(content := self._file(value), dict) and isinstance(content.get("preset"), str):
+                    yield content["preset"]
+
+    def _text(self, option: Option) -> str:
+        """An option as jsonargparse reads it; a file by what it says."""
+        path = option.value or ""
+        names_a_file = option.key in self.groups and os.path.exists(path)
+        if option.key != "config" and not names_a_file:
+            return option.text
+        values = self._file(path)
+        if isinstance(values, UserError):
+            raise values
+        return f"--{option.key}={json.dumps(values)}"
+
     def _note_missing(self, keys: list[str], dropped: set[str]) -> None:
         told = " ".join(self.problems.messages)
         lacking = [key for key in keys if key not in dropped and f"--{key} has no value" not in told]
@@ -270,24 +294,6 @@ class _CommandLine:
         if close:
             return f"did you mean {' or '.join(f'{dashes}{name}' for name in close)}?"
         return f"`unitok {self.name} --help` lists what there is"
-
-
-def _presets_named(argv: list[str]) -> Iterator[object]:
-    """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are left to
-    the parser."""
-    for option in ("preset", "config"):
-        pairs = zip(argv, [*argv[1:], ""], strict=True)
-        values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
-        for value in reversed(values):
-            if option == "preset":
-                yield value
-            else:
-                try:
-                    content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-                except (OSError, UnicodeDecodeError, yaml.YAMLError):
-                    continue
-                if isinstance(content, dict) and isinstance(content.get("preset"), str):
-                    yield content["preset"]
 
 
 # --- documentation ---------------------------------------------------------------------------------------------------

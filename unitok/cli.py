@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import UserError, shown
 
 from . import __version__
 from .commands import COMMANDS
@@ -26,6 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Anything else is a bug and keeps its traceback.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a caption may hold what the terminal's encoding lacks
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _dispatch(words)
     except UserError as error:
@@ -36,27 +40,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
-        message = storage_problem(error)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        message = said_in_a_line(error)
         if message is None:
             raise
         return _fail(message)
 
 
-def storage_problem(error: BaseException) -> str | None:
-    """One line for a refused path or a full disk, the latter wherever in the chain of causes it hides; else None."""
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        path = repr(str(error.filename)) if error.filename else "a file"
-        return f"no permission for {path}: choose another folder or change its permissions"
+def said_in_a_line(error: BaseException) -> str | None:
+    """What a user can put right about an error of the system or of a library, wherever in the chain of causes it hides;
+    None for what is a bug of ours."""
+    if type(error).__name__ == "PanicException":  # of a library written in Rust; no subclass of Exception
+        return f"a library gave up on a file: {_short(error)}: the file is damaged or hostile, use another one"
     cause: BaseException | None = error
     while cause is not None:
         code = cause.errno if isinstance(cause, OSError) else None
         # Libraries written in Rust or C++ wrap the system's error into their own type and keep only its text.
-        if code in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(cause):
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(cause):
             path = f" while writing {str(cause.filename)!r}" if isinstance(cause, OSError) and cause.filename else ""
             return f"the disk is full{path}: free some space and run the same command again"
+        text = str(cause)
+        if isinstance(cause, MemoryError) or "can't allocate memory" in text or "CUDA out of memory" in text:
+            return f"out of memory ({_short(cause)}): choose smaller sizes or a smaller batch"
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, OSError) and error.errno is not None:
+        path = shown(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "a file"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"no permission for {path}: choose another folder or change its permissions"
+        return f"{path} cannot be used ({error.strerror}): give another path"
+    if isinstance(error, RecursionError):
+        return "something given is nested too deep: write it flat"
+    if isinstance(error, UnicodeError):
+        return f"something given is no text that can be used ({_short(error)}): write it in UTF-8"
+    if isinstance(error, ValueError) and "null byte" in str(error):
+        return "a path holds a zero byte: give another path"
     return None
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:160] or type(error).__name__
 
 
 def _fail(message: str) -> int:

@@ -195,5 +195,7 @@ class ModelConfig:
         if family != "unitok":
             raise UserError(f"{where} is not a unitok model: family is {shown(family)}, expected 'unitok'")
         if version != FORMAT:
-            raise UserError(f"{where} has format {shown(version)}, this unitok reads {FORMAT}: update unitok or retrain")
+            raise UserError(
+                f"{where} has format {shown(version)}, this unitok reads {FORMAT}: update unitok or retrain"
+            )
         return read_dataclass(cls, data, where)

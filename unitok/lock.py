@@ -37,11 +37,13 @@ def only_writer(folder: Path) -> Iterator[None]:
         return
     made = _make(place)
     try:
+        died_here = (place / LOCK_FILE).exists()  # who ends by itself removes it
         descriptor = _lock(place)
         _held.add(place)
         try:
-            settle_parts(place)
-            clear_litter(place)
+            if died_here:
+                settle_parts(place)
+                clear_litter(place)
             yield
         finally:
             _held.discard(place)

@@ -53,9 +53,7 @@ FULL = {
 
 def test_what_fits_is_kept_as_it_is() -> None:
     whole = read_dataclass(Whole, FULL, "file")
-    assert whole == Whole(
-        "a", 1, True, (4, 8), (1, (2, 4)), ["x"], {"n": 2}, Part("q", 1), Part("r"), [{"x": None}]
-    )
+    assert whole == Whole("a", 1, True, (4, 8), (1, (2, 4)), ["x"], {"n": 2}, Part("q", 1), Part("r"), [{"x": None}])
     assert type(whole.share) is int, "another number would change the fingerprint of what was written with it"
     assert read_dataclass(Whole, {"kind": "b"}, "file") == Whole("b")
     ready = Part("here")
