@@ -9,10 +9,14 @@ named in the order large before small, then by colour name (colours never repeat
 first is the subject, and each relation is between the subject and one other object. In a scene of three, the others
 stand along different axes of the subject (an L), so both relations are always clear.
 
-Train and held-out scenes differ in their *combinations*. A kind is one (size, colour, shape); a tenth of the 64 kinds
-and a tenth of the pairs of kinds are held out, decided by a hash of the names alone. A train scene contains no held-out
-pair and, when it has one object, no held-out kind; a held-out scene (split "val") contains at least one. Held-out kinds
-still occur in train scenes of two and three objects, so every word is learned in every role.
+Train and held-out scenes differ in their *combinations*. A kind is one (size, colour, shape). Half of the 64 kinds are
+held out alone, such that each colour and shape stands alone in one size and never in the other; a tenth of the pairs of
+kinds is held out by a hash of their names. A train scene contains no held-out pair and, when it has one object, no
+held-out kind; a held-out scene (split "val") contains at least one. Held-out kinds still occur in train scenes of two
+and three objects, so every word is learned in every role.
+
+The split "val" has 96 records with as many captions: scenes of one, two and three objects take turns, 32 of each, for
+there are no more captions of one held-out object. Any first part of it is balanced too.
 
 Scenes and pixels are the same on every machine and Python version: scenes come from `random.Random(...).random()`
 alone, and pixels from + - * and comparisons alone (a fixed grid of sub-pixel samples, mixed in integers).
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import combinations, permutations
 from typing import TYPE_CHECKING
 
@@ -79,13 +83,13 @@ GAP = 0.065
 SLANT = 0.5
 """Largest offset across a relation's axis, as a share of the offset along it."""
 COUNT_SHARES = (0.5, 0.35, 0.15)
-"""Share of scenes with one, two, three objects. Single objects teach the words, pairs and triples the relations."""
+"""Share of train scenes with one, two, three objects. Single objects teach the words, the others the relations."""
 HELD_OUT_SHARE = 0.1
+"""Of the pairs of kinds."""
 MIN_SIZE = 24
 """Smallest canvas in pixels; below it, gaps are under 1.5 pixels and a cross has no arms."""
 TRAIN_LENGTH = 1_000_000_000
 """Length of the endless split, only so that it has one."""
-VAL_LENGTH = 1024
 
 _SAMPLES = 8  # per pixel and axis: 65 grey levels at an edge
 _SPLITS = ("train", "val")
@@ -128,6 +132,8 @@ class Facts:
 
 
 KINDS: tuple[Kind, ...] = tuple(Kind(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES)
+VAL_LENGTH = 3 * len(KINDS) // 2
+"""Records of "val", each with a caption of its own; of a longer split, each so many in a row have."""
 
 
 # --- combinations ---------------------------------------------------------------------------------------------------
@@ -135,9 +141,13 @@ KINDS: tuple[Kind, ...] = tuple(Kind(size, colour, shape) for size in SIZES for 
 
 @cache
 def is_held_out(*kinds: Kind) -> bool:
-    """Whether one kind, or an unordered pair of kinds, is held out. Depends on the names alone."""
+    """Whether one kind alone, or an unordered pair of kinds, is held out. Depends on the names alone."""
+    if len(kinds) == 1:
+        # A chessboard of colours and shapes, and its negative for the other size: every word stands alone as often in
+        # one split as in the other.
+        words = ((SIZES, kinds[0].size), (COLOURS, kinds[0].colour), (SHAPES, kinds[0].shape))
+        return sum(list(names).index(name) for names, name in words) % 2 == 1
     names = sorted(str(kind) for kind in kinds)
-    # The word was chosen among a few, so that the held-out kinds spread over shapes, colours and sizes.
     return fold("shapes", "kept back", *names) < HELD_OUT_SHARE * 2**63
 
 
@@ -157,9 +167,25 @@ def caption_order(kind: Kind) -> tuple[float, str, str]:
 
 def sample_scene(seed: int, split: str, index: int) -> Scene:
     """The scene of one key."""
+    if split == "val":
+        return _val_scenes(seed, index // VAL_LENGTH)[index % VAL_LENGTH]
     draw = random.Random(fold("shapes", seed, split, index)).random
     u = draw()
-    count = 1 + (u >= COUNT_SHARES[0]) + (u >= COUNT_SHARES[0] + COUNT_SHARES[1])
+    return _draw_scene(draw, 1 + (u >= COUNT_SHARES[0]) + (u >= COUNT_SHARES[0] + COUNT_SHARES[1]), split)
+
+
+@lru_cache(maxsize=32)
+def _val_scenes(seed: int, number: int) -> tuple[Scene, ...]:
+    """`VAL_LENGTH` held-out scenes of one, two, three, one, two, ... objects, no two with the same caption."""
+    draw = random.Random(fold("shapes", seed, "val", number)).random
+    scenes: dict[str, Scene] = {}
+    while len(scenes) < VAL_LENGTH:
+        scene = _draw_scene(draw, 1 + len(scenes) % 3, "val")
+        scenes.setdefault(describe(scene), scene)
+    return tuple(scenes.values())
+
+
+def _draw_scene(draw: Callable[[], float], count: int, split: str) -> Scene:
     while True:
         kinds = tuple(sorted((KINDS[int(draw() * len(KINDS))] for _ in range(count)), key=caption_order))
         if len({kind.colour for kind in kinds}) == count and split_of(kinds) == split:
