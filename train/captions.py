@@ -69,6 +69,9 @@ class Spread:
     def __getitem__(self, index: int) -> Record:
         return self._dataset[index * len(self._dataset) // self._count]
 
+    def fingerprint(self) -> str:
+        return self._dataset.fingerprint()
+
 
 class CaptionEncoder:
     """Captions to ids, cut at the longest that the model takes; the first cut is logged."""

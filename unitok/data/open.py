@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS
+from .fingerprint import digest
 from .records import CaptionsWanted, Record, RecordDataset
 from .spec import CODES_INDEX, DataSpec, parse_spec
 
@@ -61,6 +62,9 @@ class FirstRecords:
         if not 0 <= index < self.count:
             raise IndexError(f"{self.name} has {self.count} records, index is {index}")
         return self.dataset[index]
+
+    def fingerprint(self) -> str:
+        return digest([self.count, self.dataset.fingerprint()], 0, lambda _: b"")
 
 
 def _open(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int) -> RecordDataset:

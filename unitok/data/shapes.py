@@ -36,6 +36,7 @@ import torch
 from tokenizers_vq.errors import Problems
 
 from ..seeding import fold
+from .fingerprint import digest
 from .records import Record
 
 if TYPE_CHECKING:
@@ -404,3 +405,13 @@ class ShapesDataset:
         scene = self.scene(index)
         image = torch.from_numpy(render(scene, self.size)).permute(2, 0, 1).contiguous()  # (3, size, size) uint8
         return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the settings and of a few rendered scenes, which tell of a change of the renderer."""
+
+        def drawn(index: int) -> bytes:
+            record = self[index]
+            assert record.image is not None and record.caption is not None
+            return record.caption.encode() + record.image.numpy().tobytes()
+
+        return digest([self.name, self.size, len(self)], len(self), drawn)

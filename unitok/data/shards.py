@@ -25,6 +25,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, read_json, write_json
 from tokenizers_vq.layout import Layout
 
+from .fingerprint import digest
 from .records import Record
 from .spec import CODES_INDEX as INDEX
 
@@ -261,6 +262,12 @@ class CodesDataset:
             return Record(name=name, caption=caption, problem=problem)
         codes = shard.get_slice("codes")[row].astype(np.int64)  # (L,)
         return Record(name=name, caption=caption, codes=torch.from_numpy(codes))
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the codes, names and captions."""
+        index = self.index
+        facts = [index.tokenizer_fingerprint, index.layout.scales, index.codebook_size, index.image_size]
+        return digest([*facts, [shard.sha256 for shard in index.shards]], 0, lambda _: b"")
 
     def _shard(self, number: int) -> Any:
         if number not in self._open_shards:

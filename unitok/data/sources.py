@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS, PictureError, decode
+from .fingerprint import digest
 from .folders import Row, choose_split, find_files, picture_rows
 from .records import CaptionsWanted, Record
 from .spec import DataSpec
@@ -144,6 +147,28 @@ class PictureDataset:
             return Record(name=name, caption=caption, problem=str(error))
         return Record(name=name, caption=caption, image=image)
 
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of all names, captions and file sizes, and of some pictures' bytes. Paths and times do not
+        count."""
+        return digest(self._facts(), len(self), self._bytes)
+
+    def _facts(self) -> Iterator[Any]:
+        table = self._table.with_format("arrow")
+        yield len(self), self.caption.template if self.caption else None
+        others = [column for column in table.column_names if column != self.image_column]
+        for start in range(0, len(self), 1000):
+            part = table[start : start + 1000]
+            cells = part.column(self.image_column).combine_chunks()
+            for column in others:
+                yield part.column(column).to_pylist()
+            yield _names_and_sizes(cells)
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            return _read(self._table[index][self.image_column])
+        except PictureError:
+            return b""
+
     def _caption_rows(self, count: int) -> Iterator[Mapping[str, Any]]:
         assert self.caption is not None
         columns = self._table.select_columns(list(dict.fromkeys(self.caption.columns)))
@@ -154,6 +179,26 @@ class PictureDataset:
             return None
         named = {c: name(row[c]) for c, name in self._labels.items() if c in row and row[c] is not None}
         return self.caption.render({**row, **named})
+
+
+def _names_and_sizes(cells: pa.Array) -> list[Any]:
+    """Of picture cells: file names and sizes, without reading what is large."""
+    if not pa.types.is_struct(cells.type):
+        return list(pc.binary_length(cells).to_pylist())
+    fields = {field.name: pc.struct_field(cells, field.name) for field in cells.type}
+    paths = fields["path"].to_pylist() if "path" in fields else [None] * len(cells)
+    if "bytes" in fields:
+        sizes = pc.binary_length(fields["bytes"]).to_pylist()
+        return [(path, size) if size else (None, _size(path)) for path, size in zip(paths, sizes, strict=True)]
+    names, sizes = fields["name"].to_pylist(), fields["size"].to_pylist()
+    return [(name, _size(path) if size < 0 else size) for path, name, size in zip(paths, names, sizes, strict=True)]
+
+
+def _size(path: str | None) -> int | None:
+    try:
+        return os.stat(path).st_size if path else None
+    except OSError:
+        return None
 
 
 def _read(cell: Any) -> bytes:
