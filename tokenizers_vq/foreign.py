@@ -1,13 +1,14 @@
 """Files of weights from strangers: .pt, .pth, .ckpt, .bin and .safetensors.
 
-Nothing in them is executed, and what they claim is checked before memory is taken for it. Tensors stay in the file until
-they are asked for.
+Nothing in them is executed, and what they claim is checked before memory is taken for it. Tensors stay in the file
+until they are asked for.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import re
 import stat
 import struct
 import zipfile
@@ -91,7 +92,7 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
 
     Args:
         path: .safetensors, or whatever `torch.save` wrote.
-        containers: dotted keys under which a file may hold its tensors, the best first; else the file itself holds them.
+        containers: dotted keys under which a file may hold its tensors, the best first; else the file itself does.
 
     Raises:
         UserError: no such file, a damaged one, or one without tensors by name.
@@ -102,8 +103,8 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
     found = _find(read_pt(path), containers)
     if isinstance(found, Foreign):
         raise UserError(
-            f"{path} holds an object ({found.path}), not tensors by name: where you trust it and have its program, save "
-            f"its weights with {export_line(path)} and give weights.pt"
+            f"{path} holds an object ({found.path}), not tensors by name: where you trust it and have its program, "
+            f"save its weights with {export_line(path)} and give weights.pt"
         )
     tensors = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
     odd = [name for name, value in tensors.items() if not isinstance(value, StoredTensor)]
@@ -148,7 +149,9 @@ def read_pt(path: str | Path) -> Any:
     path = Path(path)
     with _said(path):
         with open_regular(path) as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # lives as long as the tensors that look at it
+            mapped = mmap.mmap(
+                file.fileno(), 0, access=mmap.ACCESS_COPY
+            )  # lives as long as the tensors that look at it
         return _read_zip(path, mapped) if mapped[:2] == b"PK" else _read_legacy(mapped)
 
 
@@ -272,6 +275,26 @@ def _whole(numbers: Any) -> tuple[int, ...]:
     if not isinstance(numbers, tuple | list) or not all(type(number) is int for number in numbers):
         raise ValueError("a tensor's size is no row of whole numbers")
     return tuple(numbers)
+
+
+def cached(url: str) -> Path:
+    """Where torch's cache has the file of an address, if it was ever fetched."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+
+
+def fetch(url: str) -> Path:
+    """The file of an address in torch's cache, fetched where it is not there. The beginning of its digest stands in its
+    name, and is checked.
+
+    Raises:
+        OSError, RuntimeError: it cannot be had, or is another one.
+    """
+    path = cached(url)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = re.search(r"-([0-9a-f]{8,})\.", path.name)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest[1] if digest else None)
+    return path
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

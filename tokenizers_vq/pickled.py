@@ -1,7 +1,8 @@
-"""Pickles read as data. A pickle is a program that imports and calls what it names; here nothing is imported or called.
+"""Pickles read as data. A pickle is a program that imports and calls what it names; here nothing is imported and
+nothing called.
 
-torch's own reader of weights runs what it holds for harmless (a file of 300 bytes asks it for a `bytearray` of 6 GB) and
-refuses a whole checkpoint for one object that it does not know, such as the options of a training run.
+torch's own reader of weights calls what it holds for harmless (a file of 300 bytes has it make a `bytearray` of 6 GB),
+and refuses a whole checkpoint for one object that it does not know, such as the options of a training run.
 """
 
 from __future__ import annotations
@@ -168,7 +169,7 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _set(target: Any, items: list[Any]) -> Any:
-    """Into a dictionary, keys and values in turns. Hashing other keys could take for ever: tuples of tuples of tuples."""
+    """Into a dictionary, keys and values in turns. Hashing other keys could take for ever (tuples of tuples)."""
     if isinstance(target, dict):
         target.update((k, v) for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str | int))
     return target

@@ -42,8 +42,8 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
         path: .pt, .pth, .ckpt, .bin or .safetensors; `hf:owner/name` or `hf:owner/name/file` fetches from the hub.
 
     Raises:
-        UserError: an unknown family or setting, a file that cannot be had or read, tensors that are missing, unexpected,
-            misshapen, of another kind, or not finite.
+        UserError: an unknown family or setting, a file that cannot be had or read, tensors that are missing,
+            unexpected, misshapen, of another kind, or not finite.
     """
     if family not in PUBLISHED:
         raise UserError(f"unknown family {family!r}: choose one of {', '.join(PUBLISHED)}")

@@ -65,8 +65,8 @@ def _choose(path: str, files: list[str], usual: tuple[str, ...]) -> str:
 
 
 def read_weights(path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by their authors' names. `wrappers` are the dotted keys that may hold them, beside those
-    that trainers in general use.
+    """The tensors of a checkpoint by their authors' names. `wrappers` are the dotted keys that may hold them, beside
+    those that trainers in general use.
 
     Raises:
         UserError: damaged, not a checkpoint, or without tensors by name.
