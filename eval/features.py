@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.foreign import fetch, read_tensors
+from tokenizers_vq.weights import check_finite
 
 from .encoder.model import load_encoder
 from .provenance import Provenance
@@ -158,25 +159,23 @@ def inception_weights(path: Path | None) -> dict[str, Tensor]:
     """State dict from a local file, else from torch's cache, else by download. Nothing in the file is executed."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
+    name = inception_file()
     if path is None:
         try:
-            return torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network is an OSError (URLError)
+            path = fetch(URL_INCEPTION_V3)
+        except (OSError, RuntimeError) as error:  # no network is an OSError (URLError)
             raise UserError(
-                f"features 'inception' need the weights {inception_file()}, which are not in {torch.hub.get_dir()}"
+                f"features 'inception' need the weights {name}, which are not in {torch.hub.get_dir()}"
                 f"/checkpoints and could not be downloaded ({error}): fetch that file from torch-fidelity's releases "
                 "on a machine with a network and pass --feature_weights FILE, or use --features embedded"
             ) from error
     if not path.is_file():
-        raise UserError(f"--feature_weights {path} is not a file: give torch-fidelity's {inception_file()}")
+        raise UserError(f"--feature_weights {path} is not a file: give torch-fidelity's {name}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"--feature_weights {path} cannot be read as weights: give torch-fidelity's {inception_file()}"
-        ) from error
-    if not isinstance(state, dict):
-        raise UserError(f"--feature_weights {path} holds a {type(state).__name__}: give {inception_file()}")
+        state = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"{error}; --feature_weights takes torch-fidelity's {name}") from None
+    check_finite(state, f"{path} holds weights that no network works with", "fetch it again")
     return state
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import urllib.error
 import warnings
 from pathlib import Path
 
@@ -13,7 +11,9 @@ from torch import Tensor, nn
 
 from .base import TokenizerOutput
 from .errors import UserError
+from .foreign import cached, fetch, read_tensors
 from .loss_config import LossConfig
+from .weights import check_finite
 
 LPIPS_FILES = {
     "vgg": "vgg16-397923af.pth",
@@ -67,7 +67,7 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None, option: 
     """LPIPS (arXiv 1801.03924) with its published weights, never with random ones. Call it with images in [-1, 1].
 
     The linear heads come with the `lpips` package; torchvision's weights of the network come from `weights`, else from
-    torch's cache, else from the network.
+    torch's cache, else by download.
 
     Args:
         network: vgg, alex or squeeze.
@@ -81,7 +81,13 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None, option: 
 
     if network not in LPIPS_FILES:
         raise UserError(f"LPIPS network {network!r} is unknown: choose {', '.join(LPIPS_FILES)}")
-    state = _backbone(network, weights, option)
+    path = _fetched(network, option) if weights is None else Path(weights)
+    if not path.is_file():
+        raise UserError(f"{option} {weights} is not a file: give torchvision's {LPIPS_FILES[network]}")
+    try:
+        state = read_tensors(path)
+    except UserError as error:
+        raise UserError(f"{error}; LPIPS {network} takes torchvision's {LPIPS_FILES[network]}") from None
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips calls torchvision in a way that is going out of use
         model = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
@@ -90,37 +96,30 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None, option: 
     missing = sorted(set(wanted.values()) - state.keys())
     if missing:
         raise UserError(
-            f"{weights} holds no torchvision weights for LPIPS {network}: it lacks {', '.join(missing[:3])}; "
+            f"{path} holds no torchvision weights for LPIPS {network}: it lacks {', '.join(missing[:3])}; "
             f"give {LPIPS_FILES[network]}"
         )
     try:
         model.net.load_state_dict({name: state[source] for name, source in wanted.items()})
     except RuntimeError as error:
         raise UserError(
-            f"{weights} does not fit LPIPS {network}: give {LPIPS_FILES[network]} of torchvision"
+            f"{path} does not fit LPIPS {network}: give {LPIPS_FILES[network]} of torchvision"
         ) from error
+    check_finite(model.net.state_dict(), f"{path} holds weights that no network works with", "fetch it again")
     return model.eval().requires_grad_(False)
 
 
-def _backbone(network: str, weights: str | Path | None, option: str) -> dict[str, Tensor]:
-    name = LPIPS_FILES[network]
-    if weights is None:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        try:
-            return torch.hub.load_state_dict_from_url(
-                f"https://download.pytorch.org/models/{name}", map_location="cpu", check_hash=True, weights_only=True
-            )
-        except (urllib.error.URLError, OSError, RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(
-                f"LPIPS needs torchvision's weights {name}: looked in {folder} and on the network ({error}); "
-                f"fetch the file on a machine with a network and pass {option} FILE, or leave LPIPS out"
-            ) from error
-    if not Path(weights).is_file():
-        raise UserError(f"{option} {weights} is not a file: give torchvision's {name}")
+def lpips_url(network: str) -> str:
+    """Where torchvision's weights of an LPIPS network are published."""
+    return f"https://download.pytorch.org/models/{LPIPS_FILES[network]}"
+
+
+def _fetched(network: str, option: str) -> Path:
+    name, place = LPIPS_FILES[network], cached(lpips_url(network))
     try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds: torch's readers meet whatever the file holds
-        raise UserError(f"{option} {weights} cannot be read as weights: give torchvision's {name}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{option} {weights} holds a {type(state).__name__}: give torchvision's {name}")
-    return state
+        return fetch(lpips_url(network))
+    except (OSError, RuntimeError) as error:  # no network is an OSError (URLError)
+        raise UserError(
+            f"LPIPS needs torchvision's weights {name}: looked in {place.parent} and on the network ({error}); "
+            f"fetch the file on a machine with a network and pass {option} FILE, or leave LPIPS out"
+        ) from error

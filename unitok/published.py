@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import is_ours_alone
+
+from .lock import LOCK_FILE
 
 FamilyName = Literal["taming_vqgan", "llamagen_vq", "var_vae", "showo_magvitv2", "open_magvit2", "ibq"]
 
@@ -21,14 +24,18 @@ def import_tokenizer(*, family: FamilyName, file: str, out: Path, settings: dict
         family: Whose checkpoint it is.
         file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors), or hf:owner/name, or hf:owner/name/file.
         out: New folder for the tokenizer.
-        settings: What differs from the released model, under its authors' names, as in '{"image_size": 512}'.
+        settings: What differs from the released model, under its authors' names, as in '{"image_size": 512}'; their own
+            configuration of the model may be given as it is.
 
     Example:
         unitok import-tokenizer showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
         unitok import-tokenizer var_vae vae_ch160v4096z32.pth --out runs/var
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.is_dir() and not is_ours_alone(out, frozenset({LOCK_FILE})):
         raise UserError(f"--out {out} is not empty: choose a new folder")
+    odd = [name for name in settings or {} if not isinstance(name, str)]
+    if odd:
+        raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
 
     from tokenizers_vq.published import load_published
 

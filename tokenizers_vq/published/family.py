@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,21 @@ from ..errors import Problems, UserError
 
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
+
+
+TRAINING = frozenset([
+    "target", "class_path", "_class_name", "_diffusers_version", "ckpt_path", "ignore_keys", "image_key", "monitor",
+    "colorize_nlabels", "lossconfig", "beta", "dropout", "use_checkpoint", "use_ema", "stage", "base_learning_rate",
+    "learning_rate", "min_learning_rate", "resume_lr", "lr_drop_epoch", "lr_drop_rate", "scheduler_config",
+    "scheduler_type", "sche_type", "warmup_epochs", "wpe", "wp", "wp0", "wp_iter", "max_iter", "gradient_clip_val",
+])  # fmt: skip
+"""Settings in the authors' configurations that change nothing once a model is trained."""
+MOST_LEVELS, MOST_BLOCKS, LARGEST = 12, 64, 2**24
+"""Of a network whose sizes are believed: more levels, blocks of a level, or channels would take hours to lay out."""
+_WHY = {
+    "double_z": "means and variances are what a KL autoencoder makes, and it has no codes",
+    "remap": "the remapped indices would be others than the model's",
+}
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,22 @@ class Family:
     """Where the file has a moving average of the weights (`model_ema.` and the name without dots), it is the model."""
     files: tuple[str, ...] = ()
     """File names on the hub, the usual one first."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Further names of settings in the authors' configurations -> ours."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the authors' that can have one value here; those of groups too."""
+    unused: frozenset[str] = frozenset()
+    """Settings that change nothing once the model is trained, beside `TRAINING`; those of groups too."""
 
     def settings(self, released: Settings, given: Settings) -> dict[str, Any]:
         """Released settings, changed by what the user gave; groups such as `ddconfig` are merged or may be left out.
 
+        `given` may be the authors' whole configuration, of which the model's part counts.
+
         Raises:
-            UserError: a name that the family does not have.
+            UserError: a name that the family does not have, or a value that cannot be followed.
         """
+        given = self._known(_model_part(given))
         groups = [name for name, value in released.items() if isinstance(value, dict)]
         merged = {name: dict(value) if name in groups else value for name, value in released.items()}
         problems = Problems()
@@ -69,6 +93,30 @@ class Family:
         problems.raise_if_any()
         return merged
 
+    def _known(self, given: Settings) -> Settings:
+        """The given settings under our names, without those that change nothing. Raises UserError for values that
+        cannot be followed."""
+        kept: dict[str, Any] = {}
+        for name, value in given.items():
+            ours = self.renamed.get(name, name)
+            if name in self.fixed:
+                only(given, **{name: self.fixed[name]})
+            elif name in TRAINING or name in self.unused:
+                continue
+            elif kept.get(ours, value) != value:
+                raise UserError(f"settings {name} is {value!r}, but {ours} is {kept[ours]!r}: make them equal")
+            else:
+                kept[ours] = self._known(value) if isinstance(value, Mapping) else value
+        return kept
+
+
+def _model_part(given: Settings) -> Settings:
+    """Of a configuration file of Lightning or OmegaConf, what the model's class is given."""
+    for name in ("model", "params", "init_args"):
+        if isinstance(inner := given.get(name), Mapping):
+            given = inner
+    return given
+
 
 def _merge(into: dict[str, Any], given: object, released: Settings, where: str, problems: Problems) -> None:
     """Puts given values into a group of settings; notes unknown names and values of another kind than the released."""
@@ -80,22 +128,36 @@ def _merge(into: dict[str, Any], given: object, released: Settings, where: str, 
             problems.check(False, f"{where} has {name}: known are {', '.join(released)}")
         elif not _alike(value, released[name]):
             problems.check(False, f"{where} has {name} {value!r}: give a value like the released {released[name]!r}")
+        elif not _in_bounds(name, value):
+            problems.check(False, f"{where} has {name} {str(value)[:80]}: no network of this family is that large")
         else:
             into[name] = value
 
 
 def _alike(value: object, released: object) -> bool:
     """Whether a value is of the released value's kind: whole numbers for a list of them, and so on."""
+    if released is None:  # may be left out
+        return value is None or type(value) is int or _alike(value, ())
     if isinstance(released, tuple):
         return isinstance(value, list | tuple) and all(type(item) is int for item in value)
     return type(value) is type(released) or (isinstance(released, float) and type(value) is int)
+
+
+def _in_bounds(name: str, value: object) -> bool:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    largest = MOST_BLOCKS if name == "num_res_blocks" else LARGEST
+    lowest = 1 if name == "num_res_blocks" else 0
+    most = MOST_LEVELS if name in ("ch_mult", "num_res_blocks") else 2 * MOST_BLOCKS
+    return len(numbers) <= most and all(lowest <= number <= largest for number in numbers if type(number) is int)
 
 
 def only(settings: Settings, **allowed: object) -> None:
     """Raises UserError for settings with another value than the one this program can follow."""
     problems = Problems()
     for name, value in allowed.items():
-        problems.check(settings[name] == value, f"setting {name} is {settings[name]!r}: only {value!r} can be imported")
+        found = settings.get(name, value)
+        why = f", for {_WHY[name]}" if name in _WHY else ""
+        problems.check(found == value, f"setting {name} is {found!r}: only {value!r} can be imported{why}")
     problems.raise_if_any()
 
 
@@ -112,7 +174,7 @@ def taming_encoder(dd: Settings) -> dict[str, Any]:
     Attention follows the blocks of the levels whose nominal resolution, that of the configuration and never that of
     the picture, is listed.
     """
-    only(dd, in_channels=3, out_ch=3, double_z=False)
+    only(dd, in_channels=3, out_ch=3)
     number = len(dd["ch_mult"])
     levels = [level for level in range(number) if dd["resolution"] // 2**level in dd["attn_resolutions"]]
     return {

@@ -18,7 +18,6 @@ _DD = {
     "attn_resolutions": (16,),
     "resolution": 256,
     "z_channels": 256,
-    "double_z": False,
     "in_channels": 3,
     "out_ch": 3,
 }
@@ -44,6 +43,23 @@ FAMILY = Family(
     wrappers=("state_dict",),
     ignored=("loss.",),
     ema=True,
+    renamed={"n_embed": "codebook_size"},
+    fixed={
+        "double_z": False,
+        "remap": None,
+        "l2_normalize": False,
+        "cosine_similarity": False,
+        "resamp_with_conv": True,
+    },
+    unused=frozenset(
+        (
+            "sane_index_shape",
+            "use_entropy_loss",
+            "entropy_temperature",
+            "sample_minimization_weight",
+            "batch_maximization_weight",
+        )
+    ),
     files=(
         *(f"imagenet256_{size}.ckpt" for size in (1024, 8192, 16384, 262144)),
         *("IBQ_pretrain_16384.ckpt", "IBQ_pretrain_262144.ckpt"),

@@ -52,6 +52,15 @@ FAMILY = Family(
     configure=_configure,
     source=_source,
     wrappers=("ema", "model", "state_dict"),
+    renamed={"encoder_ch_mult": "ch_mult", "decoder_ch_mult": "ch_mult"},
+    fixed={
+        "codebook_l2_norm": True,
+        "norm_type": "group",
+        "resamp_with_conv": True,
+        "in_channels": 3,
+        "out_channels": 3,
+    },
+    unused=frozenset(("vq_model", "codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")),
     ignored=("quantize.codebook_used",),
     files=("vq_ds16_c2i.pt", "vq_ds16_t2i.pt"),
 )

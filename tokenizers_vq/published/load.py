@@ -11,6 +11,7 @@ from torch import Tensor
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..errors import UserError
+from ..weights import check_finite
 from . import ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Source
 from .read import locate, read_weights
@@ -25,25 +26,29 @@ PUBLISHED: dict[str, Family] = {
 }
 
 
-def load_published(family: str, path: str | Path, **config: Any) -> ImageTokenizer:
+AVERAGE = "model_ema."
+"""Lightning's moving averages: this, and the name of the tensor without its dots."""
+
+
+def load_published(family: str, path: str | Path, /, **config: Any) -> ImageTokenizer:
     """The tokenizer in a published checkpoint, in evaluation mode, float32 on the CPU.
 
     Same codes as the authors' code, pictures equal to 1e-4. Which released model the file is shows in its shapes;
     `config` changes settings under the authors' names, such as `ch=32`, `ddconfig={"ch": 32}` or
-    `patch_nums=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]`.
+    `patch_nums=[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]`. The authors' own configuration of the model is taken as it is.
 
     Args:
         family: A key of `PUBLISHED`.
         path: .pt, .pth, .ckpt, .bin or .safetensors; `hf:owner/name` or `hf:owner/name/file` fetches from the hub.
 
     Raises:
-        UserError: an unknown family or setting, a file that cannot be had or holds more than tensors, tensors that are
-            missing, unexpected or misshapen.
+        UserError: an unknown family or setting, a file that cannot be had or read, tensors that are missing,
+            unexpected, misshapen, of another kind, or not finite.
     """
     if family not in PUBLISHED:
         raise UserError(f"unknown family {family!r}: choose one of {', '.join(PUBLISHED)}")
     table = PUBLISHED[family]
-    attempts = [_configure(table, released, config) for released in table.released]
+    attempts = _attempts(table, config)
     weights = read_weights(locate(str(path), table.files), table.wrappers)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
@@ -51,6 +56,7 @@ def load_published(family: str, path: str | Path, **config: Any) -> ImageTokeniz
         chosen = _chosen(table, weights, sources)
         number, complaint = _compare(table, chosen, sources)
         if number == 0:
+            _check_numbers(path, chosen, sources)
             return _build(wanted, chosen, sources)
         if closest is None or number < closest[0]:
             closest = number, complaint
@@ -59,6 +65,20 @@ def load_published(family: str, path: str | Path, **config: Any) -> ImageTokeniz
         f"{path} is no {family} of these settings: {closest[1]}; give another family, or the settings that the model "
         "was trained with"
     )
+
+
+def _attempts(table: Family, given: Settings) -> list[TokenizerConfig]:
+    """The released configurations, changed as said, as far as they can be."""
+    found: list[TokenizerConfig] = []
+    first: UserError | None = None
+    for released in table.released:
+        try:
+            found.append(_configure(table, released, given))
+        except UserError as error:
+            first = first or error
+    if first is not None and not found:
+        raise first
+    return found
 
 
 def _configure(table: Family, released: Settings, given: Settings) -> TokenizerConfig:
@@ -81,13 +101,18 @@ def _sources(table: Family, config: TokenizerConfig) -> dict[str, Source]:
 
 
 def _chosen(table: Family, weights: dict[str, Tensor], sources: dict[str, Source]) -> dict[str, Tensor]:
-    """The weights to use, by published names: the moving average where the file has one."""
-    if not table.ema or not any(name.startswith("model_ema.") for name in weights):
+    """The weights to use, by published names: the moving average where the file has one. It may be an average of the
+    whole training module, losses included."""
+    averages = {name.removeprefix(AVERAGE): t for name, t in weights.items() if name.startswith(AVERAGE)}
+    if not table.ema or not averages:
         return weights
-    dotted = {"model_ema." + source.name.replace(".", ""): source.name for source in sources.values()}
-    averages = {name: tensor for name, tensor in weights.items() if name.startswith("model_ema.")}
-    averages = {name: t for name, t in averages.items() if name not in ("model_ema.decay", "model_ema.num_updates")}
-    return {dotted.get(name, name): tensor for name, tensor in averages.items()}
+    dotted = {source.name.replace(".", ""): source.name for source in sources.values()}
+    left_out = tuple(start.replace(".", "") for start in table.ignored)
+    return {
+        dotted.get(name, AVERAGE + name): tensor
+        for name, tensor in averages.items()
+        if name in dotted or not (name in ("decay", "num_updates") or name.startswith(left_out))
+    }
 
 
 def _compare(table: Family, weights: dict[str, Tensor], sources: dict[str, Source]) -> tuple[int, str]:
@@ -110,8 +135,18 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
+def _check_numbers(path: str | Path, weights: dict[str, Tensor], sources: dict[str, Source]) -> None:
+    """Raises UserError for tensors that are no floating-point numbers, or not finite."""
+    used = sorted({source.name for source in sources.values()})
+    kinds = [f"{name} ({weights[name].dtype})" for name in used if not weights[name].is_floating_point()]
+    if kinds:
+        raise UserError(f"{path} has whole numbers where weights should be: {_some(kinds)}; export the weights again")
+    what = f"{path} holds weights that no tokenizer works with"
+    check_finite({name: weights[name].float() for name in used}, what, "fetch it again, or take an older checkpoint")
+
+
 def _build(config: TokenizerConfig, weights: dict[str, Tensor], sources: dict[str, Source]) -> ImageTokenizer:
     with torch.random.fork_rng(devices=[]):
         tokenizer = build_tokenizer(config)
-    tokenizer.load_state_dict({name: source.take(weights[source.name]) for name, source in sources.items()})
+    tokenizer.load_state_dict({name: source.take(weights[source.name].float()) for name, source in sources.items()})
     return tokenizer.eval()

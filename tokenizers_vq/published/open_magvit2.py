@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import OpenMagvit2Config, TokenizerConfig
+from ..errors import UserError
 from ..quantizer_config import LFQ
 from .family import Family, Settings, Shape, Source, bit_values, check_bits, only
 
@@ -25,12 +26,16 @@ def _released(codebook_size: int, bits: int, ch_mult: tuple[int, ...], image_siz
         "out_ch": 3,
         "resolution": 128,
     }
-    return {"codebook_size": codebook_size, "image_size": image_size, "ddconfig": dd}
+    return {"codebook_size": codebook_size, "embed_dim": None, "image_size": image_size, "ddconfig": dd}
 
 
 def _configure(settings: Settings) -> TokenizerConfig:
     dd = settings["ddconfig"]
     only(dd, in_channels=3, out_ch=3)
+    if settings["embed_dim"] not in (None, dd["z_channels"]):
+        raise UserError(
+            f"settings embed_dim is {settings['embed_dim']}, z_channels {dd['z_channels']}: make them equal"
+        )
     check_bits(dd["z_channels"], settings["codebook_size"])
     return OpenMagvit2Config(
         image_size=settings["image_size"],
@@ -69,5 +74,17 @@ FAMILY = Family(
     wrappers=("state_dict",),
     ignored=("loss.",),
     ema=True,
+    renamed={"n_embed": "codebook_size"},
+    fixed={"double_z": False, "remap": None, "num_codebooks": 1},
+    unused=frozenset(
+        (
+            "sane_index_shape",
+            "attn_resolutions",
+            "sample_minimization_weight",
+            "batch_maximization_weight",
+            "token_factorization",
+            "factorized_bits",
+        )
+    ),
     files=("imagenet_256_L.ckpt", "imagenet_128_L.ckpt", "pretrain256_16384.ckpt", "pretrain256_262144.ckpt"),
 )

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import pickle
-import re
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UserError
+from ..foreign import read_tensors
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Where trainers in general put weights: Lightning, plain torch, DeepSpeed."""
+MARKS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of a name that DDP, compilation, FSDP and recomputed activations put in, at any place and in any order."""
 
 
 def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
@@ -66,46 +65,16 @@ def _choose(path: str, files: list[str], usual: tuple[str, ...]) -> str:
 
 
 def read_weights(path: Path, wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, floats as float32. `wrappers` are the dotted keys that may hold them.
+    """The tensors of a checkpoint by their authors' names. `wrappers` are the dotted keys that may hold them, beside
+    those that trainers in general use.
 
     Raises:
-        UserError: damaged, not a checkpoint, or with Python objects that would have to be run to be read.
+        UserError: damaged, not a checkpoint, or without tensors by name.
     """
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL (\S+)", str(error))  # what would have to be imported
-        if foreign is None:
-            raise UserError(f"{path} cannot be read as a checkpoint (it is none of torch): fetch it again") from None
-        raise UserError(_foreign(path, foreign[1], wrappers)) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(f"{path} cannot be read as a checkpoint ({reason}): fetch it again") from None
-    weights = _unwrap(content, wrappers)
-    if not isinstance(weights, dict) or not weights or not all(isinstance(t, Tensor) for t in weights.values()):
-        places = " or ".join([*wrappers, "the file itself"])
-        raise UserError(f"{path} holds no weights: expected tensors by name in {places}")
-    return {str(name): t.float() if t.is_floating_point() else t for name, t in weights.items()}
-
-
-def _unwrap(content: Any, wrappers: tuple[str, ...]) -> Any:
-    for wrapper in wrappers:
-        inner = content
-        for key in wrapper.split("."):
-            inner = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(inner, dict):
-            return inner
-    return content
-
-
-def _foreign(path: Path, name: str, wrappers: tuple[str, ...]) -> str:
-    keys = "".join(f"[{key!r}]" for key in wrappers[-1].split(".")) if wrappers else ""
-    export = f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=False){keys}, 'weights.pt')"
-    return (
-        f"{path} holds Python objects ({name}) beside its weights, and reading them would run foreign code: where you "
-        f"trust it, export the weights with {export} and import weights.pt"
-    )
+    weights: dict[str, Tensor] = {}
+    for name, tensor in read_tensors(path, tuple(dict.fromkeys([*wrappers, *WRAPPERS]))).items():
+        plain = ".".join(part for part in name.split(".") if part not in MARKS)
+        if plain in weights:
+            raise UserError(f"{path} holds {plain} twice, once as {name}: save the weights of one of the two modules")
+        weights[plain] = tensor
+    return weights

@@ -14,14 +14,15 @@ from .family import Family, Settings, Shape, Source, attention_fields, bit_value
 
 def _configure(settings: Settings) -> TokenizerConfig:
     encoder, decoder = settings["encoder"], settings["decoder"]
-    for name in ("ch", "z_channels"):
+    for name in ("ch", "z_channels", "resolution"):
         if encoder[name] != decoder[name]:
             raise UserError(
                 f"settings encoder.{name} is {encoder[name]}, decoder.{name} {decoder[name]}: make them equal"
             )
     check_bits(encoder["z_channels"], settings["codebook_size"])
     number, size = len(encoder["ch_mult"]), settings["image_size"]
-    levels = [level for level in range(number) if size // 2**level in encoder["attn_resolutions"]]
+    nominal = encoder["resolution"] or size
+    levels = [level for level in range(number) if nominal // 2**level in encoder["attn_resolutions"]]
     return ConvVQConfig(
         image_size=size,
         channels=encoder["ch"],
@@ -42,7 +43,7 @@ def _source(name: str, shape: Shape, config: TokenizerConfig) -> Source:
     return Source("decoder." + name if name.startswith("post_quant_conv") else name, shape)
 
 
-_COMMON = {"ch": 128, "z_channels": 13, "attn_resolutions": (5,)}
+_COMMON = {"ch": 128, "z_channels": 13, "attn_resolutions": (5,), "resolution": None}
 
 FAMILY = Family(
     released=(
@@ -56,5 +57,6 @@ FAMILY = Family(
     configure=_configure,
     source=_source,
     ignored=("quantize.embedding", "quantize.power_vals"),
+    fixed={"double_z": False, "in_ch": 3, "out_ch": 3},
     files=("pytorch_model.safetensors", "pytorch_model.bin"),
 )

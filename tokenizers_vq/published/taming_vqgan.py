@@ -13,7 +13,6 @@ from ..quantizer_config import VQ, Gumbel
 from .family import Family, Settings, Shape, Source, codebook_source, taming_encoder
 
 _DD = {
-    "double_z": False,
     "z_channels": 256,
     "resolution": 256,
     "in_channels": 3,
@@ -22,7 +21,6 @@ _DD = {
     "ch_mult": (1, 1, 2, 2, 4),
     "num_res_blocks": 2,
     "attn_resolutions": (16,),
-    "dropout": 0.0,
 }
 _F8 = {**_DD, "z_channels": 4, "ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,)}
 _GUMBEL = {**_DD, "ch_mult": (1, 1, 2, 4), "attn_resolutions": (32,)}
@@ -58,4 +56,15 @@ FAMILY = Family(
     source=_source,
     wrappers=("state_dict",),
     ignored=("loss.", "model_ema."),
+    renamed={"n_embed": "codebook_size"},
+    fixed={
+        "double_z": False,
+        "remap": None,
+        "resamp_with_conv": True,
+        "use_linear_attn": False,
+        "attn_type": "vanilla",
+    },
+    unused=frozenset(
+        ("sane_index_shape", "batch_resize_range", "lr_g_factor", "kl_weight", "temperature_scheduler_config")
+    ),
 )

@@ -12,11 +12,10 @@ import torch
 from ..config import ConvVQConfig, TokenizerConfig
 from ..errors import UserError
 from ..quantizer_config import VQ
-from .family import Family, Settings, Shape, Source, attention_fields, codebook_source, only
+from .family import Family, Settings, Shape, Source, attention_fields, codebook_source
 
 
 def _configure(settings: Settings) -> TokenizerConfig:
-    only(settings, using_znorm=False, quant_resi=0.5)
     factors, sides = settings["ch_mult"], settings["patch_nums"]
     number = len(factors)
     if not sides:
@@ -59,15 +58,17 @@ FAMILY = Family(
             "ch_mult": (1, 1, 2, 2, 4),
             "num_res_blocks": 2,
             "quant_conv_ks": 3,
-            "quant_resi": 0.5,
             "share_quant_resi": 4,
-            "using_znorm": False,
             "patch_nums": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),  # 512 px: 1, 2, 3, 4, 6, 9, 13, 18, 24, 32
         },
     ),
     configure=_configure,
     source=_source,
     wrappers=("trainer.vae_local",),
+    renamed={"v_patch_nums": "patch_nums"},
+    fixed={"using_znorm": False, "quant_resi": 0.5, "double_z": False, "using_sa": True, "using_mid_sa": True}
+    | {"in_channels": 3, "default_qresi_counts": 0},
+    unused=frozenset(("test_mode",)),
     ignored=("quantize.ema_vocab_hit_SV",),
     files=("vae_ch160v4096z32.pth",),
 )
