@@ -222,9 +222,12 @@ def test_damaged_files_are_one_line(encoded: Path) -> None:
     [
         ({"format": "something else"}, "is not an index of format 'unitok codes 1'"),
         ({"total": 12}, "counts do not add up"),
-        ({"layout": []}, "is damaged"),
-        ({"shards": [{"file": "a"}]}, "is damaged"),
-        ({"image_size": 4}, "is damaged"),
+        ({"layout": []}, r"codes\.json: layout: layout \(\) is not a list of"),
+        ({"shards": [{"file": "a"}]}, r"codes\.json: shards\[0\] lacks the key .count."),
+        ({"shards": [{"file": "../a", "count": 1, "sha256": ""}]}, r"it lists 1 rows in .\.\./a."),
+        ({"image_size": 4}, r"codes\.json: image_size is 4: expected a list of 2"),
+        ({"total": "12"}, r"codes\.json: total is .12.: expected a whole number"),
+        ({"newer": 1}, "unknown key .newer."),
     ],
 )
 def test_a_damaged_index_is_refused(encoded: Path, change: dict[str, Any], message: str) -> None:
