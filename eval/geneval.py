@@ -81,6 +81,8 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UserError: no such file, or a line that is no prompt.
     """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give GenEval's evaluation_metadata.jsonl")
     prompts = []
     for number, line in enumerate(read_bytes(path, LIMIT).split(b"\n"), 1):
         if line.strip():

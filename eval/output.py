@@ -71,6 +71,8 @@ def read_items(folder: Path, section: str) -> list[dict[str, Fact]]:
         UserError: no such file, or it is not what `write_report` writes.
     """
     file = folder / ITEMS_FILE
+    if not file.is_file():
+        raise UserError(f"there is no {file}: measure again to have values of single pictures")
     found: list[dict[str, Fact]] = []
     for number, line in enumerate(read_bytes(file, ITEMS_LIMIT).split(b"\n"), 1):
         if not line:

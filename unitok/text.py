@@ -26,7 +26,7 @@ LARGEST = 2**27
 LARGEST_SIZE = 2**22
 """Ids of a vocabulary; the largest published ones have a million."""
 MOST_PARTS, MOST_GROWTH = 24, 1024
-"""Of a normalizer, pre_tokenizer or decoder: its objects, and how many times longer all its replacements make a text."""
+"""Of a normalizer, pre_tokenizer or decoder: its objects, and how many times longer its replacements make a text."""
 GROWS = frozenset({"content", "prepend", "replacement", "prefix", "suffix"})
 """Keys of texts that are put in the place of others."""
 
@@ -134,7 +134,7 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _is_charsmap(value: Any) -> bool:
-    """Whether a table of sentencepiece is as long as it says: four bytes with the length of the trie, the trie, texts."""
+    """Whether a table of sentencepiece is as long as it says: four bytes with the trie's length, the trie, texts."""
     try:
         data = base64.b64decode(value, validate=True)
     except (ValueError, TypeError):
