@@ -45,7 +45,7 @@ class SampleSettings:
 
     @classmethod
     def of(cls, model: ModelConfig, given: Mapping[str, Any] | None = None) -> SampleSettings:
-        """What is given, else the model's own settings, else the defaults. Raises UserError for settings that are none."""
+        """What is given, else the model's own, else the defaults. Raises UserError for what are no settings."""
         return replace(read_dataclass(cls, model.sampling, "config.json of the model: sampling"), **(given or {}))
 
     @classmethod

@@ -257,7 +257,7 @@ class _CommandLine:
         """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are
         left to the parser."""
         for option in ("preset", "config"):
-            pairs = zip(argv, [*argv[1:], ""], strict=True)
+            pairs = zip(argv, [*argv[1:], ""], strict=False)  # without words there are none
             values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
             for value in reversed(values):
                 if option == "preset":

@@ -46,12 +46,12 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError for a text that the tokenizer's file has no rule for."""
-        with _told(f"{self.name} cannot encode {shown(text)}"):
+        with _told(f"{self.name} cannot encode", text):
             return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
         """Raises UserError where the tokenizer's file is damaged."""
-        with _told(f"{self.name} cannot decode {shown(ids)}"):
+        with _told(f"{self.name} cannot decode", ids):
             return self.tokenizer.decode(ids)
 
     def save(self, folder: Path) -> None:
@@ -144,7 +144,7 @@ def _is_charsmap(value: Any) -> bool:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _told(what: str, value: object = None) -> Iterator[None]:
     """The errors of the native code in a line: it raises bare Exception, and panics, which are no subclass of it."""
     try:
         yield
@@ -152,4 +152,5 @@ def _told(what: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200]
+        what += "" if value is None else f" {shown(value)}"
         raise UserError(f"{what} ({reason}): use another tokenizer, or restore its file") from None
