@@ -17,8 +17,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import read_json
+from tokenizers_vq.schema import read_value
 
 from .frechet import frechet_distance
 from .output import FEATURES_FILE, ITEMS_FILE, JSON_FILE, read_items
@@ -81,9 +82,15 @@ class Measured:
                 names = {name: f"{section}.{name}" for name in ("drawn", "real")}
                 if not set(names.values()) <= set(kept.keys()):
                     return {}
-                return {name: kept.get_tensor(key) for name, key in names.items()}
+                tensors = {name: kept.get_tensor(key) for name, key in names.items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read as safetensors ({error}): measure again") from error
+        drawn, real = tensors["drawn"], tensors["real"]
+        if not (drawn.ndim == real.ndim == 2 and drawn.shape[1] == real.shape[1] and len(drawn) and len(real)):
+            raise UserError(f"{file} holds features of shapes {[*drawn.shape]} and {[*real.shape]}: measure again")
+        if not all(one.is_floating_point() and bool(one.isfinite().all()) for one in tensors.values()):
+            raise UserError(f"{file} holds features that are not finite numbers: measure again")
+        return tensors
 
     def pictures(self, section: str) -> list[tuple[Fact, Fact]]:
         """(picture, seed) of each line of a section, in order; empty where none were written."""
@@ -110,17 +117,21 @@ def read_report(path: Path) -> Measured:
     file = path / JSON_FILE if path.is_dir() else path
     data = read_json(file)
     provenance = data.get("provenance") if isinstance(data, dict) else None
-    if not isinstance(provenance, dict) or not all(isinstance(facts, dict) for facts in provenance.values()):
+    if not isinstance(provenance, dict):
         raise UserError(f"{file} is not a report of unitok: give the report.json that `unitok eval` wrote")
-    results = {key: result for name, facts in provenance.items() for key, result in _results(data, name, facts)}
+    facts = read_value(dict[str, dict[str, Fact | bool | dict[str, float]]], provenance, str(file), "provenance")
+    results = {key: result for name, about in facts.items() for key, result in _results(data, name, about, str(file))}
     if not results:
         raise UserError(f"{file} holds no numbers: measure again")
     return Measured(path.parent.name if path.name == JSON_FILE else path.stem, file.parent, results)
 
 
-def _results(data: Mapping[str, Any], name: str, facts: dict[str, Any]) -> Iterator[tuple[str, Result]]:
-    section, _, number = name.partition(".")
-    value = data.get(section, {}).get(number)
+def _results(data: Mapping[str, Any], name: str, facts: dict[str, Any], where: str) -> Iterator[tuple[str, Result]]:
+    section, dot, number = name.partition(".")
+    values = data.get(section, {})
+    if not dot or not isinstance(values, dict):
+        raise UserError(f"{where}: {shown(section)} holds no numbers by name: measure again")
+    value = read_value(str | float | dict[str, float | None] | None, values.get(number), where, name)
     about = {key: fact for key, fact in facts.items() if key not in ("unit", "better")}
     parts = value.items() if isinstance(value, dict) else [("", value)]
     for part, one in parts:
@@ -241,7 +252,7 @@ def _fid_interval(first: Measured, other: Measured, key: str, resamples: int, se
     names = first.pictures(section)
     paired = bool(names) and names == other.pictures(section)
     of_a, of_b = (
-        kept["drawn"].split(int(one.results[key].provenance.get("pictures") or len(kept["drawn"])))
+        kept["drawn"].split(_pictures_of(one.results[key], len(kept["drawn"])))
         for one, kept in ((first, a), (other, b))
     )
     generator = torch.Generator().manual_seed(seed)
@@ -260,6 +271,12 @@ def _fid_interval(first: Measured, other: Measured, key: str, resamples: int, se
         found.append(distance(of_b, rows_b, real) - distance(of_a, rows_a, real))
     difference = other.results[key].value - first.results[key].value
     return _interval(difference, torch.tensor(found, dtype=torch.float64), paired)
+
+
+def _pictures_of(result: Result, every: int) -> int:
+    """Pictures of one round, of which a number was made."""
+    count = result.provenance.get("pictures")
+    return count if isinstance(count, int) and 0 < count < every else every
 
 
 def _interval(difference: float, samples: Tensor, paired: bool) -> Interval:

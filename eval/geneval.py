@@ -14,7 +14,6 @@ The score of a task is the share of its pictures that are right, and the overall
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,17 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import parse_json, read_bytes
+from tokenizers_vq.schema import read_value
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The tasks, by their published tags; color_attr is attribute binding."""
 CONFIDENCE, COUNTING_CONFIDENCE = 0.3, 0.9
 MOST_BOXES = 16
 MARGIN = 0.1
+LIMIT = 2**26
+"""Bytes of a file of prompts; the published one is far smaller."""
+HINT = "it needs tag, prompt and include, a list of objects with class and count"
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,13 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UserError: no such file, or a line that is no prompt.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give GenEval's evaluation_metadata.jsonl") from error
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: give GenEval's evaluation_metadata.jsonl")
     prompts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_bytes(path, LIMIT).split(b"\n"), 1):
         if line.strip():
-            try:
-                prompts.append(_prompt(json.loads(line)))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise UserError(
-                    f"{path}, line {number} is no GenEval prompt ({error!r}): it needs tag, prompt and include, a list "
-                    "of objects with class and count"
-                ) from error
+            where = f"{path}, line {number}"
+            prompts.append(_prompt(parse_json(line, where), where))
     if not prompts:
         raise UserError(f"{path} holds no prompts: give GenEval's evaluation_metadata.jsonl")
     return prompts
@@ -182,20 +179,31 @@ def _problem(wanted: Wanted, found: list[Box], matched: list[list[Box] | None]) 
     return None
 
 
-def _prompt(line: Any) -> Prompt:
-    include = tuple(_wanted(one) for one in line["include"])
+def _prompt(line: Any, where: str) -> Prompt:
+    """A line of the file; keys that are not needed are left aside."""
+    line = {"exclude": [], **read_value(dict[str, Any], line, where, "the prompt")}
+    clauses = {
+        key: tuple(_wanted(one, where, f"{key}[{i}]") for i, one in enumerate(_value(list[Any], line, where, key)))
+        for key in ("include", "exclude")
+    }
+    include = clauses["include"]
     for number, one in enumerate(include):
         if one.position is not None and not 0 <= one.position[1] < number:
-            raise ValueError(f"position of {one.label} points at clause {one.position[1]}")
-    exclude = tuple(_wanted(one) for one in line.get("exclude", []))
-    return Prompt(str(line["tag"]), str(line["prompt"]), include, exclude)
+            raise UserError(f"{where}: position of {one.label!r} points at clause {one.position[1]}: {HINT}")
+    return Prompt(_value(str, line, where, "tag"), _value(str, line, where, "prompt"), include, clauses["exclude"])
 
 
-def _wanted(clause: Any) -> Wanted:
-    position = clause.get("position")
+def _wanted(clause: Any, where: str, key: str) -> Wanted:
+    clause, where = read_value(dict[str, Any], clause, where, key), f"{where}: {key}"
     return Wanted(
-        str(clause["class"]),
-        int(clause["count"]),
-        clause.get("color"),
-        None if position is None else (str(position[0]), int(position[1])),
+        _value(str, clause, where, "class"),
+        _value(int, clause, where, "count"),
+        _value(str | None, {"color": None, **clause}, where, "color"),
+        _value(tuple[str, int] | None, {"position": None, **clause}, where, "position"),
     )
+
+
+def _value(kind: Any, values: Mapping[str, Any], where: str, key: str) -> Any:
+    if key not in values:
+        raise UserError(f"{where} is no GenEval prompt, it lacks {key!r}: {HINT}")
+    return read_value(kind, values[key], where, key)

@@ -19,8 +19,9 @@ from rich.text import Text
 from safetensors.torch import save_file
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, write_json
+from tokenizers_vq.files import atomic_path, parse_json, read_bytes, write_json
 from tokenizers_vq.images import save_png
+from tokenizers_vq.schema import read_value
 
 from .figures import sheet
 from .page import render
@@ -29,6 +30,8 @@ from .report import Report
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 ITEMS_FILE, FEATURES_FILE = "items.jsonl", "features.safetensors"
+ITEMS_LIMIT = 2**30
+"""Bytes of `items.jsonl`: millions of pictures."""
 
 
 def claim_folder(folder: Path) -> None:
@@ -68,15 +71,19 @@ def read_items(folder: Path, section: str) -> list[dict[str, Fact]]:
         UserError: no such file, or it is not what `write_report` writes.
     """
     file = folder / ITEMS_FILE
-    try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        return [{k: v for k, v in line.items() if k != "section"} for line in lines if line["section"] == section]
-    except OSError as error:
-        raise UserError(
-            f"cannot read {file}: {error.strerror}; measure again to have values of single pictures"
-        ) from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} does not hold one JSON object with a section per line: measure again") from error
+    if not file.is_file():
+        raise UserError(f"there is no {file}: measure again to have values of single pictures")
+    found: list[dict[str, Fact]] = []
+    for number, line in enumerate(read_bytes(file, ITEMS_LIMIT).split(b"\n"), 1):
+        if not line:
+            continue
+        where = f"{file}, line {number}"
+        values = read_value(dict[str, str | int | float | bool | None], parse_json(line, where), where, "picture")
+        if not {"section", "item"} <= values.keys():
+            raise UserError(f"{where} has no section and item: measure again")
+        if values.pop("section") == section:
+            found.append(values)
+    return found
 
 
 def print_report(report: Report) -> None:

@@ -9,7 +9,11 @@ unitok                     JSON text, written here: network and its hash, count,
 from __future__ import annotations
 
 import json
+import lzma
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,15 +24,20 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path
+from tokenizers_vq.files import atomic_path, parse_json
+from tokenizers_vq.schema import read_value
 
 from .frechet import Gaussian
-from .provenance import Provenance, hash_tensors, version_line
+from .provenance import Fact, Provenance, hash_tensors, version_line
 from .statistics import Statistics
 
 FACTS = "unitok"
 ORIGIN = ("features", "features_sha256", "resize", "image size", "pictures", "name", "sha256", "versions")
 HINT = "give a file with mu and sigma (pytorch-fid, ADM, `unitok eval statistics`) or arr_0 (ADM's pictures)"
+LARGEST = 2**30
+"""Bytes of a covariance: features of up to 11,000 numbers."""
+LARGEST_SIDE = 4096
+"""Pixels of a picture's side."""
 
 
 def save_statistics(path: Path, statistics: Statistics) -> None:
@@ -49,20 +58,24 @@ def load_statistics(path: Path) -> Statistics:
     Raises:
         UserError: no such file, no mean and covariance in it, or values that cannot be those.
     """
-    with _opened(path) as file:
-        if not {"mu", "sigma"} <= set(file.files):
-            raise UserError(f"{path} holds {', '.join(file.files) or 'nothing'}: {HINT}")
-        mean, covariance = (np.atleast_1d(np.asarray(file[key])) for key in ("mu", "sigma"))
-        facts = _facts(path, file)
+    with _opened(path) as archive:
+        if not {"mu", "sigma"} <= _keys(archive):
+            raise UserError(f"{path} holds {', '.join(sorted(_keys(archive))) or 'nothing'}: {HINT}")
+        mean, covariance = (np.atleast_1d(_array(archive, path, key)) for key in ("mu", "sigma"))
+        facts = _facts(path, archive)
     covariance = np.atleast_2d(covariance)
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or mean.dtype.kind != "f":
+    if (
+        mean.ndim != 1
+        or covariance.shape != (len(mean), len(mean))
+        or {mean.dtype.kind, covariance.dtype.kind} != {"f"}
+    ):
         raise UserError(
             f"{path}: mu is {mean.shape} and sigma {covariance.shape}: they are no mean and covariance; {HINT}"
         )
     gaussian = Gaussian(
-        torch.from_numpy(mean).double(),
-        torch.from_numpy(covariance).double(),
-        int(facts.get("pictures") or 0),
+        torch.from_numpy(mean.astype(np.float64)),
+        torch.from_numpy(covariance.astype(np.float64)),
+        pictures if isinstance(pictures := facts.get("pictures"), int) and 0 <= pictures < 2**63 else 0,
         str(facts.get("features_sha256") or ""),
     )
     if not (torch.isfinite(gaussian.mean).all() and torch.isfinite(gaussian.covariance).all()):
@@ -74,8 +87,8 @@ def load_statistics(path: Path) -> Statistics:
 
 def holds(path: Path) -> set[str]:
     """The keys of an `.npz` file. Raises UserError when it cannot be read."""
-    with _opened(path) as file:
-        return set(file.files)
+    with _opened(path) as archive:
+        return _keys(archive)
 
 
 def count_npz_pictures(path: Path) -> int:
@@ -104,40 +117,73 @@ def npz_pictures(path: Path, batch_size: int = 32, limit: int | None = None) -> 
 @contextmanager
 def _pictures(path: Path) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
     """The bytes of `arr_0` behind its header, and its shape."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            read = np.lib.format.read_array_header_1_0
-            if np.lib.format.read_magic(file) != (1, 0):
-                read = np.lib.format.read_array_header_2_0
-            shape, column_major, dtype = read(file)
-            if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or column_major:
-                raise UserError(f"{path}: arr_0 is {dtype} {shape}: pictures are uint8 (N, H, W, 3)")
-            yield file, shape
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as pictures ({error}): {HINT}") from error
+    with _opened(path) as archive, _member(archive, path, "arr_0") as (file, (shape, dtype, column_major)):
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or column_major:
+            raise UserError(f"{path}: arr_0 is {dtype} {shape}: pictures are uint8 (N, H, W, 3)")
+        if not (shape[0] >= 1 and 1 <= shape[1] <= LARGEST_SIDE and 1 <= shape[2] <= LARGEST_SIDE):
+            raise UserError(f"{path}: arr_0 is {shape}: give one picture or more, of sides up to {LARGEST_SIDE}")
+        yield file, shape
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever is found to be wrong while it is read is told in a line."""
     if not path.is_file():
         raise UserError(f"there is no file {str(path)!r}: {HINT}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is not an .npz file: {HINT}")
-            yield file
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read as .npz ({error}): {HINT}") from error
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except UserError:
+        raise
+    except _BROKEN as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read as .npz ({reason}): {HINT}") from error
 
 
-def _facts(path: Path, file: Any) -> Provenance:
-    if FACTS not in file.files:
+_BROKEN = (
+    *(OSError, KeyError, ValueError, EOFError, OverflowError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, SyntaxError, TypeError),
+)
+"""What zipfile and numpy raise for a damaged or hostile file."""
+
+
+def _keys(archive: zipfile.ZipFile) -> set[str]:
+    return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+@contextmanager
+def _member(
+    archive: zipfile.ZipFile, path: Path, key: str
+) -> Iterator[tuple[IO[bytes], tuple[tuple[int, ...], np.dtype[Any], bool]]]:
+    """An array's bytes behind its header, and its shape, dtype and whether columns come first.
+
+    Raises:
+        UserError: its shape and the size of the file do not agree, so that memory would be taken for nothing.
+    """
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, column_major, dtype = header(file)
+        if dtype.hasobject:
+            raise UserError(f"{path}: {key} holds Python objects, which are not read: {HINT}")
+        if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != info.file_size - file.tell():
+            raise UserError(f"{path}: {key} says {dtype} {shape}, which is not what the file holds: fetch it again")
+        yield file, (shape, dtype, column_major)
+
+
+def _array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    with _member(archive, path, key) as (file, (shape, dtype, column_major)):
+        size = math.prod(shape) * dtype.itemsize
+        if size > LARGEST:
+            raise UserError(f"{path}: {key} is {dtype} {shape}, larger than {LARGEST:,} bytes: {HINT}")
+        values = np.frombuffer(file.read(size), dtype)
+        return values.reshape(shape, order="F" if column_major else "C")
+
+
+def _facts(path: Path, archive: zipfile.ZipFile) -> Provenance:
+    if FACTS not in _keys(archive):
         return {}
-    facts = json.loads(str(file[FACTS]))
-    if not isinstance(facts, dict) or not all(isinstance(v, str | int | float | None) for v in facts.values()):
-        raise UserError(f"{path}: its key {FACTS!r} is not what unitok writes: compute the statistics again")
+    where = f"{path}: its key {FACTS!r}"
+    facts = read_value(dict[str, Fact], parse_json(str(_array(archive, path, FACTS)), where), where, "facts")
     return {key: facts[key] for key in ORIGIN if key in facts}

@@ -23,6 +23,7 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, read_json, write_json
 from tokenizers_vq.images import save_png
+from tokenizers_vq.schema import read_value
 from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
 from unitok.device import Precision
@@ -160,9 +161,7 @@ class Suite:
         """
         path, ours = self.folder / PROTOCOL_FILE, self.protocol()
         if path.exists():
-            theirs = read_json(path)
-            if not isinstance(theirs, dict):
-                raise UserError(f"{path} is no protocol: remove the folder or choose another")
+            theirs = read_value(dict[str, str | int | float | None], read_json(path), str(path), "protocol")
             differ = [key for key in dict.fromkeys([*theirs, *ours]) if theirs.get(key) != ours.get(key)]
             if differ:
                 raise UserError(

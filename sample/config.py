@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from tokenizers_vq.errors import Problems
+from tokenizers_vq.schema import read_dataclass
 from unitok.config import ModelConfig
 
 
@@ -44,8 +45,8 @@ class SampleSettings:
 
     @classmethod
     def of(cls, model: ModelConfig, given: Mapping[str, Any] | None = None) -> SampleSettings:
-        """What is given, else the model's own settings, else the defaults."""
-        return cls(**{**model.sampling, **(given or {})})
+        """What is given, else the model's own, else the defaults. Raises UserError for what are no settings."""
+        return replace(read_dataclass(cls, model.sampling, "config.json of the model: sampling"), **(given or {}))
 
     @classmethod
     def given(cls, options: Mapping[str, Any]) -> dict[str, Any]:

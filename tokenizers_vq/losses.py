@@ -102,9 +102,7 @@ def load_lpips(network: str = "vgg", weights: str | Path | None = None, option: 
     try:
         model.net.load_state_dict({name: state[source] for name, source in wanted.items()})
     except RuntimeError as error:
-        raise UserError(
-            f"{path} does not fit LPIPS {network}: give {LPIPS_FILES[network]} of torchvision"
-        ) from error
+        raise UserError(f"{path} does not fit LPIPS {network}: give {LPIPS_FILES[network]} of torchvision") from error
     check_finite(model.net.state_dict(), f"{path} holds weights that no network works with", "fetch it again")
     return model.eval().requires_grad_(False)
 

@@ -70,6 +70,8 @@ def read_value(kind: Any, value: Any, where: str, key: str) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (types.UnionType, Union):
         problem = None
+        if any(part in _NAMES and _fits(part, value) for part in parts):
+            return value
         for part in parts:
             try:
                 return read_value(part, value, where, key)

@@ -15,7 +15,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -258,7 +257,7 @@ class _CommandLine:
         """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are
         left to the parser."""
         for option in ("preset", "config"):
-            pairs = list(zip_longest(argv, argv[1:], fillvalue=""))
+            pairs = zip(argv, [*argv[1:], ""], strict=False)  # without words there are none
             values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
             for value in reversed(values):
                 if option == "preset":

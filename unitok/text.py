@@ -6,21 +6,36 @@ business, so none is added here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.files import parse_json, read_bytes
+from tokenizers_vq.schema import read_value
 
 FILE = "tokenizer.json"
+LARGEST = 2**27
+"""Bytes of a tokenizer.json."""
+LARGEST_SIZE = 2**22
+"""Ids of a vocabulary; the largest published ones have a million."""
+MOST_PARTS, MOST_GROWTH = 24, 1024
+"""Of a normalizer, pre_tokenizer or decoder: its objects, and how many times longer its replacements make a text."""
+GROWS = frozenset({"content", "prepend", "replacement", "prefix", "suffix"})
+"""Keys of texts that are put in the place of others."""
 
 
 class TextTokenizer:
-    """Text to ids and back."""
+    """Text to ids and back. `name` says in errors which file it came from."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, name: str = "the text tokenizer") -> None:
+        self.tokenizer, self.name = tokenizer, name
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
 
@@ -30,10 +45,14 @@ class TextTokenizer:
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        """Raises UserError for a text that the tokenizer's file has no rule for."""
+        with _told(f"{self.name} cannot encode", text):
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids)
+        """Raises UserError where the tokenizer's file is damaged."""
+        with _told(f"{self.name} cannot decode", ids):
+            return self.tokenizer.decode(ids)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,17 +78,79 @@ def load_text_tokenizer(name_or_path: str | Path) -> TextTokenizer:
     if path.is_dir():
         path = path / FILE
     if path.is_file():
-        try:
-            return TextTokenizer(Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises bare Exception for a foreign file
-            raise UserError(f"{path} is not a tokenizer file: {error}") from None
+        return _read(path)
     if path.is_absolute() or path.suffix or len(path.parts) > 2 or str(name_or_path).startswith("."):
         raise UserError(f"text tokenizer {name_or_path} not found: give a folder with {FILE}, or a name on the hub")
     try:
-        return TextTokenizer(Tokenizer.from_pretrained(str(name_or_path)))
+        return TextTokenizer(Tokenizer.from_pretrained(str(name_or_path)), str(name_or_path))
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"text tokenizer {name_or_path!r} is no local folder and could not be fetched ({reason}): "
             f"give a folder with {FILE}, or leave it out to train one on the captions"
         ) from None
+
+
+def _read(path: Path) -> TextTokenizer:
+    """A tokenizer.json, looked through before the native code sees it: some files make that end the process."""
+    text = read_bytes(path, LARGEST)
+    _check(parse_json(text, str(path)), str(path))
+    with _told(f"{path} is not a tokenizer file"):
+        tokenizer = TextTokenizer(Tokenizer.from_str(text.decode("utf-8-sig")), str(path))
+    if not tokenizer.tokenizer.get_vocab_size():
+        raise UserError(f"{path} has no vocabulary: restore the file")
+    return tokenizer
+
+
+def _check(values: Any, where: str) -> None:
+    """Refuses what the library would answer with an abort, or with all memory."""
+    values = read_value(dict[str, Any], values, where, "the tokenizer")
+    vocabulary = (values.get("model") or {}).get("vocab") if isinstance(values.get("model"), dict) else None
+    if isinstance(vocabulary, dict):
+        token, largest = max(
+            ((t, i) for t, i in vocabulary.items() if type(i) is int), key=itemgetter(1), default=("", 0)
+        )
+        if largest >= LARGEST_SIZE:
+            raise UserError(f"{where} gives {shown(token)} the id {largest}: ids lie below {LARGEST_SIZE:,}")
+    for key in ("normalizer", "pre_tokenizer", "decoder"):
+        parts = list(_parts(values.get(key)))
+        growth = math.prod(max(1, len(v)) for part in parts for n, v in part.items() if n in GROWS and type(v) is str)
+        if len(parts) > MOST_PARTS or growth > MOST_GROWTH:
+            raise UserError(
+                f"{where}: {key} has {len(parts)} parts that may make a text {growth:,} times as long: up to "
+                f"{MOST_PARTS} parts and {MOST_GROWTH} times are read"
+            )
+        for charsmap in (part["precompiled_charsmap"] for part in parts if "precompiled_charsmap" in part):
+            if not _is_charsmap(charsmap):
+                raise UserError(f"{where}: {key} has a precompiled_charsmap that is damaged: restore the file")
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a part of the file, itself first."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _parts(inner)
+
+
+def _is_charsmap(value: Any) -> bool:
+    """Whether a table of sentencepiece is as long as it says: four bytes with the trie's length, the trie, texts."""
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (ValueError, TypeError):
+        return False
+    size = int.from_bytes(data[:4], "little")
+    return 0 < size <= len(data) - 4 and size % 4 == 0
+
+
+@contextmanager
+def _told(what: str, value: object = None) -> Iterator[None]:
+    """The errors of the native code in a line: it raises bare Exception, and panics, which are no subclass of it."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        what += "" if value is None else f" {shown(value)}"
+        raise UserError(f"{what} ({reason}): use another tokenizer, or restore its file") from None

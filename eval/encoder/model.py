@@ -24,6 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import parse_json
+from tokenizers_vq.schema import read_dataclass
+from tokenizers_vq.weights import check_finite
 
 WEIGHTS = Path(__file__).parent / "unitok-embedded-v1.safetensors"
 
@@ -201,13 +204,15 @@ def load_encoder(path: Path = WEIGHTS) -> DualEncoder:
     """The encoder in eval mode, float32 on the CPU."""
     try:
         with safe_open(path, framework="pt") as file:
-            config = EncoderConfig(**json.loads(file.metadata()["config"]))
-        model = DualEncoder(config)
-        model.load_state_dict(load_file(path))
+            text = (file.metadata() or {}).get("config", "null")
+        model = DualEncoder(read_dataclass(EncoderConfig, parse_json(text, "config"), "config"))
+        weights = load_file(path)
+        check_finite(weights, "it holds weights that measure nothing", "reinstall unitok")
+        model.load_state_dict(weights)
     except FileNotFoundError:
         raise UserError(f"the embedded encoder's weights {path} are missing: reinstall unitok") from None
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} does not hold an embedded encoder ({reason}): reinstall unitok") from error
     return model.eval().requires_grad_(False)
 

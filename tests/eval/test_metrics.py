@@ -243,12 +243,34 @@ def test_prompts_are_read_and_a_detector_is_plugged_in(tmp_path: Path) -> None:
 
 
 def test_files_that_hold_no_prompts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read .*give GenEval's evaluation_metadata\.jsonl"):
+    with pytest.raises(UserError, match=r"there is no file .*give GenEval's evaluation_metadata\.jsonl"):
         read_prompts(tmp_path / "none.jsonl")
-    for text in ('{"tag": "x"}', "no json", '{"tag": "x", "prompt": "y", "include": [{"class": "dog"}]}'):
+    dog = {"class": "dog", "count": 1}
+    for line, problem in (
+        ({"tag": "x"}, "is no GenEval prompt, it lacks 'include': it needs tag, prompt and include"),
+        (
+            {"tag": "x", "prompt": "y", "include": [{"class": "dog"}]},
+            r": include\[0\] is no GenEval prompt, it lacks 'co",
+        ),
+        ({"tag": "x", "prompt": "y", "include": [[]]}, r"include\[0\] is \[\]: expected an object"),
+        ({"tag": "x", "prompt": "y", "include": 10**30}, "include is 10.*: expected a list"),
+        (
+            {"tag": "x", "prompt": "y", "include": [dog | {"count": 1e308}]},
+            "count is 1e[+]308: expected a whole number",
+        ),
+        (
+            {"tag": "x", "prompt": "y", "include": [dog | {"position": ["left of", 0]}]},
+            "position of 'dog' points at cl",
+        ),
+        ({"tag": [], "prompt": "y", "include": []}, r"tag is \[\]: expected text"),
+        ({"tag": "x", "prompt": float("nan"), "include": []}, "NaN is no JSON number"),
+        (3, "the prompt is 3: expected an object"),
+    ):
+        text = json.dumps(line)
         (tmp_path / "bad.jsonl").write_text('{"tag": "a", "prompt": "b", "include": []}\n' + text)
-        with pytest.raises(UserError, match="line 2 is no GenEval prompt"):
+        with pytest.raises(UserError, match=f"bad.jsonl, line 2.*{problem}") as caught:
             read_prompts(tmp_path / "bad.jsonl")
+        assert "\n" not in str(caught.value)
     (tmp_path / "bad.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no prompts"):
         read_prompts(tmp_path / "bad.jsonl")

@@ -282,7 +282,7 @@ def test_bad_files_get_one_line(tmp_path: Path, network: FeatureNetwork) -> None
         "empty": "holds other: give a file with mu and sigma",
         "shape": "no mean and covariance",
         "nan": "not finite",
-        "pickle": "cannot be read as .npz",
+        "pickle": "mu holds Python objects, which are not read",
         "float": "pictures are uint8",
         "text": "cannot be read as .npz|is not an .npz file",
         "other": "was made with features None \\(cdcdcdcdcdcd\\), not with embedded",

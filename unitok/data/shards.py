@@ -21,9 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, read_json, write_json
+from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.files import atomic_path, parse_json, read_json, write_json
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.schema import read_dataclass, read_value
 
 from .fingerprint import digest
 from .records import Record
@@ -40,6 +41,10 @@ class Shard:
     file: str
     count: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or Path(self.file).name != self.file:
+            raise UserError(f"it lists {self.count} rows in {shown(self.file)}: encode the data again")
 
 
 @dataclass(frozen=True)
@@ -70,26 +75,15 @@ class CodesIndex:
     @classmethod
     def load(cls, folder: Path) -> CodesIndex:
         """Raises UserError when the file is missing, foreign, or damaged."""
-        facts = read_json(folder / INDEX)
+        where, facts = folder / INDEX, read_json(folder / INDEX)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-            raise UserError(f"{folder / INDEX} is not an index of format {FORMAT!r}: encode the data again")
-        try:
-            shards = tuple(Shard(Path(s["file"]).name, int(s["count"]), str(s["sha256"])) for s in facts["shards"])
-            height, width = facts["image_size"]
-            index = cls(
-                tokenizer_fingerprint=str(facts["tokenizer_fingerprint"]),
-                layout=Layout(facts["layout"]),
-                codebook_size=int(facts["codebook_size"]),
-                image_size=(int(height), int(width)),
-                source=str(facts["source"]),
-                total=int(facts["total"]),
-                shards=shards,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{folder / INDEX} is damaged ({reason}): encode the data again") from error
-        if index.codebook_size < 1 or index.count > index.total or any(shard.count < 1 for shard in shards):
-            raise UserError(f"{folder / INDEX} is damaged (its counts do not add up): encode the data again")
+            raise UserError(f"{where} is not an index of format {FORMAT!r}: encode the data again")
+        facts = {key: value for key, value in facts.items() if key not in ("format", "count", "complete")}
+        if "layout" in facts:
+            facts["layout"] = {"scales": facts["layout"]}
+        index = read_dataclass(cls, facts, str(where))
+        if index.codebook_size < 1 or index.count > index.total:
+            raise UserError(f"{where} is damaged (its counts do not add up): encode the data again")
         return index
 
 
@@ -252,10 +246,9 @@ class CodesDataset:
         shard = self._shard(number)
         ends = shard.get_slice("ends")
         begin, end = (int(ends[row - 1]) if row else 0), int(ends[row])
-        try:
-            name, caption, problem = json.loads(shard.get_slice("text")[begin:end].tobytes())
-        except ValueError as error:
-            raise UserError(f"{self.path}: the caption of record {index} is damaged: encode the data again") from error
+        where = f"{self.path}: record {index}"
+        text = parse_json(shard.get_slice("text")[begin:end].tobytes(), where)
+        name, caption, problem = read_value(tuple[str, str | None, str | None], text, where, "text")
         if problem is None and self.captions and not caption:
             problem = "has no caption"
         if problem is not None:
