@@ -225,6 +225,11 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def plain(values: Any) -> Any:
+    """Values as JSON reads them back: lists for tuples, text for paths."""
+    return json.loads(json.dumps(values, default=str))
+
+
 def read_json(path: str | Path, limit: int = JSON_LIMIT) -> Any:
     """Reads JSON of ours; UserError when the file is missing, larger than `limit` bytes, or not JSON."""
     return parse_json(read_bytes(path, limit), str(path))

@@ -13,7 +13,6 @@ No generator state is needed: every draw is keyed by the step (unitok/seeding.py
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import nn
 
 from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_json, remove_folder, write_folder, write_json
+from tokenizers_vq.files import plain, read_json, remove_folder, write_folder, write_json
 from tokenizers_vq.weights import check_finite, each_once, read_weights, write_weights
 
 from .optim import AveragedWeights
@@ -79,11 +78,6 @@ def save(
 
 def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
-
-
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as JSON reads them back: lists for tuples, text for paths."""
-    return json.loads(json.dumps(settings, default=str))
 
 
 def all_checkpoints(folder: Path) -> list[Path]:

@@ -47,6 +47,7 @@ def encode_data(
         image_size=tokenizer.image_size,
         source=data,
         total=len(dataset),
+        data_sha256=dataset.fingerprint(),
         shard_size=shard_size,
     )
     bad = BadPictures(len(dataset), max_bad)

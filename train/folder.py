@@ -22,13 +22,15 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.files import is_ours_alone, read_json, write_json
+from tokenizers_vq.files import is_ours_alone, plain, read_json, write_json
 from unitok.lock import LOCK_FILE
 
-from .checkpoint import newest_whole, plain, read_about
+from .checkpoint import newest_whole, read_about
 from .config import FREE_ON_RESUME
 
 RUN_FILE, CHECKPOINTS, SAMPLES = "run.json", "checkpoints", "samples"
+DATA = "data_sha256"
+"""Setting: the fingerprint of the training data."""
 UNUSED = frozenset({LOCK_FILE})
 """What a folder may hold in which nothing has happened yet."""
 
@@ -101,8 +103,17 @@ class RunFolder:
     def _compare(self, settings: dict[str, Any], before: dict[str, Any]) -> None:
         now, old = flatten(settings), flatten(before)
         problems = Problems()
+        if DATA in old:
+            problems.check(
+                now[DATA] == old[DATA],
+                f"data {now.get('data')!r} holds other pictures or captions than those that the run in {self.path} was"
+                f" started with ({old.get('pictures')} then, {now.get('pictures')} now): bring them back, or choose"
+                " another --out",
+            )
+        # Data are what they hold, whatever the path to them; runs from before it was kept go by path and number.
+        free = FREE_ON_RESUME | ({"data", "pictures", DATA} if DATA in old else {DATA})
         for name in sorted(now.keys() | old.keys()):
-            if now.get(name) != old.get(name) and name not in FREE_ON_RESUME:
+            if now.get(name) != old.get(name) and name not in free:
                 problems.check(
                     False,
                     f"{name} is {now.get(name)!r}, but the run in {self.path} was started with {old.get(name)!r}:"

@@ -27,7 +27,7 @@ from unitok.seeding import fold
 from .checkpoint import TrainState, checkpoint_name, load, read_about, save
 from .config import OptimConfig, RunConfig
 from .distributed import World
-from .folder import RunFolder, environment, flatten
+from .folder import DATA, RunFolder, environment, flatten
 from .guard import Guard
 from .log import RunLog, plot_losses
 from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
@@ -54,7 +54,7 @@ def train(
     """
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
-    settings = {**settings, "pictures": len(dataset)}
+    settings = {**settings, "pictures": len(dataset), DATA: world.from_main(dataset.fingerprint)}
     newest = world.from_main(lambda: folder.newest)
     if newest:
         folder.check_settings(settings, newest)

@@ -42,6 +42,9 @@ class Pictures:
     def __len__(self) -> int:
         return 48
 
+    def fingerprint(self) -> str:
+        return f"noise {self.poisoned}"
+
     def __getitem__(self, index: int) -> Record:
         if index in self.broken:
             return Record(f"{index}.png", problem="torn file")

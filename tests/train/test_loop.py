@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
+from unitok.cli import main
 
 
 def without_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -248,3 +249,30 @@ def test_sizes_that_do_not_divide(tmp_path: Path, run_toy: Any) -> None:
     with pytest.raises(UserError, match=r"run.micro_batch is 3: choose a divisor of 8"):
         run_toy(tmp_path / "out", micro_batch=3)
     assert not (tmp_path / "out").exists()
+
+
+def test_other_data_are_refused_and_another_path_to_the_same_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for name, shade in (("one", 10), ("two", 200)):
+        (tmp_path / name).mkdir()
+        for index in range(8):
+            Image.new("RGB", (32, 32), (shade, index * 20, 0)).save(tmp_path / name / f"{index}.png")
+            (tmp_path / name / f"{index}.txt").write_text("a red square")
+    out = tmp_path / "out"
+    words = ["train", "tokenizer", "--preset", "debug", "--run.batch_size", "4", "--out", str(out)]
+    words += ["--run.device", "cpu", "--run.precision", "fp32"]
+    assert main([*words, "--data", str(tmp_path / "one"), "--run.steps", "1"]) == 0
+    again = [*words, "--run.steps", "2", "--resume", "--data"]
+    assert main([*again, str(tmp_path / "two")]) == 2
+    assert "holds other pictures or captions than those that the run" in capsys.readouterr().err
+    assert main([*again, f"{tmp_path}/two/../one/"]) == 0
+
+    codes = ["encode", "--image_tokenizer", str(out), "--out", str(tmp_path / "codes"), "--data"]
+    assert main([*codes, str(tmp_path / "one")]) == 0
+    assert main([*codes, f"{tmp_path}/two/../one/"]) == 0
+    capsys.readouterr()
+    assert main([*codes, str(tmp_path / "two")]) == 2
+    assert "holds codes of other pictures" in capsys.readouterr().err

@@ -21,11 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from tokenizers_vq.digests import check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import atomic_path, parse_json, read_json, write_json
+from tokenizers_vq.files import atomic_path, clear_litter, is_ours_alone, parse_json, plain, read_json, write_json
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.schema import read_dataclass, read_value
 
+from ..lock import LOCK_FILE
 from .fingerprint import digest
 from .records import Record
 from .spec import CODES_INDEX as INDEX
@@ -62,6 +64,8 @@ class CodesIndex:
     total: int
     """Records of the source."""
     shards: tuple[Shard, ...] = ()
+    data_sha256: str = ""
+    """Fingerprint of the records that were encoded; "" in folders from before it was kept."""
 
     @property
     def count(self) -> int:
@@ -70,7 +74,7 @@ class CodesIndex:
 
     def save(self, folder: Path) -> None:
         facts = asdict(self) | {"layout": self.layout.scales, "count": self.count, "complete": self.count == self.total}
-        write_json(folder / INDEX, {"format": FORMAT} | facts)
+        write_json(folder / INDEX, with_digests({"format": FORMAT} | plain(facts), folder, INDEX))
 
     @classmethod
     def load(cls, folder: Path) -> CodesIndex:
@@ -78,10 +82,13 @@ class CodesIndex:
         where, facts = folder / INDEX, read_json(folder / INDEX)
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise UserError(f"{where} is not an index of format {FORMAT!r}: encode the data again")
+        files = take_digests(facts, where)
+        said = dict(facts)
         facts = {key: value for key, value in facts.items() if key not in ("format", "count", "complete")}
         if "layout" in facts:
             facts["layout"] = {"scales": facts["layout"]}
         index = read_dataclass(cls, facts, str(where))
+        check_own(said, files, where)
         if index.codebook_size < 1 or index.count > index.total:
             raise UserError(f"{where} is damaged (its counts do not add up): encode the data again")
         return index
@@ -97,6 +104,7 @@ class ShardWriter:
         out: the folder; made when missing.
         source: the data spec that is encoded.
         total: records of the source.
+        data_sha256: fingerprint of the source's records.
         shard_size: records per file.
 
     Raises:
@@ -117,13 +125,15 @@ class ShardWriter:
         image_size: tuple[int, int],
         source: str,
         total: int,
+        data_sha256: str = "",
         shard_size: int = 8192,
     ) -> None:
         self.out, self.shard_size = Path(out), shard_size
         if shard_size < 1:
             raise UserError(f"shard_size is {shard_size}: choose a number above 0, such as 8192")
+        size = (int(image_size[0]), int(image_size[1]))
         self.index = CodesIndex(
-            tokenizer_fingerprint, layout, codebook_size, (int(image_size[0]), int(image_size[1])), source, total
+            tokenizer_fingerprint, layout, codebook_size, size, source, total, data_sha256=data_sha256
         )
         self._rows: list[tuple[str, str | None, str | None]] = []
         self._codes: list[np.ndarray] = []
@@ -132,28 +142,31 @@ class ShardWriter:
         else:
             if self.out.exists() and not self.out.is_dir():
                 raise UserError(f"{self.out} is a file: choose another folder for the codes")
-            if self.out.is_dir() and any(file.suffix != ".tmp" for file in self.out.iterdir()):
+            if self.out.is_dir() and not is_ours_alone(self.out, frozenset({LOCK_FILE})):
                 raise UserError(f"{self.out} holds other files and no {INDEX}: choose an empty folder for the codes")
             self.index.save(self.out)
 
     def _continue(self) -> None:
         found, wanted = CodesIndex.load(self.out), self.index
+        same_data = (
+            [("other pictures, fingerprint", found.data_sha256[:12], wanted.data_sha256[:12])]
+            if found.data_sha256  # whatever the path to them is now
+            else [("another source", found.source, wanted.source), ("another number of pictures", found.total, wanted.total)]
+        )
         for what, old, new in (
-            ("tokenizer", found.tokenizer_fingerprint[:12], wanted.tokenizer_fingerprint[:12]),
-            ("layout", found.layout.scales, wanted.layout.scales),
-            ("codebook size", found.codebook_size, wanted.codebook_size),
-            ("image size", found.image_size, wanted.image_size),
-            ("source", found.source, wanted.source),
-            ("number of pictures", found.total, wanted.total),
+            ("another tokenizer", found.tokenizer_fingerprint[:12], wanted.tokenizer_fingerprint[:12]),
+            ("another layout", found.layout.scales, wanted.layout.scales),
+            ("another codebook size", found.codebook_size, wanted.codebook_size),
+            ("another image size", found.image_size, wanted.image_size),
+            *same_data,
         ):
             if old != new:
-                raise UserError(f"{self.out} holds codes of another {what}, {old} (now {new}): choose another folder")
+                raise UserError(f"{self.out} holds codes of {what}, {old} (now {new}): choose another folder")
         for shard in found.shards:
             if not (self.out / shard.file).is_file() or _sha256(self.out / shard.file) != shard.sha256:
                 raise UserError(f"{self.out / shard.file} is missing or damaged: remove {self.out} and encode again")
         self.index = found
-        for leftover in self.out.glob(".*.tmp"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+        clear_litter(self.out)
 
     @property
     def next_index(self) -> int:
