@@ -208,7 +208,8 @@ def test_bad_pictures_are_named_once_and_stop_the_run_above_the_share(caplog: py
         bad.note([(11, "eleven.png", "torn")])
     assert str(caught.value) == (
         "3 of 200 pictures cannot be used, more than max_bad 0.01 allows (the first: four.png: torn): "
-        "repair or remove them, or raise max_bad"
+        "raise max_bad to go on with this run (training: with --resume), or repair or remove them and start again in "
+        "another --out"
     )
 
 
