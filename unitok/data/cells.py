@@ -68,14 +68,15 @@ class TableCells:
 
     Args:
         outside: it may.
+        files: the files of the table in their order, and how many rows each has, for messages.
     """
 
-    def __init__(self, folders: Sequence[Path], outside: bool) -> None:
-        self.folders, self.outside = list(folders), outside
+    def __init__(self, folders: Sequence[Path], outside: bool, files: Sequence[tuple[str, int]] = ()) -> None:
+        self.folders, self.outside, self.files = list(folders), outside, list(files)
 
     def name(self, cell: Any, index: int) -> str:
         path = cell.get("path") if isinstance(cell, dict) else None
-        return printable(path) if isinstance(path, str) and path else f"row {index}"
+        return printable(path[-200:]) if isinstance(path, str) and path else f"row {index}"
 
     def read(self, cell: Any, index: int) -> bytes:
         """The file bytes. Raises PictureError."""
@@ -91,7 +92,8 @@ class TableCells:
         """Paths and sizes of cells, without reading pictures."""
         if not pa.types.is_struct(cells.type):
             return list(pc.binary_length(cells).to_pylist())
-        sizes = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+        data = pc.struct_field(cells, "bytes")
+        sizes = [None] * len(cells) if pa.types.is_null(data.type) else pc.binary_length(data).to_pylist()
         has_paths = any(part.name == "path" for part in cells.type)
         paths = pc.struct_field(cells, "path").to_pylist() if has_paths else [None] * len(cells)
         return [(path, size or self._size(path)) for path, size in zip(paths, sizes, strict=True)]
@@ -102,10 +104,17 @@ class TableCells:
         found = next(filter(os.path.exists, candidates), candidates[0])
         if not self.outside and not is_inside(found, self.folders):
             raise PictureError(
-                f"row {index} names a file outside the data, {printable(path)!r}: if that is meant, add ?outside=true "
-                "to the spec"
+                f"{self._row(index)} names a file outside the data, {printable(path[:200])!r}: if that is meant, add "
+                "?outside=true to the spec"
             )
         return found
+
+    def _row(self, index: int) -> str:
+        for name, count in self.files:
+            if index < count:
+                return f"row {index} of {printable(name)}"
+            index -= count
+        return f"row {index}"
 
     def _size(self, path: str | None) -> int | None:
         try:

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from .records import LeftOut
 from .spec import DataSpec
 from .text_files import printable
 
-KINDS = ("parquet", "tar", "pictures")
+KINDS = ("parquet", "pictures", "tar")
+_FILES = {"parquet": "parquet file(s)", "pictures": "loose picture(s)", "tar": "tar(s)"}
 MAX_FOLDERS = 1_000_000
 """Folders that are listed, links included: two links in each of 30 folders would make a billion."""
 
@@ -56,15 +57,15 @@ class Files:
         return [self.root / name for name in self.names]
 
 
-def find_files(spec: DataSpec, holds_pictures: Callable[[Path], bool]) -> Files:
+def find_files(spec: DataSpec, count_pictures: Callable[[str, Sequence[Path]], int]) -> Files:
     """The files of a folder, a glob or a single file, of the wanted split.
 
-    A folder may hold parquet files, tars and pictures. `?kind=` says which are the data; else those that hold pictures,
-    of several the kind with `metadata.jsonl` or `.csv`, or with most bytes. Without a split, a folder stands for its
+    A folder may hold parquet files, tars and loose pictures. `?kind=` says which are the data; else loose pictures if
+    there is a `metadata.jsonl` or `.csv`, else the kind with most pictures. Without a split, a folder stands for its
     `train` part, and a glob or a file for itself.
 
     Args:
-        holds_pictures: tells whether a parquet file does.
+        count_pictures: how many pictures are in files of a kind.
 
     Raises:
         UserError: no such file, nothing of use in it, or no such split.
@@ -75,7 +76,7 @@ def find_files(spec: DataSpec, holds_pictures: Callable[[Path], bool]) -> Files:
     kinds: dict[str, list[str]] = defaultdict(list)
     for name in listed:
         kinds[kind_of(name)].append(name)
-    kind, notes = _choose_kind(spec, root, kinds, len(listed), troubles, holds_pictures)
+    kind, notes = _choose_kind(spec, root, kinds, len(listed), troubles, count_pictures)
     unread = [(name, UNREAD[_extension(name)]) for name in kinds["unread"]] if kind == "pictures" else []
     if kind == "pictures":
         splits = _split_folders([*kinds["pictures"], *(name for name, _ in unread)], notes)
@@ -169,7 +170,7 @@ def list_files(root: Path) -> tuple[list[str], list[LeftOut]]:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.is_dir():
+                    if _is_folder(entry):
                         waiting.append((f"{prefix}{entry.name}/", above | {here}))
                     else:
                         names.append(prefix + entry.name)
@@ -181,6 +182,13 @@ def list_files(root: Path) -> tuple[list[str], list[LeftOut]]:
                 f"{root} holds more than {MAX_FOLDERS:,} folders, links included: remove links, or use tars"
             )
     return sorted(names), sorted(troubles)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def beside(files: Files) -> list[str]:
@@ -229,7 +237,7 @@ def _choose_kind(
     kinds: dict[str, list[str]],
     count: int,
     troubles: list[LeftOut],
-    holds_pictures: Callable[[Path], bool],
+    count_pictures: Callable[[str, Sequence[Path]], int],
 ) -> tuple[str, list[str]]:
     """(kind, what to say about it)."""
     where, wanted = str(spec), spec.options.get("kind")
@@ -251,20 +259,13 @@ def _choose_kind(
         )
     if len(there) == 1:
         return there[0], []
-    bare = "parquet" in there and not holds_pictures(root / kinds["parquet"][0])
-    able = [kind for kind in there if not (kind == "parquet" and bare)]
-    sizes = {kind: _size(root, kinds[kind]) for kind in able}
-    kind = "pictures" if kinds["metadata"] and "pictures" in able else max(able, key=lambda one: sizes[one])
+    counts = {one: count_pictures(one, [root / name for name in kinds[one]]) for one in there if one != "pictures"}
+    counts["pictures"] = len(kinds["pictures"])
+    kind = "pictures" if kinds["metadata"] and kinds["pictures"] else max(there, key=lambda one: counts[one])
     left = [
-        f"{len(kinds[one])} {one}" + (" (without pictures)" if one == "parquet" and bare else "")
-        for one in there
-        if one != kind
+        f"{len(kinds[one])} {_FILES[one]}{'' if counts[one] else ' without pictures'}" for one in there if one != kind
     ]
-    return kind, [f"took {len(kinds[kind])} {kind}, left {' and '.join(left)} (?kind= decides)"]
-
-
-def _size(root: Path, names: Iterable[str]) -> int:
-    return sum(os.path.getsize(root / name) for name in names if os.path.exists(root / name))
+    return kind, [f"took {len(kinds[kind])} {_FILES[kind]}, left {' and '.join(left)} (?kind= decides)"]
 
 
 def _split_folders(names: Sequence[str], notes: list[str]) -> dict[str, str]:

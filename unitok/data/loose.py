@@ -19,6 +19,8 @@ from .metadata import read_metadata
 from .records import LeftOut
 from .text_files import CAPTION_LIMIT, printable
 
+_SHOWN = 200  # characters of a name that others wrote
+
 
 def picture_rows(files: Files, captions: bool, outside: bool, where: str) -> tuple[list[Row], list[LeftOut]]:
     """(rows, pictures that metadata names and that are no rows).
@@ -71,8 +73,8 @@ def _named(
                 if name in chosen or (files.whole and extra and _of_split(name, files)):
                     found[name].append(entry)
             elif files.whole and _of_split(name, files):
-                example = example or f"{metadata}, line {number} names {entry['file_name']!r}, which {trouble}"
-                left_out.append((printable(entry["file_name"]), f"{trouble} ({metadata})"))
+                example = example or f"{metadata}, line {number} names {entry['file_name'][:_SHOWN]!r}, which {trouble}"
+                left_out.append((printable(entry["file_name"])[:_SHOWN], f"{trouble} ({metadata})"))
     if example and not matched:
         there = f"; there is {printable(files.names[0])!r}" if files.names else ""
         raise UserError(f"data {where!r}: metadata names no picture that is there: {example}{there}: mend file_name")

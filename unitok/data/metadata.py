@@ -77,10 +77,9 @@ def _csv_entries(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             number = rows.line_num + skipped
             if len(row) != len(header):
-                raise UserError(
-                    f"{file}, line {number} has {len(row)} cells, its header {len(header)}: put a text that holds "
-                    f"{delimiter!r} in double quotes"
-                )
+                many = f"put a text that holds {delimiter!r} in double quotes"
+                advice = many if len(row) > len(header) else "fill in the others, if with nothing"
+                raise UserError(f"{file}, line {number} has {len(row)} cell(s), its header {len(header)}: {advice}")
             yield number, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise UserError(

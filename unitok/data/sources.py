@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
@@ -23,14 +24,15 @@ from .loose import picture_rows
 from .records import CaptionsWanted, LeftOut, Record
 from .spec import DataSpec
 from .tables import (
+    count_rows,
     find_image_column,
     hub_folders,
     load_hub,
     load_parquet,
     parquet_columns,
-    parquet_holds_pictures,
+    row_counts,
 )
-from .tars import tar_rows
+from .tars import count_samples, tar_rows
 from .text_files import printable
 
 CAPTIONS_EXPECTED = 1000
@@ -166,7 +168,7 @@ def open_pictures(
             table, TableCells(hub_folders(spec), outside), image_column=image, caption=caption, **common
         )
         return _with_captions(data), []
-    files = find_files(spec, parquet_holds_pictures)
+    files = find_files(spec, _count_pictures)
     if files.kind == "parquet":
         spec.check_keys("caption", "image", "limit", "kind", "outside")
         features = parquet_columns(files.paths, where)
@@ -176,7 +178,8 @@ def open_pictures(
             files.paths, Features({name: kind for name, kind in features.items() if name in needed}), where
         )
         folders = list(dict.fromkeys([*(path.parent for path in files.paths), files.root]))
-        data = PictureDataset(table, TableCells(folders, outside), image_column=image, caption=caption, **common)
+        cells = TableCells(folders, outside, row_counts(files.paths))
+        data = PictureDataset(table, cells, image_column=image, caption=caption, **common)
         return _with_captions(data), files.notes
     rows, left_out, advice = _placed(files, spec, captions, outside)
     template = _row_template(rows, spec, captions, advice)
@@ -189,12 +192,16 @@ def open_pictures(
         left_out=[(printable(name), reason) for name, reason in (*files.left_out, *left_out)],
         **common,
     )
-    problems = [place.problem for place, _ in finished if place.problem is not None]
+    problems = [f"{place.name}: {place.problem}" for place, _ in finished if place.problem is not None]
     missing = sum(not caption for place, caption in finished if place.problem is None) if captions is True else 0
     if template and not any(caption for _, caption in finished):
         raise _no_captions(where, len(finished), template, problems)
-    notes = [f"{len(problems)} cannot be used ({problems[0]})"] if problems else []
+    notes = [f"{len(problems)} cannot be used ({problems[0]}{', ...' * (len(problems) > 1)})"] if problems else []
     return data, [*files.notes, *notes, *([f"{missing} without a caption"] if missing else [])]
+
+
+def _count_pictures(kind: str, files: Sequence[Path]) -> int:
+    return sum(map(count_rows if kind == "parquet" else count_samples, files))
 
 
 def _placed(

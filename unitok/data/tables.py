@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,27 +40,37 @@ def parquet_columns(files: Sequence[Path], where: str) -> Features:
     return Features(found)
 
 
+def row_counts(files: Sequence[Path]) -> list[tuple[str, int]]:
+    """(name, rows) of parquet files, by their footers."""
+    return [(file.name, pq.read_metadata(file).num_rows) for file in files]
+
+
 def load_parquet(files: Sequence[Path], features: Features, where: str) -> Dataset:
     """The columns `features` of parquet files in the given order; others are not read.
 
     `datasets` keeps a memory-mapped copy in the user's cache, or, where that cannot be written, in a temporary folder
     that goes with this process.
     """
-    names = [str(file) for file in files]
+    parts = []
     with _quiet(), reported(where, f"cannot be read as parquet ({files[0].name} ...)"):
-        return undecoded(
-            Dataset.from_parquet(
-                names, cache_dir=cache_dir(), features=features, columns=list(features), batch_size=_BATCH
+        for columns, group in itertools.groupby(files, lambda file: _columns_of(file, features)):
+            known = Features({column: features[column] for column in columns})
+            names = [str(file) for file in group]
+            parts.append(
+                Dataset.from_parquet(
+                    names, cache_dir=cache_dir(), features=known, columns=list(columns), batch_size=_BATCH
+                )
             )
-        )
+        return undecoded(parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts))
 
 
-def parquet_holds_pictures(file: Path) -> bool:
-    """Whether a parquet file has a column for pictures; a damaged one has not."""
+def count_rows(file: Path) -> int:
+    """Rows of a parquet file that has a column for pictures, by its footer; a damaged one has none."""
     try:
-        return any(holds_pictures(feature) for feature in Features.from_arrow_schema(pq.read_schema(file)).values())
+        features = Features.from_arrow_schema(pq.read_schema(file))
+        return pq.read_metadata(file).num_rows if any(map(holds_pictures, features.values())) else 0
     except Exception:  # whatever pyarrow or `datasets` raise
-        return False
+        return 0
 
 
 def load_hub(spec: DataSpec) -> Dataset:
@@ -149,6 +160,11 @@ def cache_dir() -> str:
 _temporary_cache: tempfile.TemporaryDirectory[str] | None = None
 
 
+def _columns_of(file: Path, wanted: Features) -> tuple[str, ...]:
+    there = set(pq.read_schema(file).names)
+    return tuple(column for column in wanted if column in there)
+
+
 def _is_null(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype == "null"
 
@@ -158,7 +174,7 @@ def _quiet() -> Iterator[None]:
     """Progress bars and notices of `datasets` off, and as they were afterwards."""
     bars, verbosity = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it says of errors, they say themselves
     try:
         yield
     finally:

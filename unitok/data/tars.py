@@ -7,6 +7,7 @@ when one of the first samples lacks its caption.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import tarfile
@@ -81,6 +82,15 @@ def tar_rows(files: Sequence[Path], image: str | None, where: str) -> tuple[list
     return rows, left_out
 
 
+def count_samples(file: Path) -> int:
+    """Pictures of a tar, as far as it can be read."""
+    count = 0
+    with contextlib.suppress(UserError):
+        for member in _members(file, ""):
+            count += member.place is not None
+    return count
+
+
 def _samples(file: Path, image: str | None, where: str, left_out: list[LeftOut]) -> list[Row]:
     members = list(_members(file, where))
     # `shot 1.0.png` beside `shot 1.0.txt` is a name with a dot; `1.depth.png` beside `1.txt` is a second picture of 1.
@@ -135,7 +145,8 @@ def _members(file: Path, where: str) -> Iterator[_Member]:
             raw.seek(end)  # tarfile takes a damaged header for the end of the archive
             damaged = bool(raw.read(tarfile.BLOCKSIZE).strip(b"\0"))
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        nested = isinstance(error, RecursionError)
+        reason = "headers of headers without end" if nested else " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"data {where!r}: {file} cannot be read as an uncompressed tar ({reason}): unpack .gz, or download it again"
         ) from error
