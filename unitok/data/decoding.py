@@ -45,6 +45,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_BITS = 24  # where a PNG says its bits per sample
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _PROFILE_LIMIT = 2**23  # bytes; printers' profiles have one or two million
+_MAX_SIDE = 2**20
 _STRIP = 2**22  # pixels
 _SAME = 3  # of 255: versions of sRGB differ by so much, and rounding a little more would only blur them
 
@@ -153,6 +154,8 @@ def _check_pixels(picture: Image.Image, max_pixels: int) -> None:
         raise PictureError(f"has no pixels ({width}x{height})")
     if width * height > max_pixels:
         raise PictureError(f"too large: {width}x{height} is more than {max_pixels} pixels")
+    if max(width, height) > _MAX_SIDE:  # Pillow's table of rows alone would take a gigabyte
+        raise PictureError(f"too large: {width}x{height} is longer than {_MAX_SIDE} pixels")
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
