@@ -219,3 +219,12 @@ def test_bad_pictures_limits() -> None:
         BadPictures(10, limit=0.0).note([(0, "a", "torn")])
     with pytest.raises(UserError, match="max_bad is 2"):
         BadPictures(10, limit=2)
+
+
+def test_what_was_left_out_before_counts_as_well() -> None:
+    left_out = [("a.heic", "is HEIC"), ("b.heic", "is HEIC")]
+    with pytest.raises(UserError, match=r"2 of 100 pictures cannot be used, .*\(the first: a.heic: is HEIC\)"):
+        BadPictures(98, 0.01, left_out)
+    bad = BadPictures(98, 0.02, left_out)
+    with pytest.raises(UserError, match="3 of 100"):
+        bad.note([(0, "c.png", "torn")])

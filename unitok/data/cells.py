@@ -53,9 +53,9 @@ class PlaceCells:
         return _read_file(os.fsdecode(cell["path"]), cell["offset"], cell["size"])
 
     def facts(self, cells: pa.Array) -> list[Any]:
-        """Names, sizes and problems of cells, without reading pictures."""
+        """Names and sizes of cells, and which have a problem, without reading pictures."""
         return [
-            (cell["name"], cell["size"] if cell["size"] >= 0 else _size(cell["path"]), cell["problem"])
+            (cell["name"], cell["size"] if cell["size"] >= 0 else _size(cell["path"]), cell["problem"] is None)
             for cell in cells.to_pylist()
         ]
 

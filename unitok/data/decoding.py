@@ -113,15 +113,17 @@ def _open(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.I
 def _decode(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.Image:
     try:
         return _load(data, size, max_pixels)
-    except ValueError:
-        # Pillow refuses a PNG for text that unpacks to a megabyte, such as a drawing program's history.
-        plain = without_chunks(data, _PNG_TEXT)
-        if len(plain) == len(data):
+    except ValueError as error:
+        if isinstance(error, PictureError) or not data.startswith(_PNG):
             raise
-    try:
-        return _load(plain, size, max_pixels)
-    except ValueError:  # the same for a large colour profile
-        return _load(without_chunks(plain, (b"iCCP",)), size, max_pixels)
+        refused = error
+    # Pillow refuses a PNG for text that unpacks to a megabyte, such as a drawing program's history, or a large profile.
+    for names in (_PNG_TEXT, (*_PNG_TEXT, b"iCCP")):
+        try:
+            return _load(without_chunks(data, names), size, max_pixels)
+        except ValueError:
+            continue
+    raise refused
 
 
 def _load(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.Image:
@@ -136,9 +138,7 @@ def _load(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.I
 
 
 def without_chunks(data: bytes, names: tuple[bytes, ...]) -> bytes:
-    """A PNG's bytes without the chunks of these names; what is no PNG, or ends too early, as it is."""
-    if not data.startswith(_PNG):
-        return data
+    """A PNG's bytes without the chunks of these names."""
     kept, place = [_PNG], len(_PNG)
     while place < len(data):
         end = place + 12 + int.from_bytes(data[place : place + 4], "big")
