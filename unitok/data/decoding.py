@@ -195,9 +195,9 @@ def _colours_and_alpha(picture: Image.Image, data: bytes) -> tuple[Image.Image, 
     if mode == "F":
         raise PictureError("has floating-point pixels, whose range is not known: save it with 8 or 16 bits")
     if mode.startswith("I"):  # 16-bit grey: I;16 and its byte orders, or I (32-bit integers that hold 16-bit values)
-        grey = np.asarray(picture, dtype=np.int64)
-        alpha = Image.fromarray(((grey != key) * 255).astype(np.uint8)) if isinstance(key, int) else None
-        return Image.fromarray(((grey.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)), alpha
+        values = np.asarray(picture, dtype=np.int64)
+        alpha = Image.fromarray(((values != key) * 255).astype(np.uint8)) if isinstance(key, int) else None
+        return Image.fromarray(((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8)), alpha
     if isinstance(key, int) and mode in ("1", "L") and data.startswith(_PNG):
         # The key counts in the file's own steps: 0 and 1 for one bit, 0 to 15 for four.
         grey = picture.convert("L")

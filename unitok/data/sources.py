@@ -7,7 +7,7 @@ the hub), or says where they are (loose pictures, tars), so a worker reads them 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +277,6 @@ def place_table(rows: Sequence[tuple[Place, str | None]]) -> Dataset:
         "problem": Value("string"),
     }
     return Dataset.from_dict(
-        {"image": [asdict(place) for place, _ in rows], "caption": [caption for _, caption in rows]},
+        {"image": [vars(place) for place, _ in rows], "caption": [caption for _, caption in rows]},
         features=Features({"image": place, "caption": Value("string")}),
     )
