@@ -48,7 +48,7 @@ def read_indexed(
         UserError: a data set of codes, more than a share `max_bad` of broken pictures, or nothing but broken ones.
     """
     count = count_pictures(dataset, limit)
-    bad = BadPictures(count, max_bad)
+    bad = BadPictures(count, max_bad, dataset.left_out if count == len(dataset) else ())
     for index in range(count):
         record = dataset[index]
         if record.problem is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from tokenizers_vq.errors import Problems, UserError
+from unitok.data.text_files import read_text
 
 from .config import SampleSettings
 
@@ -67,7 +68,7 @@ def sample(
     if captions is not None:
         problems.check(captions.is_file(), f"--captions {captions} is not a file")
         if captions.is_file():
-            wanted += [line.strip() for line in captions.read_text().splitlines() if line.strip()]
+            wanted += [line.strip() for line in read_text(captions).split("\n") if line.strip()]
     problems.check(bool(wanted), 'nothing to draw: give captions, as in unitok sample --model DIR "a red circle"')
     problems.check(n >= 1, f"--n is {n}: choose 1 or more")
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")

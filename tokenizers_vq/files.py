@@ -263,6 +263,8 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
             raise UserError(f"cannot read {path}: it is not a regular file")
         with open(path, "rb") as file:
             data = file.read(limit + 1)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if len(data) > limit:

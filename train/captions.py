@@ -60,7 +60,7 @@ class Spread:
     endless = False
 
     def __init__(self, dataset: RecordDataset, count: int) -> None:
-        self.name = dataset.name
+        self.name, self.left_out = dataset.name, dataset.left_out
         self._dataset, self._count = dataset, count
 
     def __len__(self) -> int:

@@ -50,7 +50,7 @@ def encode_data(
         data_sha256=dataset.fingerprint(),
         shard_size=shard_size,
     )
-    bad = BadPictures(len(dataset), max_bad)
+    bad = BadPictures(len(dataset), max_bad, dataset.left_out)
     columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=len(dataset), completed=writer.next_index, speed="")

@@ -92,7 +92,7 @@ def train(
         parallel = DistributedDataParallel(
             model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
         )
-    bad = BadPictures(len(dataset), run.max_bad)
+    bad = BadPictures(len(dataset), run.max_bad, dataset.left_out)
     bad.reasons.update(unreadable)
     guard = Guard(state.optimizers, late=world.device.type == "cuda")
 

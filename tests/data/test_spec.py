@@ -30,7 +30,10 @@ def test_every_form_is_read_and_written_back(text: str, spec: DataSpec) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("p/?captoin=text", "unknown key 'captoin': choose from caption, config, image, limit, seed, size"),
+        (
+            "p/?captoin=text",
+            "'captoin': choose from caption, config, image, kind, limit, outside, seed, size",
+        ),
         ("p/?limit=3&limit=4", "'limit' is given twice"),
         ("p/?limit=", "'limit' has no value"),
         ("p/?limit=0", "limit is '0': give a whole number from 1 up"),

@@ -34,7 +34,7 @@ SMALL_RUN: dict[str, Any] = {"batch_size": 8, "log_every": 1, "eval_pictures": 8
 class Pictures:
     """48 noise pictures; those in `broken` cannot be read, those in `poisoned` hold a NaN for the trainee."""
 
-    name, endless = "noise", False
+    name, endless, left_out = "noise", False, ()
 
     def __init__(self, broken: tuple[int, ...] = (), poisoned: tuple[int, ...] = ()) -> None:
         self.broken, self.poisoned = broken, poisoned

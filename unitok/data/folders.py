@@ -1,28 +1,30 @@
-"""Files on disk: which of them a spec means, and loose pictures with their captions as rows.
+"""Files on disk: which of them a spec means.
 
 Files are always taken in sorted order, so that an index means the same picture on every machine.
 """
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import glob
-import io
-import json
 import os
 import re
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 
-from .decoding import EXTENSIONS
+from .decoding import EXTENSIONS, UNREAD
+from .metadata import NAMES as METADATA
+from .records import LeftOut
+from .spec import DataSpec
+from .text_files import printable
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+KINDS = ("parquet", "pictures", "tar")
+_FILES = {"parquet": "parquet file(s)", "pictures": "loose picture(s)", "tar": "tar(s)"}
+MAX_FOLDERS = 1_000_000
+"""Folders that are listed, links included: two links in each of 30 folders would make a billion."""
 
 _ALIASES = {
     "train": "train", "training": "train",
@@ -32,75 +34,70 @@ _ALIASES = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a picture's bytes are: a file, or a part of a tar."""
-
-    path: str
-    name: str
-    """Short name for logs."""
-    offset: int = 0
-    size: int = -1
-    """Bytes; -1 for the whole file."""
-
-
-Row = tuple[Place, dict[str, Any]]
-"""A picture and the columns its caption can be made of."""
-
-
-@dataclass(frozen=True)
 class Files:
     """The files of one kind that a spec means, as sorted paths under `root`."""
 
     kind: str
-    """"parquet", "tar" or "pictures"."""
+    """One of `KINDS`."""
     root: Path
     names: list[str]
+    listed: list[str]
+    """All files that were looked at, of every kind and split."""
+    whole: bool
+    """A folder was named, not a glob or a file: what lies in it belongs to the data."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was chosen where something else could have been meant."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Of loose pictures: folder -> split, where folders are splits; others are of `train`."""
+    split: str | None = None
 
     @property
     def paths(self) -> list[Path]:
         return [self.root / name for name in self.names]
 
 
-def find_files(source: str, split: str | None, where: str) -> Files:
+def find_files(spec: DataSpec, count_pictures: Callable[[str, Sequence[Path]], int]) -> Files:
     """The files of a folder, a glob or a single file, of the wanted split.
 
-    A folder may hold parquet files, tars or pictures; the first kind found in this order is taken, but `metadata.jsonl`
-    or `.csv` says that it is a folder of pictures. Without a split, a folder stands for its `train` part, and a glob or
-    a file for itself.
+    A folder may hold parquet files, tars and loose pictures. `?kind=` says which are the data; else loose pictures if
+    there is a `metadata.jsonl` or `.csv`, else the kind with most pictures. Without a split, a folder stands for its
+    `train` part, and a glob or a file for itself.
+
+    Args:
+        count_pictures: how many pictures are in files of a kind.
 
     Raises:
         UserError: no such file, nothing of use in it, or no such split.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        root, names = path, _list(path)
-    elif path.is_file():
-        root, names = path.parent, [path.name]
-    elif glob.has_magic(source):
-        parts = path.parts
-        plain = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-        root = Path(*parts[:plain])
-        names = sorted(Path(hit).relative_to(root).as_posix() for hit in glob.glob(str(path), recursive=True))
-        names = [name for name in names if (root / name).is_file()]
-    else:
-        raise UserError(
-            f"data {where!r}: there is no file or folder {source!r}: give a path, a glob, hf:owner/name or shapes, "
-            "then @SPLIT and ?key=value as needed"
-        )
+    where = str(spec)
+    root, listed, troubles = _look(spec)
+    whole = os.path.isdir(_expanded(spec.source))
     kinds: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        kinds[_kind(name)].append(name)
-    order = ("pictures", "parquet", "tar") if kinds["metadata"] else ("parquet", "tar", "pictures")
-    kind = next((kind for kind in order if kinds[kind]), None)
-    if kind is None:
-        found = f"{len(names)} file(s) of other kinds" if names else "nothing"
-        known = ", ".join(sorted(EXTENSIONS))
-        raise UserError(f"data {where!r}: {source!r} holds {found}, no .parquet, no .tar and no pictures ({known})")
-    splits = {name: _split_of(name, kind) for name in kinds[kind]}
-    if split is None and not path.is_dir():
-        return Files(kind, root, kinds[kind])
-    chosen = choose_split(split, sorted(set(splits.values())), where)
-    return Files(kind, root, [name for name in kinds[kind] if splits[name] == chosen])
+    for name in listed:
+        kinds[kind_of(name)].append(name)
+    kind, notes = _choose_kind(spec, root, kinds, len(listed), troubles, count_pictures)
+    unread = [(name, UNREAD[_extension(name)]) for name in kinds["unread"]] if kind == "pictures" else []
+    if kind == "pictures":
+        splits = _split_folders([*kinds["pictures"], *(name for name, _ in unread)], notes)
+        of = {name: split_of_picture(name, splits) for name in kinds["pictures"]}
+    else:
+        splits, of = {}, {name: _split_of_file(name) for name in kinds[kind]}
+    readable = {os.path.splitext(name)[0] for name in kinds["pictures"]}
+    unread = [(name, reason) for name, reason in unread if os.path.splitext(name)[0] not in readable]
+    if spec.split is None and not whole:
+        return Files(kind, root, kinds[kind], listed, whole, troubles + unread, notes)
+    counts = Counter(of.values())
+    try:
+        chosen = choose_split(spec.split, sorted(counts), where)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *notes])) from None
+    others = [f"{split} {count}" for split, count in sorted(counts.items()) if split != chosen]
+    if others:
+        notes.append(f"split {chosen} (also there: {', '.join(others)})")
+    unread = [(name, reason) for name, reason in unread if split_of_picture(name, splits) == chosen]
+    names = [name for name in kinds[kind] if of[name] == chosen]
+    return Files(kind, root, names, listed, whole, troubles + unread, notes, splits, chosen)
 
 
 def choose_split(wanted: str | None, splits: Sequence[str], where: str) -> str:
@@ -121,83 +118,182 @@ def choose_split(wanted: str | None, splits: Sequence[str], where: str) -> str:
     raise UserError(f"data {where!r} {trouble}: choose one of {', '.join(splits)}, as SOURCE@SPLIT")
 
 
-def picture_rows(files: Files) -> list[Row]:
-    """Loose pictures: columns `file_name`, `label` (the folder it is in), `caption` from NAME.txt beside NAME.png, and
-    those of `metadata.jsonl` or `metadata.csv`, whose `file_name` is relative to it. A picture with several lines there
-    is several rows; a picture that is missing on disk is a row that cannot be read.
+def split_of_picture(name: str, splits: dict[str, str]) -> str:
+    """The split of a loose picture. (Its own name says nothing: it may show a train.)"""
+    folder = name.rpartition("/")[0]
+    return splits.get(folder, "train")
+
+
+def _look(spec: DataSpec) -> tuple[Path, list[str], list[LeftOut]]:
+    """(root, sorted names of files under it, what could not be listed)."""
+    path = _expanded(spec.source)
+    if os.path.isdir(path):
+        root = Path(path)
+        return (root, *list_files(root))
+    if os.path.isfile(path):
+        root, chosen = Path(path).parent, [os.path.basename(path)]
+    elif glob.has_magic(spec.source):
+        # What is there by its name is meant by its name: a folder may be called [1].
+        parts = Path(path).parts
+        there = (number for number in range(len(parts)) if not os.path.lexists(os.path.join(*parts[: number + 1])))
+        plain = next(there, len(parts) - 1)
+        root, pattern = Path(*parts[:plain]), os.path.join(*parts[plain:])
+        hits = glob.glob(pattern, root_dir=root, recursive=True)
+        chosen = sorted({hit for hit in hits if os.path.isfile(root / hit)})
+    else:
+        raise UserError(
+            f"data {str(spec)!r}: there is no file or folder {spec.source!r}: give a path, a glob, hf:owner/name or "
+            "shapes, then @SPLIT and ?key=value as needed"
+        )
+    return root, chosen, []
+
+
+def list_files(root: Path) -> tuple[list[str], list[LeftOut]]:
+    """Sorted names of all files under a folder, and the folders that cannot be listed. Links to folders are followed,
+    but for those into a folder above; hidden files and folders are left.
 
     Raises:
-        UserError: a metadata file that cannot be read.
+        UserError: more than `MAX_FOLDERS` folders.
     """
-    metadata = _metadata(files.root)
-    # Pictures of this split that metadata names but that are not on disk must be counted too.
-    folders = {str(PurePosixPath(name).parent) for name in files.names}
-    missing = [
-        name for name in metadata if str(PurePosixPath(name).parent) in folders and not (files.root / name).exists()
-    ]
-    rows: list[Row] = []
-    for name in sorted({*files.names, *missing}):
-        path = files.root / name
-        columns: dict[str, Any] = {"file_name": name, "label": path.absolute().parent.name}
-        with contextlib.suppress(OSError):  # no such file: this picture has no caption here
-            columns["caption"] = path.with_suffix(".txt").read_text(encoding="utf-8-sig", errors="replace")
-        for line in metadata.get(name, [{}]):
-            rows.append((Place(str(path), name), columns | line))
-    return rows
+    names: list[str] = []
+    troubles: list[LeftOut] = []
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    count = 0
+    while waiting:
+        prefix, above = waiting.pop()
+        try:
+            facts = os.stat(root / prefix)
+            here = (facts.st_dev, facts.st_ino)
+            if here in above:
+                continue
+            with os.scandir(root / prefix) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        waiting.append((f"{prefix}{entry.name}/", above | {here}))
+                    else:
+                        names.append(prefix + entry.name)
+        except OSError as error:
+            troubles.append((prefix or str(root), f"cannot be listed: {error.strerror}"))
+        count += 1
+        if count > MAX_FOLDERS:
+            raise UserError(
+                f"{root} holds more than {MAX_FOLDERS:,} folders, links included: remove links, or use tars"
+            )
+    return sorted(names), sorted(troubles)
 
 
-def _list(root: Path) -> list[str]:
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [(Path(folder) / name).relative_to(root).as_posix() for name in files if not name.startswith(".")]
-    return sorted(names)
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
-def _kind(name: str) -> str:
-    base = name.rsplit("/", 1)[-1].lower()
-    if base in METADATA:
+def beside(files: Files) -> list[str]:
+    """All files that may say something of the chosen ones: those of the whole folder, or of the folders that a glob's
+    hits are in, and of the folders above them."""
+    if files.whole:
+        return files.listed
+    folders = {""}
+    for name in files.names:
+        parts = name.split("/")[:-1]
+        folders |= {"/".join(parts[: number + 1]) + "/" for number in range(len(parts))}
+    found = set(files.names)
+    for folder in folders:
+        try:
+            found |= {folder + name for name in os.listdir(files.root / folder) if not name.startswith(".")}
+        except OSError:
+            continue  # its pictures are named all the same
+    return sorted(found)
+
+
+def is_metadata(name: str) -> bool:
+    return name.rsplit("/", 1)[-1].lower() in METADATA
+
+
+def _expanded(source: str) -> str:
+    return os.path.expanduser(source)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def kind_of(name: str) -> str:
+    """One of `KINDS`, "metadata", "unread" for formats that are not read, or "other"."""
+    if is_metadata(name):
         return "metadata"
-    if base.endswith((".parquet", ".tar")):
-        return base.rsplit(".", 1)[-1]
-    return "pictures" if os.path.splitext(base)[1] in EXTENSIONS else "other"
+    extension = _extension(name)
+    if extension in (".parquet", ".tar"):
+        return extension[1:]
+    return "pictures" if extension in EXTENSIONS else "unread" if extension in UNREAD else "other"
 
 
-def _split_of(name: str, kind: str) -> str:
-    """The split a file's name speaks of: that of `val/0.png`, `val-00000.parquet` and `data/val-00000-of-00004.tar` is
-    val; a name that speaks of none is of train. (A picture's own name says nothing: it may show a train.)"""
+def _choose_kind(
+    spec: DataSpec,
+    root: Path,
+    kinds: dict[str, list[str]],
+    count: int,
+    troubles: list[LeftOut],
+    count_pictures: Callable[[str, Sequence[Path]], int],
+) -> tuple[str, list[str]]:
+    """(kind, what to say about it)."""
+    where, wanted = str(spec), spec.options.get("kind")
+    there = [kind for kind in KINDS if kinds[kind]]
+    if wanted is not None:
+        if wanted not in there:
+            raise UserError(
+                f"data {where!r}: {spec.source!r} holds no {wanted}, but {', '.join(there) or 'nothing of use'}: "
+                "choose another kind"
+            )
+        return wanted, []
+    if not there:
+        found = f"{count} file(s) of other kinds" if count else "nothing"
+        lost = [(name, UNREAD[_extension(name)]) for name in kinds["unread"]] + troubles
+        known = f"{printable(lost[0][0])} {lost[0][1]}" if lost else ", ".join(sorted(EXTENSIONS))
+        raise UserError(
+            f"data {where!r}: {spec.source!r} holds {found}, no .parquet, no .tar and no pictures that can be read "
+            f"({known})"
+        )
+    if len(there) == 1:
+        return there[0], []
+    counts = {one: count_pictures(one, [root / name for name in kinds[one]]) for one in there if one != "pictures"}
+    counts["pictures"] = len(kinds["pictures"])
+    kind = "pictures" if kinds["metadata"] and kinds["pictures"] else max(there, key=lambda one: counts[one])
+    left = [
+        f"{len(kinds[one])} {_FILES[one]}{'' if counts[one] else ' without pictures'}" for one in there if one != kind
+    ]
+    return kind, [f"took {len(kinds[kind])} {_FILES[kind]}, left {' and '.join(left)} (?kind= decides)"]
+
+
+def _split_folders(names: Sequence[str], notes: list[str]) -> dict[str, str]:
+    """Folder -> split, for loose pictures. Folders of one depth are splits when all of them have the name of one;
+    otherwise they are classes, as `test` is beside `cats`."""
+    folders = sorted({name.rpartition("/")[0] for name in names} - {""})
+    parts = [folder.split("/") for folder in folders]
+    doubtful: set[str] = set()
+    for depth in range(max(map(len, parts), default=0)):
+        here = {part[depth].lower() for part in parts if len(part) > depth}
+        if all(name in _ALIASES for name in here):
+            return {
+                folder: _ALIASES[part[depth].lower()]
+                for folder, part in zip(folders, parts, strict=True)
+                if len(part) > depth
+            }
+        doubtful |= here & _ALIASES.keys()
+    if doubtful:
+        notes.append(f"folders {', '.join(sorted(doubtful))} are no splits: other folders stand beside them")
+    return {}
+
+
+def _split_of_file(name: str) -> str:
+    """The split a parquet file or tar speaks of: that of `val-00000.parquet`, `data/val-00000-of-00004.tar` and
+    `val/0.tar` is val; a name that speaks of none is of train."""
     *folders, base = name.split("/")
-    stem = base.split(".")[0]
-    word = re.sub(r"[-_]?\d+(-of-\d+)?$", "", stem)
-    for part in [*([] if kind == "pictures" else [word]), *reversed(folders)]:
+    word = re.sub(r"[-_]?\d+(-of-\d+)?$", "", base.split(".")[0])
+    for part in [word, *reversed(folders)]:
         if part.lower() in _ALIASES:
             return _ALIASES[part.lower()]
-    return word if kind != "pictures" and word and re.search(r"-\d+-of-\d+$", stem) else "train"
-
-
-def _metadata(root: Path) -> dict[str, list[dict[str, Any]]]:
-    """Lines of all metadata files under `root`, by the picture's path under it."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name in _list(root):
-        if _kind(name) == "metadata":
-            for line in _metadata_lines(root / name):
-                path = os.path.normpath(PurePosixPath(name).parent / line["file_name"])
-                found[PurePosixPath(path).as_posix()].append(line | {"file_name": path})
-    return found
-
-
-def _metadata_lines(file: Path) -> list[dict[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".csv":
-            lines: list[Any] = list(csv.DictReader(io.StringIO(text, newline="")))
-        else:
-            lines = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): give one JSON object per line, or a CSV with a header"
-        ) from error
-    for number, line in enumerate(lines):
-        if not isinstance(line, dict) or not isinstance(line.get("file_name"), str) or not line["file_name"]:
-            raise UserError(f"{file}: entry {number + 1} has no file_name: each entry needs the name of its picture")
-    return lines
+    return word if word and re.search(r"-\d+-of-\d+$", base.split(".")[0]) else "train"

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tokenizers_vq.errors import UserError
 
 from ..seeding import keyed_generator
-from .records import Key, Record, RecordBatch, RecordDataset
+from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
 
 logger = logging.getLogger(__name__)
 
@@ -228,15 +228,24 @@ def _unwrap(loader: DataLoader[RecordBatch | UserError]) -> Iterator[RecordBatch
 
 
 class BadPictures:
-    """Counts the distinct broken records of a data set, names each once in the log, and stops the run when they are
-    more than a share `limit` of it."""
+    """Counts the distinct broken records of a data set, names each once in the log, and stops the run when they and
+    the pictures that were left out before are more than a share `limit` of all.
 
-    def __init__(self, dataset_length: int, limit: float = 0.01) -> None:
+    Args:
+        dataset_length: records that are read.
+        left_out: pictures that were found but are no records; none where only a part of the data is read.
+
+    Raises:
+        UserError: more was left out than the limit allows.
+    """
+
+    def __init__(self, dataset_length: int, limit: float = 0.01, left_out: Sequence[LeftOut] = ()) -> None:
         if not 0 <= limit <= 1:
             raise UserError(f"max_bad is {limit}: choose a share from 0 to 1, such as 0.01")
-        self.length, self.limit = dataset_length, limit
+        self.length, self.limit, self.left_out = dataset_length, limit, left_out
         self.reasons: dict[int, tuple[str, str]] = {}
         """index -> (name, reason)"""
+        self._check()
 
     def note(self, problems: Sequence[tuple[int, str, str]]) -> None:
         """Take note of a batch's `problems`.
@@ -248,9 +257,14 @@ class BadPictures:
             if index not in self.reasons:
                 self.reasons[index] = (name, reason)
                 logger.warning("skipped %s: %s", name, reason)
-        if len(self.reasons) > self.limit * self.length:
-            name, reason = next(iter(self.reasons.values()))
+        self._check()
+
+    def _check(self) -> None:
+        lost, total = len(self.reasons) + len(self.left_out), self.length + len(self.left_out)
+        if lost > self.limit * total:
+            name, reason = next(iter([*self.left_out[:1], *self.reasons.values()]))
             raise UserError(
-                f"{len(self.reasons)} of {self.length} pictures cannot be used, more than max_bad {self.limit:g} "
-                f"allows (the first: {name}: {reason}): repair or remove them, or raise max_bad"
+                f"{lost} of {total} pictures cannot be used, more than max_bad {self.limit:g} allows (the first: "
+                f"{name}: {reason}): raise max_bad to go on with this run (training: with --resume), or repair or "
+                "remove them and start again in another --out"
             )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
 
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS
 from .fingerprint import digest
-from .records import CaptionsWanted, Record, RecordDataset
+from .records import CaptionsWanted, LeftOut, Record, RecordDataset
 from .spec import CODES_INDEX, DataSpec, parse_spec
+
+_REASONS = 3  # reasons that the opening line names; a long line is not read
 
 
 def open_data(
@@ -36,17 +41,43 @@ def open_data(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and min(size) < 1:
         raise UserError(f"image size is {image_size}: give at least 1 pixel, such as 64")
-    dataset = _open(parsed, size, captions, max_pixels)
+    dataset, notes = _open(parsed, size, captions, max_pixels)
     if len(dataset) == 0:
         raise UserError(f"data {spec!r} is empty: it has no rows")
     limit = parsed.integer("limit", len(dataset))
-    return dataset if limit >= len(dataset) else FirstRecords(dataset, limit)
+    shown = dataset if limit >= len(dataset) else FirstRecords(dataset, limit)
+    source = parsed.source + (f"@{parsed.split}" if parsed.split else "")
+    _say_once(opening_line(source, shown, dataset.left_out, notes))
+    return shown
+
+
+def opening_line(source: str, dataset: RecordDataset, left_out: Sequence[LeftOut], notes: Sequence[str]) -> str:
+    """What every command says first of its data: how many pictures, how many were left out and why."""
+    what = "pictures without end" if dataset.endless else f"{len(dataset):,} picture{'s' * (len(dataset) != 1)}"
+    reasons = Counter(reason for _, reason in left_out)
+    parts = [f"data {source}: {what}"]
+    for reason, count in reasons.most_common(_REASONS):
+        first = next(name for name, why in left_out if why == reason)
+        parts.append(f"left out {count:,} ({first}{', ...' * (count > 1)}): {reason}")
+    others = sum(reasons.values()) - sum(count for _, count in reasons.most_common(_REASONS))
+    return "; ".join([*parts, *([f"left out {others:,} more for other reasons"] if others else []), *notes])
+
+
+def _say_once(line: str) -> None:
+    """A command opens one data set several times, with other captions; under torchrun the first process speaks."""
+    if int(os.environ.get("RANK", "0")) == 0 and line not in _said:
+        _said.add(line)
+        print(line, file=sys.stderr, flush=True)
+
+
+_said: set[str] = set()
 
 
 class FirstRecords:
-    """The first `count` records of a data set, as a finite one."""
+    """The first `count` records of a data set, as a finite one. What was left out behind them is not counted."""
 
     endless = False
+    left_out: Sequence[LeftOut] = ()
 
     def __init__(self, dataset: RecordDataset, count: int) -> None:
         self.dataset, self.count = dataset, count
@@ -67,11 +98,13 @@ class FirstRecords:
         return digest([self.count, self.dataset.fingerprint()], 0, lambda _: b"")
 
 
-def _open(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int) -> RecordDataset:
+def _open(
+    spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
+) -> tuple[RecordDataset, list[str]]:
     if spec.source == "shapes":
-        return _open_shapes(spec, size)
-    if (Path(spec.source).expanduser() / CODES_INDEX).is_file():
-        return _open_codes(spec, size, captions)
+        return _open_shapes(spec, size), []
+    if os.path.isfile(os.path.join(os.path.expanduser(spec.source), CODES_INDEX)):
+        return _open_codes(spec, size, captions), []
     from .sources import open_pictures  # imports `datasets`, which takes a second
 
     return open_pictures(spec, size, captions, max_pixels)

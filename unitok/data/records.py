@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
 CaptionsWanted = bool | Literal["optional"]
 """Whether captions are read. True: a record without one is broken. "optional": it is whole all the same."""
+
+
+LeftOut = tuple[str, str]
+"""(name, reason) of a picture that is no record of a data set, although a user would count it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,12 @@ class RecordDataset(Protocol):
     @property
     def endless(self) -> bool:
         """True when every index is a new picture and no epoch needs shuffling (rendered data)."""
+        ...
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        """Pictures that were found but are no records; what the user chose to leave, such as other splits, is not
+        among them."""
         ...
 
     def __len__(self) -> int: ...

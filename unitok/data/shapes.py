@@ -37,10 +37,10 @@ from tokenizers_vq.errors import Problems
 
 from ..seeding import fold
 from .fingerprint import digest
-from .records import Record
+from .records import LeftOut, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # Far apart from each other also when mixed with the white background, as blurred edges are (at least 19 degrees as seen
 # from white, at least 110 in RGB distance). Pink and grey are missing because they are red and black, blurred.
@@ -372,6 +372,8 @@ class ShapesDataset:
     Raises:
         UserError: A value outside its range.
     """
+
+    left_out: Sequence[LeftOut] = ()
 
     def __init__(self, size: int = 32, split: str = "train", seed: int = 0, length: int | None = None) -> None:
         problems = Problems()

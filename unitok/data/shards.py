@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from tokenizers_vq.schema import read_dataclass, read_value
 
 from ..lock import LOCK_FILE
 from .fingerprint import digest
-from .records import Record
+from .records import LeftOut, Record
 from .spec import CODES_INDEX as INDEX
 
 FORMAT = "unitok codes 1"
@@ -222,6 +223,7 @@ class CodesDataset:
     """
 
     endless = False
+    left_out: Sequence[LeftOut] = ()
 
     def __init__(self, path: str | Path, *, captions: bool = True) -> None:
         self.path, self.captions = Path(path), captions

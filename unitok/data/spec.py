@@ -8,6 +8,7 @@ emoji/@val              one split of a folder          file.parquet       one fi
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 
@@ -16,8 +17,10 @@ from tokenizers_vq.errors import UserError
 CODES_INDEX = "codes.json"
 """The file that makes a folder one of code shards."""
 
-KEYS = ("caption", "config", "image", "limit", "seed", "size")
+KEYS = ("caption", "config", "image", "kind", "limit", "outside", "seed", "size")
 _INTEGERS = {"limit": 1, "seed": 0, "size": 1}  # key -> smallest value
+_CHOICES = {"kind": ("parquet", "tar", "pictures"), "outside": ("true", "false")}
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,16 @@ def parse_spec(text: str) -> DataSpec:
     >>> parse_spec("emoji/@val?caption={text}, {style} style&limit=8")
     DataSpec(source='emoji/', split='val', options={'caption': '{text}, {style} style', 'limit': '8'})
 
-    A `?` without `name=` behind it is part of a glob, and an `@` before a dot or a slash part of a path.
+    What is there by its name on disk is meant by its name: `icons@2x` is a folder, if there is one. Else a `?` without
+    `name=` behind it is part of a glob, and an `@` before a dot or a slash part of a path.
 
     Raises:
-        UserError: an unknown or repeated key, a number that is none, or no source.
+        UserError: an unknown or repeated key, a value that is not allowed, a path that is not text, or no source.
     """
-    source, _, query = _cut(text.strip(), r"\?(?=\w+=)")
+    text = text.strip()
+    if any("\ud800" <= sign <= "\udfff" for sign in text):
+        raise UserError(f"data {text!a} is not UTF-8 text, and could not be written down: rename the folder")
+    source, query = _cut_query(text)
     options: dict[str, str] = {}
     for part in re.split(r"&(?=\w+=)", query) if query else []:
         key, _, value = part.partition("=")
@@ -66,10 +73,14 @@ def parse_spec(text: str) -> DataSpec:
             raise UserError(f"data {text!r}: {key!r} is given twice: keep one")
         if not value:
             raise UserError(f"data {text!r}: {key!r} has no value: write {key}=VALUE or remove it")
-        if key in _INTEGERS and not (value.isascii() and value.isdigit() and int(value) >= _INTEGERS[key]):
+        if key in _INTEGERS and not _is_number(value, _INTEGERS[key]):
             raise UserError(f"data {text!r}: {key} is {value!r}: give a whole number from {_INTEGERS[key]} up")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise UserError(f"data {text!r}: {key} is {value!r}: choose {' or '.join(_CHOICES[key])}")
         options[key] = value
-    source, _, split = _cut(source, r"@(?=[\w-]+$)")
+    split = ""
+    if not _exists(source):
+        source, split = _cut_split(source)
     if not source:
         raise UserError(
             f"data {text!r} names no source: write SOURCE[@SPLIT][?key=value&...], such as pictures/ or shapes"
@@ -77,6 +88,24 @@ def parse_spec(text: str) -> DataSpec:
     return DataSpec(source, split or None, options)
 
 
-def _cut(text: str, pattern: str) -> tuple[str, str, str]:
-    match = re.search(pattern, text)
-    return (text, "", "") if match is None else (text[: match.start()], match.group(), text[match.end() :])
+def _cut_query(text: str) -> tuple[str, str]:
+    """(source and split, keys): at the first `?key=` behind something that exists, else at the first of all."""
+    places = [] if _exists(text) else [match.start() for match in re.finditer(r"\?(?=\w+=)", text)]
+    for place in places:
+        source = text[:place]
+        if _exists(source) or _exists(_cut_split(source)[0]):
+            return source, text[place + 1 :]
+    return (text[: places[0]], text[places[0] + 1 :]) if places else (text, "")
+
+
+def _cut_split(source: str) -> tuple[str, str]:
+    match = re.search(r"@(?=[\w-]+$)", source)
+    return (source, "") if match is None else (source[: match.start()], source[match.end() :])
+
+
+def _exists(path: str) -> bool:
+    return bool(path) and os.path.exists(os.path.expanduser(path))
+
+
+def _is_number(value: str, smallest: int) -> bool:
+    return value.isascii() and value.isdigit() and len(value) < 20 and smallest <= int(value) <= _LARGEST
