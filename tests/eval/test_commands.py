@@ -225,7 +225,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     (tmp_path / "empty").mkdir()
     mixed = tmp_path / "mixed"
     save_png(mixed / "0.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
