@@ -124,7 +124,8 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
 def _export_line(path: Path, keys: Sequence[str]) -> str:
     """A line of Python that takes the weights out of a pickled object, for those who trust it."""
     inside = "".join(f"[{key!r}]" for key in keys)
-    return f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=False){inside}.state_dict(), 'weights.pt')"
+    model = f"torch.load({path.name!r}, map_location='cpu', weights_only=False){inside}"
+    return f"torch.save({model}.state_dict(), 'weights.pt')"
 
 
 def _find(content: Any, containers: Sequence[str]) -> tuple[Any, list[str]]:
