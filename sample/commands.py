@@ -144,7 +144,7 @@ def caption(
     problems.check(bool(pictures), "nothing to caption: give picture files")
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
     for path in pictures:
-        problems.check(path.is_file(), f"{path} is not a file")
+        problems.check(path.is_file(), f"{printable(str(path))} is not a file")
     problems.raise_if_any()
 
     import torch
@@ -162,7 +162,7 @@ def caption(
         try:
             images.append(decode(path.read_bytes(), size))
         except PictureError as error:
-            problems.check(False, f"{path} cannot be read as a picture: {error}")
+            problems.check(False, f"{printable(str(path))} cannot be read as a picture: {error}")
     problems.raise_if_any()
     texts = write_captions(loaded, torch.stack(images), batch_size=batch_size, precision=precision)
     for path, text in zip(pictures, texts, strict=True):
