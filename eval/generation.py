@@ -169,8 +169,8 @@ def cut_warning(cut: int, model: UniTok) -> list[str]:
     if not cut:
         return []
     return [
-        f"captions longer than the {model.config.text_length} tokens that the model reads (text_length): {cut}; it draws "
-        "their beginning, as in training, and is measured by the whole captions"
+        f"captions longer than the {model.config.text_length} tokens that the model reads (text_length): {cut}; it "
+        "draws their beginning, as in training, and is measured by the whole captions"
     ]
 
 
