@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 
-from .features import ImageTextNetwork
+from .features import ImageTextNetwork, check_features
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ def clip_score(network: ImageTextNetwork, images: Tensor, captions: Sequence[str
 
 
 def cosine_scores(images: Tensor, texts: Tensor) -> Tensor:
-    """(N,) 100 times the cosine of embeddings (N, E) and (N, E) of length 1."""
+    """(N,) 100 times the cosine of embeddings (N, E) and (N, E) of length 1. UserError for embeddings that are not
+    finite."""
+    check_features(images, "pictures' embeddings")
+    check_features(texts, "captions' embeddings")
     return 100 * (images * texts).sum(dim=1)
 
 

@@ -19,7 +19,7 @@ from unitok.data.records import RecordDataset
 from .features import FeatureNetwork
 from .figures import codebook_figure, with_errors
 from .frechet import too_few
-from .measure import SHOWN
+from .measure import ONE_PICTURE, SHOWN
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .reconstruction import ReconstructionMeter
 from .report import Fact, Number, Section
@@ -110,6 +110,7 @@ def measure_side_by_side(
     sizes = {name: tokenizer.codebook_size for name, tokenizer in tokenizers.items()}
     bits = {name: codes[name] * math.log2(sizes[name]) for name in tokenizers}
     parameters = {name: sum(p.numel() for p in tokenizer.parameters()) for name, tokenizer in tokenizers.items()}
+    rfids = {name: score.rfid for name, score in scores.items() if score.rfid is not None}
     lpips_values = {name: score.lpips for name, score in scores.items() if score.lpips is not None}
     of_network: dict[str, Fact] = {**facts, **network.origin}
 
@@ -117,7 +118,7 @@ def measure_side_by_side(
         "psnr": Number("PSNR (mean over pictures)", {n: s.psnr for n, s in scores.items()}, "dB", "higher", facts),
         "ssim": Number("SSIM (mean over pictures)", {n: s.ssim for n, s in scores.items()}, "", "higher", facts),
         "lpips": Number("LPIPS (mean over pictures)", lpips_values, "", "lower", facts),
-        "rfid": Number(f"rFID ({network.label})", {n: s.rfid for n, s in scores.items()}, "", "lower", of_network),
+        "rfid": Number(f"rFID ({network.label})", rfids, "", "lower", of_network),
         "codes": Number("Codes per picture", dict(codes), "", "lower", facts),
         "codebook_size": Number("Codebook size", dict(sizes), "", "", facts),
         "bits": Number("Bits per picture (codes x log2 of the size)", bits, "", "lower", facts),
@@ -135,11 +136,13 @@ def measure_side_by_side(
     }
     if not lpips_values:
         del numbers["lpips"]
+    if not rfids:
+        del numbers["rfid"]
     figures = [
         with_errors("The same pictures by each", list(tokenizers), shown[:SHOWN], "reconstructions.png"),
         codebook_figure({name: meter.usage for name, meter in meters.items()}, "codebook.png"),
     ]
-    few = too_few(one.count, network.dim)
+    few = too_few(one.count, network.dim) if rfids else [ONE_PICTURE]
     return Section("tokenizers", "Tokenizers", numbers, figures, few, tuple(tokenizers))
 
 

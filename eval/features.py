@@ -53,6 +53,7 @@ class FeatureNetwork(ABC):
     resize: str
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
+        check_finite(module.state_dict(), "the network that measures is damaged", "fetch its weights again")
         self.module = module.eval().requires_grad_(False).to(device)
         self.device = device
         self.hash = hash_weights(module)
@@ -175,7 +176,6 @@ def inception_weights(path: Path | None) -> dict[str, Tensor]:
         state = read_tensors(path)
     except UserError as error:
         raise UserError(f"{error}; --feature_weights takes torch-fidelity's {name}") from None
-    check_finite(state, f"{path} holds weights that no network works with", "fetch it again")
     return state
 
 

@@ -19,6 +19,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.text import CaptionEncoder
 
 from .alignment import are_shapes, by_category, check_pictures, wrong_attributes
 from .clipscore import cosine_scores, summarize
@@ -93,6 +94,7 @@ def measure_generation(
         "real": StatisticsMeter(network, dataset.name, keep=keep),
     }
     embeddings: dict[str, list[Tensor]] = {"drawn": [], "real": [], "text": []}
+    text_ids, cut = CaptionEncoder(model.text_tokenizer, model.config.text_length), 0
     captions: list[str] = []
     indices: list[int] = []
     verdicts: list[Verdict] | None = []
@@ -103,7 +105,8 @@ def measure_generation(
         some = [record.caption or "" for _, record in batch]
         seeds = list(range(seed + len(captions), seed + len(captions) + len(some)))
         real = torch.stack([record.image for _, record in batch if record.image is not None])
-        drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision)
+        cut += sum(map(text_ids.too_long, some))
+        drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
         meters["drawn"].update(drawn)
         if reference is None or gallery is not None:
             meters["real"].update(real)
@@ -139,6 +142,7 @@ def measure_generation(
         "precision": precision,
     }
     numbers, warnings = distances(of_drawn, of_real, network, facts)
+    warnings += cut_warning(cut, model)
     joined = {name: torch.cat(parts) for name, parts in embeddings.items()}
     found, of_each = clip_numbers(clip, joined, captions, facts, seed)
     numbers |= found
@@ -158,6 +162,16 @@ def measure_generation(
     figure = Figure("Drawn from the caption, and the data's own picture beside it", items)
     kept = {"drawn": of_drawn.all_features(), "real": of_real.all_features()} if save_features else {}
     return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
+
+
+def cut_warning(cut: int, model: UniTok) -> list[str]:
+    """What a report says where captions of the data were longer than the model reads."""
+    if not cut:
+        return []
+    return [
+        f"captions longer than the {model.config.text_length} tokens that the model reads (text_length): {cut}; it "
+        "draws their beginning, as in training, and is measured by the whole captions"
+    ]
 
 
 def clip_numbers(

@@ -17,6 +17,7 @@ from .report import Fact, Figure, Item, Number, Section
 
 SHOWN, SHOWN_BY_SCALE = 32, 8
 """Pictures in a figure."""
+ONE_PICTURE = "rFID is left out: it compares sets, and needs two pictures or more"
 
 
 def measure_tokenizer(
@@ -52,10 +53,13 @@ def measure_tokenizer(
     numbers = {
         "psnr": Number("PSNR (mean over pictures)", scores.psnr, "dB", "higher", facts),
         "ssim": Number("SSIM (mean over pictures)", scores.ssim, "", "higher", facts),
-        "rfid": Number(f"rFID ({network.label})", scores.rfid, "", "lower", {**facts, **network.origin}),
         "codebook_use": Number("Codebook use (share of codes that occur)", scores.codebook_use, "%", "higher", facts),
         "perplexity": Number(f"Code perplexity (of {tokenizer.codebook_size})", scores.perplexity, "", "higher", facts),
     }
+    warnings = [ONE_PICTURE]
+    if scores.rfid is not None:
+        numbers["rfid"] = Number(f"rFID ({network.label})", scores.rfid, "", "lower", {**facts, **network.origin})
+        warnings = too_few(scores.count, network.dim)
     if len(scores.scale_use) > 1:
         title = "Codebook use of each scale (share of the codes it could have used)"
         numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
@@ -71,4 +75,4 @@ def measure_tokenizer(
         figures.append(Figure(title, items, (*map(str, counts), "original"), file="known.png"))
     usages = {"all codes": meter.usage} | (meter.scale_usage if len(scores.scale_use) > 1 else {})
     figures.append(codebook_figure(usages, "codebook.png"))
-    return Section("tokenizer", "Tokenizer", numbers, figures, too_few(scores.count, network.dim))
+    return Section("tokenizer", "Tokenizer", numbers, figures, warnings)

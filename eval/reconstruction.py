@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from tokenizers_vq.usage import CodebookUsage
 
@@ -65,7 +66,8 @@ class ReconstructionScores:
     """Mean over pictures."""
     lpips: float | None
     """Mean over pictures; None without the network."""
-    rfid: float
+    rfid: float | None
+    """None for a single picture."""
     codebook_use: float
     """Share of the codes that occurred."""
     perplexity: float
@@ -112,22 +114,24 @@ class ReconstructionMeter:
         return back
 
     def scores(self) -> ReconstructionScores:
-        """Raises UserError for fewer than two pictures."""
-        before, after = self.before.result(), self.after.result()
-        count, facts = before.gaussian.count, before.provenance
+        """Raises UserError without pictures."""
+        seen = self.before.pictures
+        count = seen.count
+        if not count:
+            raise UserError(f"{seen.name}: there are no pictures to measure: give data with at least one")
         return ReconstructionScores(
             psnr=self.sums["psnr"] / count,
             ssim=self.sums["ssim"] / count,
             lpips=None if self.lpips is None else self.sums["lpips"] / count,
-            rfid=fid(after, before),
+            rfid=fid(self.after.result(), self.before.result()) if count > 1 else None,
             codebook_use=self.usage.use,
             perplexity=self.usage.perplexity,
             scale_use={name: usage.reached for name, usage in self.scale_usage.items()},
             count=count,
             originals={
-                "reference": facts["name"],
-                "reference_sha256": facts["sha256"],
+                "reference": seen.name,
+                "reference_sha256": seen.hexdigest(),
                 "pictures": count,
-                "image size": facts["image size"],
+                "image size": seen.size,
             },
         )

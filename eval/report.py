@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from tokenizers_vq.errors import UserError
 
 from .provenance import SPREAD, Fact, Provenance, version_line, versions
 
@@ -27,6 +30,14 @@ class Number:
 
     spread: dict[str, float] = field(default_factory=dict)
     """Standard deviation over rounds with other seeds, whose mean the value is; by part, "" for a single value."""
+
+    def __post_init__(self) -> None:
+        values = self.value.values() if isinstance(self.value, dict) else [self.value]
+        if not all(math.isfinite(value) for value in values):
+            raise UserError(
+                f"{self.label} came out as {self.value}: the weights of the model or of the network that measures are "
+                "damaged; take an older checkpoint, or fetch the network again"
+            )
 
     def show(self, value: float, part: str = "") -> str:
         """The value, or that of a part, with its unit and its spread."""

@@ -18,6 +18,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.text import CaptionEncoder
 
 from .features import FeatureNetwork
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
@@ -40,11 +41,13 @@ def model_pictures(
     batch_size: int = 32,
     precision: Precision = "fp32",
 ) -> Iterator[Tensor]:
-    """One picture for each caption, drawn when it is asked for; picture i has seed + i, whatever its batch."""
+    """One picture for each caption, drawn when it is asked for; picture i has seed + i, whatever its batch. Captions
+    longer than the model reads are cut."""
+    text_ids = CaptionEncoder(model.text_tokenizer, model.config.text_length)
     for start in range(0, len(captions), batch_size):
         some = list(captions[start : start + batch_size])
         seeds = list(range(seed + start, seed + start + len(some)))
-        yield draw(model, some, settings, seeds, batch_size=batch_size, precision=precision)
+        yield draw(model, some, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
 
 
 def load_set(

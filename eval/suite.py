@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -30,9 +31,10 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.text import CaptionEncoder
 
 from .features import FeatureNetwork, ImageTextNetwork, check_features
-from .generation import FEWEST
+from .generation import FEWEST, cut_warning
 from .pictures import count_pictures, progress, read_indexed
 from .provenance import PictureSet, Provenance, in_words, version_line
 
@@ -121,6 +123,14 @@ class Suite:
     rounds: int
     seed: int
     precision: Precision = "fp32"
+
+    @cached_property
+    def text_ids(self) -> CaptionEncoder:
+        return CaptionEncoder(self.model.text_tokenizer, self.model.config.text_length)
+
+    def cut_warning(self) -> list[str]:
+        """See `generation.cut_warning`."""
+        return cut_warning(sum(map(self.text_ids.too_long, self.asked.captions)), self.model)
 
     def settings(self, guidance: float) -> SampleSettings:
         return replace(SampleSettings.of(self.model.config), guidance=guidance)
@@ -242,6 +252,7 @@ class Suite:
                     self.seeds(shard.round)[start:stop],
                     batch_size=batch_size,
                     precision=self.precision,
+                    text_ids=self.text_ids,
                 )
                 for index, image in enumerate(images, start):
                     save_png(self.pictures(shard.guidance, shard.round) / picture_name(index), image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Literal
@@ -106,11 +107,15 @@ def eval_suite(
         precision=precision,
     )
     suite.claim(write=rank == 0)
+    cut = suite.cut_warning()
+    if cut and rank == 0:
+        print(f"note: {cut[0]}", file=sys.stderr)
     suite.work(rank, size, batch_size)
     if rank != 0:
         return
     suite.wait()
     sections, facts = measure_suite(suite, train, max_bad=max_bad, batch_size=batch_size, save_features=save_features)
+    sections[0].warnings += cut
     finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
 
 

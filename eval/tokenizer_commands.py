@@ -46,7 +46,8 @@ def eval_tokenizer(
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
         features: Network for rFID: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
-        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
+        lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
+            and leaves LPIPS out elsewhere.
         lpips_weights: File with torchvision's weights of that network, instead of the download.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         device: auto takes a GPU where there is one.
@@ -104,7 +105,8 @@ def compare_tokenizers(
         image_size: Pictures are scaled and cropped to this square; null for the size that all the tokenizers have.
         features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
-        lpips: Network of LPIPS; auto takes alex where its weights can be had and leaves LPIPS out elsewhere.
+        lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
+            and leaves LPIPS out elsewhere.
         lpips_weights: File with torchvision's weights of that network, instead of the download.
         batch_size: Pictures at a time, also when speed is measured.
         device: auto takes a GPU where there is one.
@@ -149,13 +151,15 @@ def _open_tokenizer(path: Path, device: torch.device) -> ImageTokenizer:
 
 def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:
     """The network of LPIPS, or None and why it is left out."""
-    from tokenizers_vq.losses import load_lpips
+    from tokenizers_vq.foreign import cached
+    from tokenizers_vq.losses import load_lpips, lpips_url
 
     if name == "none":
         return None, []
-    try:
-        return load_lpips("alex" if name == "auto" else name, weights, "--lpips_weights").to(device), []
-    except UserError as error:
-        if name != "auto" or weights is not None:
-            raise
-        return None, [f"LPIPS is left out. {error}"]
+    place = cached(lpips_url("alex"))
+    if name == "auto" and weights is None and not place.is_file():
+        return None, [
+            f"LPIPS is left out: its weights {place.name} are not in {place.parent}; --lpips alex fetches them, and "
+            "--lpips_weights FILE takes them from elsewhere"
+        ]
+    return load_lpips("alex" if name == "auto" else name, weights, "--lpips_weights").to(device), []

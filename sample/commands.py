@@ -65,10 +65,14 @@ def sample(
     given = SampleSettings.given(locals())
     problems = Problems()
     wanted = list(prompts)
+    lines: dict[str, int] = {}
     if captions is not None:
         problems.check(captions.is_file(), f"--captions {captions} is not a file")
         if captions.is_file():
-            wanted += [line.strip() for line in read_text(captions).split("\n") if line.strip()]
+            for number, line in enumerate(read_text(captions).split("\n"), 1):
+                if line.strip():
+                    lines.setdefault(line.strip(), number)
+            wanted += lines
     problems.check(bool(wanted), 'nothing to draw: give captions, as in unitok sample --model DIR "a red circle"')
     problems.check(n >= 1, f"--n is {n}: choose 1 or more")
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
@@ -85,8 +89,13 @@ def sample(
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     settings = SampleSettings.of(loaded.config, given)
-    for caption in wanted:
-        loaded.text_ids(caption)  # one that is too long is refused before anything is written
+    for caption in wanted:  # one that is too long is refused before anything is written
+        try:
+            loaded.text_ids(caption)
+        except UserError as error:
+            raise UserError(
+                f"--captions {captions}, line {lines[caption]}: {error}" if caption in lines else str(error)
+            ) from None
     if progress and loaded.config.objective != "next_scale":
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
@@ -120,7 +129,7 @@ def caption(
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Write captions of pictures, one line each: file, tab, caption.
+    """Write captions of pictures, one line each: file, tab, caption. What would break the line is written as in Python.
 
     Args:
         pictures: Picture files.
@@ -136,7 +145,7 @@ def caption(
     problems.check(bool(pictures), "nothing to caption: give picture files")
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
     for path in pictures:
-        problems.check(path.is_file(), f"{path} is not a file")
+        problems.check(path.is_file(), f"{printable(str(path))} is not a file")
     problems.raise_if_any()
 
     import torch
@@ -154,8 +163,26 @@ def caption(
         try:
             images.append(decode(path.read_bytes(), size))
         except PictureError as error:
-            problems.check(False, f"{path} cannot be read as a picture: {error}")
+            problems.check(False, f"{printable(str(path))} cannot be read as a picture: {error}")
     problems.raise_if_any()
     texts = write_captions(loaded, torch.stack(images), batch_size=batch_size, precision=precision)
     for path, text in zip(pictures, texts, strict=True):
-        print(f"{path}\t{' '.join(text.split())}")
+        print(f"{printable(str(path))}\t{printable(' '.join(text.split()))}")
+
+
+def printable(text: str) -> str:
+    r"""The text in one line, whatever is in it: control characters, and bytes of a file's name that are no text, are
+    written as in Python.
+
+    >>> printable("two\nlines"), printable("caf\xe9.png"), printable("caf\udce9.png")
+    ('two\\nlines', 'café.png', 'caf\\xe9.png')
+    """
+    return "".join(_escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":  # how Python spells a byte that is not UTF-8
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    if letter.isprintable():
+        return letter
+    return letter.encode("unicode_escape", "backslashreplace").decode("ascii")

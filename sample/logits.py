@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tokenizers_vq.errors import UserError
+
 from .config import SampleSettings
 
 
@@ -14,6 +16,20 @@ def guide(logits: torch.Tensor, scale: float, rows: int) -> torch.Tensor:
         return logits
     conditional, unconditional = logits.chunk(2)
     return unconditional + scale * (conditional - unconditional)
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The logits themselves. Every choice of an id goes through here, before ids are left out by minus infinity.
+
+    Raises:
+        UserError: they are not finite, and what is chosen by them would say nothing.
+    """
+    if not torch.isfinite(logits.sum()):  # one number to look at: a thirtieth of the time of looking at each
+        raise UserError(
+            "the model's logits are not finite: its weights are damaged or its training diverged (take an older "
+            "checkpoint), or --guidance or --temperature is beyond all measure (leave it out)"
+        )
+    return logits
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
@@ -42,8 +58,8 @@ def probabilities(logits: torch.Tensor, settings: SampleSettings) -> torch.Tenso
         isinstance(settings.temperature, list) or isinstance(settings.top_k, list) or isinstance(settings.top_p, list)
     )
     if settings.temperature == 0:
-        return torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = keep_top_k(logits / settings.temperature, settings.top_k)
+        return torch.zeros_like(logits).scatter(-1, finite(logits).argmax(-1, keepdim=True), 1.0)
+    logits = keep_top_k(finite(logits / settings.temperature), settings.top_k)
     return keep_top_p(logits, settings.top_p).softmax(-1)
 
 

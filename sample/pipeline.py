@@ -14,6 +14,7 @@ from unitok.tasks import image_to_text_prompts, text_to_image_prompt
 
 from . import masked_token, next_scale, next_token
 from .config import SampleSettings
+from .logits import finite
 from .prompts import EncodedPrompts, encode_prompts
 
 Decoder = Callable[..., torch.Tensor]
@@ -26,11 +27,18 @@ DECODERS: dict[str, Decoder] = {
 
 
 @torch.inference_mode()
-def draw_codes(model: UniTok, captions: list[str], settings: SampleSettings, seeds: list[int]) -> torch.Tensor:
+def draw_codes(
+    model: UniTok,
+    captions: list[str],
+    settings: SampleSettings,
+    seeds: list[int],
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> torch.Tensor:
     """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. All rows are decoded together;
-    no row depends on the others."""
+    no row depends on the others. For `text_ids` see `draw`."""
     assert len(captions) == len(seeds)
-    prompts = [text_to_image_prompt(model.text_ids(caption), model.vocabulary) for caption in captions]
+    text_ids = text_ids or model.text_ids
+    prompts = [text_to_image_prompt(text_ids(caption), model.vocabulary) for caption in captions]
     if settings.guidance != 1:
         prompts += [text_to_image_prompt([], model.vocabulary) for _ in captions]
     encoded = encode_prompts(model, prompts, room=model.layout.length)
@@ -46,20 +54,33 @@ def draw(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
+    text_ids: Callable[[str], list[int]] | None = None,
 ) -> torch.Tensor:
     """Pictures (N, 3, H, W) uint8, one for each caption.
 
-    `seeds` (default 0, 1, ...) fix each picture: the same model, caption, settings and seed give the same picture,
-    alone or in any batch.
+    Args:
+        model: draws.
+        captions: what is asked for.
+        settings: how codes are chosen; default: as the model likes it.
+        seeds: default 0, 1, ... They fix each picture: the same model, caption, settings and seed give the same
+            picture, alone or in any batch.
+        batch_size: pictures drawn at a time; changes the speed, not the pictures.
+        precision: see `unitok.device`.
+        text_ids: turns captions into ids: `unitok.text.CaptionEncoder` cuts long ones, as is done with data; the
+            default, the model's own, refuses them.
+
+    Raises:
+        UserError: a caption that is too long, or logits that are not finite.
     """
     settings = settings or SampleSettings.of(model.config)
     seeds = list(range(len(captions))) if seeds is None else seeds
+    text_ids = text_ids or model.text_ids
     for caption in captions:
-        model.text_ids(caption)  # a caption that is too long is refused before anything is drawn
+        text_ids(caption)  # a caption that is too long is refused before anything is drawn
     pictures = []
     for part in _parts(len(captions), batch_size):
         with autocast(model.device, precision):
-            codes = draw_codes(model, captions[part], settings, seeds[part])
+            codes = draw_codes(model, captions[part], settings, seeds[part], text_ids)
         pictures.append(to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu())
     return torch.cat(pictures)
 
@@ -92,7 +113,7 @@ def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
         place[:, 0, 0] = encoded.orders + position
         seen = encoded.cache.extend((encoded.groups + position)[:, None], whole=True)
         hidden = transformer.hidden(ids, place, seen, encoded.cache)
-        ids = transformer.logits(hidden, vocabulary.text_range).argmax(-1)
+        ids = finite(transformer.logits(hidden, vocabulary.text_range)).argmax(-1)
         chosen = ids[:, 0].cpu()
         written[:, position] = torch.where(ended, vocabulary.eos, chosen)
         ended |= chosen == vocabulary.eos

@@ -130,7 +130,9 @@ class ImageTokenizer(nn.Module, ABC):
             )
         codes = codes[:, :length]
         check_codes(codes, self.codebook_size)
-        return self._decode(codes.long(), layout).float()
+        # On a CPU, convolutions round differently in another batch, and a picture must not depend on its batch.
+        parts = codes.long().split(1) if codes.device.type == "cpu" else [codes.long()]
+        return torch.cat([self._decode(part, layout).float() for part in parts])
 
     def check_images(self, images: Tensor) -> None:
         """Raises UserError unless images are (B, 3, H, W) float of a size that the stride divides."""

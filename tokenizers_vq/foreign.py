@@ -100,11 +100,11 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
     path = Path(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    found = _find(read_pt(path), containers)
+    found, keys = _find(read_pt(path), containers)
     if isinstance(found, Foreign):
         raise UserError(
             f"{path} holds an object ({found.path}), not tensors by name: where you trust it and have its program, "
-            f"save its weights with {export_line(path)} and give weights.pt"
+            f"save its weights with {_export_line(path, keys)} and give weights.pt"
         )
     tensors = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
     odd = [name for name, value in tensors.items() if not isinstance(value, StoredTensor)]
@@ -117,27 +117,33 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
         try:
             read[name] = value.read()
         except ValueError as error:
-            raise UserError(f"{path}: tensor {name[:80]} is damaged ({error}): fetch the file again") from None
+            raise UserError(f"{path}: tensor {name[:80]} cannot be used ({error}): fetch the file again") from None
     return read
 
 
-def export_line(path: Path) -> str:
+def _export_line(path: Path, keys: Sequence[str]) -> str:
     """A line of Python that takes the weights out of a pickled object, for those who trust it."""
-    return f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=False).state_dict(), 'weights.pt')"
+    inside = "".join(f"[{key!r}]" for key in keys)
+    model = f"torch.load({path.name!r}, map_location='cpu', weights_only=False){inside}"
+    return f"torch.save({model}.state_dict(), 'weights.pt')"
 
 
-def _find(content: Any, containers: Sequence[str]) -> Any:
-    """The first container that is there and not empty; what is inside may have a container again."""
+def _find(content: Any, containers: Sequence[str]) -> tuple[Any, list[str]]:
+    """The first container that is there and not empty, and its keys; what is inside may have a container again. Else an
+    object in the place of a container, else the whole."""
+    objects = []
     for container in containers:
-        inner = content
-        for key in container.split("."):
+        inner, keys = content, container.split(".")
+        for key in keys:
             inner = inner.get(key) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and inner:
-            tensors = any(isinstance(value, StoredTensor) for value in inner.values())
-            return inner if tensors else _find(inner, containers)
-        if isinstance(inner, Foreign) and container == containers[-1]:
-            return inner
-    return content
+            if any(isinstance(value, StoredTensor) for value in inner.values()):
+                return inner, keys
+            found, further = _find(inner, containers)
+            return found, keys + further
+        if isinstance(inner, Foreign):
+            objects.append((inner, keys))
+    return objects[0] if objects else (content, [])
 
 
 def read_pt(path: str | Path) -> Any:

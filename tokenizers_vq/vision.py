@@ -74,7 +74,7 @@ def load_vision(source: str, description: dict[str, Any] | None = None) -> Visio
     level = hub.level
     hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
     try:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in TOWERS:
             raise UserError(
                 f"tokenizer.vision {source} is a model of type {config.model_type!r}: give one of {', '.join(TOWERS)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +13,6 @@ from unitok.model import TEXT_TOKENIZER
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
 from .config import RunConfig
-
-logger = logging.getLogger(__name__)
 
 CAPTIONS_READ = 10_000
 CAPTIONS_READ_ENDLESS = 2_000
@@ -71,23 +68,3 @@ class Spread:
 
     def fingerprint(self) -> str:
         return self._dataset.fingerprint()
-
-
-class CaptionEncoder:
-    """Captions to ids, cut at the longest that the model takes; the first cut is logged."""
-
-    def __init__(self, tokenizer: TextTokenizer, length: int) -> None:
-        self._tokenizer, self._length = tokenizer, length
-        self._cut = False
-
-    def __call__(self, caption: str) -> list[int]:
-        ids = self._tokenizer.encode(caption)
-        if len(ids) > self._length and not self._cut:
-            self._cut = True
-            logger.warning(
-                "a caption of %d tokens is cut to %d (text_length), longer ones will be too: %.60s...",
-                len(ids),
-                self._length,
-                caption,
-            )
-        return ids[: self._length]

@@ -22,10 +22,9 @@ from unitok.model import TEXT_TOKENIZER, UniTok
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import task_losses
-from unitok.text import TextTokenizer
+from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.transformer import Transformer
 
-from .captions import CaptionEncoder
 from .config import RunConfig
 from .distributed import World
 from .packing import PackedRecords, Packer, TaskBatch

@@ -12,9 +12,8 @@ from unitok.data.records import RecordBatch
 from unitok.objectives import Objective
 from unitok.sequence import PackedBatch
 from unitok.tasks import make_batch
+from unitok.text import CaptionEncoder
 from unitok.vocabulary import Vocabulary
-
-from .captions import CaptionEncoder
 
 
 @dataclass

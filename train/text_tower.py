@@ -27,8 +27,8 @@ class TextTower:
         level = hub.level
         hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
         try:
-            model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32)
-            self._words = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+            self._words = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if self._words("green")["input_ids"] == self._words("black")["input_ids"]:
                 # Without a file, transformers makes a text tokenizer that knows no word.
                 raise ValueError("no vocabulary")

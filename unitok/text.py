@@ -7,6 +7,7 @@ business, so none is added here.
 from __future__ import annotations
 
 import base64
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import parse_json, read_bytes
 from tokenizers_vq.schema import read_value
+
+logger = logging.getLogger(__name__)
 
 FILE = "tokenizer.json"
 LARGEST = 2**27
@@ -57,6 +60,31 @@ class TextTokenizer:
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(folder / FILE))
+
+
+class CaptionEncoder:
+    """Captions of data to ids, cut at the longest that a model reads, in training and in measuring alike; the first cut
+    is logged. (A prompt that somebody typed is never cut: `UniTok.text_ids` refuses it.)"""
+
+    def __init__(self, tokenizer: TextTokenizer, length: int) -> None:
+        self._tokenizer, self._length = tokenizer, length
+        self._said = False
+
+    def __call__(self, caption: str) -> list[int]:
+        ids = self._tokenizer.encode(caption)
+        if len(ids) > self._length and not self._said:
+            self._said = True
+            logger.warning(
+                "a caption of %d tokens is cut to %d (text_length), longer ones will be too: %.60s...",
+                len(ids),
+                self._length,
+                caption,
+            )
+        return ids[: self._length]
+
+    def too_long(self, caption: str) -> bool:
+        """Whether the caption is cut."""
+        return len(self._tokenizer.encode(caption)) > self._length
 
 
 def train_bpe(captions: Iterable[str], size: int = 4096) -> TextTokenizer:

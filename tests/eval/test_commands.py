@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -23,9 +24,11 @@ from tokenizers_vq.images import save_png
 from unitok.cli import main
 from unitok.data.decoding import decode
 from unitok.data.shapes import ShapesDataset
+from unitok.eval.clipscore import cosine_scores
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator, eval_statistics
 from unitok.eval.frechet import frechet_distance
 from unitok.eval.output import read_items
+from unitok.eval.report import Number
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
 
@@ -83,6 +86,67 @@ def test_eval_tokenizer(make_model: Callable[..., UniTok], pictures: Path, tmp_p
     second = json.loads((tmp_path / "again" / "report.json").read_text())
     assert second["tokenizer"]["psnr"] == pytest.approx(first["tokenizer"]["psnr"], rel=1e-4)
     assert second["tokenizer"]["rfid"] == pytest.approx(first["tokenizer"]["rfid"], rel=1e-2)
+
+
+def test_one_picture_has_all_numbers_but_those_of_sets(
+    make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path
+) -> None:
+    make_model().image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    eval_tokenizer(tmp_path / "tokenizer", f"{pictures}?limit=1", tmp_path / "report", lpips="none")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert {"psnr", "ssim", "codebook_use", "perplexity"} == report["tokenizer"].keys()
+    assert report["warnings"] == ["rFID is left out: it compares sets, and needs two pictures or more"]
+
+
+def test_lpips_is_fetched_when_asked_for_alone(
+    make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(url: str, *rest: object, **options: object) -> None:
+        asked.append(url)
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    tokenizer = tmp_path / "tokenizer"
+    make_model().image_tokenizer.save_pretrained(tokenizer)
+    eval_tokenizer(tokenizer, f"{pictures}?limit=2", tmp_path / "report")
+    (warning, *_) = [
+        w for w in json.loads((tmp_path / "report" / "report.json").read_text())["warnings"] if "LPIPS" in w
+    ]
+    assert "LPIPS is left out: its weights alexnet-owt-7be5be79.pth are not in" in warning
+    assert "--lpips alex fetches them, and --lpips_weights FILE takes them from elsewhere" in warning
+    assert not asked
+    with pytest.raises(UserError, match=r"LPIPS needs torchvision's weights alexnet.*no route"):
+        eval_tokenizer(tokenizer, f"{pictures}?limit=2", tmp_path / "other", lpips="alex")
+    assert len(asked) == 1
+
+
+def test_captions_longer_than_the_model_reads_are_cut_and_counted(
+    make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path
+) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    for name in ("03.txt", "05.txt"):
+        (data / name).write_text("word " * 99)
+    eval_generator(tmp_path / "model", str(data), tmp_path / "report", guidance=1.0, captioning=False)
+    warnings = json.loads((tmp_path / "report" / "report.json").read_text())["warnings"]
+    (warning,) = [text for text in warnings if "tokens" in text]
+    assert warning.startswith(
+        "captions longer than the 48 tokens that the model reads (text_length): 2; it draws their"
+    )
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    for value in (float("nan"), float("inf"), {"a": 1.0, "b": float("nan")}):
+        with pytest.raises(UserError, match=r"^PSNR came out as .*: the weights of the model or of the network that"):
+            Number("PSNR", value)
+    good, bad = torch.ones(2, 3), torch.tensor([[1.0, 0, 0], [float("nan"), 0, 0]])
+    for images, texts in ((good, bad), (bad, good)):
+        with pytest.raises(UserError, match=r"1 of 2 .*not finite"):
+            cosine_scores(images, texts)
 
 
 def test_eval_tokenizer_with_scales(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
@@ -225,7 +289,7 @@ def test_bad_input_ends_with_one_line_and_exit_code_2(
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     (tmp_path / "empty").mkdir()
     mixed = tmp_path / "mixed"
     save_png(mixed / "0.png", torch.zeros(3, 32, 32, dtype=torch.uint8))

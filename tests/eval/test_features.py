@@ -138,7 +138,7 @@ def test_inception_without_network_says_which_file_and_option(monkeypatch: pytes
     def refuse(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(UserError) as caught:
         load_features("inception")
     message = str(caught.value)
@@ -155,7 +155,7 @@ def test_inception_weights_are_never_unpickled_as_code(tmp_path: Path) -> None:
     torch.save({"trap": Trap()}, tmp_path / "trap2.pth")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "foreign.pth")
     for name in ("trap.pth", "trap2.pth"):
-        with pytest.raises(UserError, match="cannot be read as weights"):
+        with pytest.raises(UserError, match="--feature_weights takes torch-fidelity's"):
             load_features("inception", weights=tmp_path / name)
     assert not (tmp_path / "sprung").exists()
     with pytest.raises(UserError, match="does not fit Inception"):

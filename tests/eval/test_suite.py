@@ -197,6 +197,28 @@ def test_one_seed_and_the_models_own_guidance(model: Path, tmp_path: Path) -> No
     assert report["best_guidance_by_fid"] == SampleSettings().guidance
 
 
+def test_long_captions_are_cut_and_said_before_anything_is_drawn(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for index in range(5):
+        save_png(data / f"{index}.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
+        (data / f"{index}.txt").write_text("word " * 99 if index == 2 else f"a red circle {index}")
+    said: list[str] = []
+    work = suite.Suite.work
+
+    def watched(self: suite.Suite, *args: Any) -> None:
+        said.append(capsys.readouterr().err)
+        work(self, *args)
+
+    monkeypatch.setattr(suite.Suite, "work", watched)
+    eval_suite(model, str(data), tmp_path / "out")
+    line = "captions longer than the 48 tokens that the model reads (text_length): 1;"
+    assert line in said[0]
+    assert line in " ".join(report_of(tmp_path / "out")["warnings"])
+    assert len(list((tmp_path / "out").rglob("round_0/*.png"))) == 5
+
+
 def test_categories(model: Path, tmp_path: Path) -> None:
     """CLIPScore by a column of the data."""
     lines = []

@@ -17,6 +17,7 @@ from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_
 from unitok.sample.prompts import encode_prompts
 from unitok.sequence import lay_out
 from unitok.tasks import image_to_text_prompts, text_to_image_prompt
+from unitok.text import CaptionEncoder
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", "zebra"]
 
@@ -196,7 +197,7 @@ def test_draw_gives_pictures_and_caption_reads_them(make_model: Callable[..., Un
     pictures = draw(model, CAPTIONS, SampleSettings(steps=2), batch_size=2)
     assert pictures.dtype == torch.uint8 and pictures.shape == (3, 3, *model.image_tokenizer.image_size)
     one_by_one = draw(model, CAPTIONS, SampleSettings(steps=2), batch_size=1)
-    assert (pictures.int() - one_by_one.int()).abs().max() <= 1
+    assert torch.equal(pictures, one_by_one)
     assert len(caption(model, pictures, batch_size=2)) == 3
     with pytest.raises(UserError, match=r"pictures are \(3, 8, 8\), this model reads \(3, 32, 32\)"):
         caption(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
@@ -206,3 +207,30 @@ def test_a_long_caption_is_refused_with_its_length(make_model: Callable[..., Uni
     model = make_model()
     with pytest.raises(UserError, match=r"has \d+ tokens, this model takes 48: shorten it"):
         draw(model, ["word " * 60])
+
+
+def test_a_long_caption_of_data_is_cut_as_in_training(
+    make_model: Callable[..., UniTok], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_model("masked_token")
+    encoder = CaptionEncoder(model.text_tokenizer, model.config.text_length)
+    long, settings = "a " * 60, SampleSettings(steps=2)
+    pictures = draw(model, ["a red circle", long], settings, text_ids=encoder)
+    assert encoder.too_long(long) and not encoder.too_long("a red circle")
+    assert len(caplog.messages) == 1, "once, however many"
+    assert " tokens is cut to 48 (text_length), longer ones will be too: a a a" in caplog.messages[0]
+    beginning = model.text_tokenizer.decode(encoder(long))
+    assert torch.equal(pictures[1], draw(model, [beginning], settings, [1])[0])
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_a_model_whose_weights_are_no_numbers_draws_and_writes_nothing(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    model = make_model(objective)
+    with torch.no_grad():
+        model.transformer.embedding.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):
+        draw(model, ["a red circle"], SampleSettings(steps=2))
+    with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):
+        caption(model, torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

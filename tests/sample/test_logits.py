@@ -7,7 +7,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.sample.config import SampleSettings
-from unitok.sample.logits import guide, keep_top_k, keep_top_p, pick, probabilities
+from unitok.sample.logits import finite, guide, keep_top_k, keep_top_p, pick, probabilities
 
 INF = float("inf")
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
@@ -36,6 +36,19 @@ def test_temperature() -> None:
     assert probabilities(LOGITS, SampleSettings(temperature=0)).tolist() == [[1, 0, 0, 0]]
     cold = probabilities(LOGITS, SampleSettings(temperature=0.5))[0]
     torch.testing.assert_close(cold, torch.tensor([0.25, 0.0625, 0.0225, 0.01]) / 0.345)
+
+
+@pytest.mark.parametrize("value", [float("nan"), INF, -INF])
+def test_nothing_is_chosen_by_logits_that_are_not_finite(value: float) -> None:
+    broken = torch.tensor([[0.5, value, 0.25]])
+    for settings in (SampleSettings(), SampleSettings(temperature=0), SampleSettings(top_k=1, top_p=0.5)):
+        with pytest.raises(UserError, match=r"^the model's logits are not finite: its weights are damaged or"):
+            probabilities(broken, settings)
+    with pytest.raises(UserError, match="--temperature is beyond all measure"):
+        probabilities(LOGITS, SampleSettings(temperature=1e-60))
+    with pytest.raises(UserError, match="--guidance"):
+        probabilities(guide(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), 1e39, 1), SampleSettings())
+    assert finite(LOGITS) is LOGITS
 
 
 def test_pick_is_the_inverse_of_the_cumulative_sum() -> None:

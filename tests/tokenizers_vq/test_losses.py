@@ -66,7 +66,7 @@ def test_missing_weights_say_what_where_and_which_option(tmp_path: Path, monkeyp
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as caught:
         TokenizerLoss(LossConfig(lpips=1.0))
@@ -80,10 +80,12 @@ def test_wrong_weight_files_are_refused(tmp_path: Path, squeeze: Path) -> None:
     ):
         load_lpips("vgg", "/no/file")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match=r"cannot be read as weights: give torchvision's alexnet"):
+    with pytest.raises(
+        UserError, match=r"text cannot be read as a checkpoint .* LPIPS alex takes torchvision's alexnet"
+    ):
         load_lpips("alex", tmp_path / "text")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    with pytest.raises(UserError, match=r"holds a Tensor: give torchvision's"):
+    with pytest.raises(UserError, match=r"tensor.pth holds no weights .* LPIPS alex takes torchvision's alexnet"):
         load_lpips("alex", tmp_path / "tensor.pth")
     with pytest.raises(UserError, match=r"holds no torchvision weights for LPIPS alex: it lacks features"):
         load_lpips("alex", squeeze)

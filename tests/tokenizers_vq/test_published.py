@@ -8,6 +8,7 @@ the full size of each family (docs/tokenizers.md).
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -22,7 +23,7 @@ from tokenizers_vq import load_published, load_tokenizer
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.published.family import Source
-from tokenizers_vq.published.load import PUBLISHED, _compare, _configure, _sources
+from tokenizers_vq.published.load import PUBLISHED, _attempts, _compare, _configure, _sources
 from unitok import cli
 from unitok.published import FamilyName
 
@@ -385,6 +386,7 @@ def test_the_moving_average_is_the_model(family: str, tmp_path: Path) -> None:
     file |= {"model_ema." + name.replace(".", ""): tensor for name, tensor in weights.items()}
     file |= {"model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(7, dtype=torch.int32)}
     file |= {"loss.perceptual.weight": torch.zeros(2)}
+    file |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(2), "model_ema.lossperceptualweight": torch.zeros(2)}
     averaged = load(tmp_path, family, {"state_dict": file})
     assert averaged.fingerprint() == load(tmp_path, family, weights).fingerprint()
     del file["model_ema.encoderconv_inweight"]
@@ -456,11 +458,84 @@ class Callback:
     """What a Lightning file may hold."""
 
 
-def test_foreign_objects_are_refused_with_the_way_out(tmp_path: Path) -> None:
+class Pickled(torch.nn.Module):
+    """A model that was saved whole."""
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.weights
+
+
+def marked(weights: Weights, *marks: str) -> Weights:
+    """The names as wrappers of modules change them: every mark in front of all, the last one inside as well."""
+    front = "".join(f"{mark}." for mark in marks)
+    return {front + name.replace("encoder.", f"encoder.{marks[-1]}.", 1): t for name, t in weights.items()}
+
+
+TRAINED: dict[str, tuple[str, Callable[[Weights], Any]]] = {  # as trainers save: the family, and its file
+    "own run": (
+        "llamagen_vq",
+        lambda w: {"model": w, "args": argparse.Namespace(lr=1e-4), "optimizer": {"state": {}}, "steps": 3},
+    ),
+    "own run with an average": (
+        "llamagen_vq",
+        lambda w: {"model": {n: t + 1 for n, t in w.items()}, "ema": w, "args": argparse.Namespace()},
+    ),
+    "DDP": ("llamagen_vq", lambda w: {"model": marked(w, "module")}),
+    "compiled": ("llamagen_vq", lambda w: {"model": marked(w, "_orig_mod")}),
+    "DDP, compiled": ("ibq", lambda w: {"state_dict": marked(w, "module", "_orig_mod")}),
+    "compiled, DDP": ("open_magvit2", lambda w: {"model": {"state_dict": marked(w, "_orig_mod", "module")}}),
+    "DeepSpeed": ("showo_magvitv2", lambda w: {"module": w, "dp_world_size": 8}),
+    "FSDP": ("var_vae", lambda w: marked(w, "_fsdp_wrapped_module")),
+    "VAR": ("var_vae", lambda w: {"epoch": 3, "trainer": {"vae_local": w, "var_wo_ddp": {"a": torch.ones(1)}}}),
+    "Lightning": (
+        "taming_vqgan",
+        lambda w: {"state_dict": w, "callbacks": {Callback: {"best": Callback()}}, "hyper_parameters": Callback()},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_checkpoints_are_taken_as_their_trainers_write_them(kind: str, tmp_path: Path) -> None:
+    family, content = TRAINED[kind]
+    weights = random_weights(family, **TINY[family])
+    assert load(tmp_path, family, content(weights)).fingerprint() == load(tmp_path, family, weights).fingerprint()
+
+
+def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+    weights = random_weights("ibq", **TINY["ibq"])
+    with pytest.raises(UserError, match=r"holds \S+ twice, once as module\.\S+: save the weights of one of the two"):
+        load(tmp_path, "ibq", {**weights, **marked(weights, "module")})
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"state_dict": model}])
+def test_the_advice_for_a_pickled_model_works(
+    wrap: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = random_weights("ibq", **TINY["ibq"])
+    with pytest.raises(UserError, match=r"holds an object \(\S+Pickled\).*and give weights\.pt$") as caught:
+        load(tmp_path, "ibq", wrap(Pickled(weights)))
+    line = str(caught.value).split("save its weights with ")[1].split(" and give ")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(line, {"torch": torch})
+    assert (
+        load_published("ibq", "weights.pt", **TINY["ibq"]).fingerprint() == load(tmp_path, "ibq", weights).fingerprint()
+    )
+
+
+def test_weights_that_no_tokenizer_works_with(tmp_path: Path) -> None:
+    weights = random_weights("ibq", **TINY["ibq"])
+    for value, said in ((float("nan"), "NaN"), (float("inf"), "infinite values")):
+        broken = {**weights, "decoder.conv_in.bias": torch.full_like(weights["decoder.conv_in.bias"], value)}
+        with pytest.raises(UserError, match=rf"no tokenizer works with: decoder\.conv_in\.bias has {said}: fetch it"):
+            load(tmp_path, "ibq", broken)
     with pytest.raises(
-        UserError, match=r"holds Python objects \(\S+Callback\) .* weights_only=False\)\['state_dict'\], 'weights.pt'\)"
+        UserError, match=r"has whole numbers where weights should be: decoder\.conv_in\.bias \(torch.int64"
     ):
-        load(tmp_path, "taming_vqgan", {"state_dict": {}, "callbacks": {"best": Callback()}})
+        load(tmp_path, "ibq", {**weights, "decoder.conv_in.bias": weights["decoder.conv_in.bias"].long()})
 
 
 def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
@@ -468,9 +543,11 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         load_published("ibq", tmp_path / "none.pt")
     for name in ("text.ckpt", "text.safetensors"):
         (tmp_path / name).write_text("<html>not found</html>")
-        with pytest.raises(UserError, match=r"cannot be read as a checkpoint .* fetch it again"):
+        with pytest.raises(UserError, match=r"cannot be read as a checkpoint .* fetch the file again"):
             load_published("ibq", tmp_path / name)
-    with pytest.raises(UserError, match="holds no weights: expected tensors by name in state_dict or the file itself"):
+    with pytest.raises(
+        UserError, match=r"holds no weights .* expected tensors by name in state_dict or .* or the file itself"
+    ):
         load(tmp_path, "ibq", {"epoch": 3})
 
 
@@ -479,7 +556,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     [
         ("vqgan", {}, "unknown family 'vqgan': choose one of taming_vqgan, llamagen_vq, var_vae"),
         ("taming_vqgan", {"chanels": 3}, "unknown setting 'chanels': known are codebook_size, embed_dim"),
-        ("taming_vqgan", {"ddconfig": {"chs": 3}}, "setting ddconfig has chs: known are double_z, z_channels"),
+        ("taming_vqgan", {"ddconfig": {"chs": 3}}, "setting ddconfig has chs: known are z_channels, resolution"),
         ("taming_vqgan", {"in_channels": 1}, "setting in_channels is 1: only 3 can be imported"),
         ("taming_vqgan", {"ch": "wide"}, "settings has ch 'wide': give a value like the released 128"),
         (
@@ -491,11 +568,155 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         ("var_vae", {"ch_mult": []}, r"settings {'ch_mult': \[\]} cannot be used"),
         ("open_magvit2", {"codebook_size": 100}, "codebook_size is 100: 18 channels of one bit make 262144"),
         ("var_vae", {"using_znorm": True}, "setting using_znorm is True: only False"),
+        (
+            "taming_vqgan",
+            {"ddconfig": {"double_z": True}},
+            "double_z is True: only False can be imported, for means and variances are what a KL autoencoder makes",
+        ),
+        ("ibq", {"remap": "used.txt"}, "remap is 'used.txt': only None can be imported, for the remapped indices"),
+        ("ibq", {"n_embed": 8, "codebook_size": 9}, "n_embed is 8|codebook_size is 9"),
+        ("open_magvit2", {"embed_dim": 14, "ddconfig": {"z_channels": 18}}, "embed_dim is 14, z_channels 18: make"),
+        (
+            "ibq",
+            {"ddconfig": {"num_res_blocks": 10**9}},
+            "num_res_blocks 1000000000: no network of this family is that",
+        ),
+        ("ibq", {"ddconfig": {"ch_mult": [1] * 99}}, "no network of this family is that large"),
+        (
+            "llamagen_vq",
+            {"encoder_ch_mult": [1, 2], "decoder_ch_mult": [1, 3]},
+            "decoder_ch_mult is .* make them equal",
+        ),
+        ("ibq", {"model": {"params": {"what": 3}}}, "unknown setting 'what'"),
     ],
 )
 def test_settings_that_no_model_has(family: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         load_published(family, tmp_path / "any.pt", **changes)
+
+
+LOSS = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": {"disc_start": 250001}}
+LIGHTNING = {"monitor": "val/rec_loss", "ckpt_path": None, "ignore_keys": [], "image_key": "image", "lossconfig": LOSS}
+FULL_DD = {**TAMING, "double_z": False, "in_channels": 3, "out_ch": 3, "dropout": 0.0}
+AUTHORS: dict[str, dict[str, Any]] = {  # as in the configuration files of the authors, at the sizes of `TINY`
+    "taming_vqgan": {
+        "model": {
+            "base_learning_rate": 4.5e-6,
+            "target": "taming.models.vqgan.VQModel",
+            "params": {"embed_dim": 8, "n_embed": 50, "ddconfig": FULL_DD, **LIGHTNING},
+        },
+        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 3}},
+    },
+    "llamagen_vq": {
+        "codebook_size": 50,
+        "codebook_embed_dim": 8,
+        "codebook_l2_norm": True,
+        "codebook_show_usage": True,
+        "commit_loss_beta": 0.25,
+        "entropy_loss_ratio": 0.0,
+        "encoder_ch_mult": [1, 2, 1],
+        "decoder_ch_mult": [1, 2, 1],
+        "z_channels": 16,
+        "dropout_p": 0.0,
+        "ch": 32,
+        "num_res_blocks": 1,
+        "image_size": 32,
+    },
+    "var_vae": {
+        "vocab_size": 50,
+        "z_channels": 16,
+        "ch": 32,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "dropout": 0.0,
+        "beta": 0.25,
+        "using_znorm": False,
+        "quant_conv_ks": 3,
+        "quant_resi": 0.5,
+        "share_quant_resi": 4,
+        "default_qresi_counts": 0,
+        "v_patch_nums": [1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+        "test_mode": True,
+    },
+    "showo_magvitv2": {
+        "_class_name": "MAGViTv2",
+        "_diffusers_version": "0.30.1",
+        "codebook_size": 64,
+        "image_size": 32,
+        **{
+            part: {
+                "attn_resolutions": [5],
+                "dropout": 0.0,
+                "in_ch": 3,
+                "out_ch": 3,
+                "double_z": False,
+                "resolution": 32,
+            }
+            | TINY["showo_magvitv2"][part]
+            for part in ("encoder", "decoder")
+        },
+    },
+    "open_magvit2": {
+        "seed_everything": True,
+        "trainer": {"max_epochs": 270},
+        "model": {
+            "class_path": "taming.models.lfqgan.VQModel",
+            "init_args": {
+                "ddconfig": {
+                    "double_z": False,
+                    "z_channels": 6,
+                    "resolution": 128,
+                    "in_channels": 3,
+                    "out_ch": 3,
+                    "ch": 32,
+                    "ch_mult": [1, 2, 2],
+                    "num_res_blocks": 2,
+                },
+                "lossconfig": LOSS,
+                "n_embed": 64,
+                "embed_dim": 6,
+                "learning_rate": 1e-4,
+                "sample_minimization_weight": 1.0,
+                "batch_maximization_weight": 1.0,
+                "scheduler_type": "None",
+                "use_ema": True,
+                "resume_lr": None,
+                "image_size": 32,
+            },
+        },
+        "ckpt_path": None,
+    },
+    "ibq": {
+        "n_embed": 50,
+        "embed_dim": 8,
+        "ddconfig": {**FULL_DD, "num_res_blocks": 2},
+        "learning_rate": 1e-4,
+        "l2_normalize": False,
+        "use_entropy_loss": True,
+        "cosine_similarity": False,
+        "entropy_temperature": 0.01,
+        "sample_minimization_weight": 1.0,
+        "batch_maximization_weight": 1.0,
+        "beta": 0.25,
+        "use_ema": True,
+        "stage": None,
+        **LIGHTNING,
+    },
+}
+
+
+@pytest.mark.parametrize("family", list(PUBLISHED))
+def test_the_authors_configuration_is_taken_as_it_is(family: str, tmp_path: Path) -> None:
+    weights = random_weights(family, **TINY[family])
+    torch.save(weights, tmp_path / "x.pt")
+    ours = load_published(family, tmp_path / "x.pt", **TINY[family])
+    theirs = load_published(family, tmp_path / "x.pt", **AUTHORS[family])
+    assert ours.fingerprint() == theirs.fingerprint()
+
+
+def test_a_codebook_of_another_released_model_is_a_setting_too() -> None:
+    (config,) = set(_attempts(PUBLISHED["open_magvit2"], {"n_embed": 2**14}))
+    assert config.quantizer.size == 2**14  # 14 bits are those of the third released model
 
 
 # --- hub and command -------------------------------------------------------------------------------------------------
