@@ -150,7 +150,7 @@ def check_multipliers(problems: Problems, multipliers: tuple[int, ...]) -> None:
     """Notes what is wrong with `channel_multipliers`."""
     problems.check(
         1 <= len(multipliers) <= MOST_LEVELS and all(1 <= factor <= MOST_BLOCKS for factor in multipliers),
-        f"tokenizer.channel_multipliers is {shown(list(multipliers))}: give one factor from 1 to {MOST_BLOCKS} for each "
+        f"tokenizer.channel_multipliers is {shown(list(multipliers))}: give a factor from 1 to {MOST_BLOCKS} for each "
         f"of 1 to {MOST_LEVELS} levels",
     )
 

@@ -164,9 +164,10 @@ class FSQ(QuantizerConfig):
         if not self.levels or min(self.levels) < 2:
             given = shown(list(self.levels))
             raise UserError(f"quantizer.levels is {given}: give at least one channel with 2 levels or more")
-        if len(self.levels) > 24 or self.size > MOST_CODES:
+        if len(self.levels) > 64 or self.size > MOST_CODES:
+            size = shown(self.size) if len(self.levels) <= 64 else "too many"
             raise UserError(
-                f"quantizer.levels {shown(list(self.levels))} make too many codes: choose at most {MOST_CODES}"
+                f"quantizer.levels {shown(list(self.levels))} make {size} codes: choose at most {MOST_CODES}"
             )
 
 
