@@ -151,7 +151,10 @@ class ShardWriter:
         same_data = (
             [("other pictures, fingerprint", found.data_sha256[:12], wanted.data_sha256[:12])]
             if found.data_sha256  # whatever the path to them is now
-            else [("another source", found.source, wanted.source), ("another number of pictures", found.total, wanted.total)]
+            else [
+                ("another source", found.source, wanted.source),
+                ("another number of pictures", found.total, wanted.total),
+            ]
         )
         for what, old, new in (
             ("another tokenizer", found.tokenizer_fingerprint[:12], wanted.tokenizer_fingerprint[:12]),
