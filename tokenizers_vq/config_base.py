@@ -56,7 +56,7 @@ class TokenizerConfig:
             f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
         )
         problems.raise_if_any()
-        for side in self.size:
+        for side in sorted(set(self.size)):
             problems.check_range("tokenizer.image_size", side, 1, MOST_PIXELS)
         problems.raise_if_any()
         check_size(*self.size, self.stride, "tokenizer.image_size")

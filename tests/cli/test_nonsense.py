@@ -58,7 +58,7 @@ def test_every_option_refuses_nonsense(
                 told,
             )
             tried += 1
-    assert tried > 3 and list(tmp_path.iterdir()) == []
+    assert tried > 2 and list(tmp_path.iterdir()) == []
 
 
 TRAIN = "train tokenizer --data shapes --out o --preset debug"
@@ -88,7 +88,7 @@ GENERATOR = "train generator --data shapes --out o --image_tokenizer t --preset 
         (f"{TRAIN} --tokenizer.blocks 100000", "tokenizer.blocks is 100000: choose at most 256"),
         (f"{TRAIN} --tokenizer.quantizer LFQ --tokenizer.quantizer.codebook_size 1099511627776", "choose at most 16777216"),
         (f"{TRAIN} --tokenizer.channels 16384 --tokenizer.blocks 256", "needs at least"),
-        (f"{TRAIN} --tokenizer.image_size 65536 --run.batch_size 65536", "GB: choose smaller sizes, or a smaller run"),
+        (f"{TRAIN} --tokenizer.image_size 65536 --run.batch_size 65536", "choose smaller sizes, or a smaller run.batch_size"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_before_work_begins(
