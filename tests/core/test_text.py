@@ -27,14 +27,18 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
     assert tokenizer.size == 256 and tokenizer.decode(tokenizer.encode("a blue \u2603")) == "a blue \u2603"
 
 
+MISFIT = {"continuing_subword_prefix": "#" * 9, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+"""A prefix that is longer than the tokens it should be cut from."""
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": {"vocab": {"a": 4294967295}, "merges": []}}, "gives 'a' the id 4294967295: ids lie below 4,194,304"),
         ({"model": {"vocab": {}, "merges": []}}, "no vocabulary|not a tokenizer file"),
         ({"model": {"merges": [["a", "zzz"]]}}, "is not a tokenizer file"),
-        ({"model": {"continuing_subword_prefix": "#" * 9, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}}, "is"),
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}}, "precompiled_charsmap that is"),
+        ({"model": MISFIT}, "is not a tokenizer file"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAA="}}, "charsmap that is damaged"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": 3}}, "precompiled_charsmap that is damaged"),
         (
             {"normalizer": {"type": "Sequence", "normalizers": [
