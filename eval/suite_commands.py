@@ -10,6 +10,7 @@ from typing import Literal
 
 from tokenizers_vq.errors import Problems
 from unitok.data.spec import parse_spec
+from unitok.sample.config import MOST_GUIDANCE
 
 from .commands import Device, check_counts, finish
 
@@ -68,7 +69,7 @@ def eval_suite(
     """
     started = time.time()
     check_counts(batch_size, limit)
-    _check(guidances, seeds)
+    _check(guidances)
     rank, size, local_rank = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -119,13 +120,13 @@ def eval_suite(
     finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
 
 
-def _check(guidances: list[float] | None, seeds: int) -> None:
+def _check(guidances: list[float] | None) -> None:
     problems = Problems()
-    problems.check(seeds >= 1, f"--seeds is {seeds}: choose 1 or more pictures of each caption")
     if guidances is not None:
         problems.check(bool(guidances), "--guidances is empty: give at least one scale, or leave it out")
         problems.check(len(set(guidances)) == len(guidances), f"--guidances is {guidances}: give each scale only once")
         problems.check(
-            min(guidances, default=0) >= 0, f"--guidances is {guidances}: choose 0 or more (1 turns guidance off)"
+            all(0 <= scale <= MOST_GUIDANCE for scale in guidances),
+            f"--guidances is {guidances}: choose scales from 0 to {MOST_GUIDANCE} (1 turns guidance off)",
         )
     problems.raise_if_any()

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tokenizers_vq.errors import Problems
+from tokenizers_vq.errors import Problems, shown
 from tokenizers_vq.schema import read_dataclass
 from unitok.config import ModelConfig
+
+MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000
+"""Beyond these a number is a slip: all pictures of a caption are alike, or noise."""
 
 
 @dataclass
@@ -33,13 +36,19 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(self.guidance >= 0, f"--guidance is {self.guidance}: choose 0 or more (1 turns guidance off)")
-        problems.check(_all(self.temperature, 0), f"--temperature is {self.temperature}: choose 0 or more")
-        problems.check(_all(self.top_k, 0), f"--top-k is {self.top_k}: choose 1 or more, or 0 to keep all codes")
         problems.check(
-            _all(self.top_p, 0, 1), f"--top-p is {self.top_p}: choose a value in (0, 1], or 0 to keep all codes"
+            0 <= self.guidance <= MOST_GUIDANCE,
+            f"--guidance is {self.guidance}: choose a scale from 0 to {MOST_GUIDANCE} (1 turns guidance off)",
         )
-        problems.check(self.steps >= 1, f"--steps is {self.steps}: choose 1 or more")
+        problems.check(
+            _all(self.temperature, 0, MOST_TEMPERATURE),
+            f"--temperature is {shown(self.temperature)}: choose a value from 0 to {MOST_TEMPERATURE}",
+        )
+        problems.check(_all(self.top_k, 0), f"--top-k is {shown(self.top_k)}: choose 1 or more, or 0 to keep all codes")
+        problems.check(
+            _all(self.top_p, 0, 1), f"--top-p is {shown(self.top_p)}: choose a value in (0, 1], or 0 to keep all codes"
+        )
+        problems.check_range("--steps", self.steps, 1, 2**16)
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -81,5 +90,6 @@ class SampleSettings:
         return replace(self, **chosen, guidance=1 + (self.guidance - 1) * rise)
 
 
-def _all(values: float | list[float] | list[int], low: float, high: float = float("inf")) -> bool:
-    return all(low <= value <= high for value in (values if isinstance(values, list) else [values]))
+def _all(values: float | list[float] | list[int], low: float, high: float = 2**53) -> bool:
+    """Whether a value, or every one of a list, lies between; an empty list says nothing."""
+    return values != [] and all(low <= value <= high for value in (values if isinstance(values, list) else [values]))

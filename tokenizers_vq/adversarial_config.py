@@ -52,9 +52,8 @@ class AdversarialConfig:
         for name in ("lr", "adaptive_max"):
             value = getattr(self, name)
             problems.check(value > 0, f"adversarial.{name} is {value}: choose a value above 0")
-        for name in ("layers", "channels", "r1_every"):
-            value = getattr(self, name)
-            problems.check(value >= 1, f"adversarial.{name} is {value}: choose 1 or more")
+        for name, most in (("layers", 12), ("channels", 2**12), ("r1_every", 2**31)):
+            problems.check_range(f"adversarial.{name}", getattr(self, name), 1, most)
         problems.check(
             self.loss in ("hinge", "non_saturating"),
             f"adversarial.loss is {self.loss!r}: choose hinge or non_saturating",

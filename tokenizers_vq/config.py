@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from .config_base import PER_LEVEL, ConvConfig, TokenizerConfig
+from .config_base import MOST_BLOCKS, MOST_WIDTH, PER_LEVEL, ConvConfig, TokenizerConfig, check_multipliers
 from .errors import Problems, UserError, shown
 from .layout import Layout
 from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
@@ -52,7 +52,10 @@ class ConvVQConfig(ConvConfig):
             check_scales(self.scales, self.size, self.stride)
 
     def _check(self, problems: Problems) -> None:
-        problems.check(self.scale_convs >= 1, f"tokenizer.scale_convs is {self.scale_convs}: choose at least 1")
+        problems.check_range("tokenizer.scale_convs", self.scale_convs, 1, MOST_BLOCKS)
+        problems.check(
+            len(self.scales) <= MOST_BLOCKS, f"tokenizer.scales has {len(self.scales)}: give at most {MOST_BLOCKS}"
+        )
         problems.check(self.backbone in ("conv", "vit"), f"tokenizer.backbone is {self.backbone!r}: choose conv or vit")
         problems.check(
             self.backbone == "conv" or not self.patchwise,
@@ -99,13 +102,9 @@ class OpenMagvit2Config(TokenizerConfig):
         super().__post_init__()
         object.__setattr__(self, "channel_multipliers", tuple(int(factor) for factor in self.channel_multipliers))
         problems = Problems()
-        for name in ("channels", "blocks"):
-            problems.check(getattr(self, name) >= 1, f"tokenizer.{name} is {getattr(self, name)}: choose at least 1")
-        multipliers = list(self.channel_multipliers)
-        problems.check(
-            bool(multipliers) and min(multipliers, default=0) >= 1,
-            f"tokenizer.channel_multipliers is {multipliers}: give one factor of at least 1 per level",
-        )
+        problems.check_range("tokenizer.channels", self.channels, 1, MOST_WIDTH)
+        problems.check_range("tokenizer.blocks", self.blocks, 1, MOST_BLOCKS)
+        check_multipliers(problems, self.channel_multipliers)
         self._check_image_size(problems)
         self.layout_for(*self.size)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from .errors import Problems, UserError
+from .errors import Problems, UserError, shown
 from .layout import Layout
 from .quantizer_config import VQ, QuantizerConfig
+
+MOST_PIXELS, MOST_STRIDE, MOST_WIDTH, MOST_BLOCKS, MOST_LEVELS = 2**16, 256, 2**14, 256, 12
+"""What no tokenizer needs more of: pixels of a side, pixels of a patch, channels, blocks or factors, levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,9 @@ class TokenizerConfig:
             f"tokenizer.image_size is {self.image_size}: give one number or [height, width]",
         )
         problems.raise_if_any()
+        for side in sorted(set(self.size)):
+            problems.check_range("tokenizer.image_size", side, 1, MOST_PIXELS)
+        problems.raise_if_any()
         check_size(*self.size, self.stride, "tokenizer.image_size")
 
 
@@ -90,23 +96,23 @@ class ConvConfig(TokenizerConfig):
         for name in ("channel_multipliers", *PER_LEVEL, "attention_levels"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         problems = Problems()
-        for name in ("stem", "channels", "blocks", "latent_dim"):
-            value = getattr(self, name)
-            problems.check(value >= 1, f"tokenizer.{name} is {value}: choose at least 1")
+        for name, most in (
+            ("stem", MOST_STRIDE), ("channels", MOST_WIDTH), ("blocks", MOST_BLOCKS), ("latent_dim", MOST_WIDTH)
+        ):  # fmt: skip
+            problems.check_range(f"tokenizer.{name}", getattr(self, name), 1, most)
         multipliers = list(self.channel_multipliers)
-        problems.check(
-            bool(multipliers) and min(multipliers, default=0) >= 1,
-            f"tokenizer.channel_multipliers is {multipliers}: give one factor of at least 1 per level",
-        )
+        check_multipliers(problems, self.channel_multipliers)
         for name in PER_LEVEL:
             values = getattr(self, name)
             problems.check(
-                not values or (len(values) == len(multipliers) and min(values) >= 1),
-                f"tokenizer.{name} is {list(values)}: give {len(multipliers)} numbers of at least 1, one per level",
+                not values or (len(values) == len(multipliers) and all(1 <= one <= MOST_BLOCKS for one in values)),
+                f"tokenizer.{name} is {shown(list(values))}: give {len(multipliers)} numbers from 1 to {MOST_BLOCKS}, "
+                "one per level",
             )
         problems.check(
             all(0 <= level < len(multipliers) for level in self.attention_levels),
-            f"tokenizer.attention_levels is {list(self.attention_levels)}: levels go from 0 to {len(multipliers) - 1}",
+            f"tokenizer.attention_levels is {shown(list(self.attention_levels))}: levels go from 0 to "
+            f"{len(multipliers) - 1}",
         )
         problems.check(
             self.attention in ("none", "middle", "lowest"),
@@ -138,6 +144,15 @@ class ConvConfig(TokenizerConfig):
 
 PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")
 """Fields of `ConvConfig` that are empty or hold one number per level."""
+
+
+def check_multipliers(problems: Problems, multipliers: tuple[int, ...]) -> None:
+    """Notes what is wrong with `channel_multipliers`."""
+    problems.check(
+        1 <= len(multipliers) <= MOST_LEVELS and all(1 <= factor <= MOST_BLOCKS for factor in multipliers),
+        f"tokenizer.channel_multipliers is {shown(list(multipliers))}: give a factor from 1 to {MOST_BLOCKS} for each "
+        f"of 1 to {MOST_LEVELS} levels",
+    )
 
 
 def check_size(height: int, width: int, stride: int, what: str = "image size") -> None:

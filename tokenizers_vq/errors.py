@@ -33,6 +33,13 @@ class Problems:
         if not ok:
             self.messages.append(message)
 
+    def check_range(self, name: str, value: float, least: float, most: float) -> None:
+        """Notes a number outside [least, most], or that is none."""
+        if not value >= least:
+            self.messages.append(f"{name} is {shown(value)}: choose {least} or more")
+        elif value > most:
+            self.messages.append(f"{name} is {shown(value)}: choose at most {most}")
+
     def raise_if_any(self) -> None:
         """Raises UserError with the first `SHOWN` problems, a line each, and how many more there are."""
         if len(self.messages) == 1:

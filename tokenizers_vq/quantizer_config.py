@@ -8,7 +8,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .errors import Problems, UserError
+from .errors import Problems, UserError, shown
+
+MOST_CODES = 2**24
+"""Of a codebook; usage is counted in a table of all codes."""
+MOST_DIM = 2**14
+"""Numbers of a code vector, or codebooks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +55,8 @@ class _Codebook(QuantizerConfig):
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(
-            self.codebook_size >= 2, f"quantizer.codebook_size is {self.codebook_size}: choose at least 2 codes"
-        )
-        problems.check(self.dim >= 1, f"quantizer.dim is {self.dim}: choose at least 1")
+        problems.check_range("quantizer.codebook_size", self.codebook_size, 2, MOST_CODES)
+        problems.check_range("quantizer.dim", self.dim, 1, MOST_DIM)
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name.endswith("_weight") or item.name == "diversity":
@@ -121,8 +124,10 @@ class MultiVQ(VQ):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.codebooks < 1:
-            raise UserError(f"quantizer.codebooks is {self.codebooks}: choose at least 1")
+        problems = Problems()
+        problems.check_range("quantizer.codebooks", self.codebooks, 1, MOST_DIM)
+        problems.check_range("quantizer.codebook_size * quantizer.codebooks", self.size, 2, MOST_CODES)
+        problems.raise_if_any()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +162,13 @@ class FSQ(QuantizerConfig):
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
         if not self.levels or min(self.levels) < 2:
-            raise UserError(f"quantizer.levels is {list(self.levels)}: give at least one channel with 2 levels or more")
-        if self.size > 2**24:
-            raise UserError(f"quantizer.levels {list(self.levels)} make {self.size} codes: choose at most {2**24}")
+            given = shown(list(self.levels))
+            raise UserError(f"quantizer.levels is {given}: give at least one channel with 2 levels or more")
+        if len(self.levels) > 64 or self.size > MOST_CODES:
+            size = shown(self.size) if len(self.levels) <= 64 else "too many"
+            raise UserError(
+                f"quantizer.levels {shown(list(self.levels))} make {size} codes: choose at most {MOST_CODES}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +200,9 @@ class LFQ(QuantizerConfig):
         problems = Problems()
         problems.check(
             size >= 2 and size & (size - 1) == 0,
-            f"quantizer.codebook_size is {size}: {self.kind} needs a power of two, such as {near}",
+            f"quantizer.codebook_size is {shown(size)}: {self.kind} needs a power of two, such as {near}",
         )
+        problems.check(size <= MOST_CODES, f"quantizer.codebook_size is {shown(size)}: choose at most {MOST_CODES}")
         for name in ("commitment_weight", "entropy_weight", "diversity"):
             value = getattr(self, name)
             problems.check(value >= 0, f"quantizer.{name} is {value}: choose 0 or more")

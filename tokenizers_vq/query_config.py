@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .config_base import ConvConfig
+from .config_base import MOST_BLOCKS, MOST_WIDTH, ConvConfig
 from .errors import Problems, UserError
 from .layout import Layout
 
@@ -42,9 +42,8 @@ class QueryVQConfig(ConvConfig):
     """What the model of `vision` is, written when its weights are read; leave it out."""
 
     def _check(self, problems: Problems) -> None:
-        for name in ("tokens", "width", "depth", "heads"):
-            value = getattr(self, name)
-            problems.check(value >= 1, f"tokenizer.{name} is {value}: choose at least 1")
+        for name, most in (("tokens", 2**16), ("width", MOST_WIDTH), ("depth", MOST_BLOCKS), ("heads", MOST_WIDTH)):
+            problems.check_range(f"tokenizer.{name}", getattr(self, name), 1, most)
         problems.check(
             self.heads < 1 or self.width % self.heads == 0,
             f"tokenizer.width is {self.width}: choose a multiple of tokenizer.heads ({self.heads})",

@@ -22,12 +22,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        for name in ("patch", "depth"):
-            problems.check(
-                getattr(self, name) >= 1, f"tokenizer.vit.{name} is {getattr(self, name)}: choose at least 1"
-            )
+        for name, most in (("patch", 256), ("depth", 256), ("width", 2**14)):
+            problems.check_range(f"tokenizer.vit.{name}", getattr(self, name), 1, most)
         problems.check(
-            self.width >= HEAD_SIZE and self.width % HEAD_SIZE == 0,
+            self.width % HEAD_SIZE == 0,
             f"tokenizer.vit.width is {self.width}: choose a multiple of {HEAD_SIZE}",
         )
         problems.raise_if_any()

@@ -66,15 +66,19 @@ def train_tokenizer(
     folder.claim()
 
     from unitok.data.open import open_data
+    from unitok.device import check_memory
 
     from .distributed import join
     from .loop import train
-    from .tokenizer import TokenizerTrainee
+    from .tokenizer import TokenizerTrainee, parameters_of
 
     captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
     dataset = open_data(data, tokenizer.size, captions=captions)
     validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
     with join(run.device, run.threads) as world:
+        pictures = run.micro_batch_for(world.size)
+        height, width = tokenizer.size
+        check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
         trainee = TokenizerTrainee(tokenizer, losses, adversarial, augment, dataset, validation, run, world)
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
@@ -148,6 +152,7 @@ def train_generator(
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
+    from unitok.device import check_memory
     from unitok.objectives import get_objective
     from unitok.vocabulary import Vocabulary
 
@@ -179,6 +184,8 @@ def train_generator(
         )
         counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size, features)
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
+        logits = run.micro_batch_for(world.size) * images.layout.length * images.codebook_size
+        check_memory(counts["total"], logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(config, images, texts, tasks, dataset, validation, run, world)

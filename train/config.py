@@ -33,12 +33,12 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(self.lr > 0, f"optim.lr is {self.lr}: choose a value above 0")
+        problems.check(0 < self.lr <= 1000, f"optim.lr is {self.lr}: choose a value above 0 and up to 1000")
         problems.check(
             self.lr <= 0 or 0 <= self.min_lr <= self.lr,
             f"optim.min_lr is {self.min_lr}: choose a value from 0 to optim.lr ({self.lr})",
         )
-        problems.check(self.warmup_steps >= 0, f"optim.warmup_steps is {self.warmup_steps}: choose 0 or more")
+        problems.check_range("optim.warmup_steps", self.warmup_steps, 0, 2**40)
         problems.check(
             all(0 <= beta < 1 for beta in self.betas), f"optim.betas is {self.betas}: choose two values in [0, 1)"
         )
@@ -106,10 +106,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        for name, least in _LEAST.items():
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None:
-                problems.check(value >= least, f"run.{name} is {value}: choose {least} or more")
+                problems.check_range(f"run.{name}", value, least, most)
         problems.check(0 <= self.max_bad <= 1, f"run.max_bad is {self.max_bad}: choose a share from 0 to 1")
         problems.raise_if_any()
 
@@ -130,18 +130,19 @@ class RunConfig:
         return micro_batch
 
 
-_LEAST = {
-    "steps": 1,
-    "batch_size": 1,
-    "micro_batch": 1,
-    "workers": 0,
-    "threads": 1,
-    "log_every": 1,
-    "eval_every": 0,
-    "sample_every": 0,
-    "save_every": 0,
-    "keep": 1,
-    "eval_pictures": 1,
+_RANGES = {
+    "steps": (1, 2**40),
+    "batch_size": (1, 2**20),
+    "micro_batch": (1, 2**20),
+    "seed": (-(2**53), 2**53),
+    "workers": (0, 1024),
+    "threads": (1, 1024),
+    "log_every": (1, 2**40),
+    "eval_every": (0, 2**40),
+    "sample_every": (0, 2**40),
+    "save_every": (0, 2**40),
+    "keep": (1, 2**20),
+    "eval_pictures": (1, 2**40),
 }
 
 FREE_ON_RESUME = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.quantizer_config import BSQ, FSQ
+from tokenizers_vq.query_config import QueryVQConfig
 from tokenizers_vq.usage import CodebookUsage
 from unitok.data.loader import Transform
 from unitok.data.records import RecordBatch, RecordDataset
@@ -48,6 +51,19 @@ class StepImages(NamedTuple):
     """From 0."""
     captions: dict[str, CaptionFeatures]
     """As the argument of the tokenizer's `forward`; empty where it does not learn from them."""
+
+
+def parameters_of(config: TokenizerConfig) -> int:
+    """Parameters and buffers of a tokenizer, without taking memory for them; those of a model it would load are left
+    aside."""
+    quantizer = config.quantizer
+    if isinstance(quantizer, FSQ):  # its package computes while it is built; BSQ is as wide, and has no weights either
+        config = replace(config, quantizer=BSQ(codebook_size=2**quantizer.width))
+    if isinstance(config, QueryVQConfig):
+        config = replace(config, vision=None, vision_model=None, contrastive_weight=0.0)
+    with torch.device("meta"):
+        built = build_tokenizer(config)
+    return sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
 
 
 class TokenizerTrainee:

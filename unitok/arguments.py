@@ -23,7 +23,8 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 from tokenizers_vq.errors import Problems, UserError, shown
 
 from .commands import Command
-from .yaml_file import read_yaml
+from .values import text_problem, value_problems
+from .yaml_file import check_value, read_yaml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,9 @@ class _CommandLine:
         self.groups = {name[: dot.start()] for name in self.types for dot in re.finditer(r"\.", name)}
 
     def parse(self, argv: list[str]) -> dict[str, Any]:
+        for problem in dict.fromkeys(map(text_problem, argv)):
+            self.problems.check(problem is None, str(problem))
+        self.problems.raise_if_any()
         options = self._read_options(argv)
         configs = [self._read_config(option.value or "") for option in options if option.key == "config"]
         if self.command.presets is not None:
@@ -147,19 +151,20 @@ class _CommandLine:
             if not token.startswith("--") or (key not in known and not in_choice):
                 if next_is_value and not equals:
                     rest.pop(0)
-                self._note(f"unknown option {token.partition('=')[0]}: {self._suggest(key, known, '--')}")
-            elif equals:
+                self._note(f"unknown option {token.partition('=')[0][:80]}: {self._suggest(key, known, '--')}")
+            elif equals and value:
                 options.append(Option(key, value))
             elif key in ("help", "print_config"):
                 options.append(Option(key, None))
             elif self.types.get(key) is bool and not (next_is_value and rest[0] in ("true", "false")):
                 options.append(Option(key, "true"))
-            elif next_is_value:
+            elif next_is_value and rest[0]:
                 options.append(Option(key, rest.pop(0)))
             elif key.endswith(".help"):
                 options.append(Option(key, None))
             else:
                 self._note(f"--{key} has no value: write --{key}=VALUE")
+                rest = rest[1:] if next_is_value else rest  # an empty one
         return options + self._name_words(words, options)
 
     def _name_words(self, words: list[str], options: list[Option]) -> list[Option]:
@@ -170,14 +175,14 @@ class _CommandLine:
             if not rest:
                 break
             if any(option.key == parameter for option in options):
-                self._note(f"{parameter} is given twice, with --{parameter} and as {rest[0]!r}: choose one")
+                self._note(f"{parameter} is given twice, with --{parameter} and as {shown(rest[0])}: choose one")
             if self._is_list(parameter):
                 named.append(Option(parameter, json.dumps(rest, ensure_ascii=False)))
                 rest = []
             else:
                 named.append(Option(parameter, rest.pop(0)))
         if rest:
-            self._note(f"unexpected word {rest[0]!r}: options look like --name VALUE, and texts need quotes")
+            self._note(f"unexpected word {shown(rest[0])}: options look like --name VALUE, and texts need quotes")
         return named
 
     def _file(self, path: str) -> dict[str, Any] | UserError:
@@ -200,6 +205,8 @@ class _CommandLine:
             if key in self.groups:
                 allowed = ", ".join(name for name in self.types if name.startswith(f"{key}."))
                 self._note(f"{key} in {path} is {shown(value)}: it holds options, {allowed}")
+            elif value == "":
+                self._note(f"{key} in {path} is empty: give it a value, or remove the line")
             elif key not in self.types:
                 self._note(f"unknown key {shown(key)} in {path}: {self._suggest(key, self.types)}")
         return values if len(self.problems.messages) == before else None
@@ -215,7 +222,7 @@ class _CommandLine:
         if preset not in registry:
             close = difflib.get_close_matches(str(preset), registry, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            self._note(f"unknown preset {preset!r}: {hint}choose one of {', '.join(registry)}")
+            self._note(f"unknown preset {shown(preset)}: {hint}choose one of {', '.join(registry)}")
             return
         values = registry[preset]()
         if type(values) is self.function.__annotations__[parameter]:  # else a file with mistakes named another one
@@ -231,7 +238,11 @@ class _CommandLine:
                 kept = [option for option in kept if option.key != "print_config"]
             kept.sort(key=lambda option: option.key != "config")  # the place of a file does not matter
             try:
-                namespace = self.parser.instantiate(self.parser.parse_args([self._text(option) for option in kept]))
+                parsed = self.parser.parse_args([self._text(option) for option in kept])
+                if beyond := [problem for key, value in parsed.items() for problem in value_problems(key, value)]:
+                    self.problems.messages += beyond
+                    break
+                namespace = self.parser.instantiate(parsed)
                 break
             except UserError as error:  # from the checks of a dataclass
                 first, *several = str(error).split("\n  ")
@@ -270,6 +281,8 @@ class _CommandLine:
         path = option.value or ""
         names_a_file = option.key in self.groups and os.path.exists(path)
         if option.key != "config" and not names_a_file:
+            if self.types.get(option.key) not in (str, Path, None):
+                check_value(path, f"--{option.key}")
             return option.text
         values = self._file(path)
         if isinstance(values, UserError):
@@ -350,15 +363,15 @@ def _one_line(message: str, choices: tuple[type, ...]) -> str:
         allowed = ", ".join(field.name for field in dataclasses.fields(alternatives[match[1]]))
         return f"{key}: {match[1]} has no option {match[2]!r}: choose from {allowed}"
     if match := re.search(r"(?:dot import path string: |Not a valid subclass of \w+\. Got value: )(\S+)", message):
-        return f"{key} is {match[1]!r}: choose one of {', '.join(alternatives)}"
+        return f"{key} is {shown(match[1])}: choose one of {', '.join(alternatives)}"
     if match := re.search(r"Expected an? ([\s\S]*?)\. Got value: ([\s\S]*)", message):
-        return f"{key} is {match[2]!r}: expected {_type_names(match[1])}"
+        return f"{key} is {shown(match[2])}: expected {_type_names(match[1])}"
     if match := re.search(r"Subtypes: \[(.*)\][\s\S]*Given value: ([\s\S]*)", message):
         kinds = re.sub(r", (?![^\[]*\])", " or ", match[1])
-        return f"{key} is {match[2]!r}: expected {_type_names(kinds)}"
+        return f"{key} is {shown(match[2])}: expected {_type_names(kinds)}"
     if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
-        return f"{key} is {match[1]!r}: give a YAML file with its options, or single options such as --{key}.NAME"
-    return " ".join(message.split())
+        return f"{key} is {shown(match[1])}: give a YAML file with its options, or single options such as --{key}.NAME"
+    return " ".join(message.split())[:300]
 
 
 def _descendants(kind: type[Any]) -> Iterator[type[Any]]:

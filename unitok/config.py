@@ -39,9 +39,11 @@ class TrunkConfig:
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(self.depth >= 1, f"trunk.depth is {self.depth}: choose at least 1")
+        for name, least, most in (("depth", 1, 1024), ("width", 8, 2**16), ("heads", 1, 2**12), ("hidden", 1, 2**18)):
+            value = getattr(self, name)
+            problems.check_range(f"trunk.{name}", value if value is not None else least, least, most)
         problems.check(
-            self.heads >= 1 and self.width >= 8 and self.width % (8 * max(self.heads, 1)) == 0,
+            self.heads < 1 or self.width % (8 * self.heads) == 0,
             f"trunk.width is {self.width} with trunk.heads {self.heads}: choose a multiple of 8 * heads",
         )
         problems.check(
@@ -148,10 +150,14 @@ class TasksConfig:
             problems.check(task.weight >= 0, f"tasks.{name}.weight is {task.weight}: choose 0 or more")
         total = sum(max(task.share, 0) for _, task in self.items())
         problems.check(total > 0, "all tasks have share 0: give at least one task a share above 0")
+        problems.check(
+            total <= 0 or any(task.share > 0 and task.weight > 0 for _, task in self.items()),
+            "no task has both a share and a weight, so nothing would be learned: give one task a weight above 0",
+        )
         for name in ("caption_dropout", "code_dropout"):
             value = getattr(self, name)
             problems.check(0 <= value <= 1, f"tasks.{name} is {value}: choose a value from 0 to 1")
-        problems.check(self.code_noise >= 0, f"tasks.code_noise is {self.code_noise}: choose 0 or more")
+        problems.check_range("tasks.code_noise", self.code_noise, 0, 1000)
         problems.raise_if_any()
 
     def items(self) -> list[tuple[str, TaskConfig]]:
@@ -181,6 +187,14 @@ class ModelConfig:
     """Length of the vectors that stand beside the ids of an image; the objective's business."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Fields of `SampleSettings` that this model draws best with: what holds unless a user says otherwise."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        for name, least, most in (
+            ("text_size", 1, 2**24), ("codebook_size", 1, 2**24), ("text_length", 1, 2**20), ("features", 0, 2**20)
+        ):  # fmt: skip
+            problems.check_range(name, getattr(self, name), least, most)
+        problems.raise_if_any()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "family": "unitok", **asdict(self)}

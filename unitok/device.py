@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -26,6 +27,25 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             "start at most one process per GPU (--nproc-per-node), or choose the device cpu"
         )
     return torch.device("cuda", local_rank)
+
+
+def check_memory(parameters: int, numbers: int, what: str) -> None:
+    """Raises UserError when training cannot fit into the memory of this machine and its GPUs, by a low estimate.
+
+    Args:
+        parameters: each is held four times in fp32: itself, its gradient and the two averages of the optimizer.
+        numbers: of one batch, in fp32.
+        what: what is trained, for the message.
+    """
+    needed = 16 * parameters + 4 * numbers
+    has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has += sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    if needed > has:
+        raise UserError(
+            f"{what} with {parameters:,} parameters and batches of {numbers:,} numbers needs at least "
+            f"{needed / 1e9:,.0f} GB, this machine has {has / 1e9:,.0f}: choose smaller sizes, or a smaller "
+            "run.batch_size or run.micro_batch"
+        )
 
 
 def bf16_supported(device: torch.device) -> bool:

@@ -13,6 +13,8 @@ import yaml
 
 from tokenizers_vq.errors import UserError, shown
 
+from .values import text_problem
+
 LARGEST = 2**20
 """Bytes of a file of settings."""
 DEEPEST = 32
@@ -84,29 +86,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_value(text: str, name: str) -> None:
+    """Raises UserError for the value of an option that is nested too deep, or grows when it is read."""
+    try:
+        _check_events(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        if not isinstance(error, yaml.MarkedYAMLError) or error.problem in _REFUSED:
+            raise UserError(f"{name} is {shown(text)}: {getattr(error, 'problem', 'it is nested too deep')}") from None
+
+
 def _load(text: str) -> Any:
-    depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not read: write the value out", problem_mark=event.start_mark
-            )
-        if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-            depth += 1
-            if depth > DEEPEST:
-                raise yaml.MarkedYAMLError(problem="it is nested too deep", problem_mark=event.start_mark)
-        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
-            depth -= 1
+    _check_events(text)
     values = yaml.load(text, Loader=_Loader)
     _check_plain(values)
     return values
+
+
+_ALIAS, _DEEP = _REFUSED = ("aliases (*name) are not read: write the value out", "it is nested too deep")
+
+
+def _check_events(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem=_ALIAS, problem_mark=event.start_mark)
+        if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                raise yaml.MarkedYAMLError(problem=_DEEP, problem_mark=event.start_mark)
+        elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
+            depth -= 1
 
 
 def _check_plain(value: Any) -> None:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             _check_plain(part)
+    elif isinstance(value, str):
+        if problem := text_problem(value):
+            raise ValueError(problem)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is not finite: give a number")
-    elif not (value is None or isinstance(value, str | int | float | bool)):
+    elif not (value is None or isinstance(value, int | float | bool)):
         raise ValueError(f"{shown(value)} is neither text nor number")

@@ -351,7 +351,7 @@ def test_the_preset_chooses_the_options_of_its_group(tmp_path: Path, capsys: pyt
     with pytest.raises(UserError, match=r"unknown key 'tokenizer.scales' in"):
         (tmp_path / "b.yaml").write_text("preset: shapes_query\ntokenizer: {scales: [8]}")
         tokenizer("--config", str(tmp_path / "b.yaml"))
-    with pytest.raises(UserError, match=r"tokenizer.tokens is 0: choose at least 1"):
+    with pytest.raises(UserError, match=r"tokenizer.tokens is 0: choose 1 or more"):
         tokenizer("--preset", "shapes_query", "--tokenizer.tokens", "0")
     with pytest.raises(SystemExit):
         tokenizer("--preset", "shapes_query", "--help")

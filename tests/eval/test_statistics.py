@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,6 +293,18 @@ def test_bad_files_get_one_line(tmp_path: Path, network: FeatureNetwork) -> None
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"is not an \.npz file: give a name such as"):
         eval_statistics("shapes@val", tmp_path / "out.txt")
+
+
+def test_a_header_that_says_more_than_the_file_holds_takes_no_memory(tmp_path: Path, network: FeatureNetwork) -> None:
+    for name in ("mu", "arr_0"):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+            for key in (name, "sigma"):
+                with archive.open(f"{key}.npy", "w") as file:
+                    shape = (10**6, 512, 512, 3) if name == "arr_0" else (10**12,)
+                    header = {"descr": "|u1" if name == "arr_0" else "<f8", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+        with pytest.raises(UserError, match=f"{name} says .* which is not what the file holds: fetch it again"):
+            load_set(str(tmp_path / f"{name}.npz"), network)
 
 
 def test_a_set_has_one_size(tmp_path: Path, network: FeatureNetwork) -> None:

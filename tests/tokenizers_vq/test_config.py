@@ -79,7 +79,7 @@ def test_several_problems_are_reported_together() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VQ(codebook_size=1), "codebook_size is 1: choose at least 2"),
+        (lambda: VQ(codebook_size=1), "codebook_size is 1: choose 2 or more"),
         (lambda: VQ(decay=1.0), r"decay is 1.0: choose a value above 0 and below 1, such as 0.99"),
         (lambda: VQ(revive_below=2.0), r"revive_below is 2.0: choose 0 \(never\)"),
         (lambda: SimVQ(commitment_weight=-1.0), "commitment_weight is -1.0: choose 0 or more"),
@@ -89,8 +89,8 @@ def test_several_problems_are_reported_together() -> None:
         (lambda: LFQ(commitment_weight=-1.0), "commitment_weight is -1.0: choose 0 or more"),
         (lambda: FSQ(levels=(8, 1)), r"levels is \[8, 1\]"),
         (lambda: FSQ(levels=(256,) * 4), "make 4294967296 codes: choose at most 16777216"),
-        (lambda: MultiVQ(codebooks=0), "codebooks is 0: choose at least 1"),
-        (lambda: ViTConfig(patch=0), "vit.patch is 0: choose at least 1"),
+        (lambda: MultiVQ(codebooks=0), "codebooks is 0: choose 1 or more"),
+        (lambda: ViTConfig(patch=0), "vit.patch is 0: choose 1 or more"),
         (lambda: ViTConfig(width=100), "vit.width is 100: choose a multiple of 64"),
         (lambda: ConvVQConfig(backbone="mlp"), "backbone is 'mlp': choose conv or vit"),
         (lambda: ConvVQConfig(backbone="vit", patchwise=True), "patchwise is true, but the vit backbone looks across"),

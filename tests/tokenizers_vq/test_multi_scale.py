@@ -215,7 +215,7 @@ def test_rectangles_and_other_sizes() -> None:
         ({"scales": (0, 8)}, r"scales is \[0, 8\]: give numbers of at least 1"),
         ({"quantizer": FSQ()}, r"scales with FSQ: choose VQ or SimVQ"),
         ({"quantizer": Cosine()}, r"scales with Cosine: choose VQ or SimVQ"),
-        ({"scale_convs": 0}, r"scale_convs is 0: choose at least 1"),
+        ({"scale_convs": 0}, r"scale_convs is 0: choose 1 or more"),
         ({"scale_dropout": 1.5}, r"scale_dropout is 1.5: choose a share from 0 to 1"),
     ],
 )

@@ -216,8 +216,8 @@ def test_without_feature_loss_nothing_recalls_the_features(tmp_path: Path, save_
     ("changes", "message"),
     [
         ({"quantizer": MultiVQ()}, "codes for each place: queries have one code each, choose another quantizer"),
-        ({"tokens": 0}, r"tokenizer.tokens is 0: choose at least 1"),
-        ({"heads": 0}, r"tokenizer.heads is 0: choose at least 1"),
+        ({"tokens": 0}, r"tokenizer.tokens is 0: choose 1 or more"),
+        ({"heads": 0}, r"tokenizer.heads is 0: choose 1 or more"),
         ({"heads": 3}, r"tokenizer.width is 32: choose a multiple of tokenizer.heads \(3\)"),
         ({"prefix_dropout": 1.5}, r"tokenizer.prefix_dropout is 1.5: choose a share from 0 to 1"),
         ({"feature_weight": -1.0}, r"tokenizer.feature_weight is -1.0: choose 0 \(off\) or more"),
