@@ -62,6 +62,16 @@ def _matched(found: Sequence[Found], kinds: Sequence[Kind], fits: Callable[[Foun
     )
 
 
+OBJECT_COUNTS = ("one object", "two objects", "three objects")
+
+
+def object_count(caption: str) -> str:
+    """How many objects a shapes caption names, as one of `OBJECT_COUNTS`."""
+    facts = parse(caption)
+    assert facts is not None
+    return OBJECT_COUNTS[len(facts.kinds) - 1]
+
+
 def wrong_attributes(verdict: Verdict) -> list[str]:
     """Names of what a picture gets wrong."""
     shares = {name: getattr(verdict, name) for name in ("count", "shape", "colour", "size", "relation")}

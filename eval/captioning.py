@@ -11,10 +11,11 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.pipeline import caption
 
-from .alignment import are_shapes, exact_share, true_captions
+from .alignment import OBJECT_COUNTS, are_shapes, exact_share, object_count, true_captions
 from .captions import bleu, cider
 from .clipscore import cosine_scores, summarize
 from .features import ImageTextNetwork
+from .intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section
@@ -91,6 +92,18 @@ def measure_captioning(
         columns["true"] = [int(one) for one in true]
     for row, one in enumerate(values):
         one.update({name: column[row] for name, column in columns.items()})
+    if shapes:
+        counts = [object_count(text) for text in reference]
+        by_objects = {
+            count: sum(float(row["exact"] or 0) for row, own in zip(values, counts, strict=True) if own == count)
+            / counts.count(count)
+            for count in sorted(set(counts), key=OBJECT_COUNTS.index)
+        }
+        title = "Exact captions, by number of objects"
+        numbers["exact_by_objects"] = Number(title, by_objects, "%", "higher", facts)
+        for row, count in zip(values, counts, strict=True):
+            row[f"exact_by_objects.{count}"] = row["exact"]
+    numbers = with_intervals(numbers, values, "reference")
     figure = Figure("Pictures and what the model wrote", items)
     return Section("captioning", "Captioning", numbers, [figure], values=values)
 

@@ -21,12 +21,13 @@ from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 
-from .alignment import are_shapes, by_category, check_pictures, wrong_attributes
+from .alignment import OBJECT_COUNTS, are_shapes, by_category, check_pictures, object_count, wrong_attributes
 from .clipscore import cosine_scores, summarize
 from .cmmd import cmmd
 from .distances import distances
 from .features import FeatureNetwork, ImageTextNetwork
 from .geneval import CATEGORIES, overall
+from .intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, progress, read_indexed, read_records
 from .provenance import Fact, Provenance
 from .r_precision import r_precision
@@ -151,6 +152,7 @@ def measure_generation(
         numbers |= found
         of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
     values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
+    numbers = with_intervals(numbers, values, "caption")
     if gallery is not None:
         assert labels is not None
         features = {name: meter.rows.result() for name, meter in meters.items()}
@@ -207,17 +209,24 @@ def exact_numbers(
     exact = accuracy(verdicts)
     scene = exact.pop("scene")
     tasks = by_category(verdicts, captions)
+    counts = [object_count(caption) for caption in captions]
+    by_objects = {
+        count: sum(v.all for v, own in zip(verdicts, counts, strict=True) if own == count) / counts.count(count)
+        for count in sorted(set(counts), key=OBJECT_COUNTS.index)
+    }
     facts = {**facts, "checker": "exact, without learned parts"}
     numbers = {
         "attribute_accuracy": Number("Attribute accuracy", exact, "%", "higher", facts),
         "scene_accuracy": Number("Scene accuracy (all is right)", scene, "%", "higher", facts),
+        "scene_by_objects": Number("Scenes that are all right, by number of objects", by_objects, "%", "higher", facts),
         "geneval": Number("Tasks of GenEval, on shapes by the checker", overall(tasks), "%", "higher", facts),
     }
     values: list[dict[str, Fact]] = []
-    for verdict, done in zip(verdicts, tasks, strict=True):
+    for verdict, done, count in zip(verdicts, tasks, counts, strict=True):
         shares = {name: getattr(verdict, name) for name in ATTRIBUTES if getattr(verdict, name) is not None}
         of_tasks: dict[str, Fact] = {f"geneval.{name}": int(done[name]) for name in CATEGORIES if name in done}
-        values.append({**{name: float(share) for name, share in shares.items()}, "scene": int(verdict.all), **of_tasks})
+        of_scene: dict[str, Fact] = {"scene": int(verdict.all), f"scene_by_objects.{count}": int(verdict.all)}
+        values.append({**{name: float(share) for name, share in shares.items()}, **of_scene, **of_tasks})
     return numbers, values
 
 

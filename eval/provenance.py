@@ -22,8 +22,11 @@ Provenance = dict[str, Fact]
 
 PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 SPREAD = "std_over_seeds"
+INTERVAL = "interval_over_captions"
 """Key of a standard deviation over rounds of drawing, beside the facts of the mean."""
-SUBJECT = frozenset({"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD})
+SUBJECT = frozenset(
+    {"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD, INTERVAL}
+)
 """Facts about what is measured, not about how: they may differ between two numbers of one table."""
 
 NAMED = {"features": "features_sha256", "reference": "reference_sha256", "data": "captions_sha256"}

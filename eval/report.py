@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 
-from .provenance import SPREAD, Fact, Provenance, version_line, versions
+from .provenance import INTERVAL, SPREAD, Fact, Provenance, version_line, versions
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,19 @@ class Number:
                 "damaged; take an older checkpoint, or fetch the network again"
             )
 
+    interval: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % interval over distinct captions, by part as `spread`."""
+
     def show(self, value: float, part: str = "") -> str:
-        """The value, or that of a part, with its unit and its spread."""
+        """The value, or that of a part, with its unit, its spread and its interval."""
         factor, unit = (100, " %") if self.unit == "%" else (1, f" {self.unit}" if self.unit else "")
         if isinstance(value, int):
             return f"{value:,}{unit}"
         digits = 1 if self.unit == "%" else 4 if abs(value) < 1 else 2
         spread = f" \u00b1 {factor * self.spread[part]:.{digits}f}" if part in self.spread else ""
-        return f"{factor * value:.{digits}f}{spread}{unit}"
+        low, high = self.interval.get(part, (0.0, 0.0))
+        interval = f" ({factor * low:.{digits}f} to {factor * high:.{digits}f})" if part in self.interval else ""
+        return f"{factor * value:.{digits}f}{spread}{unit}{interval}"
 
 
 @dataclass(frozen=True)
@@ -118,5 +123,7 @@ class Report:
                 }
                 if number.spread:
                     provenance[f"{section.name}.{key}"][SPREAD] = number.spread.get("", number.spread)
+                if number.interval:
+                    provenance[f"{section.name}.{key}"][INTERVAL] = number.interval.get("", number.interval)
         warnings = [text for section in self.sections for text in section.warnings]
         return {**result, "warnings": warnings, "provenance": provenance}

@@ -19,6 +19,7 @@ from .alignment import are_shapes, check_pictures, wrong_attributes
 from .distances import distances
 from .figures import category_figure, sweep_figure
 from .generation import clip_numbers, exact_numbers
+from .intervals import with_intervals
 from .memorisation import measure_memorisation
 from .pictures import progress
 from .provenance import Fact, Provenance
@@ -140,7 +141,7 @@ def _measure_scale(
     return Section(
         scale_name(guidance),
         f"Guidance {guidance:g}",
-        mean_of_rounds(rounds, hashes),
+        with_intervals(mean_of_rounds(rounds, hashes), values, "caption"),
         _best_and_worst(suite, guidance, values, verdicts),
         warnings,
         values=values,

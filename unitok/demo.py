@@ -25,7 +25,7 @@ ENCODED = 24_000
 def demo(
     out: Path = Path("runs/demo"),
     objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
-    pictures: int = 200,
+    pictures: int = 192,
     seed: int = 0,
 ) -> None:
     """The whole line on rendered shapes: train, draw, caption, measure, report.
@@ -37,7 +37,8 @@ def demo(
     Args:
         out: Folder for everything.
         objective: How the generator draws; next_scale trains a tokenizer with several scales for it.
-        pictures: Held-out captions that are drawn, and held-out pictures that are captioned.
+        pictures: Held-out captions that are drawn, and held-out pictures that are captioned; as many of one, two and
+            three objects.
         seed: Seed of the runs.
 
     Example:
@@ -78,13 +79,14 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
-    from .data.open import open_data
+    from .data.shapes import ShapesDataset
     from .device import pick_device
     from .model import UniTok
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(generator, device)
-    held_out = open_data("shapes@val", model.image_tokenizer.image_size)
+    # The split again and again, each time with other places and, of two and three objects, other captions.
+    held_out = ShapesDataset(model.image_tokenizer.image_size[0], "val", length=pictures)
     network = load_image_text("embedded", device)
     sections = [
         measure_tokenizer(model.image_tokenizer, held_out, network, limit=pictures),

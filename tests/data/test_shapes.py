@@ -21,6 +21,7 @@ from unitok.data.shapes import (
     SHAPES,
     SIZES,
     SLANT,
+    VAL_LENGTH,
     Kind,
     Object,
     Scene,
@@ -144,9 +145,12 @@ def test_combinations_of_train_and_held_out_are_disjoint() -> None:
     assert not {describe(scene) for scene in TRAIN} & {describe(scene) for scene in VAL}
 
 
-def test_split_is_about_a_tenth_fixed_and_ignores_order() -> None:
+def test_split_is_fixed_balanced_and_ignores_order() -> None:
     pairs = [pair for pair in combinations(KINDS, 2) if pair[0].colour != pair[1].colour]
-    assert (len(KINDS), sum(is_held_out(kind) for kind in KINDS)) == (64, 8)
+    assert (len(KINDS), sum(is_held_out(kind) for kind in KINDS)) == (64, 16)
+    alone = [kind for kind in KINDS if is_held_out(kind)]
+    assert {Counter(kind.shape for kind in alone)[shape] for shape in SHAPES} == {4}
+    assert len({(kind.size, kind.colour) for kind in alone}) == 16
     assert (len(pairs), sum(is_held_out(*pair) for pair in pairs)) == (1792, 180)
     assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
     assert {split_of((kind,)) for kind in KINDS} == {"train", "val"}
@@ -165,9 +169,8 @@ def test_seeds_and_splits_give_different_scenes() -> None:
 
 
 def test_mix_of_scenes() -> None:
-    for scenes in (TRAIN, VAL):
-        counts = Counter(len(scene.objects) for scene in scenes)
-        assert [counts[n] / len(scenes) for n in (1, 2, 3)] == pytest.approx([0.5, 0.35, 0.15], abs=0.03)
+    counts = Counter(len(scene.objects) for scene in TRAIN)
+    assert [counts[n] / len(TRAIN) for n in (1, 2, 3)] == pytest.approx([0.5, 0.35, 0.15], abs=0.03)
     values = Counter(word for scene in TRAIN for word in describe(scene).split())
     for names in (SHAPES, COLOURS, SIZES, ["left", "right", "above", "below"]):
         shares = np.array([values[name] for name in names]) / sum(values[name] for name in names)
@@ -255,10 +258,23 @@ def test_records() -> None:
 
 def test_val_is_finite() -> None:
     data = ShapesDataset(split="val", length=3)
-    assert not data.endless and len(data) == 3 and len(ShapesDataset(split="val")) == 1024
+    assert not data.endless and len(data) == 3 and len(ShapesDataset(split="val")) == 48
     assert [data[i].name for i in range(len(data))] == [f"shapes:val:seed0:{i}" for i in range(3)]
     with pytest.raises(IndexError, match="has 3 records, index is 3"):
         data[3]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 9])
+def test_val_holds_distinct_captions_as_many_of_each_number_of_objects(seed: int) -> None:
+    data = ShapesDataset(split="val", seed=seed, length=3 * VAL_LENGTH)
+    for start in range(0, len(data), VAL_LENGTH):  # a longer split is several of them
+        scenes = [data.scene(index) for index in range(start, start + VAL_LENGTH)]
+        assert len({describe(scene) for scene in scenes}) == VAL_LENGTH
+        assert [len(scene.objects) for scene in scenes] == [1, 2, 3] * (VAL_LENGTH // 3)
+        assert {split_of(tuple(kinds_of(scene))) for scene in scenes} == {"val"}
+    assert len({describe(data.scene(index)) for index in range(len(data))}) > 2 * VAL_LENGTH
+    kinds = {tuple(kinds_of(data.scene(index))) for index in range(0, VAL_LENGTH, 3)}
+    assert kinds == {(kind,) for kind in KINDS if is_held_out(kind)}
 
 
 def test_bad_settings_are_reported_together() -> None:

@@ -40,7 +40,9 @@ def ended(answer: Answer, codes: tuple[int, ...] = (0, 2)) -> list[str]:
 
 def _progress(text: str) -> int:
     """Lines that tell how a training goes."""
-    return len(re.findall(r"^(?:step|training|parameters|going on|warning|drawing|encoding|data|\$)", text, re.MULTILINE))
+    return len(
+        re.findall(r"^(?:step|training|parameters|going on|warning|drawing|encoding|data|\$)", text, re.MULTILINE)
+    )
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,9 @@ def fingerprint(folder: str) -> str:
 class Command:
     """A command that is killed and run again."""
 
-    def __init__(self, trial: Trial, name: str, words: list[str], again: list[str] | None = None, start: str = "") -> None:
+    def __init__(
+        self, trial: Trial, name: str, words: list[str], again: list[str] | None = None, start: str = ""
+    ) -> None:
         self.trial, self.name, self.start = trial, name, start
         self.words = [*words, "--out", "out"]
         self.again = self.words if again is None else [*self.words, *again]

@@ -9,13 +9,13 @@ named in the order large before small, then by colour name (colours never repeat
 first is the subject, and each relation is between the subject and one other object. In a scene of three, the others
 stand along different axes of the subject (an L), so both relations are always clear.
 
-Train and held-out scenes differ in their *combinations*. A kind is one (size, colour, shape). Half of the 64 kinds are
-held out alone, such that each colour and shape stands alone in one size and never in the other; a tenth of the pairs of
-kinds is held out by a hash of their names. A train scene contains no held-out pair and, when it has one object, no
-held-out kind; a held-out scene (split "val") contains at least one. Held-out kinds still occur in train scenes of two
-and three objects, so every word is learned in every role.
+Train and held-out scenes differ in their *combinations*. A kind is one (size, colour, shape). A quarter of the 64 kinds
+is held out alone, of each size and colour one shape; a tenth of the pairs of kinds is held out by a hash of their
+names. A train scene contains no held-out pair and, when it has one object, no held-out kind; a held-out scene (split
+"val") contains at least one. Held-out kinds still occur in train scenes of two and three objects, so every word is
+learned in every role.
 
-The split "val" has 96 records with as many captions: scenes of one, two and three objects take turns, 32 of each, for
+The split "val" has 48 records with as many captions: scenes of one, two and three objects take turns, 16 of each, for
 there are no more captions of one held-out object. Any first part of it is balanced too.
 
 Scenes and pixels are the same on every machine and Python version: scenes come from `random.Random(...).random()`
@@ -133,7 +133,7 @@ class Facts:
 
 
 KINDS: tuple[Kind, ...] = tuple(Kind(size, colour, shape) for size in SIZES for colour in COLOURS for shape in SHAPES)
-VAL_LENGTH = 3 * len(KINDS) // 2
+VAL_LENGTH = 3 * len(KINDS) // 4
 """Records of "val", each with a caption of its own; of a longer split, each so many in a row have."""
 
 
@@ -144,12 +144,23 @@ VAL_LENGTH = 3 * len(KINDS) // 2
 def is_held_out(*kinds: Kind) -> bool:
     """Whether one kind alone, or an unordered pair of kinds, is held out. Depends on the names alone."""
     if len(kinds) == 1:
-        # A chessboard of colours and shapes, and its negative for the other size: every word stands alone as often in
-        # one split as in the other.
-        words = ((SIZES, kinds[0].size), (COLOURS, kinds[0].colour), (SHAPES, kinds[0].shape))
-        return sum(list(names).index(name) for names, name in words) % 2 == 1
+        return kinds[0] in _held_out_alone()
     names = sorted(str(kind) for kind in kinds)
     return fold("shapes", "kept back", *names) < HELD_OUT_SHARE * 2**63
+
+
+@cache
+def _held_out_alone() -> frozenset[Kind]:
+    """Kinds of which no single one stands in a train scene: of each size and colour one shape, of all shapes as many.
+
+    The order follows no rule that a model could learn instead of reading the caption. (With half of the kinds held out
+    as on a chessboard, a generator learns that rule: scenes of two objects right fell from 88 to 54 %.)"""
+    shapes, held_out = list(SHAPES), set()
+    for size in SIZES:
+        colours = sorted(COLOURS, key=lambda colour: fold("shapes", "alone", size, colour))
+        for place, colour in enumerate(colours):
+            held_out.add(Kind(size, colour, shapes[place % len(shapes)]))
+    return frozenset(held_out)
 
 
 def split_of(kinds: tuple[Kind, ...]) -> str:
