@@ -109,11 +109,11 @@ def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem=_ALIAS, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=_ALIAS, problem_mark=event.start_mark)  # type: ignore[arg-type]
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             depth += 1
             if depth > DEEPEST:
-                raise yaml.MarkedYAMLError(problem=_DEEP, problem_mark=event.start_mark)
+                raise yaml.MarkedYAMLError(problem=_DEEP, problem_mark=event.start_mark)  # type: ignore[arg-type]
         elif isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent):
             depth -= 1
 
