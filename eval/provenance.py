@@ -22,8 +22,9 @@ Provenance = dict[str, Fact]
 
 PACKAGES = ("unitok-vq", "torch", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 SPREAD = "std_over_seeds"
-INTERVAL = "interval_over_captions"
 """Key of a standard deviation over rounds of drawing, beside the facts of the mean."""
+INTERVAL = "interval_over_captions"
+"""Key of a 95 % interval over distinct captions."""
 SUBJECT = frozenset(
     {"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD, INTERVAL}
 )

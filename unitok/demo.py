@@ -79,7 +79,7 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
-    from .data.shapes import ShapesDataset
+    from .data.shapes_dataset import ShapesDataset
     from .device import pick_device
     from .model import UniTok
 

@@ -18,13 +18,13 @@ from unitok.data.shapes import (
     SHAPES,
     SIZES,
     Scene,
-    ShapesDataset,
     describe,
     matches,
     parse,
     relation,
     render,
 )
+from unitok.data.shapes_dataset import ShapesDataset
 from unitok.seeding import fold
 
 STYLES = ("noto", "twemoji", "openmoji", "fluent")

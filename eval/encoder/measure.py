@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unitok.data.shapes import ShapesDataset, describe
+from unitok.data.shapes import describe
+from unitok.data.shapes_dataset import ShapesDataset
 from unitok.seeding import fold
 
 from ..alignment import nearest_group

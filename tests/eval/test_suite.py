@@ -17,7 +17,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.cli import main
 from unitok.data.open import open_data
-from unitok.data.shapes import ShapesDataset
+from unitok.data.shapes_dataset import ShapesDataset
 from unitok.eval import suite
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator
 from unitok.eval.features import load_features
@@ -270,7 +270,7 @@ def test_nearest_is_found_in_any_batches() -> None:
 
 def test_copies_of_training_pictures_are_found() -> None:
     network = load_features("embedded")
-    train, held_out = open_data("shapes?limit=60", (32, 32)), ShapesDataset(split="val")
+    train, held_out = open_data("shapes?limit=60", (32, 32)), ShapesDataset(split="val", length=300)
     real = torch.stack([image for i in range(100) if (image := held_out[i].image) is not None])
     copies = torch.stack([image for i in (3, 17) if (image := train[i].image) is not None])
     others = torch.stack([image for i in range(200, 202) if (image := held_out[i].image) is not None])
@@ -306,7 +306,7 @@ def test_bad_input_is_one_line(model: Path, whole: Path, tmp_path: Path, capsys:
         (["--seeds", "0"], "--seeds is 0: choose 1 or more"),
         (["--guidances", "[]"], "--guidances is empty"),
         (["--guidances", "[1, 1]"], "--guidances is [1.0, 1.0]: give each scale only once"),
-        (["--guidances", "[-1]"], "--guidances is [-1.0]: choose 0 or more"),
+        (["--guidances", "[-1]"], "--guidances is [-1.0]: choose scales from 0 to 1000"),
         (["--limit", "3"], "gives 3 captions: measuring needs 4 or more"),
         (["--category", "kind"], "takes no 'caption'"),
         (["--train_data", str(tmp_path / "none")], "none"),

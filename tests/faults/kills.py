@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -91,7 +90,7 @@ def commands(trial: Trial) -> Iterator[Command]:
     data = ["--data", trial.place("pictures")]
     yield Command(trial, "eval tokenizer", ["eval", "tokenizer", "--tokenizer", trial.place("tokenizer"), *data])
     yield Command(trial, "eval generator", ["eval", "generator", "--model", trial.place("generator"), *data])
-    suite = ["eval", "suite", "--model", trial.place("generator"), *data, "--rounds", "1", "--guidances", "[1, 2]"]
+    suite = ["eval", "suite", "--model", trial.place("generator"), *data, "--seeds", "1", "--guidances", "[1, 2]"]
     yield Command(trial, "eval suite", suite)
 
 
@@ -108,7 +107,3 @@ def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Cas
         for number in range(round(5 * share)):
             after = draw.uniform(0, command.seconds)
             yield Case(f"kill {command.name} after {after:.3f} s ({number})", partial(command.case, kill_after=after))
-
-
-def clean(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

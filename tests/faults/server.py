@@ -120,9 +120,8 @@ def preload() -> None:
     for name in ("datasets", "matplotlib.figure", "lpips", "torchmetrics", "transformers", "torch.utils.tensorboard"):
         importlib.import_module(name)
     root = Path(__file__).resolve().parents[2]
-    for room, folder in (("tokenizers_vq", "tokenizers_vq"), ("unitok", "unitok")) + tuple(
-        (f"unitok.{name}", name) for name in ("train", "sample", "eval")
-    ):
+    inner = [(f"unitok.{name}", name) for name in ("train", "sample", "eval")]
+    for room, folder in [("tokenizers_vq", "tokenizers_vq"), ("unitok", "unitok"), *inner]:
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root / folder).with_suffix("").parts
             if parts[-1] not in ("__init__", "__main__"):

@@ -20,6 +20,13 @@ CAPTIONS = ("a small red circle", "a large blue square", "a small green triangle
 SMALL = ["--run.device", "cpu", "--run.precision", "fp32", "--run.threads", "1", "--run.log_every", "1"]
 SMALL += ["--run.eval_every", "0", "--run.sample_every", "0", "--run.batch_size", "4", "--preset", "debug"]
 
+ENVIRONMENT = {
+    "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
 Answer = dict[str, Any]
 
 
@@ -32,7 +39,7 @@ class Case:
 
 
 class Trial:
-    """The server, and `base`: a folder with pictures, a tokenizer, codes, a generator and what else cases start from."""
+    """The server, and `base`: a folder with pictures, a tokenizer, codes, a generator: what cases start from."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch

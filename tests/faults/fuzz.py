@@ -1,0 +1,91 @@
+"""Fuzz: every option of every command by its type, with values that nobody means; and YAML files."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from . import judge
+from .trial import Case, Trial
+
+NASTY = (
+    "nan", "inf", "-1", "0", "1e308", "1" * 30, "", "x" * 5000, "[", "[" * 3000, "{", "[1,2]", "{'a': 1}", "/dev/zero",
+    "/", "/nowhere/x", "\udcff", "!!python/object:x {}", "1.5", "*a", "&a [*a]", "2024-13-45",
+)  # fmt: skip
+YAML = {
+    "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+        f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(9)
+    ),
+    "brackets": "data: " + "[" * 20_000,
+    "date": "data: 2024-13-45\n",
+    "tag": "data: !!int abc\n",
+    "digits": "text_length: " + "9" * 5000 + "\n",
+    "python": "data: !!python/object/apply:os.system [ls]\n",
+    "unknown keys": "".join(f"key{i}: {i}\n" for i in range(20_000)),
+    "huge": "data: " + "x" * 2**21,
+    "number": "3\n",
+    "zero byte": "data: a\0b\n",
+    "tab": "data:\n\tx: 1\n",
+    "twice": "data: a\ndata: b\n",
+}  # fmt: skip
+SECONDS = 20
+"""In which nonsense is refused, on a busy machine too."""
+
+
+def minimal(trial: Trial) -> dict[str, list[str]]:
+    """A small right call of every command, so that one wrong option is all that is wrong."""
+    model, tokenizer, data = trial.place("generator"), trial.place("tokenizer"), trial.place("pictures")
+    out = ["--out", "out"]
+    return {
+        "train tokenizer": [*trial.train_tokenizer(1)[2:], *out],
+        "train generator": [*trial.train_generator(1)[2:], *out],
+        "import-tokenizer": ["llamagen_vq", "nowhere.pt", *out],
+        "encode": ["--data", data, "--image_tokenizer", tokenizer, *out],
+        "sample": [*trial.sample()[1:], *out],
+        "caption": [f"{data}/00.png", "--model", model],
+        "eval tokenizer": ["--tokenizer", tokenizer, "--data", data, *out],
+        "eval generator": ["--model", model, "--data", data, *out],
+        "eval suite": ["--model", model, "--data", data, *out],
+        "eval fid": [data, data],
+        "eval statistics": [data, "--out", "out.npz"],
+        "eval clipscore": [data],
+        "eval compare": ["one", "two"],
+        "compare": ["--generators", "[a.yaml, b.yaml]", "--val_data", data, *out],
+        "compare-tokenizers": [tokenizer, "--data", data, *out],
+    }
+
+
+def options_of(command: str) -> list[str]:
+    """Runs in the server's child."""
+    from unitok.arguments import _CommandLine
+    from unitok.commands import COMMANDS
+
+    return sorted(_CommandLine(command, COMMANDS[command], []).types)
+
+
+def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Case]:
+    """`share` of about 1,200 options and values, and all the YAML files."""
+    calls = minimal(trial)
+    pairs: list[tuple[str, str, str]] = []
+    for command in calls:
+        answer = trial.run([command], trial.scratch / "options", call="faults.fuzz:options_of")
+        pairs += [(command, option, value) for option in answer["result"] or [] for value in NASTY]
+    for command, option, value in draw.sample(pairs, round(1200 * share)):
+        words = [*command.split(), *calls[command], f"--{option}={value}"]
+        yield Case(f"fuzz {command} --{option}={value[:20]!r}", partial(_case, trial, words))
+    for name, text in YAML.items():
+        yield Case(f"fuzz YAML {name}", partial(_yaml, trial, text))
+
+
+def _case(trial: Trial, words: list[str], folder: Path) -> list[str]:
+    answer = trial.run(words, folder, allowed=[str(folder)], timeout=SECONDS)
+    return judge.ended(answer)
+
+
+def _yaml(trial: Trial, text: str, folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    answer = trial.run(["train", "tokenizer", "--config", "config.yaml", "--out", "out"], folder, timeout=SECONDS)
+    return judge.ended(answer, codes=(2,))
