@@ -363,6 +363,16 @@ def test_a_table_cannot_read_files_outside_the_data(secret: Path) -> None:
     assert [allowed[index].problem for index in range(8)] == [None] * 8
 
 
+def test_a_hub_data_set_cannot_either(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"image": [{"bytes": None, "path": path} for path in spellings(secret)], "text": ["t"] * 4}
+    table = datasets.Dataset.from_dict(rows)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **named: table)
+    monkeypatch.chdir(secret / "data")
+    data = open_data("hf:owner/name", 4)
+    assert all("outside the data" in str(data[index].problem) for index in range(4))
+
+
 def test_metadata_cannot_name_files_outside_the_data(secret: Path) -> None:
     names = [*spellings(secret), "own/../own/o.png"]
     write(secret / "data", {"metadata.jsonl": jsonl(*({"file_name": name, "text": "t"} for name in names))})

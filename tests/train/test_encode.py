@@ -73,8 +73,8 @@ def test_unreadable_pictures_keep_their_place_up_to_the_limit(tmp_path: Path, ti
     (folder / "4.png").write_bytes(b"torn")
     common = {"data": str(folder), "image_tokenizer": tiny_tokenizer_folder}
     with pytest.raises(UserError, match=r"1 of 10 pictures cannot be used"):
-        encode(**common, out=tmp_path / "strict")
-    encode(**common, out=tmp_path / "codes", max_bad=0.2, batch_size=3)
+        encode(**common, out=tmp_path / "codes", shard_size=3)
+    encode(**common, out=tmp_path / "codes", shard_size=3, max_bad=0.2, batch_size=3)  # what the message advises
     codes = CodesDataset(tmp_path / "codes")
     assert len(codes) == 10 and codes[4].problem is not None and codes[4].codes is None
     assert [codes[index].caption for index in (3, 5)] == ["shade 3", "shade 5"]

@@ -57,7 +57,7 @@ def test_the_loss_falls_and_the_folder_is_a_model(
         first, last = ([entry[f"loss/{task}"] for entry in log if entry["kind"] == "train"][place] for place in (0, -1))
         assert last < first - 0.5 and validation[f"loss/{task}"] < first
     printed = capsys.readouterr()
-    assert printed.err.startswith("parameters: ") and f"model: {out}" in printed.out
+    assert "parameters: " in printed.err and f"model: {out}" in printed.out
     model = UniTok.from_pretrained(out)
     assert draw(model, ["a small red circle"], SampleSettings(steps=2)).shape == (1, 3, 32, 32)
     assert (out / "samples" / "step-00000040.png").is_file()

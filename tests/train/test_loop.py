@@ -218,6 +218,12 @@ def test_broken_pictures_are_left_out_and_too_many_stop_the_run(tmp_path: Path, 
     assert len(outcome.toy.seen) == 96 - 2  # two epochs
     with pytest.raises(UserError, match=r"3 of 48 pictures cannot be used.*torn file"):
         run_toy(tmp_path / "three", pictures(broken=(1, 2, 3)), max_bad=0.05, steps=12)
+    advised = run_toy(tmp_path / "three", pictures(broken=(1, 2, 3)), max_bad=0.1, steps=12, resume=True)
+    assert advised.facts["finished"] and advised.facts["unreadable_pictures"] == 3
+    missing = pictures()
+    missing.left_out = [("a.heic", "is HEIC")]
+    with pytest.raises(UserError, match=r"1 of 49 pictures cannot be used.*a.heic: is HEIC"):
+        run_toy(tmp_path / "left out", missing, max_bad=0.01, steps=12)
 
 
 def test_a_step_without_a_readable_picture_is_skipped(tmp_path: Path, run_toy: Any, pictures: Any) -> None:

@@ -21,6 +21,9 @@ from tokenizers_vq.files import read_bytes
 CAPTION_LIMIT = 2**20
 """Bytes of the caption or the JSON of one picture."""
 
+PROMPTS_LIMIT = 2**24
+"""Bytes of a file with prompts."""
+
 METADATA_LIMIT = 2**28
 """Bytes of a file with the captions of many pictures."""
 
@@ -53,7 +56,7 @@ def decode_text(data: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: Path, limit: int = METADATA_LIMIT) -> str:
+def read_text(path: Path, limit: int = PROMPTS_LIMIT) -> str:
     """The text of a file; UserError when it cannot be read, is larger than `limit` bytes, or is not text."""
     try:
         return decode_text(read_bytes(path, limit))
