@@ -1,5 +1,6 @@
 # Every target prepares what it needs: the environment .venv, the dependencies and the package, once.
 #   make test TESTS=tests/cli        a part of the suite
+#   make faults FAULTS="--only kills --seed 7"   a part of the trial
 #   make test CONSTRAINTS=           with the newest versions that pyproject.toml allows, after `rm -rf .venv`
 
 PYTHON ?= python3
@@ -15,11 +16,12 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lint types
+.PHONY: help setup demo test faults check format lint types
 
 help:
 	@echo "make demo    train, draw, caption and measure on rendered shapes; writes runs/demo/report.html"
 	@echo "make test    run the tests"
+	@echo "make faults  kill, damage, fuzz and fill: the whole trial (docs/reliability.md), up to half an hour"
 	@echo "make check   format check, lint, types, tests: what CI runs"
 	@echo "make format  format the code and repair what the linter can repair"
 	@echo "make setup   only prepare .venv"
@@ -45,6 +47,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST)
+
+# The harness is no part of the package: it is found in tests/.
+faults: $(READY)
+	PYTHONPATH=tests:. OMP_NUM_THREADS=1 $(RUN)/python -m faults $(FAULTS)
 
 check: lint types test
 

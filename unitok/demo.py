@@ -79,14 +79,13 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
-    from .data.shapes_dataset import ShapesDataset
+    from .data.open import open_data
     from .device import pick_device
     from .model import UniTok
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(generator, device)
-    # The split again and again, each time with other places and, of two and three objects, other captions.
-    held_out = ShapesDataset(model.image_tokenizer.image_size[0], "val", length=pictures)
+    held_out = open_data(f"shapes@val?limit={pictures}", model.image_tokenizer.image_size)
     network = load_image_text("embedded", device)
     sections = [
         measure_tokenizer(model.image_tokenizer, held_out, network, limit=pictures),

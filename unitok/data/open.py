@@ -120,7 +120,10 @@ def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
             f"data {str(spec)!r} is drawn at {side}x{side}, but pictures of {size[0]}x{size[1]} are wanted: "
             "remove size= from the spec, and use a square image size"
         )
-    return ShapesDataset(size=side, split=spec.split or "train", seed=spec.integer("seed", 0))
+    split = spec.split or "train"
+    # A longer "val" is the split again, with other places and mostly other captions.
+    length = spec.integer("limit", 0) if split == "val" else 0
+    return ShapesDataset(size=side, split=split, seed=spec.integer("seed", 0), length=length or None)
 
 
 def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted) -> RecordDataset:
