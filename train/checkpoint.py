@@ -214,8 +214,9 @@ def _put_moments(model: nn.Module, optimizers: list[torch.optim.Optimizer], tens
         for weight, name in _names(model, optimizer).items():
             moments = {}
             for key, value in by_weight.pop(name, {}).items():
-                if value.ndim and value.shape != weight.shape:
-                    raise KeyError(f"{name}.{key} has shape {tuple(value.shape)} instead of {tuple(weight.shape)}")
+                if value.ndim and (value.shape, value.dtype) != (weight.shape, weight.dtype):
+                    found = f"{tuple(value.shape)} {value.dtype} instead of {tuple(weight.shape)} {weight.dtype}"
+                    raise KeyError(f"{name}.{key} is {found}")
                 # The moments keep the memory format of their weight: the fused kernel reads them side by side.
                 moments[key] = torch.empty_like(weight).copy_(value) if value.ndim else value
             if moments:  # none: a weight that has had no gradient yet

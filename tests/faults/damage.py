@@ -120,7 +120,8 @@ def kinds(trial: Trial) -> list[Kind]:
     sample = ["sample", CAPTIONS[0], "--n", "1", "--model", "HERE", "--out", "result"]
     train = [*trial.train_generator(1, data="HERE"), "--out", "result"]
     again = [*trial.sample(), "--out", "HERE"]
-    further = [*trial.train_generator(6), "--out", "HERE", "--resume"]
+    # Of a finished run: from the checkpoint before the damaged one to the same end.
+    further = [*trial.train_generator(4), "--out", "HERE", "--resume"]
     fid = ["eval", "fid", trial.place("pictures"), "HERE", "--out", "result"]
     return [
         Kind("tokenizer", encode, "result"),
