@@ -87,5 +87,6 @@ def _case(trial: Trial, words: list[str], folder: Path) -> list[str]:
 def _yaml(trial: Trial, text: str, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(text)
-    answer = trial.run(["train", "tokenizer", "--config", "config.yaml", "--out", "out"], folder, timeout=SECONDS)
+    words = ["train", "tokenizer", "--config", "config.yaml", "--out", "out"]
+    answer = trial.run(words, folder, allowed=[str(folder)], timeout=SECONDS)
     return judge.ended(answer, codes=(2,))

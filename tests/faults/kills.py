@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from . import judge
@@ -77,21 +77,26 @@ class Command:
         return judge.ended(answer, codes=(0,))
 
 
-def commands(trial: Trial) -> Iterator[Command]:
-    yield Command(trial, "train tokenizer", trial.train_tokenizer(4), ["--resume"])
-    yield Command(trial, "train generator", trial.train_generator(4), ["--resume"])
-    pictures = trial.train_generator(3, trial.place("pictures"))
-    yield Command(trial, "train generator on pictures", [*pictures, "--run.save_every", "0"], ["--resume"])
-    yield Command(trial, "train tokenizer further", trial.train_tokenizer(6), ["--resume"], start="tokenizer")
-    yield Command(trial, "train generator further", trial.train_generator(6), ["--resume"], start="generator")
-    encode = ["encode", "--data", trial.place("pictures"), *trial.with_tokenizer(), "--shard_size", "4"]
-    yield Command(trial, "encode", encode)
-    yield Command(trial, "sample", trial.sample())
-    data = ["--data", trial.place("pictures")]
-    yield Command(trial, "eval tokenizer", ["eval", "tokenizer", "--tokenizer", trial.place("tokenizer"), *data])
-    yield Command(trial, "eval generator", ["eval", "generator", "--model", trial.place("generator"), *data])
-    suite = ["eval", "suite", "--model", trial.place("generator"), *data, "--seeds", "1", "--guidances", "[1, 2]"]
-    yield Command(trial, "eval suite", suite)
+@cache
+def commands(trial: Trial) -> list[Command]:
+    """All that are killed. Each has run once, unbroken."""
+    pictures = ["--data", trial.place("pictures")]
+    from_pictures = trial.train_generator(3, trial.place("pictures"))
+    encode = ["encode", *pictures, *trial.with_tokenizer(), "--shard_size", "4"]
+    suite = ["eval", "suite", "--model", trial.place("generator"), *pictures, "--seeds", "1", "--guidances", "[1, 2]"]
+    resume = ["--resume"]
+    return [
+        Command(trial, "train tokenizer", trial.train_tokenizer(4), resume),
+        Command(trial, "train generator", trial.train_generator(4), resume),
+        Command(trial, "train generator on pictures", [*from_pictures, "--run.save_every", "0"], resume),
+        Command(trial, "train tokenizer further", trial.train_tokenizer(6), resume, start="tokenizer"),
+        Command(trial, "train generator further", trial.train_generator(6), resume, start="generator"),
+        Command(trial, "encode", encode),
+        Command(trial, "sample", trial.sample()),
+        Command(trial, "eval tokenizer", ["eval", "tokenizer", "--tokenizer", trial.place("tokenizer"), *pictures]),
+        Command(trial, "eval generator", ["eval", "generator", "--model", trial.place("generator"), *pictures]),
+        Command(trial, "eval suite", suite),
+    ]
 
 
 def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Case]:
