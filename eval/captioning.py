@@ -101,8 +101,8 @@ def measure_captioning(
         }
         title = "Exact captions, by number of objects"
         numbers["exact_by_objects"] = Number(title, by_objects, "%", "higher", facts)
-        for row, count in zip(values, counts, strict=True):
-            row[f"exact_by_objects.{count}"] = row["exact"]
+        for one, count in zip(values, counts, strict=True):
+            one[f"exact_by_objects.{count}"] = one["exact"]
     numbers = with_intervals(numbers, values, "reference")
     figure = Figure("Pictures and what the model wrote", items)
     return Section("captioning", "Captioning", numbers, [figure], values=values)

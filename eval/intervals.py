@@ -32,8 +32,9 @@ def with_intervals(
     """
     result = {}
     for key, number in numbers.items():
-        parts = {part: (f"{key}.{part}", part) for part in number.value} if isinstance(number.value, dict) else {}
-        columns = parts or {"": (COLUMNS.get(key, key),)}
+        columns = {"": [COLUMNS.get(key, key)]}
+        if isinstance(number.value, dict):
+            columns = {part: [f"{key}.{part}", part] for part in number.value}
         intervals = {}
         for part, names in columns.items():
             name = next((name for name in names if any(name in row for row in values)), None)

@@ -278,7 +278,7 @@ def config_from_dict(values: Any, where: str = "config.json") -> TokenizerConfig
             f"{where} is of family {shown(family)}, not an image tokenizer of this version: known are "
             f"{', '.join(FAMILIES)}"
         )
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise UserError(f"{where} has format {shown(version)}, this version of unitok reads {FORMAT}: update unitok")
     quantizer = values.pop("quantizer", None)
     kind = quantizer.get("kind") if isinstance(quantizer, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -228,6 +229,9 @@ def encode(
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
     problems.raise_if_any()
+    if rank := int(os.environ.get("RANK", "0")):
+        print(f"encode works in the first process: process {rank} has nothing to do", file=sys.stderr)
+        return
     from .encode import encode_data
 
     count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)

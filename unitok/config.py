@@ -208,7 +208,7 @@ class ModelConfig:
         family, version = data.pop("family", None), data.pop("format", None)
         if family != "unitok":
             raise UserError(f"{where} is not a unitok model: family is {shown(family)}, expected 'unitok'")
-        if version != FORMAT:
+        if type(version) is not int or version != FORMAT:
             raise UserError(
                 f"{where} has format {shown(version)}, this unitok reads {FORMAT}: update unitok or retrain"
             )

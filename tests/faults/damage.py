@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from . import judge
 from .trial import CAPTIONS, Case, Trial, copy
 
+NEWEST = "step-00000004"
+"""The checkpoint that a resumed run opens; older ones are opened only when it is damaged."""
 OPTIONAL = frozenset({"text_length", "image_tokenizer", "features", "sampling"})
 """Keys that older folders lack: without digests, one that is missing is no damage."""
 
@@ -155,7 +157,7 @@ def _damages(trial: Trial, kind: Kind) -> Iterator[tuple[str, str, Spoil]]:
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     for path in files:
         name = "" if root.is_file() else path.relative_to(root).as_posix()
-        inside = name.startswith("checkpoints/")
+        inside = name.startswith(f"checkpoints/{NEWEST}/")
         if checkpoints != inside or (not checkpoints and name.split("/")[0] in MAY_PASS):
             continue
         ways = GENERIC | (OF_JSON if name.endswith((".json", ".jsonl")) else {})

@@ -53,7 +53,7 @@ class Command:
         out = folder / "out"
         words = self.words if not self.start else self.again
         died = self.trial.run(words, folder, out=str(out), allowed=[str(folder / "tmp")], **kill)
-        fell = judge.ended(died, codes=(-9, 0))
+        fell = judge.ended(died | {"ended": "itself"}, codes=(-9, 0))  # whoever killed it
         fell += self._between(folder)
         rest = self.trial.run(self.again, folder, out=str(out))
         if self.name.startswith("eval") and rest["code"] == 2 and (out / "report.json").exists():
