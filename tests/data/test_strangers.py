@@ -398,6 +398,17 @@ def test_tables_that_do_not_agree(tmp_path: Path) -> None:
     assert [int(image[0, 0, 0]) for index in range(3) if (image := data[index].image) is not None] == [2]
 
 
+def test_a_table_that_calls_other_bytes_text(tmp_path: Path) -> None:
+    latin = pa.array(["caf\xe9".encode("latin-1"), b"plain"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [png(1), png(2)], "text": latin}), tmp_path / "a.parquet")
+    cells = pa.StructArray.from_arrays([pa.array([png(1), png(2)]), latin], ["bytes", "path"])
+    pq.write_table(pa.table({"image": cells, "text": ["a", "plain"]}), tmp_path / "b.parquet")
+    for name in ("a", "b"):
+        data = open_data(f"{tmp_path}/{name}.parquet", 4)
+        assert data[0].problem == "its row holds text that is not UTF-8: save it as UTF-8"
+        assert data[1].caption == "plain" and data[1].problem is None and len(data.fingerprint()) == 64
+
+
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "cut": lambda data: data[: len(data) // 2],
