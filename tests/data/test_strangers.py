@@ -370,7 +370,11 @@ def test_a_hub_data_set_cannot_either(secret: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **named: table)
     monkeypatch.chdir(secret / "data")
     data = open_data("hf:owner/name", 4)
-    assert all("outside the data" in str(data[index].problem) for index in range(4))
+    problems = [str(data[index].problem) for index in range(4)]
+    assert problems[1] == f"row 1 names a file outside the data, {spellings(secret)[1]!r}: if that is meant, add " + (
+        "?outside=true to the spec"
+    )
+    assert "None" not in problems
 
 
 def test_metadata_cannot_name_files_outside_the_data(secret: Path) -> None:
@@ -392,6 +396,17 @@ def test_tables_that_do_not_agree(tmp_path: Path) -> None:
     data = open_data(str(tmp_path), 4)
     assert [data[index].caption for index in range(3)] == [None, "two", None]
     assert [int(image[0, 0, 0]) for index in range(3) if (image := data[index].image) is not None] == [2]
+
+
+def test_a_table_that_calls_other_bytes_text(tmp_path: Path) -> None:
+    latin = pa.array(["caf\xe9".encode("latin-1"), b"plain"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [png(1), png(2)], "text": latin}), tmp_path / "a.parquet")
+    cells = pa.StructArray.from_arrays([pa.array([png(1), png(2)]), latin], ["bytes", "path"])
+    pq.write_table(pa.table({"image": cells, "text": ["a", "plain"]}), tmp_path / "b.parquet")
+    for name in ("a", "b"):
+        data = open_data(f"{tmp_path}/{name}.parquet", 4)
+        assert data[0].problem == "its row holds text that is not UTF-8: save it as UTF-8"
+        assert data[1].caption == "plain" and data[1].problem is None and len(data.fingerprint()) == 64
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

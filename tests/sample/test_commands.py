@@ -130,6 +130,21 @@ def test_a_line_of_output_is_one_picture_whatever_its_name(
         write_captions([Path(path)], folder)
 
 
+def test_a_file_of_captions_is_read_by_its_mark_or_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captions, found = tmp_path / "captions.txt", []
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        captions.write_bytes("a café\r\ntwo\r\n".encode(encoding))
+        out = tmp_path / encoding
+        assert main(["sample", "--model", str(folder), "--captions", str(captions), "--n", "1", "--out", str(out)]) == 0
+        found.append([(r["caption"], (out / "pictures" / r["file_name"]).read_bytes()) for r in records(out)])
+    assert found[0] == found[1] == found[2] and [caption for caption, _ in found[0]] == ["a café", "two"]
+    captions.write_bytes("a café\r\n".encode("cp1252"))
+    assert main(["sample", "--model", str(folder), "--captions", str(captions), "--out", str(tmp_path / "no")]) == 2
+    assert f"{captions} is not UTF-8 text: save it as UTF-8" in capsys.readouterr().err
+
+
 def test_a_caption_of_a_file_that_is_too_long_is_refused_with_its_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,7 @@ class TableCells:
         data = pc.struct_field(cells, "bytes")
         sizes = [None] * len(cells) if pa.types.is_null(data.type) else pc.binary_length(data).to_pylist()
         has_paths = any(part.name == "path" for part in cells.type)
-        paths = pc.struct_field(cells, "path").to_pylist() if has_paths else [None] * len(cells)
+        paths = _texts(pc.struct_field(cells, "path")) if has_paths else [None] * len(cells)
         return [(path, size or self._size(path)) for path, size in zip(paths, sizes, strict=True)]
 
     def _find(self, path: str, index: int) -> str:
@@ -121,6 +121,14 @@ class TableCells:
             return _size(os.fsencode(self._find(path, 0))) if path else None
         except PictureError:
             return None
+
+
+def _texts(column: pa.Array) -> list[str | None]:
+    """Cells of text; none where a table calls bytes text that are not UTF-8."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        return [None] * len(column)
 
 
 Cells = PlaceCells | TableCells

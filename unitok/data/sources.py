@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Value
 
 from tokenizers_vq.errors import UserError
@@ -84,11 +85,11 @@ class PictureDataset:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
-        row = self._table[index]
-        cell = row[self.image_column]
-        name = self.cells.name(cell, index)
-        caption = None
+        name, caption = f"row {index}", None
         try:
+            row = _row(self._table, index)
+            cell = row[self.image_column]
+            name = self.cells.name(cell, index)
             caption = self._caption(row)
             data = self.cells.read(cell, index)
             if self.caption is not None and self.caption_needed and not caption:
@@ -110,13 +111,13 @@ class PictureDataset:
         for start in range(0, len(self), 1000):
             part = table[start : start + 1000]
             for column in others:
-                yield part.column(column).to_pylist()
+                yield _values(part.column(column))
             yield self.cells.facts(part.column(self.image_column).combine_chunks())
 
     def _bytes(self, index: int) -> bytes:
         try:
-            return self.cells.read(self._table[index][self.image_column], index)
-        except PictureError:
+            return self.cells.read(_row(self._table, index)[self.image_column], index)
+        except (PictureError, CaptionError):
             return b""
 
     def first_captions(self, count: int) -> Iterator[str | CaptionError | None]:
@@ -124,9 +125,9 @@ class PictureDataset:
         if self.caption is None:
             return
         columns = self._table.select_columns(list(dict.fromkeys(self.caption.columns)))
-        for row in columns.select(range(min(count, len(self)))):
+        for index in range(min(count, len(self))):
             try:
-                yield self._caption(row)
+                yield self._caption(_row(columns, index))
             except CaptionError as error:
                 yield error
 
@@ -140,6 +141,20 @@ class PictureDataset:
             return None if number is None or number < 0 else self._labels[column](number)
         except ValueError:
             raise CaptionError(f"its {column} is {number}, a class without a name") from None
+
+
+def _row(table: Dataset, index: int) -> dict[str, Any]:
+    try:
+        return dict(table[index])
+    except UnicodeDecodeError:  # a table may call any bytes text
+        raise CaptionError("its row holds text that is not UTF-8: save it as UTF-8") from None
+
+
+def _values(column: pa.ChunkedArray) -> Any:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [str(value.as_buffer().to_pybytes()) if hasattr(value, "as_buffer") else None for value in column]
 
 
 def open_pictures(
