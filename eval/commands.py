@@ -94,6 +94,7 @@ def eval_generator(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.sample.pipeline import settings_for
 
     from .captioning import measure_captioning
     from .features import ImageTextNetwork, load_features, load_image_text
@@ -104,6 +105,7 @@ def eval_generator(
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
+    settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
     dataset = open_data(data, size)
     known, labels = None, None
@@ -127,7 +129,7 @@ def eval_generator(
             dataset,
             network,
             scorer,
-            settings=SampleSettings.of(loaded.config, given),
+            settings=settings,
             seed=seed,
             limit=limit,
             max_bad=max_bad,

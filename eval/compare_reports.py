@@ -108,6 +108,11 @@ class Interval:
     paired: bool
 
 
+_Interval = tuple[float, float]
+_Fact = Fact | bool | _Interval | dict[str, float | _Interval]
+"""What a report says of a number: also its spread and its interval, by part where it has parts."""
+
+
 def read_report(path: Path) -> Measured:
     """A report.json, or the folder that holds it.
 
@@ -119,7 +124,7 @@ def read_report(path: Path) -> Measured:
     provenance = data.get("provenance") if isinstance(data, dict) else None
     if not isinstance(provenance, dict):
         raise UserError(f"{file} is not a report of unitok: give the report.json that `unitok eval` wrote")
-    facts = read_value(dict[str, dict[str, Fact | bool | dict[str, float]]], provenance, str(file), "provenance")
+    facts = read_value(dict[str, dict[str, _Fact]], provenance, str(file), "provenance")
     results = {key: result for name, about in facts.items() for key, result in _results(data, name, about, str(file))}
     if not results:
         raise UserError(f"{file} holds no numbers: measure again")

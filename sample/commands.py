@@ -85,10 +85,10 @@ def sample(
     from unitok.model import UniTok
 
     from .outputs import PictureFolder
-    from .pipeline import draw, draw_progress
+    from .pipeline import draw, draw_progress, settings_for
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
-    settings = SampleSettings.of(loaded.config, given)
+    settings = settings_for(loaded, given)
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
             loaded.text_ids(caption)

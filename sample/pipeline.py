@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -24,6 +25,17 @@ DECODERS: dict[str, Decoder] = {
     "next_scale": next_scale.decode,
 }
 """The decoder of each objective, under the objective's name."""
+
+
+def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
+    """What is given, else the model's own settings, else the defaults.
+
+    Raises:
+        UserError: a list that does not have a value for each scale, or more scales asked for than the model has.
+    """
+    settings = SampleSettings.of(model.config, given)
+    settings.at_scale(scales=len(model.layout.scales) if model.config.objective == "next_scale" else 1)
+    return settings
 
 
 @torch.inference_mode()

@@ -154,6 +154,8 @@ class _CommandLine:
                 self._note(f"unknown option {token.partition('=')[0][:80]}: {self._suggest(key, known, '--')}")
             elif equals and value:
                 options.append(Option(key, value))
+            elif equals:
+                self._note(f"--{key} has no value: write --{key}=VALUE")
             elif key in ("help", "print_config"):
                 options.append(Option(key, None))
             elif self.types.get(key) is bool and not (next_is_value and rest[0] in ("true", "false")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -19,6 +20,9 @@ from tokenizers_vq.errors import UserError, shown
 
 from . import __version__
 from .commands import COMMANDS
+
+LONGEST_LINE = 1000
+"""Characters of a line of an error."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +89,12 @@ def _short(error: BaseException) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    """Prints a message, whose lines begin with two spaces where there are several. What else would break a line or
+    steer the terminal came with a value, such as a file's name, and is written out; a long line loses its middle."""
+    text = re.sub(r"\n(?!  )|[\x00-\x09\x0b-\x1f\x7f]", lambda found: repr(found[0])[1:-1], message)
+    for line in f"error: {text}".split("\n"):
+        cut = len(line) > LONGEST_LINE
+        print(f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}" if cut else line, file=sys.stderr)
     return 2
 
 

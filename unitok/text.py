@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ def _read(path: Path) -> TextTokenizer:
     """A tokenizer.json, looked through before the native code sees it: some files make that end the process."""
     text = read_bytes(path, LARGEST)
     _check(parse_json(text, str(path)), str(path))
-    with _told(f"{path} is not a tokenizer file"):
+    with _told(f"{path} is not a tokenizer file"), _silent():
         tokenizer = TextTokenizer(Tokenizer.from_str(text.decode("utf-8-sig")), str(path))
+        _probe(tokenizer.tokenizer)
     if not tokenizer.tokenizer.get_vocab_size():
         raise UserError(f"{path} has no vocabulary: restore the file")
     return tokenizer
@@ -169,6 +171,32 @@ def _is_charsmap(value: Any) -> bool:
         return False
     size = int.from_bytes(data[:4], "little")
     return 0 < size <= len(data) - 4 and size % 4 == 0
+
+
+def _probe(tokenizer: Tokenizer) -> None:
+    """Uses a tokenizer once, so that a file which makes the native code panic is refused when it is opened. What it
+    merely has no rule for, it may refuse."""
+    for text in ("a small red circle", "Two cats, 3 dogs;\n\u00e9\u732b\U0001f600", ""):
+        with suppress(Exception):
+            tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing of the native code on stderr, where it writes its panics past Python: `_told` says them in a line."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers_vq.errors import shown
 
-LARGEST = 1e9
+LARGEST = 10**9
 """Of numbers that may be fractions."""
 LARGEST_COUNT = 2**53
 """Of whole numbers; each of them is also a number in JSON."""
@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[int, int]] = {
     "batch_size": (1, 2**16),
     "image_size": (1, 2**14),
     "limit": (1, 2**40),
+    "max_bad": (0, 1),
     "n": (1, 2**20),
     "pictures": (4, 2**20),
     "positions": (1, 2**50),
@@ -61,14 +62,12 @@ def value_problems(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, Path):
         if len(os.fsencode(value)) > LONGEST_PATH or any(len(os.fsencode(p)) > LONGEST_NAME for p in value.parts):
             yield f"--{name} is {shown(str(value))}: the path is too long, choose a shorter one"
-    elif isinstance(value, int) and not isinstance(value, bool):
-        least, most = RANGES.get(name, (-LARGEST_COUNT, LARGEST_COUNT))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"--{name} is {value}: choose a finite number"
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        largest = LARGEST_COUNT if isinstance(value, int) else LARGEST
+        least, most = RANGES.get(name, (-largest, largest))
         if value < least:
-            yield f"--{name} is {shown(value)}: choose {least} or more"
+            yield f"--{name} is {shown(value)}: choose {least:.16g} or more"
         elif value > most:
-            yield f"--{name} is {shown(value)}: choose at most {most}"
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield f"--{name} is {value}: choose a finite number"
-        elif abs(value) > LARGEST:
-            yield f"--{name} is {value}: choose a number from {-LARGEST:g} to {LARGEST:g}"
+            yield f"--{name} is {shown(value)}: choose at most {most:.16g}"

@@ -237,6 +237,8 @@ def test_words_fill_single_parameters_in_order() -> None:
         (["-k", "3"], "unknown option -k: `unitok try --help` lists what there is"),
         (["--preset", "smal"], "unknown preset 'smal': did you mean 'small'? choose one of small, large"),
         (["--run.steps"], "--run.steps has no value: write --run.steps=VALUE"),
+        (["--run.steps="], "--run.steps has no value: write --run.steps=VALUE"),
+        (["--run.compile="], "--run.compile has no value: write --run.compile=VALUE"),
         (["--run.steps", "many"], "run.steps is 'many': expected int"),
         (["--run.compile=perhaps"], "run.compile is 'perhaps': expected bool"),
         (["--run.precision", "fp8"], "run.precision is 'fp8': expected one of 'auto', 'bf16'"),

@@ -159,6 +159,15 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(
         cli.main(["sample"])
 
 
+def test_an_error_keeps_its_lines_whatever_its_values_hold(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, UserError("2 problems:\n  a\nb.png is \x1b[2Jno file\n  " + "x" * 9000))
+    first, second, third = told(capsys, "sample").split("\n")
+    assert (first, second) == ("2 problems:", r"  a\nb.png is \x1b[2Jno file")
+    assert third.startswith("  xxx") and third.endswith("xxx") and len(third) < 1010
+
+
 def test_interruption_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     raising(monkeypatch, KeyboardInterrupt())
     assert cli.main(["sample"]) == 130

@@ -62,7 +62,32 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-def test_what_breaks_later_names_the_file(tmp_path: Path) -> None:
-    file = spoiled(tmp_path, pre_tokenizer={"type": "FixedLength", "length": 0})
-    with pytest.raises(UserError, match=rf"{file} cannot encode 'a red circle' \(.*\): use another tokenizer"):
-        load_text_tokenizer(file).encode("a red circle")
+def replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": MISFIT},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"normalizer": replace("", "y" * 1000)},
+        {"decoder": {"type": "Strip", "content": "a", "start": 2**63 - 1, "stop": 2**63 - 1}},
+    ],
+)
+def test_what_makes_the_native_code_panic_is_told_on_opening_and_in_our_line_alone(
+    tmp_path: Path, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer file \(.*\): use another tokenizer"):
+        load_text_tokenizer(spoiled(tmp_path, **change))
+    assert capfd.readouterr().err == ""  # the library writes its panics there, past Python
+
+
+def test_a_text_without_a_rule_is_refused_when_it_comes(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<none>"}
+    file.write_text(json.dumps({"version": "1.0", "model": model}))
+    tokenizer = load_text_tokenizer(file)
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(UserError, match=rf"{file} cannot encode 'b' \(.*\): use another tokenizer"):
+        tokenizer.encode("b")

@@ -162,7 +162,7 @@ def test_a_caption_of_a_file_that_is_too_long_is_refused_with_its_line(
         (["sample", "a"], "model"),
         (["sample", "--model", "MODEL"], "nothing to draw: give captions"),
         (["sample", "a", "--model", "nowhere"], "model folder nowhere does not exist"),
-        (["sample", "a", "--model", "MODEL", "--guidance", "-1"], "--guidance is -1.0: choose 0 or more"),
+        (["sample", "a", "--model", "MODEL", "--guidance", "-1"], "--guidance is -1.0: choose a scale from 0 to 1000"),
         (["sample", "a", "--model", "MODEL", "--top-p", "1.5"], "--top-p is 1.5: choose a value in (0, 1]"),
         (["sample", "a", "--model", "MODEL", "--n", "0"], "--n is 0: choose 1 or more"),
         (["sample", "word " * 99, "--model", "MODEL"], "tokens, this model takes 48"),
