@@ -12,7 +12,7 @@ import re
 import stat
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, shown
 from .pickled import Foreign, Name, read_pickle
 
 MAX_PICKLE = 2**26
@@ -31,6 +31,9 @@ MAX_HEADER = 2**24
 """The same of a .safetensors file."""
 MAX_DIRECTORY = 2**25
 """Bytes of the table of contents of a zip file."""
+MAX_NAME = 500
+"""Letters of a tensor's name."""
+MAX_DIMENSIONS = 64
 
 _STORAGES = {
     "Double": torch.float64,
@@ -99,26 +102,36 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        weights = _read_safetensors(path)
+        _check_names(path, weights)
+        return weights
     found, keys = _find(read_pt(path), containers)
     if isinstance(found, Foreign):
         raise UserError(
-            f"{path} holds an object ({found.path}), not tensors by name: where you trust it and have its program, "
+            f"{path} holds an object ({shown(found.path)}), not tensors by name: where you trust it and have its program, "
             f"save its weights with {_export_line(path, keys)} and give weights.pt"
         )
     tensors = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+    _check_names(path, tensors)
     odd = [name for name, value in tensors.items() if not isinstance(value, StoredTensor)]
     if odd or not tensors:
         places = " or ".join([*containers, "the file itself"])
-        what = f"its entry {odd[0][:80]} is no tensor" if odd else "it is empty or no table"
+        what = f"its entry {odd[0]} is no tensor" if odd else "it is empty or no table"
         raise UserError(f"{path} holds no weights ({what}): expected tensors by name in {places}")
     read = {}
     for name, value in tensors.items():
         try:
             read[name] = value.read()
         except ValueError as error:
-            raise UserError(f"{path}: tensor {name[:80]} cannot be used ({error}): fetch the file again") from None
+            raise UserError(f"{path}: tensor {name} cannot be used ({error}): fetch the file again") from None
     return read
+
+
+def _check_names(path: Path, names: Iterable[str]) -> None:
+    """Raises UserError for names that would fill a message, or break its line."""
+    for name in names:
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise UserError(f"{path} names a tensor {shown(name)}: no model has such a name, fetch the file again")
 
 
 def _export_line(path: Path, keys: Sequence[str]) -> str:
@@ -207,11 +220,12 @@ def _read_zip(path: Path, mapped: mmap.mmap) -> Any:
 def _check_directory(mapped: mmap.mmap) -> None:
     """Raises ValueError for a table of contents that would take too much memory to read."""
     tail = mapped[max(0, len(mapped) - 2**16 - 128) :]
-    end, end64 = tail.rfind(b"PK\5\6"), tail.rfind(b"PK\6\6")
-    sizes = [struct.unpack("<I", tail[end + 12 : end + 16])[0]] if 0 <= end <= len(tail) - 16 else [0]
-    if sizes == [2**32 - 1] and 0 <= end64 <= len(tail) - 48:
-        sizes = list(struct.unpack("<Q", tail[end64 + 40 : end64 + 48]))
-    if sizes[0] > MAX_DIRECTORY:
+    end = tail.rfind(b"PK\5\6")
+    size = struct.unpack("<I", tail[end + 12 : end + 16])[0] if 0 <= end <= len(tail) - 16 else 0
+    long_end = end - 76  # the record of large files, where there is one, counts
+    if long_end >= 0 and tail[long_end : long_end + 4] == b"PK\6\6":
+        (size,) = struct.unpack("<Q", tail[long_end + 40 : long_end + 48])
+    if size > MAX_DIRECTORY:
         raise ValueError(f"its table of contents is larger than {MAX_DIRECTORY:,} bytes")
 
 
@@ -220,7 +234,7 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     the storages."""
 
     def next_pickle(persistent: Any = None) -> Any:
-        return read_pickle(mapped, _build, persistent)  # type: ignore[arg-type]
+        return read_pickle(_Bounded(mapped), _build, persistent)  # type: ignore[arg-type]
 
     if next_pickle() != _LEGACY_MAGIC:
         raise ValueError("it is none of torch")
@@ -249,6 +263,23 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
     return content
 
 
+class _Bounded:
+    """A file of which the next `MAX_PICKLE` bytes are read, and no more."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self._mapped, self._end = mapped, mapped.tell() + MAX_PICKLE
+        self.tell = mapped.tell
+
+    def read(self, count: int) -> bytes:
+        if self.tell() + count > self._end:
+            raise ValueError(f"its list of tensors is larger than {MAX_PICKLE:,} bytes")
+        return self._mapped.read(count)
+
+    def readline(self) -> bytes:
+        start = self.tell()
+        return self.read(max(0, self._mapped.find(b"\n", start, self._end) + 1 - start))
+
+
 def _storage(kind: Any) -> _Storage:
     name = kind.path.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Name | Foreign) else ""
     return _Storage(_STORAGES.get(name))
@@ -271,14 +302,17 @@ def _build(path: str, arguments: tuple[Any, ...]) -> Any:
             return _build(function.path, inner)
         case "collections.OrderedDict" | "builtins.dict" | "__builtin__.dict" | "collections.defaultdict", _:
             pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []
-            return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str)}
+            made = {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str)}
+            pairs.clear()  # else one list could be made into dictionaries without end
+            return made
         case "torch.Size", (sizes,):
             return sizes
     return Foreign(path)
 
 
 def _whole(numbers: Any) -> tuple[int, ...]:
-    if not isinstance(numbers, tuple | list) or not all(type(number) is int for number in numbers):
+    known = isinstance(numbers, tuple | list) and len(numbers) <= MAX_DIMENSIONS
+    if not known or not all(type(number) is int and abs(number) < 2**63 for number in numbers):
         raise ValueError("a tensor's size is no row of whole numbers")
     return tuple(numbers)
 

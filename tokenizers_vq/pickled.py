@@ -43,7 +43,7 @@ def foreign(path: str, arguments: tuple[Any, ...]) -> Foreign:
 def read_pickle(file: IO[bytes], build: Build = foreign, persistent: Callable[[Any], Any] = lambda key: None) -> Any:
     """The value of the pickle that starts at the file's position; leaves the position behind it.
 
-    Dictionaries keep entries whose keys are text or whole numbers, and drop the others.
+    Dictionaries keep entries whose keys are text or whole numbers of 64 bits, and drop the others.
 
     Args:
         file: its reads must end with the file, as those of `io.BytesIO` and `mmap.mmap` do.
@@ -171,5 +171,6 @@ def _extend(target: Any, items: list[Any]) -> None:
 def _set(target: Any, items: list[Any]) -> Any:
     """Into a dictionary, keys and values in turns. Hashing other keys could take for ever (tuples of tuples)."""
     if isinstance(target, dict):
-        target.update((k, v) for k, v in zip(items[::2], items[1::2], strict=True) if isinstance(k, str | int))
+        pairs = zip(items[::2], items[1::2], strict=True)
+        target.update((k, v) for k, v in pairs if isinstance(k, str) or (isinstance(k, int) and abs(k) < 2**63))
     return target

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import is_ours_alone
 
 from .lock import LOCK_FILE
 
+if TYPE_CHECKING:
+    from tokenizers_vq.base import ImageTokenizer
+
+PARTS = ("config.json", "model.safetensors")
+"""Of a tokenizer's folder."""
 FamilyName = Literal["taming_vqgan", "llamagen_vq", "var_vae", "showo_magvitv2", "open_magvit2", "ibq"]
 
 
@@ -31,7 +36,7 @@ def import_tokenizer(*, family: FamilyName, file: str, out: Path, settings: dict
         unitok import-tokenizer showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
         unitok import-tokenizer var_vae vae_ch160v4096z32.pth --out runs/var
     """
-    if out.is_dir() and not is_ours_alone(out, frozenset({LOCK_FILE})):
+    if _holds_more_than(out, LOCK_FILE, *PARTS):
         raise UserError(f"--out {out} is not empty: choose a new folder")
     odd = [name for name in settings or {} if not isinstance(name, str)]
     if odd:
@@ -40,9 +45,28 @@ def import_tokenizer(*, family: FamilyName, file: str, out: Path, settings: dict
     from tokenizers_vq.published import load_published
 
     tokenizer = load_published(family, file, **(settings or {}))
-    tokenizer.save_pretrained(out)
+    if not _holds_more_than(out, LOCK_FILE):
+        tokenizer.save_pretrained(out)
+    elif _is(out, tokenizer):  # this command was killed after its work was done
+        print(f"{out} holds this tokenizer already: nothing was written", file=sys.stderr)
+    else:
+        raise UserError(f"--out {out} holds another tokenizer, or a damaged one: choose a new folder")
     layout = tokenizer.layout
     grids = " + ".join(f"{height}x{width}" for height, width in layout.scales)
     height, width = tokenizer.image_size
     print(f"tokenizer: {out}")
     print(f"{height}x{width} pixels -> {grids} codes out of {tokenizer.codebook_size}", file=sys.stderr)
+
+
+def _holds_more_than(folder: Path, *names: str) -> bool:
+    return folder.is_dir() and not is_ours_alone(folder, frozenset(names))
+
+
+def _is(folder: Path, tokenizer: ImageTokenizer) -> bool:
+    """Whether a folder holds exactly this tokenizer."""
+    from tokenizers_vq.base import load_tokenizer
+
+    try:
+        return load_tokenizer(folder).fingerprint() == tokenizer.fingerprint()
+    except UserError:
+        return False

@@ -139,6 +139,11 @@ def write_hostile(folder: Path) -> dict[str, str]:
     as_zip(add("lists.pt", "instructions"), b"\x80\x02" + b"]" * 3_000_000 + b".")
     as_zip(add("text.pt", "only 4 remain"), b"\x80\x02X" + struct.pack("<I", 4_000_000_000) + b"abc.")
     as_zip(add("bytes.pt", "only 4 remain"), b"\x80\x05\x96" + struct.pack("<Q", 6_000_000_000) + b"abc.")
+    pairs = b"ccollections\nOrderedDict\nq\1]q\0(" + b"X\1\0\0\0aK\1\x86" * 100_000 + b"e0"
+    as_zip(add("tables.pt", "holds no weights"), b"\x80\x02" + pairs + b"h\1h\0\x85R" * 100_000 + b".")
+    as_zip(add("key.pt", "holds no weights"), b"\x80\x02}\x8b" + struct.pack("<i", 4000) + b"\1" * 4000 + b"Ns.")
+    as_zip(add("size.pt", "no row of whole numbers"), tensor([1] * 100, [1] * 100))
+    as_zip(add("lines.pt", "no model has such a name"), tensor([2], [1]).replace(b"\1\0\0\0a", b"\3\0\0\0a\nb"))
     as_zip(add("nonsense.pt", "make no sense"), b"\x80\x02R.")
     with zipfile.ZipFile(add("inflates.pt", "is compressed"), "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", tensor([10**8], [1]))
@@ -148,6 +153,12 @@ def write_hostile(folder: Path) -> dict[str, str]:
     add("directory.pt", "table of contents").write_bytes(b"PK\5\6" + bytes(8) + struct.pack("<II", 2**31, 0) + bytes(2))
     with zipfile.ZipFile(add("other.pt", "none of torch"), "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
+    long_end = b"PK\6\6" + bytes(36) + struct.pack("<QQ", 2**31, 0) + b"PK\6\7" + bytes(16)
+    add("directory64.pt", "table of contents").write_bytes(long_end + b"PK\5\6" + bytes(18))
+    for name, start in (("line.pt", b"S"), ("word.pt", b"\x8d" + struct.pack("<Q", 2**33 - 100))):
+        with open(add(name, "cannot be read as a checkpoint"), "wb") as file:
+            file.write(b"\x80\x02" + start)
+            file.truncate(2**33)  # takes no room on the disk
     for name, zipped, said in (("cut.pt", True, "zip"), ("legacy.pt", False, "cut off")):
         torch.save({"a": torch.zeros(1000)}, folder / name, _use_new_zipfile_serialization=zipped)
         whole = (folder / name).read_bytes()

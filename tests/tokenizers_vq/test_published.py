@@ -9,6 +9,7 @@ the full size of each family (docs/tokenizers.md).
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -516,7 +517,7 @@ def test_the_advice_for_a_pickled_model_works(
     wrap: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = random_weights("ibq", **TINY["ibq"])
-    with pytest.raises(UserError, match=r"holds an object \(\S+Pickled\).*and give weights\.pt$") as caught:
+    with pytest.raises(UserError, match=r"holds an object \('\S+Pickled'\).*and give weights\.pt$") as caught:
         load(tmp_path, "ibq", wrap(Pickled(weights)))
     line = str(caught.value).split("save its weights with ")[1].split(" and give ")[0]
     monkeypatch.chdir(tmp_path)
@@ -750,8 +751,30 @@ def test_command_makes_a_folder_like_any_other(
     out, err = capsys.readouterr()
     assert out == f"tokenizer: {tmp_path / 'out'}\n" and "32x32 pixels -> 8x8 codes out of 64" in err
     assert load_tokenizer(tmp_path / "out").codebook_size == 64
+
+
+def test_command_goes_on_after_a_kill_at_its_very_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder is whole by then, and only the lock is left over."""
+    file, out = tmp_path / "x.safetensors", tmp_path / "out"
+    save_file(random_weights("llamagen_vq", **TINY["llamagen_vq"]), file)
+    argv = ["import-tokenizer", "llamagen_vq", str(file), "--out", str(out)]
+    argv += ["--settings", json.dumps(TINY["llamagen_vq"])]
+    assert cli.main(argv) == 0
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / ".lock").touch()
+    (out / ".config.json.4000000.tmp").touch()
+    assert cli.main(argv) == 0
+    assert f"{out} holds this tokenizer already: nothing was written" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == written
+
+    weights = random_weights("llamagen_vq", **TINY["llamagen_vq"])
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
+    assert cli.main(argv) == 2
+    assert "holds another tokenizer, or a damaged one: choose a new folder" in capsys.readouterr().err
+    (out / "notes.txt").touch()
     assert cli.main(argv) == 2
     assert "is not empty: choose a new folder" in capsys.readouterr().err
+    assert {name: (out / name).read_bytes() for name in written} == written
 
 
 def test_hub_problems_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
