@@ -148,8 +148,7 @@ def is_held_out(*kinds: Kind) -> bool:
 def _held_out_alone() -> frozenset[Kind]:
     """Kinds of which no single one stands in a train scene: of each size and colour one shape, of all shapes as many.
 
-    The order follows no rule that a model could learn instead of reading the caption. (With half of the kinds held out
-    as on a chessboard, a generator learns that rule: scenes of two objects right fell from 88 to 54 %.)"""
+    The order follows no rule that a model could learn instead of reading the caption. (docs/log.md, 2026-11-25.)"""
     shapes, held_out = list(SHAPES), set()
     for size in SIZES:
         colours = sorted(COLOURS, key=lambda colour: fold("shapes", "alone", size, colour))
