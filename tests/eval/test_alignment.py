@@ -38,7 +38,7 @@ def test_encoder_prefers_the_true_caption_to_one_that_is_wrong_in_one_attribute(
 def test_false_captions_of_training_are_false_and_canonical() -> None:
     import random
 
-    dataset = ShapesDataset(split="val")
+    dataset = ShapesDataset(split="val", length=1024)
     false = dict.fromkeys(EDITS, 0)
     for index in range(60):
         scene = dataset.scene(index)
@@ -51,7 +51,7 @@ def test_false_captions_of_training_are_false_and_canonical() -> None:
 
 
 def test_shapes_pictures_are_checked_exactly() -> None:
-    dataset = ShapesDataset(split="val")
+    dataset = ShapesDataset(split="val", length=1024)
     records = [dataset[index] for index in range(6)]
     captions = [record.caption or "" for record in records]
     images = torch.stack([record.image for record in records if record.image is not None])
@@ -93,7 +93,7 @@ def test_psnr_and_ssim() -> None:
 
 
 def test_scenes_are_drawn_at_the_size_of_the_encoder() -> None:
-    scene = ShapesDataset(split="val").scene(0)
+    scene = ShapesDataset(split="val", length=1024).scene(0)
     for size in (32, 64):
         assert picture(scene, size).shape == (3, 64, 64)
 
@@ -101,7 +101,7 @@ def test_scenes_are_drawn_at_the_size_of_the_encoder() -> None:
 def test_reconstruction_scores_are_those_of_all_pictures_at_once_and_nothing_grows(
     make_model: Callable[..., UniTok],
 ) -> None:
-    network, tokenizer, dataset = load_features(), make_model().image_tokenizer.eval(), ShapesDataset(split="val")
+    network, tokenizer, dataset = load_features(), make_model().image_tokenizer.eval(), ShapesDataset(split="val", length=1024)
     images = torch.stack([image for index in range(400) if (image := dataset[index].image) is not None])
     for count in (60, 400):  # fewer and more than the network has dimensions
         some, meter = images[:count], ReconstructionMeter(tokenizer, network, "shapes")

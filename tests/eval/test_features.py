@@ -34,7 +34,7 @@ def network() -> ImageTextNetwork:
 
 
 def scenes(count: int, seed: int = 0) -> tuple[Tensor, list[str]]:
-    dataset = ShapesDataset(split="val", seed=seed)
+    dataset = ShapesDataset(split="val", seed=seed, length=1024)
     records = [dataset[index] for index in range(count)]
     return torch.stack([r.image for r in records if r.image is not None]), [r.caption or "" for r in records]
 

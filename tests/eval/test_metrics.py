@@ -209,7 +209,7 @@ def test_verdicts_on_boxes() -> None:
 
 def test_prompts_are_read_and_a_detector_is_plugged_in(tmp_path: Path) -> None:
     """The checker of `shapes` as a detector: shapes are classes, colours are colours."""
-    dataset = ShapesDataset(split="val", seed=0)
+    dataset = ShapesDataset(split="val", seed=0, length=1024)
     lines, images = [], []
     for index in range(30):
         record = dataset[index]
@@ -278,7 +278,7 @@ def test_files_that_hold_no_prompts(tmp_path: Path) -> None:
 
 
 def test_shapes_are_laid_out_as_geneval() -> None:
-    dataset = ShapesDataset(split="val", seed=0)
+    dataset = ShapesDataset(split="val", seed=0, length=1024)
     records = [dataset[index] for index in range(60)]
     captions = [record.caption or "" for record in records]
     images = [record.image for record in records if record.image is not None]

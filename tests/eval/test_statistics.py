@@ -44,7 +44,7 @@ def network() -> FeatureNetwork:
 
 
 def pictures(count: int, seed: int = 0) -> Tensor:
-    dataset = ShapesDataset(split="val", seed=seed)
+    dataset = ShapesDataset(split="val", seed=seed, length=1024)
     return torch.stack([image for index in range(count) if (image := dataset[index].image) is not None])
 
 
@@ -222,7 +222,7 @@ def test_any_iterable_of_tensors_is_a_source(network: FeatureNetwork) -> None:
 
 def test_saved_statistics_stand_for_the_pictures_on_either_side(tmp_path: Path, network: FeatureNetwork) -> None:
     file = tmp_path / "val.npz"
-    eval_statistics("shapes@val", file, limit=200)
+    eval_statistics("shapes@val?limit=200", file)
     eval_fid("shapes@train?limit=200", str(file), out=tmp_path / "right")
     eval_fid("shapes@train?limit=200", "shapes@val?limit=200", out=tmp_path / "pictures")
     right, whole = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("right", "pictures"))

@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.out = os.path.abspath(request["out"]) if request.get("out") else None
-        self.allowed = tuple(os.path.abspath(path) for path in request.get("allowed", ()))
+        self.allowed = ("/dev/null", *(os.path.abspath(path) for path in request.get("allowed", ())))
         self.forbidden = tuple(os.path.abspath(path) for path in request.get("forbidden", ()))
         self.die_at: int | None = request.get("die_at")
         self.torn: bool = request.get("torn", False)

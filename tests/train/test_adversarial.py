@@ -143,7 +143,7 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, train_small_tokeni
         train_small_tokenizer(tmp_path / "b", steps=5, adversarial=AdversarialConfig(weight=1.0, start=1, layers=4))
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
     train_small_tokenizer(tmp_path / "c", steps=2)
-    with pytest.raises(UserError, match=r"adversarial.weight is 0.5, but the run in .* was started with None"):
+    with pytest.raises(UserError, match=r"adversarial.adaptive is True, but the run in .* was started with None"):
         train_small_tokenizer(tmp_path / "c", steps=4, resume=True, adversarial=AGAINST)
 
 
