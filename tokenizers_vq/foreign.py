@@ -108,8 +108,8 @@ def read_tensors(path: str | Path, containers: Sequence[str] = ()) -> dict[str, 
     found, keys = _find(read_pt(path), containers)
     if isinstance(found, Foreign):
         raise UserError(
-            f"{path} holds an object ({shown(found.path)}), not tensors by name: where you trust it and have its program, "
-            f"save its weights with {_export_line(path, keys)} and give weights.pt"
+            f"{path} holds an object ({shown(found.path)}), not tensors by name: where you trust it and have its "
+            f"program, save its weights with {_export_line(path, keys)} and give weights.pt"
         )
     tensors = {str(name): value for name, value in found.items()} if isinstance(found, dict) else {}
     _check_names(path, tensors)

@@ -101,7 +101,11 @@ def test_scenes_are_drawn_at_the_size_of_the_encoder() -> None:
 def test_reconstruction_scores_are_those_of_all_pictures_at_once_and_nothing_grows(
     make_model: Callable[..., UniTok],
 ) -> None:
-    network, tokenizer, dataset = load_features(), make_model().image_tokenizer.eval(), ShapesDataset(split="val", length=1024)
+    network, tokenizer, dataset = (
+        load_features(),
+        make_model().image_tokenizer.eval(),
+        ShapesDataset(split="val", length=1024),
+    )
     images = torch.stack([image for index in range(400) if (image := dataset[index].image) is not None])
     for count in (60, 400):  # fewer and more than the network has dimensions
         some, meter = images[:count], ReconstructionMeter(tokenizer, network, "shapes")
