@@ -204,13 +204,8 @@ def test_clip_score_equals_torchmetrics(clip_folder: Path) -> None:
         def get_text_features(self, *args: object, **kwargs: object) -> Tensor:
             return super().get_text_features(*args, **kwargs).pooler_output
 
-<<<<<<< HEAD
     images, captions = scenes(18)
     images, captions = images[::3], captions[::3]  # of one object: torchmetrics cuts longer captions in another way
-=======
-    images, captions = scenes(16)
-    images, captions = images[::3], captions[::3]  # of one object: longer ones are cut, in another way than here
->>>>>>> published
     captions[0] = "red"  # of another length, so that padding matters
     network = load_image_text(f"clip:{clip_folder}")
     loaded = (Pooled.from_pretrained(clip_folder).eval(), CLIPProcessor.from_pretrained(clip_folder))

@@ -63,11 +63,7 @@ def test_without_weight_nothing_changes(tmp_path: Path, train_small_tokenizer: A
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_tokenizer: Any, size: int) -> None:
-<<<<<<< HEAD
     # With seed 0 a unit of the discriminator changes its sign between the two orders of sums; with 1 to 3 none does.
-=======
-    # with this seed no vector lies so near between two codes that rounding chooses
->>>>>>> published
     settings = {"quantizer": STILL, "adversarial": AGAINST, "steps": 4, "precision": "fp32", "seed": 1}
     logs = [train_small_tokenizer(tmp_path / str(part), micro_batch=part, **settings) for part in (8, size)]
     for whole, parts in zip(*logs, strict=True):
