@@ -58,7 +58,9 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def _make(place: Path) -> list[Path]:
     """The folders that were made, outermost first."""
-    missing = []
+    missing: list[Path] = []
+    if place.exists() and not place.is_dir():
+        raise UserError(f"--out {place} is a file: choose another folder")
     for parent in (place, *place.parents):
         try:
             if parent.is_dir():
@@ -68,8 +70,6 @@ def _make(place: Path) -> list[Path]:
         missing.append(parent)
     try:
         place.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError(f"--out {place} is a file: choose another folder") from None
     except OSError as error:
         raise UserError(f"--out {place} cannot be written ({error.strerror}): choose another folder") from error
     return missing[::-1]

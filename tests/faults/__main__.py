@@ -44,7 +44,7 @@ def main() -> int:
         fell = sum(bool(lines) for _, lines in rows)
         print(f"| {kind:8} | {len(rows)} | {len(rows) - fell} | {fell} |")
     for name in (name for rows in table.values() for name, lines in rows if lines):
-        print(f"again: make faults CASE={name!r}")
+        print(f'again: make faults FAULTS="--case {name!r}"')
     if not any(lines for rows in table.values() for _, lines in rows):
         shutil.rmtree(scratch)
         return 0
