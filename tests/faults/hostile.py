@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from PIL import Image
 
 from . import judge
 from .trial import Case, Trial, copy
+
+CACHES = (str(Path.home() / ".cache"), tempfile.gettempdir())
+"""Where `datasets` keeps its copies."""
 
 Make = Callable[[Trial, Path], list[str]]
 """Writes a hostile file into a folder; returns the command that opens it. `secret.png` beside the folder is outside."""
@@ -171,7 +175,7 @@ def _case(trial: Trial, make: Make, folder: Path) -> list[str]:
     Image.new("RGB", (32, 32), "red").save(secret)
     words = make(trial, inner)
     words = words if "--out" in words or words[0] == "eval" else [*words, "--out", "out"]
-    answer = trial.run(words, folder, forbidden=[str(secret)], allowed=[str(folder), "/root/.cache", "/tmp"])
+    answer = trial.run(words, folder, forbidden=[str(secret)], allowed=[str(folder), *CACHES])
     fell = judge.ended(answer)
     if answer["opened"]:
         fell.append("opened what is outside the data")
