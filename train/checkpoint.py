@@ -71,9 +71,14 @@ def save(
         write_json(draft / ABOUT, with_digests(values, draft, ABOUT, *names))
 
     write_folder(path, write)
+    keep_newest(folder, keep)
+    return path
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`."""
     for old in all_checkpoints(folder)[:-keep]:
         remove_folder(old)
-    return path
 
 
 def checkpoint_name(step: int) -> str:

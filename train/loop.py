@@ -24,7 +24,7 @@ from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast
 from unitok.seeding import fold
 
-from .checkpoint import TrainState, checkpoint_name, load, read_about, save
+from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about, save
 from .config import OptimConfig, RunConfig
 from .distributed import World
 from .folder import DATA, RunFolder, environment, flatten
@@ -133,6 +133,7 @@ def train(
             world.wait()
 
         if state.step >= run.steps and world.is_main:  # killed between the last checkpoint and the end
+            keep_newest(folder.checkpoints, run.keep)
             trainee.export(state.average.model, folder.path)
         while state.step < run.steps:
             step = state.step
