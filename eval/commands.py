@@ -83,7 +83,7 @@ def eval_generator(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok eval generator --model runs/demo/generator --data shapes@val --limit 200 --out runs/eval-generator
+        unitok eval generator --model runs/demo/generator --data "shapes@val?limit=192" --out runs/eval-generator
     """
     given = SampleSettings.given(locals())
     started = time.time()
@@ -231,7 +231,7 @@ def eval_fid(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok eval fid shapes@val shapes@train --limit 500
+        unitok eval fid "shapes@val?limit=500" shapes@train --limit 500
     """
     started = time.time()
     check_counts(batch_size, limit)
@@ -289,7 +289,7 @@ def eval_clipscore(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok eval clipscore --data shapes@val --limit 200
+        unitok eval clipscore --data "shapes@val?limit=192"
     """
     started = time.time()
     check_counts(batch_size, limit)

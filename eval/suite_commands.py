@@ -64,7 +64,7 @@ def eval_suite(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok eval suite --model runs/demo/generator --data shapes@val --limit 200 --seeds 2 --guidances "[1, 2, 4]" \\
+        unitok eval suite --model runs/demo/generator --data "shapes@val?limit=192" --seeds 2 --guidances "[1, 2, 4]" \\
             --train_data "shapes?limit=24000" --out runs/eval-suite
     """
     started = time.time()

@@ -112,7 +112,7 @@ def compare_tokenizers(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok compare-tokenizers runs/tokenizer runs/tokenizer_scales --data shapes@val --limit 500
+        unitok compare-tokenizers runs/tokenizer runs/tokenizer_scales --data "shapes@val?limit=500"
     """
     started = time.time()
     check_counts(batch_size, limit)

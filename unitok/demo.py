@@ -37,8 +37,8 @@ def demo(
     Args:
         out: Folder for everything.
         objective: How the generator draws; next_scale trains a tokenizer with several scales for it.
-        pictures: Held-out captions that are drawn, and held-out pictures that are captioned; as many of one, two and
-            three objects.
+        pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
+            and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.
 
     Example:

@@ -13,7 +13,17 @@ import torch
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import Found, Verdict, accuracy, caption_from_picture, check, judge, read_picture
+from unitok.data.checker import (
+    FIT_LIMIT,
+    MARGIN,
+    Found,
+    Verdict,
+    accuracy,
+    caption_from_picture,
+    check,
+    judge,
+    read_picture,
+)
 from unitok.data.shapes import (
     COLOURS,
     RELATIONS,
@@ -146,6 +156,26 @@ def test_pictures_without_a_scene() -> None:
     assert caption_from_picture(noise) is None
     assert not check(noise, "a small red circle").all
     assert not check(np.zeros((32, 32, 3), dtype=np.uint8), "a large black square").all
+
+
+@pytest.mark.parametrize("size", [24, 32, 64])
+def test_a_clean_outline_is_far_from_any_other(size: int) -> None:
+    margins = [thing.margin for scene in SCENES[:250] for thing in read_picture(render(scene, size))]
+    assert min(margins) > 2 * MARGIN
+
+
+@pytest.mark.parametrize("diameter", [8, 12])
+def test_an_outline_between_two_shapes_is_none(diameter: int) -> None:
+    """From a circle to a square by way of rounded squares: between the two there is a stretch that is neither."""
+    y, x = (abs(np.arange(32 * 8) + 0.5 - 128) / 8 for _ in range(2))
+    read = []
+    for power in np.geomspace(2, 40, 25):
+        inside = (x[None] ** power + y[:, None] ** power) <= (diameter / 2) ** power
+        share = inside.reshape(32, 8, 32, 8).mean(axis=(1, 3))[..., None]
+        (thing,) = read_picture(uint8(255 * (1 - share) + np.array(COLOURS["blue"]) * share))
+        assert thing.fit >= FIT_LIMIT and (thing.shape is None) == (thing.margin < MARGIN)
+        read.append(thing.shape)
+    assert list(dict.fromkeys(read)) == ["circle", None, "square"]
 
 
 def test_tensors_and_arrays_read_the_same() -> None:
