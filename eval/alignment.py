@@ -72,6 +72,16 @@ def object_count(caption: str) -> str:
     return OBJECT_COUNTS[len(facts.kinds) - 1]
 
 
+def share_by_objects(captions: Sequence[str], right: Sequence[bool]) -> dict[str, float]:
+    """The share that is right, for each number of objects that shapes captions name."""
+    counts = [object_count(caption) for caption in captions]
+    return {
+        count: sum(one for one, own in zip(right, counts, strict=True) if own == count) / counts.count(count)
+        for count in OBJECT_COUNTS
+        if count in counts
+    }
+
+
 def wrong_attributes(verdict: Verdict) -> list[str]:
     """Names of what a picture gets wrong."""
     shares = {name: getattr(verdict, name) for name in ("count", "shape", "colour", "size", "relation")}

@@ -11,7 +11,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.pipeline import caption
 
-from .alignment import OBJECT_COUNTS, are_shapes, exact_share, object_count, true_captions
+from .alignment import are_shapes, exact_share, object_count, share_by_objects, true_captions
 from .captions import bleu, cider
 from .clipscore import cosine_scores, summarize
 from .features import ImageTextNetwork
@@ -93,16 +93,11 @@ def measure_captioning(
     for row, one in enumerate(values):
         one.update({name: column[row] for name, column in columns.items()})
     if shapes:
-        counts = [object_count(text) for text in reference]
-        by_objects = {
-            count: sum(float(row["exact"] or 0) for row, own in zip(values, counts, strict=True) if own == count)
-            / counts.count(count)
-            for count in sorted(set(counts), key=OBJECT_COUNTS.index)
-        }
+        by_objects = share_by_objects(reference, [bool(row["exact"]) for row in values])
         title = "Exact captions, by number of objects"
         numbers["exact_by_objects"] = Number(title, by_objects, "%", "higher", facts)
-        for one, count in zip(values, counts, strict=True):
-            one[f"exact_by_objects.{count}"] = one["exact"]
+        for one, text in zip(values, reference, strict=True):
+            one[f"exact_by_objects.{object_count(text)}"] = one["exact"]
     numbers = with_intervals(numbers, values, "reference")
     figure = Figure("Pictures and what the model wrote", items)
     return Section("captioning", "Captioning", numbers, [figure], values=values)

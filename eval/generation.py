@@ -21,7 +21,7 @@ from unitok.sample.config import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 
-from .alignment import OBJECT_COUNTS, are_shapes, by_category, check_pictures, object_count, wrong_attributes
+from .alignment import are_shapes, by_category, check_pictures, object_count, share_by_objects, wrong_attributes
 from .clipscore import cosine_scores, summarize
 from .cmmd import cmmd
 from .distances import distances
@@ -210,10 +210,7 @@ def exact_numbers(
     scene = exact.pop("scene")
     tasks = by_category(verdicts, captions)
     counts = [object_count(caption) for caption in captions]
-    by_objects = {
-        count: sum(v.all for v, own in zip(verdicts, counts, strict=True) if own == count) / counts.count(count)
-        for count in sorted(set(counts), key=OBJECT_COUNTS.index)
-    }
+    by_objects = share_by_objects(captions, [verdict.all for verdict in verdicts])
     facts = {**facts, "checker": "exact, without learned parts"}
     numbers = {
         "attribute_accuracy": Number("Attribute accuracy", exact, "%", "higher", facts),

@@ -71,13 +71,17 @@ def save(
         write_json(draft / ABOUT, with_digests(values, draft, ABOUT, *names))
 
     write_folder(path, write)
-    keep_newest(folder, keep)
+    keep_newest(folder, state.step, keep)
     return path
 
 
-def keep_newest(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`."""
-    for old in all_checkpoints(folder)[:-keep]:
+def keep_newest(folder: Path, step: int, keep: int) -> None:
+    """Removes all checkpoints up to `step` but the newest `keep`.
+
+    Later ones do not count: the run goes on from an older one because they are damaged, and comes past them again.
+    """
+    done = [path for path in all_checkpoints(folder) if path.name <= checkpoint_name(step)]
+    for old in done[:-keep]:
         remove_folder(old)
 
 

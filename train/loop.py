@@ -133,7 +133,7 @@ def train(
             world.wait()
 
         if state.step >= run.steps and world.is_main:  # killed between the last checkpoint and the end
-            keep_newest(folder.checkpoints, run.keep)
+            keep_newest(folder.checkpoints, state.step, run.keep)
             trainee.export(state.average.model, folder.path)
         while state.step < run.steps:
             step = state.step

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers_vq import weights
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
-from unitok.train.checkpoint import TrainState, all_checkpoints, load, newest_whole, save
+from unitok.train.checkpoint import TrainState, all_checkpoints, keep_newest, load, newest_whole, save
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.transformer import Transformer
@@ -128,6 +128,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, file: str)
     shutil.rmtree(old)
     with pytest.raises(UserError, match=r"is damaged .*no other checkpoint in .* is whole: restore it, or start again"):
         newest_whole(tmp_path, said.append)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_never_pushes_out_a_whole_one(tmp_path: Path, keep: int) -> None:
+    """A run that went back from a damaged step 3 to step 1 or 2 keeps what it writes next."""
+    state = make_state()
+    for _ in range(3):
+        take_steps(state, 1)
+        save(tmp_path, state, {}, keep=3)
+    spoil(all_checkpoints(tmp_path)[-1] / "model.safetensors")
+    state.step = 2
+    path = save(tmp_path, state, {}, keep=keep)
+    said: list[str] = []
+    assert newest_whole(tmp_path, said.append) == path and len(said) == 1
+    keep_newest(tmp_path, 2, keep)
+    assert path in all_checkpoints(tmp_path)
+    state.step = 3
+    assert newest_whole(tmp_path, said.append) == path and save(tmp_path, state, {}, keep=keep).name == "step-00000003"
+    assert len(all_checkpoints(tmp_path)) == keep and newest_whole(tmp_path, said.append) == tmp_path / "step-00000003"
 
 
 def test_a_checkpoint_without_digests_still_opens(tmp_path: Path) -> None:
