@@ -122,6 +122,9 @@ class _NoFill(TorchFunctionMode):
         kwargs = kwargs or {}
         if function in _FILLS:
             return args[0] if args else kwargs["tensor"]
+        if function in (Tensor.normal_, Tensor.uniform_):
+            # `trunc_normal_` draws until all values lie within its bounds: memory as it comes might never do.
+            return args[0].zero_()
         if function in (torch.randn, torch.rand):
             function = torch.empty
         return function(*args, **kwargs)
@@ -130,9 +133,8 @@ class _NoFill(TorchFunctionMode):
 _FILLS = frozenset(
     [getattr(nn.init, name) for name in ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")]
     + [getattr(nn.init, name) for name in ("uniform_", "normal_", "trunc_normal_", "orthogonal_")]
-    + [Tensor.normal_, Tensor.uniform_]
 )
-"""(While the mode handles a function it is off, so those of `nn.init` are named beside what they call.)"""
+"""Those of `nn.init` that ask the mode. It is off while it handles a function."""
 
 
 def _unreadable(path: Path, error: Exception, advice: str) -> UserError:
