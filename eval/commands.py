@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.spec import parse_spec
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 
 if TYPE_CHECKING:
     from .provenance import Fact

@@ -17,7 +17,7 @@ from unitok.data.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.data.records import Record, RecordDataset
 from unitok.device import Precision
 from unitok.model import UniTok
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 

@@ -29,7 +29,7 @@ from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
 from unitok.device import Precision
 from unitok.model import UniTok
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 

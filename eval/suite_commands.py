@@ -10,7 +10,7 @@ from typing import Literal
 
 from tokenizers_vq.errors import Problems
 from unitok.data.spec import parse_spec
-from unitok.sample.config import MOST_GUIDANCE
+from unitok.sampling import MOST_GUIDANCE
 
 from .commands import Device, check_counts, finish
 
@@ -77,7 +77,7 @@ def eval_suite(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
-    from unitok.sample.config import SampleSettings
+    from unitok.sampling import SampleSettings
 
     from .features import load_features, load_image_text
     from .output import claim_folder

@@ -8,7 +8,7 @@ from typing import Literal
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
 
-from .config import SampleSettings
+from unitok.sampling import SampleSettings
 
 PROGRESS_ROWS = 8
 

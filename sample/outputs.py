@@ -18,7 +18,7 @@ from tokenizers_vq.images import save_grid, save_png
 from unitok.data.decoding import decode
 from unitok.seeding import fold
 
-from .config import SampleSettings
+from unitok.sampling import SampleSettings
 
 Job = tuple[str, int]
 """Caption and seed."""

@@ -1,8 +1,8 @@
-"""From captions to pictures and from pictures to captions, top to bottom."""
+"""From captions to pictures and from pictures to captions and answers, top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,13 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from unitok.device import Precision, autocast
 from unitok.model import UniTok
-from unitok.tasks import image_to_text_prompts, text_to_image_prompt
+from unitok.sampling import SampleSettings
+from unitok.tasks import Piece
 
-from . import masked_token, next_scale, next_token
-from .config import SampleSettings
-from .logits import finite
-from .prompts import EncodedPrompts, encode_prompts
+from .engine import Engine, Job, Watch, job_for, prompts_needed
 
-Decoder = Callable[..., torch.Tensor]
-DECODERS: dict[str, Decoder] = {
-    "next_token": next_token.decode,
-    "masked_token": masked_token.decode,
-    "next_scale": next_scale.decode,
-}
-"""The decoder of each objective, under the objective's name."""
+GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
+"""How texts are written unless a user says otherwise: the most likely token each time."""
 
 
 def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
@@ -34,27 +27,57 @@ def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> Sampl
         UserError: a list that does not have a value for each scale, or more scales asked for than the model has.
     """
     settings = SampleSettings.of(model.config, given)
-    settings.at_scale(scales=len(model.layout.scales) if model.config.objective == "next_scale" else 1)
+    settings.at_scale(scales=len(model.layout.scales) if model.objective.sets_scales else 1)
     return settings
 
 
 @torch.inference_mode()
+def run(
+    model: UniTok, jobs: Sequence[Job], *, batch_size: int = 32, watch: Watch | None = None
+) -> list[list[torch.Tensor]]:
+    """What each job writes; `batch_size` of them run at a time."""
+    if not jobs:
+        return []
+    lanes = sum(sorted((len(prompts_needed(job)) for job in jobs), reverse=True)[:batch_size])
+    engine = Engine(model, lanes, max(_room(model, job) for job in jobs), watch)
+    for job in jobs:
+        engine.add(job)
+    found: dict[int, list[torch.Tensor]] = {}
+    while engine.busy:
+        found.update(engine.step())
+    return [found[number] for number in range(len(jobs))]
+
+
+def _room(model: UniTok, job: Job) -> int:
+    """Positions that a job takes at most."""
+    modalities = model.modalities()
+
+    def length(pieces: Sequence[Piece]) -> int:
+        return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
+
+    longest = max(model.config.text_length + 1, model.layout.length)
+    return max(map(length, job.prompts)) + longest + sum(length(pieces) + longest for pieces, _ in job.then)
+
+
 def draw_codes(
     model: UniTok,
     captions: list[str],
     settings: SampleSettings,
     seeds: list[int],
     text_ids: Callable[[str], list[int]] | None = None,
+    *,
+    batch_size: int = 32,
+    watch: Watch | None = None,
 ) -> torch.Tensor:
-    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. All rows are decoded together;
-    no row depends on the others. For `text_ids` see `draw`."""
+    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. No row depends on the others.
+    For `text_ids` see `draw`."""
     assert len(captions) == len(seeds)
     text_ids = text_ids or model.text_ids
-    prompts = [text_to_image_prompt(text_ids(caption), model.vocabulary) for caption in captions]
-    if settings.guidance != 1:
-        prompts += [text_to_image_prompt([], model.vocabulary) for _ in captions]
-    encoded = encode_prompts(model, prompts, room=model.layout.length)
-    return DECODERS[model.config.objective](model, encoded, seeds, settings)
+    jobs = [
+        job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings)
+        for caption, seed in zip(captions, seeds, strict=True)
+    ]
+    return torch.stack([written[0] for written in run(model, jobs, batch_size=batch_size, watch=watch)])
 
 
 @torch.inference_mode()
@@ -73,7 +96,7 @@ def draw(
     Args:
         model: draws.
         captions: what is asked for.
-        settings: how codes are chosen; default: as the model likes it.
+        settings: how codes are chosen; default: the model's own.
         seeds: default 0, 1, ... They fix each picture: the same model, caption, settings and seed give the same
             picture, alone or in any batch.
         batch_size: pictures drawn at a time; changes the speed, not the pictures.
@@ -92,7 +115,7 @@ def draw(
     pictures = []
     for part in _parts(len(captions), batch_size):
         with autocast(model.device, precision):
-            codes = draw_codes(model, captions[part], settings, seeds[part], text_ids)
+            codes = draw_codes(model, captions[part], settings, seeds[part], text_ids, batch_size=batch_size)
         pictures.append(to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu())
     return torch.cat(pictures)
 
@@ -110,47 +133,86 @@ def draw_progress(
     return torch.stack(pictures, 1).cpu()
 
 
-@torch.inference_mode()
+def write_texts(
+    model: UniTok,
+    task: str,
+    records: Sequence[Mapping[str, Any]],
+    settings: SampleSettings = GREEDY,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+) -> list[str]:
+    """The text that a task ends with, of each record; images of the records are codes (L,)."""
+    seeds = range(len(records)) if seeds is None else seeds
+    jobs = [job_for(task, record, seed, settings, "text") for record, seed in zip(records, seeds, strict=True)]
+    return [model.text_tokenizer.decode(ids[0].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
+
+
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
-    """Captions of pictures given as codes (N, L): the most likely token each time, until the end of the text."""
-    transformer, vocabulary = model.transformer, model.vocabulary
-    prompts = image_to_text_prompts(codes.to(model.device), model.layout, vocabulary, model.objective)
-    encoded: EncodedPrompts = encode_prompts(model, prompts, room=model.config.text_length + 1)
-    rows = len(prompts)
-    ids = torch.full((rows, 1), vocabulary.bos, device=model.device)
-    written = torch.full((rows, model.config.text_length), vocabulary.eos)
-    ended = torch.zeros(rows, dtype=torch.bool)
-    for position in range(model.config.text_length):
-        place = torch.zeros(rows, 1, 3, dtype=torch.int64, device=model.device)
-        place[:, 0, 0] = encoded.orders + position
-        seen = encoded.cache.extend((encoded.groups + position)[:, None], whole=True)
-        hidden = transformer.hidden(ids, place, seen, encoded.cache)
-        ids = finite(transformer.logits(hidden, vocabulary.text_range)).argmax(-1)
-        chosen = ids[:, 0].cpu()
-        written[:, position] = torch.where(ended, vocabulary.eos, chosen)
-        ended |= chosen == vocabulary.eos
-        if ended.all():
-            break
-    texts = []
-    for row in written.tolist():
-        end = row.index(vocabulary.eos) if vocabulary.eos in row else len(row)
-        texts.append(model.text_tokenizer.decode(row[:end]))
-    return texts
+    """Captions of pictures given as codes (N, L), the most likely token each time."""
+    return write_texts(model, "image_to_text", [{"image": image} for image in codes])
 
 
 @torch.inference_mode()
-def caption(model: UniTok, pictures: torch.Tensor, *, batch_size: int = 32, precision: Precision = "fp32") -> list[str]:
+def caption(
+    model: UniTok,
+    pictures: torch.Tensor,
+    settings: SampleSettings = GREEDY,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> list[str]:
     """Captions of pictures (N, 3, H, W) uint8 of the model's size."""
+    return _texts_about(model, "image_to_text", pictures, None, settings, seeds, batch_size, precision)
+
+
+@torch.inference_mode()
+def answer(
+    model: UniTok,
+    pictures: torch.Tensor,
+    questions: Sequence[str],
+    settings: SampleSettings = GREEDY,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> list[str]:
+    """Answers to one question about each of the pictures (N, 3, H, W) uint8 of the model's size. For `text_ids` see
+    `draw`.
+
+    Raises:
+        UserError: a question that is too long.
+    """
+    ids = [(text_ids or model.text_ids)(question) for question in questions]
+    return _texts_about(model, "question", pictures, ids, settings, seeds, batch_size, precision)
+
+
+def _texts_about(
+    model: UniTok,
+    task: str,
+    pictures: torch.Tensor,
+    questions: list[list[int]] | None,
+    settings: SampleSettings,
+    seeds: Sequence[int] | None,
+    batch_size: int,
+    precision: Precision,
+) -> list[str]:
     height, width = model.image_tokenizer.image_size
     if pictures.shape[1:] != (3, height, width):
         raise UserError(
             f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
         )
+    seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
     for part in _parts(len(pictures), batch_size):
-        codes = model.image_tokenizer.encode(to_float(pictures[part]).to(model.device))
+        codes = model.image_tokenizer.encode(to_float(pictures[part]).to(model.device)).cpu()
+        records: list[dict[str, Any]] = [{"image": image} for image in codes]
+        for record, ids in zip(records, questions[part] if questions else [], strict=False):
+            record["question"] = ids
         with autocast(model.device, precision):
-            texts += caption_codes(model, codes)
+            texts += write_texts(model, task, records, settings, seeds[part], batch_size=batch_size)
     return texts
 
 

@@ -18,6 +18,7 @@ from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import get_objective
 from unitok.text import train_bpe
+from unitok.vocabulary import Vocabulary
 
 CAPTIONS = [
     "a small red circle",
@@ -44,17 +45,16 @@ def tiny_model(objective: str = "next_token", seed: int = 0, **trunk: object) ->
     config = ModelConfig(
         trunk=TrunkConfig(**{"width": 32, "depth": 2, "heads": 2, **trunk}),  # type: ignore[arg-type]
         objective=objective,
-        text_size=text_tokenizer.size,
-        codebook_size=image_tokenizer.codebook_size,
+        vocabulary=Vocabulary.of(text_tokenizer.size, image_tokenizer.codebook_size).spans,
         text_length=48,
-        features=get_objective(objective, image_tokenizer).features,
+        ports=get_objective(objective, image_tokenizer).ports(image_tokenizer.layout),
         image_tokenizer=image_tokenizer.fingerprint(),
     )
     torch.manual_seed(seed)
     model = UniTok(config, image_tokenizer, text_tokenizer).eval()
     # Fresh weights predict nearly the same everywhere; larger ones make a wrong mask or place visible.
-    for parameter in model.transformer.parameters():
-        if parameter.ndim == 2:
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
     return model
 

@@ -130,6 +130,8 @@ class ImageTokenizer(nn.Module, ABC):
             )
         codes = codes[:, :length]
         check_codes(codes, self.codebook_size)
+        for (first, size), part_of_grid in zip(layout.books, layout.split(codes), strict=False):
+            check_codes(part_of_grid, first + size, first)
         # On a CPU, convolutions round differently in another batch, and a picture must not depend on its batch.
         parts = codes.long().split(1) if codes.device.type == "cpu" else [codes.long()]
         return torch.cat([self._decode(part, layout).float() for part in parts])

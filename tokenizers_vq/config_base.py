@@ -47,7 +47,10 @@ class TokenizerConfig:
     def layout_for(self, height: int, width: int) -> Layout:
         """Layout of the codes of pictures of any size that the stride divides; UserError for others."""
         check_size(height, width, self.stride)
-        return Layout(((height // self.stride, width // self.stride),) * self.quantizer.grids)
+        quantizer = self.quantizer
+        grids, size = quantizer.grids, quantizer.size // quantizer.grids
+        books = tuple((number * size, size) for number in range(grids)) if grids > 1 else ()
+        return Layout(((height // self.stride, width // self.stride),) * grids, books)
 
     def _check_image_size(self, problems: Problems) -> None:
         """Notes what is not a size; with nothing else wrong, raises for a size that the stride does not divide."""

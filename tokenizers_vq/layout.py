@@ -25,12 +25,18 @@ class Layout:
     """
 
     scales: tuple[tuple[int, int], ...]
+    books: tuple[tuple[int, int], ...] = ()
+    """(first id, number of ids) that each grid can hold; empty: every grid holds any code."""
 
     def __post_init__(self) -> None:
         scales = tuple((int(height), int(width)) for height, width in self.scales)
         if not scales or any(height < 1 or width < 1 for height, width in scales):
             raise UserError(f"layout {self.scales} is not a list of (height, width) grids of at least 1x1")
         object.__setattr__(self, "scales", scales)
+        books = tuple((int(first), int(size)) for first, size in self.books)
+        if books and (len(books) != len(scales) or any(first < 0 or size < 1 for first, size in books)):
+            raise UserError(f"layout has {len(scales)} grids and books {list(books)}: give (first, size) for each grid")
+        object.__setattr__(self, "books", books)
 
     @property
     def length(self) -> int:

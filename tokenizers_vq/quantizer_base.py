@@ -109,17 +109,18 @@ def _grid_by_grid(codes: Tensor, batch: int) -> Tensor:
     return codes.reshape(batch, -1, codes[0].numel()).transpose(1, 2).reshape(batch, -1)
 
 
-def check_codes(codes: Tensor, codebook_size: int) -> None:
-    """Raises UserError for ids outside [0, codebook_size), with the worst one."""
+def check_codes(codes: Tensor, codebook_size: int, first: int = 0) -> None:
+    """Raises UserError for ids outside [first, codebook_size), with the worst one."""
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise UserError(f"codes are {codes.dtype}: give integer ids from 0 to {codebook_size - 1}")
     if codes.numel() == 0:
         return
     low, high = (int(value) for value in torch.aminmax(codes))
-    if low < 0 or high >= codebook_size:
-        worst = low if low < 0 else high
+    if low < first or high >= codebook_size:
+        worst = low if low < first else high
         raise UserError(
-            f"code {worst} is outside the codebook of {codebook_size}: ids go from 0 to {codebook_size - 1}; "
+            f"code {worst} is outside the codebook of {codebook_size - first}: ids go from {first} to "
+            f"{codebook_size - 1}; "
             "were these codes made by another tokenizer?"
         )
 

@@ -153,9 +153,9 @@ class Codebooks(Quantizer):
         return torch.stack([book._nearest(chunk) for book, chunk in self._chunks(rows)], 1) + self.firsts
 
     def _vectors(self, codes: Tensor) -> Tensor:
-        """Codebooks whose codes are missing give the mean of their rows. An id of another codebook, which a generator
-        may draw, stands for the code of the same number."""
-        numbers = codes.reshape(len(codes), -1) % self.config.codebook_size
+        """Codebooks whose codes are missing give the mean of their rows."""
+        numbers = codes.reshape(len(codes), -1)
+        numbers = numbers - self.firsts[: numbers.shape[1]]
         books = cast("list[MovingAverage]", list(self.books))
         known = [book._vectors(column) for book, column in zip(books, numbers.T, strict=False)]
         means = [book.codebook.mean(0).expand(len(codes), -1) for book in books[len(known) :]]

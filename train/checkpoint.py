@@ -1,7 +1,7 @@
 """Checkpoints: a directory of safetensors and one JSON file, complete or not there at all.
 
     checkpoints/step-00001000/
-        model.safetensors       the weights that train, those of an opponent too
+        model.safetensors       what training changes, of an opponent too
         average.safetensors     their moving average
         optimizer.safetensors   moments of AdamW and Muon, by weight name
         sums.safetensors        what the current log interval has summed up so far
@@ -26,11 +26,11 @@ from torch import nn
 from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import plain, read_json, remove_folder, write_folder, write_json
-from tokenizers_vq.weights import check_finite, each_once, read_weights, write_weights
+from tokenizers_vq.weights import check_finite, read_weights, write_weights
 
-from .optim import AveragedWeights
+from .optim import AveragedWeights, learning_tensors
 
-FORMAT = "unitok-checkpoint-1"
+FORMAT = "unitok-checkpoint-2"
 MODEL, AVERAGE, OPTIMIZER, SUMS = (f"{name}.safetensors" for name in ("model", "average", "optimizer", "sums"))
 ABOUT = "state.json"
 
@@ -59,9 +59,9 @@ def save(
     path = folder / checkpoint_name(state.step)
 
     def write(draft: Path) -> None:
-        write_weights(_weights(state.model), draft / MODEL)
+        write_weights(learning_tensors(state.model), draft / MODEL)
         if state.average.decay:
-            write_weights(_weights(state.average.model), draft / AVERAGE)
+            write_weights(state.average.tensors, draft / AVERAGE)
         write_weights(_moments(state.model, state.optimizers), draft / OPTIMIZER)
         write_weights(state.sums, draft / SUMS)
         if fill:
@@ -166,9 +166,9 @@ def load(path: Path, state: TrainState) -> dict[str, Any]:
     device = next(state.model.parameters()).device
     advice = "the checkpoint is damaged or of another run: start again in another --out"
     try:
-        _put_weights(state.model, read_weights(path / MODEL, _weights(state.model), advice))
+        _put(learning_tensors(state.model), path / MODEL, advice)
         if state.average.decay:
-            _put_weights(state.average.model, read_weights(path / AVERAGE, _weights(state.average.model), advice))
+            _put(state.average.tensors, path / AVERAGE, advice)
         moments = _read_tensors(path / OPTIMIZER, device, advice)
         _put_moments(state.model, state.optimizers, moments)
         state.sums.update(_read_tensors(path / SUMS, device, advice))
@@ -188,16 +188,11 @@ def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, to
     return tensors
 
 
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with every tensor once (tied weights have two names), as safetensors wants it."""
-    return dict(each_once(model.state_dict()))
-
-
-def _put_weights(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    expected = set(_weights(model))
-    if expected != set(tensors):
-        raise KeyError(f"weights {sorted(expected ^ set(tensors))[:4]} are on one side only")
-    model.load_state_dict(tensors, strict=False)
+@torch.no_grad()
+def _put(tensors: dict[str, torch.Tensor], path: Path, advice: str) -> None:
+    """Fills tensors with those of a file."""
+    for name, value in read_weights(path, tensors, advice).items():
+        tensors[name].copy_(value)
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:

@@ -15,7 +15,7 @@ from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 
 from .config import AugmentConfig, OptimConfig, RunConfig
 

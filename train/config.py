@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from tokenizers_vq.errors import Problems
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 
 
 @dataclass(frozen=True, kw_only=True)

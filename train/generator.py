@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +13,20 @@ from torch import nn
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid
-from unitok.config import ModelConfig, TaskConfig, TasksConfig
+from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
 from unitok.data.loader import Finish
+from unitok.data.mixture import Mixture, sources_of
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.data.shards import CodesDataset
-from unitok.model import TEXT_TOKENIZER, UniTok
+from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.tasks import task_losses
+from unitok.tasks import TASKS, needs
 from unitok.text import CaptionEncoder, TextTokenizer
-from unitok.transformer import Transformer
 
 from .config import RunConfig
 from .distributed import World
-from .packing import PackedRecords, Packer, TaskBatch
+from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
 
@@ -46,29 +45,35 @@ class GeneratorTrainee:
         image_tokenizer: ImageTokenizer,
         text_tokenizer: TextTokenizer,
         tasks: TasksConfig,
+        objective_settings: ObjectiveSettings,
         dataset: RecordDataset,
         validation: RecordDataset | None,
         run: RunConfig,
         world: World,
     ) -> None:
-        for data in (dataset, validation):
+        for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
         self._world, self._tasks, self._precision = world, tasks, run.precision
-        self.parts = tuple(name for name, _ in tasks.items())
+        self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)
-        self.model: nn.Module = self.unitok.transformer
+        self.model: nn.Module = self.unitok
         self._weights = torch.tensor([task.weight for _, task in tasks.items()], device=world.device)
+        sources = sources_of(dataset)
+        self._learned = {task for source in sources for task in source.tasks}
+        encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
+        arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)
         self._packer = Packer(
-            CaptionEncoder(text_tokenizer, config.text_length),
-            self.unitok.layout,
-            self.unitok.vocabulary,
-            objective,
-            tasks,
+            modalities(*arguments, objective_settings),
+            sources,
+            {"text": tasks.caption_dropout, "image": tasks.image_dropout},
+            vocabulary.pad,
             fold(run.seed, "tasks"),
+            run.steps,
         )
+        self._clean = modalities(*arguments)
         micro_batch = run.micro_batch_for(world.size)
         self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
         shown = first_records(validation or dataset, GRID_PICTURES).captions
@@ -84,32 +89,28 @@ class GeneratorTrainee:
 
     def compile(self) -> None:
         # Block by block: one graph serves all of them, and what surrounds them follows the batch's shape.
-        for block in self.unitok.transformer.blocks:
+        for block in self.unitok.trunk.blocks:
             block.compile()
 
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
         done = records.packed if isinstance(records, PackedRecords) else None
-        packed = done or self._packer.pack(records, self._codes(records))
+        packed = done or self._packer.pack(self._with_codes(records))
         return MicroBatch(packed.to(self._world.device), packed.counts, records.names)
 
-    def _codes(self, records: RecordBatch) -> torch.Tensor:
-        """(B, L) on the CPU; pixels are encoded once, and replaced by their codes."""
-        if records.codes is None:
-            assert records.images is not None
-            images = to_device(records.images, self._world.device)
-            records.codes, records.images = self.unitok.image_tokenizer.encode(images).cpu(), None
-        return records.codes
+    def _with_codes(self, records: RecordBatch) -> RecordBatch:
+        """The records, their pixels replaced by codes."""
+        if has_pixels(records):
+            encode_pixels(records, self._encode)
+        return records
+
+    def _encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.unitok.image_tokenizer.encode(to_device(images, self._world.device)).cpu()
 
     def loss(
         self, forward: Callable[..., torch.Tensor], data: TaskBatch, totals: torch.Tensor, last: bool
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        sums = self._task_sums(forward, data)
+        sums = forward(data.batch)  # (tasks,)
         return (self._weights * sums / totals).sum(), self._sums(data, sums)
-
-    def _task_sums(self, forward: Callable[..., torch.Tensor], data: TaskBatch) -> torch.Tensor:
-        """(tasks,) float32: sums of cross-entropy."""
-        logits = forward(data.batch, data.batch.at)  # (N, V)
-        return task_losses(logits, data.targets, data.tasks, len(self.parts))
 
     def _sums(self, data: TaskBatch, sums: torch.Tensor) -> dict[str, torch.Tensor]:
         return {
@@ -131,17 +132,17 @@ class GeneratorTrainee:
         return []
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
-        """The loss of every task on every validation picture, captions and codes never dropped."""
+    def evaluate(self, pictures: int) -> dict[str, float]:
+        """The loss of every task on every validation record that has its fields, nothing dropped, hidden or changed."""
         if self._validation is None:
             return {}
-        was_training = model.training
-        model.eval()
-        sums: dict[str, torch.Tensor] = {}
+        was_training = self.unitok.training
+        self.unitok.eval()
+        sums = {"losses": torch.zeros(len(TASKS)), "counts": torch.zeros(len(TASKS), dtype=torch.double)}
         for batch in self._validation_tasks(pictures):
-            for name, value in self._sums(batch, self._task_sums(model, batch)).items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        model.train(was_training)
+            sums["losses"] = sums["losses"] + self.unitok(batch.batch).cpu()
+            sums["counts"] = sums["counts"] + batch.counts
+        self.unitok.train(was_training)
         numbers = self._means(self._world.sum_all(sums))
         weights = {f"loss/{name}": task.weight for name, task in self._tasks.items()}
         return {"loss": sum(weights[name] * value for name, value in numbers.items()), **numbers}
@@ -149,48 +150,58 @@ class GeneratorTrainee:
     def _validation_tasks(self, pictures: int) -> Iterator[TaskBatch]:
         assert self._validation is not None
         for records in self._validation.batches(pictures):
-            for number, (name, task) in enumerate(self._tasks.items()):
-                if task.share > 0:
-                    shares = {other: TaskConfig(float(other == name), 1.0) for other in self.parts}
-                    alone = TasksConfig(**shares, caption_dropout=0.0, code_dropout=0.0, code_noise=0.0)
-                    packer = replace(self._packer, tasks=alone, seed=fold("validation", number))
-                    yield packer.pack(records, self._codes(records)).to(self._world.device)
+            self._with_codes(records)
+            for number, task in enumerate(TASKS):
+                able = _those_with(records, needs([task])) if task in self._learned else None
+                if able is not None:
+                    packer = replace(
+                        self._packer,
+                        modalities=self._clean,
+                        dropout={},
+                        task=task,
+                        sources=sources_of(self._validation.dataset),
+                        seed=fold("validation", number),
+                    )
+                    yield packer.pack(able).to(self._world.device)
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, path: Path) -> None:
         """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw."""
-        if self._tasks.text_to_image.share == 0:
+        if "text_to_image" not in self._learned:
             return
-        with self._using(model):
-            pictures = draw(self.unitok, self._shown, precision=self._precision)
+        was_training = self.unitok.training
+        pictures = draw(self.unitok.eval(), self._shown, precision=self._precision)
+        self.unitok.train(was_training)
         scale = max(1, 128 // pictures.shape[-1])
         save_grid(path, pictures, columns=8, labels=self._shown, scale=scale)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        with self._using(model):
-            self.unitok.save_pretrained(folder)
+    def export(self, folder: Path) -> None:
+        self.unitok.save_pretrained(folder)
 
     def keep(self, folder: Path) -> None:
         self.unitok.text_tokenizer.save(folder / TEXT_TOKENIZER)
 
-    def exported(self, model: nn.Module, folder: Path) -> bool:
+    def exported(self, folder: Path) -> bool:
         try:
-            found = UniTok.from_pretrained(folder)
+            return UniTok.from_pretrained(folder).fingerprint() == self.unitok.fingerprint()
         except UserError:
             return False
-        with self._using(model):
-            return found.fingerprint() == self.unitok.fingerprint()
 
-    @contextmanager
-    def _using(self, model: nn.Module) -> Iterator[None]:
-        """The whole model with these weights in evaluation mode, for as long as it is entered."""
-        assert isinstance(model, Transformer)
-        mine, was_training = self.unitok.transformer, model.training
-        self.unitok.transformer = model.eval()
-        try:
-            yield
-        finally:
-            model.train(was_training)
-            self.unitok.transformer = mine
+
+def _those_with(records: RecordBatch, fields: set[str]) -> RecordBatch | None:
+    """The records that have these fields; None when none has."""
+    rows = [row for row in range(len(records.keys)) if fields <= fields_of(records, row).keys()]
+    if len(rows) == len(records.keys):
+        return records
+    if not rows:
+        return None
+    return replace(
+        records,
+        keys=[records.keys[row] for row in rows],
+        names=[records.names[row] for row in rows],
+        captions=[records.captions[row] for row in rows],
+        codes=None if records.codes is None else records.codes[rows],
+        records=[records.records[row] for row in rows],
+    )
 
 
 def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str) -> None:

@@ -77,7 +77,9 @@ def train(
         numbers = about["numbers"]
         unreadable = {int(index): (name, reason) for index, (name, reason) in about["unreadable"].items()}
         done = world.from_main(lambda: folder.finished(state.step) if state.step >= run.steps else None)
-        if done and world.from_main(lambda: trainee.exported(state.average.model, folder.path)):
+        with state.average.in_place():
+            whole = done and world.from_main(lambda: trainee.exported(folder.path))
+        if done and whole:
             if world.is_main:
                 more = f", more than run.steps {run.steps}" if state.step > run.steps else ""
                 print(f"{folder.path} is finished after {state.step} steps{more}: nothing to do", file=sys.stderr)
@@ -98,7 +100,7 @@ def train(
 
     world.wait()  # nobody writes before everybody has looked
     started = time.perf_counter()
-    facts = {"kind": type(trainee).__name__, "parameters": sum(weight.numel() for weight in model.parameters())}
+    facts = {"kind": type(trainee).__name__, "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad)}
     if world.is_main:
         folder.open()
         folder.describe(settings, **facts, processes=world.size, finished=False)
@@ -117,11 +119,13 @@ def train(
             transform=trainee.transform,
             finish=trainee.finish,
         )
-        with autocast(world.device, run.precision):
-            trainee.evaluate(
-                state.average.model, pictures=2 * world.size
-            )  # what is broken here shows in the first minute
+        with state.average.in_place(), autocast(world.device, run.precision):
+            trainee.evaluate(pictures=2 * world.size)  # what is broken here shows in the first minute
         speed = Speed()
+
+        def export_now() -> None:
+            with state.average.in_place():
+                trainee.export(folder.path)
 
         def save_now() -> None:
             guard.settle()
@@ -129,12 +133,12 @@ def train(
             if world.is_main:
                 about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
                 save(folder.checkpoints, state, about, run.keep, trainee.keep)
-                trainee.export(state.average.model, folder.path)
+                export_now()
             world.wait()
 
         if state.step >= run.steps and world.is_main:  # killed between the last checkpoint and the end
             keep_newest(folder.checkpoints, state.step, run.keep)
-            trainee.export(state.average.model, folder.path)
+            export_now()
         while state.step < run.steps:
             step = state.step
             torch.manual_seed(fold(run.seed, "step", step, world.rank))
@@ -205,16 +209,16 @@ def train(
                     log.say(f"warning: {notice}")
             # evaluate, sample, save
             if _due(step, run.eval_every, run.steps):
-                with speed.pause(), autocast(world.device, run.precision):
-                    validation = trainee.evaluate(state.average.model, run.eval_pictures)
+                with speed.pause(), state.average.in_place(), autocast(world.device, run.precision):
+                    validation = trainee.evaluate(run.eval_pictures)
                 if validation:
                     log.numbers("val", step, validation)
                     numbers |= {f"val {name}": value for name, value in validation.items()}
             if _due(step, run.sample_every, run.steps):
-                with speed.pause():
+                with speed.pause(), state.average.in_place():
                     if world.is_main:
                         path = folder.samples / f"step-{step:08d}.png"
-                        trainee.draw(state.average.model, path)
+                        trainee.draw(path)
                         if path.exists():
                             log.picture(step, path)
                     world.wait()

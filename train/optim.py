@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
 from .trainee import Opponent
@@ -79,18 +81,38 @@ def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
     return torch.optim.AdamW(weights, lr=opponent.lr, betas=(0.5, 0.9), weight_decay=0.0, eps=1e-8, fused=True)
 
 
+def learning_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a model that training changes, by name, each once: weights with gradients, and saved buffers of
+    modules that are not frozen as a whole."""
+    frozen = [name for name, module in model.named_modules() if _is_frozen(module)]
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found = {}
+    for name, tensor in each_once(model.state_dict(keep_vars=True)):
+        inside = any(name.startswith(f"{place}.") for place in frozen)
+        if name in trainable or (name not in weights and not inside):
+            found[name] = tensor.data
+    return found
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    weights = list(module.parameters())
+    return bool(weights) and not any(weight.requires_grad for weight in weights)
+
+
 class AveragedWeights:
-    """An exponential moving average of a model: a second model of the same shape, in eval mode.
+    """An exponential moving average of the tensors of a model that learn.
 
     The decay of step t is min(decay, (1 + t) / (10 + t)), so that short runs are not dominated by their first weights.
     Floating buffers (such as codebooks learned by averaging) move along with the weights; others are copied.
-    With decay 0 the average is the model itself.
+    With decay 0 the averages are the tensors themselves.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        self._now = learning_tensors(model)
+        self.tensors = {name: tensor.clone() if decay else tensor for name, tensor in self._now.items()}
+        pairs = [(self.tensors[name], now) for name, now in self._now.items()]
         self._moving = [pair for pair in pairs if pair[1].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[1].is_floating_point()]
 
@@ -104,6 +126,21 @@ class AveragedWeights:
         for mean, now in self._copied:
             mean.copy_(now)
 
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averages for as long as this is entered."""
+        if not self.decay:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    return [*(weight.data for weight in model.parameters()), *model.buffers()]
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, now in self._now.items():
+            kept = now.clone()
+            now.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

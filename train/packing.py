@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tokenizers_vq.layout import Layout
-from unitok.config import TasksConfig
-from unitok.data.records import RecordBatch
-from unitok.objectives import Objective
-from unitok.sequence import PackedBatch
-from unitok.tasks import make_batch
-from unitok.text import CaptionEncoder
-from unitok.vocabulary import Vocabulary
+from unitok.data.mixture import Source, pair_of_slot
+from unitok.data.records import Record, RecordBatch
+from unitok.modalities import Modality
+from unitok.objectives.base import Draw
+from unitok.seeding import keyed_generator
+from unitok.sequence import PackedBatch, pack
+from unitok.tasks import FIELDS, TASKS, documents
+
+NUMBERS = {task: number for number, task in enumerate(TASKS)}
+"""Task -> its number."""
 
 
 @dataclass
@@ -21,10 +25,6 @@ class TaskBatch:
     """A packed micro-batch."""
 
     batch: PackedBatch
-    targets: torch.Tensor
-    """(N,) int64 ids at the positions `batch.at`."""
-    tasks: torch.Tensor
-    """(N,) int64 task ids of the same positions."""
     counts: torch.Tensor
     """(tasks,) float64, stays on the CPU: targets per task."""
     tokens: int
@@ -35,12 +35,8 @@ class TaskBatch:
         if device.type == "cpu":
             return self
         # Only pinned memory travels without making the CPU wait for the GPU.
-        return replace(
-            self,
-            batch=self.batch.map(torch.Tensor.pin_memory).to(device),
-            targets=self.targets.pin_memory().to(device, non_blocking=True),
-            tasks=self.tasks.pin_memory().to(device, non_blocking=True),
-        )
+        batch = self.batch.map(torch.Tensor.pin_memory).to(device)
+        return TaskBatch(batch, self.counts, self.tokens, self.pictures)
 
 
 @dataclass
@@ -54,38 +50,78 @@ class PackedRecords(RecordBatch):
 class Packer:
     """Packs records. Holds nothing heavy: it travels to the loader's workers."""
 
-    caption_ids: CaptionEncoder
-    layout: Layout
-    vocabulary: Vocabulary
-    objective: Objective
-    tasks: TasksConfig
+    modalities: Mapping[str, Modality]
+    sources: Sequence[Source]
+    """With the tasks of each."""
+    dropout: Mapping[str, float]
+    """Condition -> share of the records that it is left out of."""
+    pad: int
     seed: int
+    steps: int = 1
+    """Of the whole run."""
+    task: str | None = None
+    """The task of all records; None: as their slots say."""
 
     def __call__(self, records: RecordBatch) -> RecordBatch:
-        """Adds the packed batch to records with codes; records with pixels, or without any picture, stay as they
-        are."""
-        if records.codes is None:
+        """Adds the packed batch to records whose pictures are codes; others stay as they are."""
+        if not records.keys or has_pixels(records):
             return records
-        return PackedRecords(**vars(records), packed=self.pack(records, records.codes))
+        return PackedRecords(**vars(records), packed=self.pack(records))
 
-    def pack(self, records: RecordBatch, codes: torch.Tensor) -> TaskBatch:
-        """Codes (B, L) on the CPU."""
-        batch = make_batch(
-            [self.caption_ids(caption) for caption in records.captions],
-            codes,
-            records.keys,
-            layout=self.layout,
-            vocabulary=self.vocabulary,
-            objective=self.objective,
-            tasks=self.tasks,
-            seed=self.seed,
-        )
-        tasks = batch.tasks.flatten()[batch.at]
+    def pack(self, records: RecordBatch) -> TaskBatch:
+        """Documents of records whose pictures are codes. Which task a record serves depends on its slot, and whatever
+        is random on (seed, epoch, index), so batch mates change nothing."""
+        chosen = [pair_of_slot(key.slot, self.sources) for key in records.keys]
+        tasks = [self.task or task for _, task in chosen]
+        draws = [
+            Draw(keyed_generator(self.seed, "task", key.epoch, key.index), min(1.0, key.step / self.steps))
+            for key in records.keys
+        ]
+        weights = [self.sources[number].weight for number, _ in chosen]
+        values = [fields_of(records, row) for row in range(len(records.keys))]
+        made = documents(tasks, values, draws, self.modalities, self.dropout, NUMBERS, weights)
+        batch = pack(made, pad=self.pad)
         return TaskBatch(
             batch=batch,
-            targets=batch.targets.flatten()[batch.at],
-            tasks=tasks,
-            counts=torch.bincount(tasks, minlength=len(self.tasks.items())).double(),
+            counts=torch.bincount(batch.tasks, minlength=len(TASKS)).double(),
             tokens=int((batch.documents >= 0).sum()),
             pictures=len(records.names),
         )
+
+
+def fields_of(records: RecordBatch, row: int) -> dict[str, Any]:
+    """Field -> value of one record of a batch."""
+    record = records.records[row]
+    image = records.codes[row] if records.codes is not None else record.codes
+    found = {"name": record.name, "caption": record.caption or None, "image": image, **record.fields}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def has_pixels(records: RecordBatch) -> bool:
+    """Whether some picture of the batch is not codes yet."""
+    return records.images is not None or any(
+        record.image is not None or any(True for _ in _pictures(record)) for record in records.records
+    )
+
+
+def encode_pixels(records: RecordBatch, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replaces all pixels by their codes. `encode`: uint8 (B, 3, H, W) to (B, L) on the CPU."""
+    if records.images is not None:
+        records.codes, records.images = encode(records.images), None
+    for record in records.records:
+        if record.image is not None:
+            record.codes, record.image = encode(record.image[None])[0], None
+        for name, place in list(_pictures(record)):
+            if place is None:
+                record.fields[name] = encode(record.fields[name][None])[0]
+            else:
+                record.fields[name][place] = ("image", encode(record.fields[name][place][1][None])[0])
+
+
+def _pictures(record: Record) -> Iterator[tuple[str, int | None]]:
+    """(field, place in a list) of every further picture that is pixels."""
+    for name, value in record.fields.items():
+        if FIELDS.get(name) == "image" and value.ndim == 3:
+            yield name, None
+        elif name == "parts":
+            yield from ((name, i) for i, (kind, one) in enumerate(value) if kind == "image" and one.ndim == 3)

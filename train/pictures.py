@@ -57,7 +57,7 @@ class Validation:
     """The first records of a data set, dealt out to the processes, read once and kept."""
 
     def __init__(self, dataset: RecordDataset, pictures: int, batch_size: int, world: World) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._pictures = min(pictures, len(dataset))
         self._batch_size = batch_size
         self._world = world
@@ -76,10 +76,10 @@ class Validation:
         start, stop = pictures * rank // size, pictures * (rank + 1) // size
         if pictures < size:
             start, stop = 0, pictures  # too few to deal out: everybody takes all of them, and means stay what they are
-        read = read_in_order(self._dataset, batch_size=self._batch_size, start=start, stop=stop)
+        read = read_in_order(self.dataset, batch_size=self._batch_size, start=start, stop=stop)
         batches = [batch for batch in read if batch.names]
         if not batches:
-            raise UserError(f"validation data {self._dataset.name}: none of records {start} to {stop - 1} can be used")
+            raise UserError(f"validation data {self.dataset.name}: none of records {start} to {stop - 1} can be used")
         return batches
 
 

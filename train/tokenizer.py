@@ -205,10 +205,10 @@ class TokenizerTrainee:
         return notices
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
+    def evaluate(self, pictures: int) -> dict[str, float]:
         if self._validation is None:
             return {}
-        assert isinstance(model, ImageTokenizer)
+        model = self.tokenizer
         was_training = model.training
         model.eval()
         sums: dict[str, torch.Tensor] = {}
@@ -225,25 +225,26 @@ class TokenizerTrainee:
         return {"loss": sum(value for name, value in numbers.items() if name.startswith("loss/")), **numbers}
 
     @torch.no_grad()
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, path: Path) -> None:
         """Originals above their reconstructions, always of the same pictures."""
-        assert isinstance(model, ImageTokenizer) and self._shown is not None
+        assert self._shown is not None
+        model, was_training = self.tokenizer, self.tokenizer.training
+        model.eval()
         codes = model.encode(to_device(self._shown, self._world.device))
         height, width = self._shown.shape[2:]
         copies = to_uint8(model.decode(codes, model.layout_for(height, width))).cpu()
+        model.train(was_training)
         scale = max(1, 96 // width)
         save_grid(path, torch.cat([self._shown, copies]), columns=len(copies), scale=scale)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        assert isinstance(model, ImageTokenizer)
-        model.save_pretrained(folder)
+    def export(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
 
     def keep(self, folder: Path) -> None:
         """Nothing: the command line says all of it."""
 
-    def exported(self, model: nn.Module, folder: Path) -> bool:
-        assert isinstance(model, ImageTokenizer)
+    def exported(self, folder: Path) -> bool:
         try:
-            return load_tokenizer(folder).fingerprint() == model.fingerprint()
+            return load_tokenizer(folder).fingerprint() == self.tokenizer.fingerprint()
         except UserError:
             return False

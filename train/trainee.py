@@ -39,7 +39,8 @@ class Trainee(Protocol):
     """What a trainer brings to the engine."""
 
     model: nn.Module
-    """What trains, on its device. The engine averages, saves and exports it."""
+    """What trains, on its device. The engine averages and saves those of its tensors that learn, and puts the averages in
+    their place while the trainee evaluates, draws or exports."""
 
     opponent: Opponent | None
     """What learns against it, if anything does."""
@@ -81,15 +82,15 @@ class Trainee(Protocol):
         """What a user should know about the numbers of the log interval that ends at `step`; the run goes on."""
         ...
 
-    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
+    def evaluate(self, pictures: int) -> dict[str, float]:
         """Validation numbers on at most `pictures` pictures (all processes together); empty without validation data."""
         ...
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, path: Path) -> None:
         """Writes the picture grid."""
         ...
 
-    def export(self, model: nn.Module, folder: Path) -> None:
+    def export(self, folder: Path) -> None:
         """Writes the finished model directory."""
         ...
 
@@ -97,6 +98,6 @@ class Trainee(Protocol):
         """Writes into a checkpoint what a resumed run needs besides the state that the engine saves."""
         ...
 
-    def exported(self, model: nn.Module, folder: Path) -> bool:
+    def exported(self, folder: Path) -> bool:
         """Whether a folder holds what `export` writes of this model, whole."""
         ...

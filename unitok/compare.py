@@ -18,7 +18,7 @@ from tokenizers_vq.files import read_json
 if TYPE_CHECKING:
     from unitok.eval.report import Number, Section
     from unitok.model import UniTok
-    from unitok.sample.config import SampleSettings
+    from unitok.sampling import SampleSettings
 
 COUNTED = 500
 """Captions whose length is looked at, to tell how long a picture's sequence is."""
@@ -161,7 +161,7 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
 
     from unitok.eval.features import load_image_text
     from unitok.eval.generation import measure_generation
-    from unitok.sample.config import SampleSettings
+    from unitok.sampling import SampleSettings
 
     from .data.open import open_data
     from .device import pick_device

@@ -6,14 +6,16 @@ Presets are functions that return a full configuration; `TRUNK_PRESETS` names th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
-FORMAT = 1
-"""Version of the model folder's layout."""
+from .vocabulary import Vocabulary
+
+FORMAT = 2
+"""Version of the model folder's layout. Format 1 (unitok 0.1) is read too."""
 
 
 @dataclass
@@ -66,7 +68,7 @@ class TrunkConfig:
         return self.hidden or -(-self.width * 8 // 3 // 64) * 64
 
     def parameters(self, vocabulary_size: int, features: int = 0) -> dict[str, int]:
-        """Parameter counts by part, without building anything; arguments as those of `Transformer`."""
+        """Parameter counts by part, without building anything; `features` is the sum of the sizes of the ports."""
         attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads) + 2 * self.head_size
         block = attention + 3 * self.width * self.inner + 2 * self.width
         counts = {
@@ -116,9 +118,9 @@ TRUNK_PRESETS: dict[str, Callable[[], TrunkConfig]] = {
 class TaskConfig:
     """One thing the model learns to do."""
 
-    share: float
-    """Share of the batch's pictures that are used for this task; the shares are normalised to sum to 1."""
-    weight: float
+    share: float = 0.0
+    """Share of the batch's records that are used for this task; the shares are normalised to sum to 1."""
+    weight: float = 1.0
     """Weight of the task's mean loss in the sum."""
 
 
@@ -133,15 +135,19 @@ class TasksConfig:
     """Write the caption of a picture."""
     text_only: TaskConfig = field(default_factory=lambda: TaskConfig(share=0.05, weight=0.1))
     """Write captions without a picture."""
+    question: TaskConfig = field(default_factory=TaskConfig)
+    """Answer a question about a picture."""
+    edit: TaskConfig = field(default_factory=TaskConfig)
+    """Draw a picture changed by an instruction."""
+    ground: TaskConfig = field(default_factory=TaskConfig)
+    """Say where in a picture something is, as boxes."""
+    interleaved: TaskConfig = field(default_factory=TaskConfig)
+    """Write texts and draw pictures in the order of the record's parts."""
     caption_dropout: float = 0.1
-    """Share of text_to_image captions that are replaced by an empty one, which guidance needs."""
-    code_dropout: float = 0.0
-    """Largest share of what `next_token` or `next_scale` sees of a picture that is hidden while it is continued; each
-    picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read in the caption
-    (word dropout, arXiv:1511.06349)."""
-    code_noise: float = 0.0
-    """Most noise with which the maps that `next_scale` continues are written; 1 is as much as what they write. Each
-    picture draws its own share. Targets stay true, so each map learns to correct those before it."""
+    """Share of records whose caption or instruction is replaced by an empty one, which guidance needs."""
+    image_dropout: float = 0.0
+    """Share of records whose source picture is left out, for guidance over pictures (InstructPix2Pix,
+    arXiv:2211.09800)."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -154,19 +160,65 @@ class TasksConfig:
             total <= 0 or any(task.share > 0 and task.weight > 0 for _, task in self.items()),
             "no task has both a share and a weight, so nothing would be learned: give one task a weight above 0",
         )
-        for name in ("caption_dropout", "code_dropout"):
+        for name in ("caption_dropout", "image_dropout"):
             value = getattr(self, name)
             problems.check(0 <= value <= 1, f"tasks.{name} is {value}: choose a value from 0 to 1")
-        problems.check_range("tasks.code_noise", self.code_noise, 0, 1000)
         problems.raise_if_any()
 
     def items(self) -> list[tuple[str, TaskConfig]]:
         """(name, settings) of every task, in the order of the task ids."""
-        return [
-            ("text_to_image", self.text_to_image),
-            ("image_to_text", self.image_to_text),
-            ("text_only", self.text_only),
-        ]
+        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("caption_dropout", "image_dropout")]
+
+    def shares(self) -> dict[str, float]:
+        """The tasks that take part, and their shares."""
+        return {name: task.share for name, task in self.items() if task.share > 0}
+
+
+@dataclass
+class ObjectiveSettings:
+    """How an objective is trained; each takes some of these (`unitok/objectives/`)."""
+
+    code_dropout: float = 0.0
+    """Largest share of the input codes that is hidden from `next_token`, `random_order` or `next_scale` in training;
+    each picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read in the
+    caption (word dropout, arXiv:1511.06349)."""
+    code_noise: float = 0.0
+    """Largest noise added to the input maps of `next_scale`; 1 is as strong as the maps themselves. Each picture draws
+    its own share. Targets stay true, so each map learns to correct those before it."""
+    permuted_until: float = 0.5
+    """Share of the run in which `random_order` permutes the codes of every picture (RAR, arXiv:2411.00776)."""
+    raster_from: float = 0.75
+    """Share of the run from which `random_order` takes all codes in raster order; in between, ever more pictures."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(
+            0 <= self.code_dropout <= 1,
+            f"objective_settings.code_dropout is {self.code_dropout}: choose a value from 0 to 1",
+        )
+        problems.check_range("objective_settings.code_noise", self.code_noise, 0, 1000)
+        problems.check(
+            0 <= self.permuted_until <= self.raster_from,
+            f"objective_settings.permuted_until is {self.permuted_until} and raster_from {self.raster_from}: "
+            "choose two shares of the run, the second not below the first",
+        )
+        problems.raise_if_any()
+
+
+@dataclass
+class PortConfig:
+    """What stands beside the ids of some positions."""
+
+    kind: Literal["linear", "table"]
+    """Vectors through a linear map, or numbers with a learned vector each."""
+    size: int
+    """Length of the vectors, or the number of numbers."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(self.kind in ("linear", "table"), f"port kind is {shown(self.kind)}: choose linear or table")
+        problems.check_range("port size", self.size, 1, 2**22)
+        problems.raise_if_any()
 
 
 @dataclass
@@ -175,26 +227,22 @@ class ModelConfig:
 
     trunk: TrunkConfig
     objective: str
-    text_size: int
-    """Ids of the text tokenizer."""
-    codebook_size: int
-    """Codes of the image tokenizer."""
+    vocabulary: tuple[tuple[str, int], ...]
+    """(name, number of ids) of every span, in the order of the ids."""
     text_length: int = 128
-    """Longest caption in tokens."""
+    """Longest text in tokens."""
     image_tokenizer: str = ""
     """Fingerprint of the image tokenizer that the model was trained with."""
-    features: int = 0
-    """Length of the vectors that stand beside the ids of an image; the objective's business."""
+    ports: dict[str, PortConfig] = field(default_factory=dict)
+    """What stands beside ids, by name; the objective's business."""
     sampling: dict[str, Any] = field(default_factory=dict)
-    """Fields of `SampleSettings` that this model draws best with: what holds unless a user says otherwise."""
+    """Sampling settings stored with the model; used unless the user sets others."""
 
     def __post_init__(self) -> None:
         problems = Problems()
-        for name, least, most in (
-            ("text_size", 1, 2**24), ("codebook_size", 1, 2**24), ("text_length", 1, 2**20), ("features", 0, 2**20)
-        ):  # fmt: skip
-            problems.check_range(name, getattr(self, name), least, most)
+        problems.check_range("text_length", self.text_length, 1, 2**20)
         problems.raise_if_any()
+        Vocabulary(self.vocabulary)
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "family": "unitok", **asdict(self)}
@@ -208,8 +256,27 @@ class ModelConfig:
         family, version = data.pop("family", None), data.pop("format", None)
         if family != "unitok":
             raise UserError(f"{where} is not a unitok model: family is {shown(family)}, expected 'unitok'")
-        if type(version) is not int or version != FORMAT:
+        if type(version) is not int or version not in (1, FORMAT):
             raise UserError(
-                f"{where} has format {shown(version)}, this unitok reads {FORMAT}: update unitok or retrain"
+                f"{where} has format {shown(version)}, this unitok reads up to {FORMAT}: update unitok or retrain"
             )
+        if version == 1:
+            data = _from_format_1(data, where)
         return read_dataclass(cls, data, where)
+
+
+def _from_format_1(data: dict[str, Any], where: str) -> dict[str, Any]:
+    """Format 1 gave sizes, from which the ids followed, and one kind of features."""
+    sizes = {name: data.pop(name, None) for name in ("text_size", "codebook_size")}
+    features = data.pop("features", 0)
+    problems = Problems()
+    for name, value in (*sizes.items(), ("features", features)):
+        whole = type(value) is int
+        problems.check(whole, f"{where}: {name} is {shown(value)}, expected a whole number")
+        if whole:
+            problems.check_range(name, value, 0 if name == "features" else 1, 2**24)
+    problems.raise_if_any()
+    data["vocabulary"] = Vocabulary.of(**sizes).spans
+    if features:
+        data["ports"] = {"image": {"kind": "linear", "size": features}}
+    return data

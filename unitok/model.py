@@ -1,9 +1,10 @@
-"""A model: the transformer with its image tokenizer, its text tokenizer and the vocabulary that joins them."""
+"""A model: a trunk between ports, with its image tokenizer, its text tokenizer and the vocabulary that joins them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +17,18 @@ from tokenizers_vq.files import part, read_json, read_stable, replace_parts, wri
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
-from .config import ModelConfig
-from .objectives import Objective, get_objective
+from .config import ModelConfig, ObjectiveSettings, PortConfig
+from .modalities import LOCATION, BoxModality, ImageModality, Modality, TextModality
+from .objectives import get_objective
+from .objectives.base import Objective
+from .ports import IdPort, add_features, build_ports
+from .sequence import PackedBatch
+from .tasks import TASKS
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
-from .transformer import Transformer
+from .trunk.cache import KVCache
+from .trunk.native import Transformer
+from .trunk.rule import Visibility
 from .vocabulary import Vocabulary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -32,39 +40,83 @@ PROVEN = (WEIGHTS, f"{IMAGE_TOKENIZER}/{CONFIG_FILE}", f"{TEXT_TOKENIZER}/{TEXT_
 class UniTok(nn.Module):
     """What a model folder holds.
 
-    `config.json`, `model.safetensors` (the transformer), `image_tokenizer/` and `text_tokenizer/`. `save_pretrained`
+    `config.json`, `model.safetensors` (trunk and ports), `image_tokenizer/` and `text_tokenizer/`. `save_pretrained`
     and `from_pretrained` are inverse to the bit.
     """
 
     def __init__(self, config: ModelConfig, image_tokenizer: ImageTokenizer, text_tokenizer: TextTokenizer) -> None:
         super().__init__()
+        self.config = config
+        self.vocabulary = Vocabulary(config.vocabulary)
         problems = Problems()
+        codes, texts = self.vocabulary.codebook_size, dict(self.vocabulary.spans)["text"]
         problems.check(
-            config.codebook_size == image_tokenizer.codebook_size,
-            f"the model knows {config.codebook_size} image codes, its tokenizer has {image_tokenizer.codebook_size}: "
+            codes == image_tokenizer.codebook_size,
+            f"the model knows {codes} image codes, its tokenizer has {image_tokenizer.codebook_size}: "
             "use the tokenizer it was trained with",
         )
         problems.check(
-            config.text_size == text_tokenizer.size,
-            f"the model knows {config.text_size} text ids, its text tokenizer has {text_tokenizer.size}: "
+            texts == text_tokenizer.size,
+            f"the model knows {texts} text ids, its text tokenizer has {text_tokenizer.size}: "
             "use the text tokenizer it was trained with",
         )
         problems.raise_if_any()
         self.objective: Objective = get_objective(config.objective, image_tokenizer)
-        if config.features != self.objective.features:
+        ports = self.objective.ports(image_tokenizer.layout)
+        if config.ports != ports:
             raise UserError(
-                f"the model takes features of length {config.features}, its objective and tokenizer make "
-                f"{self.objective.features}: use the tokenizer it was trained with"
+                f"the model takes {_said(config.ports)} beside its ids, its objective and tokenizer make "
+                f"{_said(ports)}: use the tokenizer it was trained with"
             )
-        self.config = config
-        self.vocabulary = Vocabulary(config.text_size, config.codebook_size)
         self.text_tokenizer = text_tokenizer
-        self.transformer = Transformer(config.trunk, self.vocabulary.size, config.features)
+        self.ids = IdPort(self.vocabulary.size, config.trunk.width, config.trunk.tied_head)
+        self.ports = build_ports(config.ports, config.trunk.width)
+        self.trunk = Transformer(config.trunk)
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        """Sums of cross-entropy of every task, (tasks,) float32.
+
+        Sums, not means: what they are divided by counts over the whole step, which only its caller knows. At each
+        position the softmax is over the ids that can stand there.
+        """
+        seen = batch.visibility(self.config.trunk.attention)
+        hidden = self.hidden(batch.inputs, batch.places, seen, features=batch.features).flatten(0, 1)
+        parts, start = [], 0
+        for ids, n in batch.spans:
+            here = slice(start, start + n)
+            parts.append(self.ids.losses(hidden[batch.at[here]], batch.targets[here], ids))
+            start += n
+        losses = torch.cat(parts) * batch.weights
+        return torch.zeros(len(TASKS), device=losses.device).index_add(0, batch.tasks, losses)
+
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        seen: Visibility,
+        cache: KVCache | None = None,
+        features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+    ) -> torch.Tensor:
+        """Ids (B, T) at places (B, T, 3) to their last states (B, T, C); `features` as in `PackedBatch`."""
+        x = add_features(self.ids(ids), self.ports, features or {})
+        return self.trunk(x, places, seen, cache)
+
+    def train(self, mode: bool = True) -> UniTok:
+        super().train(mode)
+        self.image_tokenizer.eval()
+        return self
+
+    def modalities(
+        self, encode: Callable[[str], list[int]] | None = None, settings: ObjectiveSettings | None = None
+    ) -> dict[str, Modality]:
+        """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
+        refuses long ones); `settings` are those of training."""
+        return modalities(self.vocabulary, encode or self.text_ids, self.config.text_length, self.layout, self.objective, settings)
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.embedding.weight.device
+        return self.ids.embedding.weight.device
 
     @property
     def layout(self) -> Layout:
@@ -84,7 +136,7 @@ class UniTok(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the weights and the configuration; names the model in the records of its pictures."""
         digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
-        for name, tensor in sorted(self.transformer.state_dict().items()):
+        for name, tensor in sorted(self._state().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
@@ -106,10 +158,10 @@ class UniTok(nn.Module):
         write_json(folder / CONFIG, with_digests(self.config.to_json(), folder, CONFIG, *PROVEN))
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """The tensors of the transformer as its file holds them: a tied head is the embedding, and not there."""
-        state = self.transformer.state_dict()
+        """The tensors of trunk and ports as their file holds them: a tied head is the embedding, and not there."""
+        state = {n: t for n, t in self.state_dict().items() if not n.startswith("image_tokenizer.")}
         if self.config.trunk.tied_head:
-            del state["head.weight"]
+            del state[HEAD]
         return state
 
     @classmethod
@@ -151,10 +203,48 @@ class UniTok(nn.Module):
             )
         model = build_empty(lambda: cls(config, images, texts), str(where))
         advice = "weights and configuration are of different models, or damaged: restore both"
-        model.transformer.load_state_dict(
-            read_weights(part(folder, WEIGHTS), model._state(), advice), strict=not config.trunk.tied_head
-        )
+        if data.get("format") == 1:
+            state = {_name_of_format_1(name): tensor for name, tensor in model._state().items()}
+            given = read_weights(part(folder, WEIGHTS), state, advice)
+            given = {name: given[_name_of_format_1(name)] for name in model._state()}
+        else:
+            given = read_weights(part(folder, WEIGHTS), model._state(), advice)
+        model.load_state_dict(given, strict=False)  # the image tokenizer has its weights
         return model.eval()
+
+
+def modalities(
+    vocabulary: Vocabulary,
+    encode: Callable[[str], list[int]],
+    text_length: int,
+    layout: Layout,
+    objective: Objective,
+    settings: ObjectiveSettings | None = None,
+) -> dict[str, Modality]:
+    """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
+    found: dict[str, Modality] = {
+        "text": TextModality(vocabulary, encode, text_length),
+        "image": ImageModality(vocabulary, layout, objective, settings),
+    }
+    if LOCATION in vocabulary:
+        found["box"] = BoxModality(vocabulary)
+    return found
+
+
+HEAD = "ids.head.weight"
+FORMAT_1 = {
+    "ids.embedding.weight": "embedding.weight",
+    "ids.head.weight": "head.weight",
+    "ports.image.projection.weight": "projection.weight",
+}
+
+
+def _name_of_format_1(name: str) -> str:
+    return FORMAT_1.get(name, name.removeprefix("trunk."))
+
+
+def _said(ports: Mapping[str, PortConfig]) -> str:
+    return ", ".join(f"{name} ({port.kind} {port.size})" for name, port in ports.items()) or "nothing"
 
 
 def _fetch(name: str) -> Path:

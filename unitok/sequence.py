@@ -1,30 +1,63 @@
-"""Sequences: documents made of text and image parts, and rows that several documents share.
+"""Sequences: segments in a row make a document, and several documents share a row of a batch.
 
 Every position carries an input id, a target id (IGNORE where nothing is predicted), a group number that never
-decreases along a document (see `attention.py`), and a place (order, row, column) for the rotary positions. Inputs and
-targets are aligned: the logits at a position are compared with the target at the same position, and nobody shifts
+decreases along a document (see `trunk/rule.py`), and a place (order, row, column) for the rotary positions. Inputs and
+targets are aligned: the state at a position is compared with the target at the same position, and nobody shifts
 anything again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from tokenizers_vq.layout import Layout
-
-from .attention import Visibility, visibility
+from .trunk.rule import FOREVER, Visibility, visibility
 
 IGNORE = -100
 """Target of a position where nothing is predicted."""
 
+Runs = tuple[tuple[slice, int], ...]
+"""(ids that can stand there, number of positions) of runs of positions."""
+
+
+@dataclass
+class Segment:
+    """n positions that belong together: a text, an image. Groups and the order coordinate are counted from 0."""
+
+    ids: torch.Tensor
+    """(n,) int64: what stands there."""
+    groups: torch.Tensor
+    """(n,) int64, never decreasing."""
+    places: torch.Tensor
+    """(n, 3) float32: order, row, column."""
+    target: torch.Tensor | None = None
+    """(n,) int64 ids or IGNORE; None: nothing is predicted."""
+    runs: Runs = ()
+    """Which ids can stand where something is predicted; they cover all positions."""
+    features: torch.Tensor | None = None
+    """(n, F) float32 or (n,) int64: what stands there beside the ids."""
+    port: str = ""
+    """Which port embeds the features."""
+    weight: float = 1.0
+    """Of the losses here."""
+    private: bool = False
+    """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the order coordinate takes."""
+        return 0 if self.private else int(self.places[:, 0].max()) + 1
+
 
 @dataclass
 class Document:
-    """Parts in a row; n positions."""
+    """Segments in a row; n positions."""
 
     inputs: torch.Tensor
     """(n,) int64 ids."""
@@ -32,72 +65,47 @@ class Document:
     """(n,) int64 ids or IGNORE."""
     groups: torch.Tensor
     """(n,) int64, never decreasing."""
+    until: torch.Tensor
+    """(n,) int64: the last group that sees the position."""
     places: torch.Tensor
     """(n, 3) float32: order, row, column."""
+    runs: Runs
+    weights: torch.Tensor
+    """(n,) float32."""
+    features: list[tuple[str, int, torch.Tensor]] = field(default_factory=list)
+    """(port, first position, (m, F) or (m,)) of every segment that has features."""
     task: int = 0
-    features: torch.Tensor | None = None
-    """(n, F) float32 beside the ids, zeros where there are none."""
+    order: int = 0
+    """Next order coordinate behind the document."""
 
     def __len__(self) -> int:
         return len(self.inputs)
 
 
-class DocumentBuilder:
-    """Puts a document together from left to right, keeping count of groups and of the order coordinate."""
-
-    def __init__(self, task: int = 0) -> None:
-        self.task = task
-        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self.features: list[tuple[int, torch.Tensor]] = []
-        """(where it begins, (n, F)) of every image with features."""
-        self.group = 0
-        self.order = 0
-
-    def text(self, ids: list[int], *, bos: int, eos: int | None = None) -> DocumentBuilder:
-        """Adds `bos` and a text; each token opens a group. With `eos` the text and its end are predicted."""
-        inputs = torch.tensor([bos, *ids])
-        n = len(inputs)
-        targets = torch.full((n,), IGNORE) if eos is None else torch.tensor([*ids, eos])
-        places = torch.zeros(n, 3)
-        places[:, 0] = torch.arange(self.order, self.order + n)
-        self.parts.append((inputs, targets, torch.arange(self.group, self.group + n), places))
-        self.group += n
-        self.order += n
-        return self
-
-    def image(
-        self,
-        inputs: torch.Tensor,
-        targets: torch.Tensor | None,
-        groups: torch.Tensor,
-        layout: Layout,
-        features: torch.Tensor | None = None,
-    ) -> DocumentBuilder:
-        """Adds an image: inputs (L,), targets (L,) or None, groups (L,) counted from 0, features (L, F) or None."""
-        if targets is None:
-            targets = torch.full_like(inputs, IGNORE)
-        if features is not None:
-            self.features.append((sum(len(part[0]) for part in self.parts), features))
-        self.parts.append((inputs, targets, groups + self.group, image_places(layout, self.order)))
-        self.group += int(groups[-1]) + 1
-        self.order += len(layout.scales)
-        return self
-
-    def build(self) -> Document:
-        inputs, targets, groups, places = (torch.cat(tensors) for tensors in zip(*self.parts, strict=True))
-        features = None
-        for start, part in self.features:
-            features = torch.zeros(len(inputs), part.shape[1]) if features is None else features
-            features[start : start + len(part)] = part
-        return Document(inputs, targets, groups, places, self.task, features)
-
-
-def image_places(layout: Layout, order: int) -> torch.Tensor:
-    """(L, 3) float32 places of an image that begins at `order`: a scale takes one step of the order, rows and columns
-    are those of the finest grid."""
-    places = layout.coordinates()
-    places[:, 0] += order
-    return places
+def document(segments: Iterable[Segment], task: int = 0) -> Document:
+    """Puts segments in a row, keeping count of groups and of the order coordinate."""
+    inputs, targets, groups, until, places, weights = [], [], [], [], [], []
+    runs: list[tuple[slice, int]] = []
+    features: list[tuple[str, int, torch.Tensor]] = []
+    group = order = start = 0
+    for part in segments:
+        n = len(part)
+        inputs.append(part.ids)
+        targets.append(torch.full((n,), IGNORE) if part.target is None else part.target)
+        groups.append(part.groups + group)
+        group += int(part.groups[-1]) + 1
+        until.append(torch.full((n,), group - 1 if part.private else FOREVER))
+        moved = part.places.clone()
+        moved[:, 0] += order
+        places.append(moved)
+        weights.append(torch.full((n,), part.weight))
+        runs += part.runs or [(slice(0, 0), n)]
+        if part.features is not None:
+            features.append((part.port, start, part.features))
+        order += part.steps
+        start += n
+    tensors = [torch.cat(tensors) for tensors in (inputs, targets, groups, until, places)]
+    return Document(*tensors, tuple(runs), torch.cat(weights), features, task, order)
 
 
 @dataclass
@@ -106,26 +114,32 @@ class PackedBatch:
 
     inputs: torch.Tensor
     """(R, T) int64."""
-    targets: torch.Tensor
-    """(R, T) int64; IGNORE where nothing is predicted."""
     groups: torch.Tensor
     """(R, T) int64."""
+    until: torch.Tensor | None
+    """(R, T) int64; None where no position is private."""
     documents: torch.Tensor
     """(R, T) int64: number of the document within its row, -1 for padding."""
     places: torch.Tensor
     """(R, T, 3) float32."""
-    tasks: torch.Tensor
-    """(R, T) int64 task ids."""
+    features: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    """Port -> (flat positions (M,), (M, F) or (M,)): what stands beside the ids."""
     at: torch.Tensor
-    """(N,) int64: flat positions where something is predicted."""
-    features: torch.Tensor | None
-    """(R, T, F) float32, or None when no document has any."""
+    """(N,) int64: flat positions where something is predicted, those of one span after those of another."""
+    spans: tuple[tuple[slice, int], ...]
+    """(ids that can stand there, number of them) of the N positions; no slice comes twice."""
+    targets: torch.Tensor
+    """(N,) int64 ids."""
+    tasks: torch.Tensor
+    """(N,) int64 task ids."""
+    weights: torch.Tensor
+    """(N,) float32: of the losses."""
     causal: bool
     """Whether the group rule reduces to plain causal attention (known on the host, so that no device has to be
     asked)."""
 
     def visibility(self, backend: str = "sdpa") -> Visibility:
-        return visibility(self.groups, self.documents, self.groups, self.documents, causal=self.causal, backend=backend)
+        return visibility(self.groups, self.documents, self.until, causal=self.causal, backend=backend)
 
     def to(self, device: torch.device | str) -> PackedBatch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -133,58 +147,70 @@ class PackedBatch:
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedBatch:
         """The batch with every tensor changed."""
         changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
-        return replace(self, **changed)
+        features = {port: (change(at), change(values)) for port, (at, values) in self.features.items()}
+        return replace(self, **changed, features=features)
 
 
-def pack(documents: list[Document], *, pad: int) -> PackedBatch:
-    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document.
-
-    >>> one, two = (DocumentBuilder().text(ids, bos=1, eos=2).build() for ids in ([5], [5, 6, 7]))
-    >>> pack([one, two, one, one], pad=0).documents.tolist()
-    [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, -1, -1]]
-    """
+def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
+    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document."""
     length = max(len(document) for document in documents)
     rows: list[list[Document]] = []
     free: list[int] = []
-    for document in sorted(documents, key=len, reverse=True):  # stable: equal lengths keep their order
-        n = len(document)
+    for item in sorted(documents, key=len, reverse=True):  # stable: equal lengths keep their order
+        n = len(item)
         place = next((index for index, space in enumerate(free) if space >= n), None)
         if place is None:
-            rows.append([document])
+            rows.append([item])
             free.append(length - n)
         else:
-            rows[place].append(document)
+            rows[place].append(item)
             free[place] -= n
     return lay_out(rows, pad=pad)
 
 
-def lay_out(rows: list[list[Document]], *, pad: int) -> PackedBatch:
+def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
     """Rows of documents, side by side in the order given, padded behind to the longest row."""
-    shape = (len(rows), max(sum(len(document) for document in row) for row in rows))
-    widths = {document.features.shape[1] for row in rows for document in row if document.features is not None}
-    batch = PackedBatch(
-        inputs=torch.full(shape, pad),
-        targets=torch.full(shape, IGNORE),
-        groups=torch.zeros(shape, dtype=torch.int64),
-        documents=torch.full(shape, -1),
-        places=torch.zeros(*shape, 3),
-        tasks=torch.zeros(shape, dtype=torch.int64),
-        at=torch.empty(0, dtype=torch.int64),
-        features=torch.zeros(*shape, widths.pop()) if widths else None,
-        causal=all(len(row) == 1 and bool((row[0].groups.diff() > 0).all()) for row in rows),
-    )
+    shape = (len(rows), max(sum(len(item) for item in row) for row in rows))
+    inputs, targets = torch.full(shape, pad), torch.full(shape, IGNORE)
+    groups, documents = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
+    until, places = torch.full(shape, FOREVER), torch.zeros(*shape, 3)
+    tasks, choices = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    weights = torch.ones(shape)
+    spans: dict[tuple[int, int], int] = {}
+    features: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for r, row in enumerate(rows):
         start = 0
-        for number, document in enumerate(row):
-            span = slice(start, start + len(document))
-            batch.inputs[r, span] = document.inputs
-            batch.targets[r, span] = document.targets
-            batch.groups[r, span] = document.groups
-            batch.documents[r, span] = number
-            batch.places[r, span] = document.places
-            batch.tasks[r, span] = document.task
-            if batch.features is not None and document.features is not None:
-                batch.features[r, span] = document.features
-            start = span.stop
-    batch.at = (batch.targets != IGNORE).flatten().nonzero().squeeze(1)
-    return batch
+        for number, item in enumerate(row):
+            here = slice(start, start + len(item))
+            inputs[r, here], targets[r, here] = item.inputs, item.targets
+            groups[r, here], until[r, here], places[r, here] = item.groups, item.until, item.places
+            documents[r, here], tasks[r, here], weights[r, here] = number, item.task, item.weights
+            for ids, n in item.runs:
+                choices[r, start : start + n] = spans.setdefault((ids.start, ids.stop), len(spans))
+                start += n
+            for port, first, values in item.features:
+                features.setdefault(port, []).append((r * shape[1] + here.start + first, values))
+    at = (targets != IGNORE).flatten().nonzero().squeeze(1)
+    chosen = choices.flatten()[at]
+    at = at[chosen.argsort(stable=True)]
+    counts = torch.bincount(chosen, minlength=len(spans)).tolist()
+    return PackedBatch(
+        inputs=inputs,
+        groups=groups,
+        until=until if bool((until < FOREVER).any()) else None,
+        documents=documents,
+        places=places,
+        features={port: _joined(parts) for port, parts in features.items()},
+        at=at,
+        spans=tuple((slice(*ids), n) for ids, n in zip(spans, counts, strict=True) if n),
+        targets=targets.flatten()[at],
+        tasks=tasks.flatten()[at],
+        weights=weights.flatten()[at],
+        causal=all(len(row) == 1 and bool((row[0].groups.diff() > 0).all()) for row in rows)
+        and not bool((until < FOREVER).any()),
+    )
+
+
+def _joined(parts: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    at = torch.cat([torch.arange(first, first + len(values)) for first, values in parts])
+    return at, torch.cat([values for _, values in parts])

@@ -1,96 +1,158 @@
-"""Tasks: how a captioned picture becomes a document, and how a batch mixes them.
+"""Tasks: how a record becomes a document, and how a batch mixes them.
 
-text_to_image   [bos] caption            | image as the objective wants it     predicts the image
-image_to_text   image (one group)        | [bos] caption                       predicts the caption and its end
-text_only       [bos] caption                                                  predicts the caption and its end
+A task is a row of `TASKS`: the fields of the record in their order, which of them are learned, and which may be left out
+in training, so that guidance can compare with and without.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate, takewhile
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from tokenizers_vq.layout import Layout
+from tokenizers_vq.errors import UserError
 
-from .config import TasksConfig
-from .data.records import Key
-from .objectives import Objective
-from .seeding import keyed_generator
-from .sequence import Document, DocumentBuilder, PackedBatch, pack
-from .vocabulary import Vocabulary
+from .modalities import Modality
+from .objectives.base import Draw
+from .sequence import Document, Segment, document
 
 GOLDEN = 0.6180339887498949
 """Multiples of the golden ratio, modulo 1, fill [0, 1) evenly: any run of slots holds the tasks in about their
 shares."""
 
 
-def task_of_slot(slot: int, tasks: TasksConfig) -> int:
-    """Task id of a place in the global batch, so that micro-batches and ranks do not change the mix."""
-    shares = [task.share for _, task in tasks.items()]
+class Part(NamedTuple):
+    """One field of a task's document."""
+
+    field: str
+    learned: bool = False
+    drop: str = ""
+    """The condition that it is, if it may be left out: "text" leaves an empty text, "image" nothing."""
+
+
+TASKS: dict[str, tuple[Part, ...]] = {
+    "text_to_image": (Part("caption", drop="text"), Part("image", learned=True)),
+    "image_to_text": (Part("image"), Part("caption", learned=True)),
+    "text_only": (Part("caption", learned=True),),
+    "question": (Part("image"), Part("question"), Part("answer", learned=True)),
+    "edit": (Part("source", drop="image"), Part("instruction", drop="text"), Part("image", learned=True)),
+    "ground": (Part("image"), Part("phrase"), Part("boxes", learned=True)),
+    "interleaved": (Part("parts", learned=True),),
+}
+FIELDS = {
+    **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase"), "text"),
+    **dict.fromkeys(("image", "source"), "image"),
+    "boxes": "box",
+}
+"""Field of a record -> its modality. `parts` is a list of (modality, value)."""
+DROPS = ("text", "image")
+"""Conditions in the order in which guidance leaves them out."""
+
+
+class Piece(NamedTuple):
+    """A value on its way into a document."""
+
+    modality: str
+    value: Any
+    learned: bool
+
+
+def needs(tasks: Collection[str]) -> set[str]:
+    """The fields that records of these tasks must have."""
+    return {part.field for task in tasks for part in TASKS[task]}
+
+
+def conditions(task: str) -> list[str]:
+    """The conditions of a task that can be left out, in the order of guidance."""
+    found = {part.drop for part in TASKS[task]}
+    return [drop for drop in DROPS if drop in found]
+
+
+def pieces(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
+    """What a record's document is made of. `without` names conditions that are left out.
+
+    Raises:
+        UserError: the record lacks a field of the task.
+    """
+    return [piece for part in TASKS[task] for piece in _pieces(task, part, record, without)]
+
+
+def prompt(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
+    """What stands before the first part of a task that is learned."""
+    given = takewhile(lambda part: not part.learned, TASKS[task])
+    return [piece for part in given for piece in _pieces(task, part, record, without)]
+
+
+def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
+    value = record.get(part.field)
+    if value is None:
+        raise UserError(
+            f"{record.get('name', 'a record')} has no {part.field}, which the task {task} needs: add it to the data, "
+            f"or set tasks.{task}.share to 0"
+        )
+    if part.field == "parts":
+        return [Piece(modality, one, part.learned) for modality, one in value]
+    modality = FIELDS[part.field]
+    if part.drop and part.drop in without:
+        return [Piece(modality, [], part.learned)] if modality == "text" else []
+    return [Piece(modality, value, part.learned)]
+
+
+def task_of_slot(slot: int, shares: Sequence[float]) -> int:
+    """Which of several shares a place in the global batch belongs to, so that micro-batches and ranks do not change
+    the mix."""
     total = sum(shares)
     edges = [edge / total for edge in accumulate(shares)]
     return min(bisect_right(edges, (slot * GOLDEN) % 1), len(shares) - 1)
 
 
-def text_to_image_prompt(caption: list[int], vocabulary: Vocabulary, task: int = 0) -> DocumentBuilder:
-    """What stands before an image that is to be drawn. An empty caption is the condition-free prompt of guidance."""
-    return DocumentBuilder(task).text(caption, bos=vocabulary.bos)
+def documents(
+    tasks: Sequence[str],
+    records: Sequence[Mapping[str, Any]],
+    draws: Sequence[Draw],
+    modalities: Mapping[str, Modality],
+    dropout: Mapping[str, float],
+    numbers: Mapping[str, int],
+    weights: Sequence[float] | None = None,
+) -> list[Document]:
+    """One document for each record.
 
+    Args:
+        tasks: of each record.
+        records: field -> value; images as codes (L,).
+        draws: of each record; whatever is random about it comes from there alone.
+        modalities: by name.
+        dropout: condition -> share of the records that it is left out of.
+        numbers: task -> its number in the documents.
+        weights: of each record's losses.
 
-def image_to_text_prompts(
-    codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, objective: Objective, task: int = 0
-) -> list[DocumentBuilder]:
-    """What stands before captions that are to be written; codes (B, L)."""
-    if not len(codes):
-        return []
-    images = objective.context(codes, layout, vocabulary)
-    return [images.add_to(DocumentBuilder(task), row) for row in range(len(codes))]
-
-
-def make_batch(
-    captions: Sequence[list[int]],
-    codes: torch.Tensor,
-    keys: Sequence[Key],
-    *,
-    layout: Layout,
-    vocabulary: Vocabulary,
-    objective: Objective,
-    tasks: TasksConfig,
-    seed: int,
-) -> PackedBatch:
-    """Documents of a micro-batch, packed. Captions are token ids, codes (B, L) on the CPU. Which task a picture
-    serves depends on its slot, and whatever is random on (seed, epoch, index), so batch mates change nothing."""
-    assert len(captions) == len(codes) == len(keys)
-    chosen = [task_of_slot(key.slot, tasks) for key in keys]
-    generators = [keyed_generator(seed, "task", key.epoch, key.index) for key in keys]
-    drawn = [row for row, task in enumerate(chosen) if task == 0]
-    dropped = {row for row in drawn if torch.rand((), generator=generators[row]).item() < tasks.caption_dropout}
-    segments = objective.segments(codes[drawn], layout, vocabulary, [generators[row] for row in drawn], tasks)
-
-    read = [row for row, task in enumerate(chosen) if task == 1]
-    prompts = image_to_text_prompts(codes[read], layout, vocabulary, objective, task=1)
-
-    documents: list[Document] = []
-    for row, (caption, task) in enumerate(zip(captions, chosen, strict=True)):
-        if task == 0:
-            builder = text_to_image_prompt([] if row in dropped else caption, vocabulary, task)
-            segments.add_to(builder, drawn.index(row))
-        elif task == 1:
-            builder = prompts[read.index(row)].text(caption, bos=vocabulary.bos, eos=vocabulary.eos)
-        else:
-            builder = DocumentBuilder(task).text(caption, bos=vocabulary.bos, eos=vocabulary.eos)
-        documents.append(builder.build())
-    return pack(documents, pad=vocabulary.pad)
-
-
-def task_losses(logits: torch.Tensor, targets: torch.Tensor, tasks: torch.Tensor, number: int) -> torch.Tensor:
-    """Sums of cross-entropy per task, (number,) float32, of logits (N, V), targets (N,) and task ids (N,).
-
-    Sums, not means: what they are divided by counts over the whole step, which only its caller knows.
+    Raises:
+        UserError: a record lacks a field of its task.
     """
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")
-    return torch.zeros(number, device=losses.device).index_add(0, tasks, losses)
+    parts: list[list[Piece]] = []
+    for task, record, draw in zip(tasks, records, draws, strict=True):
+        rolls = {drop: torch.rand((), generator=draw.generator).item() for drop in conditions(task)}
+        without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
+        parts.append(pieces(task, record, without))
+    made: dict[tuple[int, int], list[Segment]] = {}
+    for name, modality in modalities.items():
+        mine = [(r, p) for r, row in enumerate(parts) for p, piece in enumerate(row) if piece.modality == name]
+        given = [where for where in mine if not parts[where[0]][where[1]].learned]
+        learned = [where for where in mine if parts[where[0]][where[1]].learned]
+        for where, segment in zip(given, modality.given([parts[r][p].value for r, p in given]), strict=True):
+            made[where] = [segment]
+        values = [parts[r][p].value for r, p in learned]
+        followed = [p + 1 < len(parts[r]) for r, p in learned]
+        segments = modality.learned(values, [draws[r] for r, _ in learned], followed)
+        made.update(zip(learned, segments, strict=True))
+    found = []
+    for row, task in enumerate(tasks):
+        segments = [segment for p in range(len(parts[row])) for segment in made[row, p]]
+        if weights is not None and weights[row] != 1:
+            for segment in segments:
+                segment.weight = weights[row]
+        found.append(document(segments, numbers[task]))
+    return found

@@ -1,70 +1,122 @@
-"""One id space for text, special tokens and image codes: the only place that adds or subtracts an offset."""
+"""One id space for text, special tokens and image codes: the only place that adds or subtracts an offset.
+
+A vocabulary is a row of named spans. A model folder keeps its own, and a span is only ever added behind the others: a
+model that was written before a span was invented opens as it is.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-import torch
+from tokenizers_vq.errors import Problems, UserError, shown
 
-from tokenizers_vq.errors import UserError
+if TYPE_CHECKING:
+    import torch
+
+SPECIALS = ("eos", "bos", "boi", "mask", "pad")
+"""End of a text (it follows the text ids, so that "text or end" is one range), its begin, begin of an image that is
+drawn code by code, a code that is not known, filler of rows."""
+LARGEST = 2**25
+"""Ids of a whole vocabulary."""
+
+
+Spans = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Text ids, then special ids, then image codes.
+    """Named spans of ids, laid end to end.
 
-    >>> v = Vocabulary(text_size=100, codebook_size=16)
-    >>> v.size, v.image_ids(torch.tensor([0])).item()
-    (121, 105)
+    >>> v = Vocabulary.of(text_size=100, codebook_size=16)
+    >>> v.size, v.image_start, v.grown("location", 8)["location"]
+    (121, 105, slice(121, 129, None))
     """
 
-    text_size: int
-    codebook_size: int
+    spans: Spans
+    """(name, number of ids), in the order of the ids."""
 
-    SPECIALS = ("eos", "bos", "boi", "mask", "pad")
+    def __post_init__(self) -> None:
+        problems = Problems()
+        names = [name for name, _ in self.spans]
+        for name, size in self.spans:
+            problems.check_range(f"vocabulary: {shown(name)}", size, 1, LARGEST)
+            problems.check(names.count(name) == 1, f"vocabulary has {shown(name)} twice: keep one")
+        missing = [name for name in ("text", *SPECIALS, "image") if name not in names]
+        problems.check(not missing, f"vocabulary has no {', '.join(missing)}: a model needs these spans")
+        problems.check(
+            bool(missing) or names.index("eos") == names.index("text") + 1,
+            "vocabulary has eos elsewhere than behind text: a text is written from one range of ids",
+        )
+        problems.raise_if_any()
+        problems.check(self.size <= LARGEST, f"vocabulary has {self.size} ids: choose at most {LARGEST}")
+        problems.raise_if_any()
 
-    @property
-    def eos(self) -> int:
-        """Ends a text. It follows the text ids, so that "text or end" is one range."""
-        return self.text_size
+    @classmethod
+    def of(cls, text_size: int, codebook_size: int) -> Vocabulary:
+        """What a new model starts with."""
+        return cls((("text", text_size), *((name, 1) for name in SPECIALS), ("image", codebook_size)))
 
-    @property
-    def bos(self) -> int:
-        """Begins a text."""
-        return self.text_size + 1
+    def grown(self, name: str, size: int) -> Vocabulary:
+        """With one more span, behind all others: every id keeps its meaning."""
+        return Vocabulary((*self.spans, (name, size)))
 
-    @property
-    def boi(self) -> int:
-        """Begins an image that is drawn code by code."""
-        return self.text_size + 2
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        names, sizes = zip(*self.spans, strict=True)
+        return dict(zip(names, accumulate(sizes, initial=0), strict=False))
 
-    @property
-    def mask(self) -> int:
-        """Stands for a code that is not known yet."""
-        return self.text_size + 3
+    def __contains__(self, name: str) -> bool:
+        return name in self._starts
 
-    @property
-    def pad(self) -> int:
-        """Fills rows."""
-        return self.text_size + 4
-
-    @property
-    def image_start(self) -> int:
-        return self.text_size + len(self.SPECIALS)
+    def __getitem__(self, name: str) -> slice:
+        """The ids of a span."""
+        start = self._starts[name]
+        return slice(start, start + dict(self.spans)[name])
 
     @property
     def size(self) -> int:
-        return self.image_start + self.codebook_size
+        return sum(size for _, size in self.spans)
+
+    @property
+    def eos(self) -> int:
+        return self._starts["eos"]
+
+    @property
+    def bos(self) -> int:
+        return self._starts["bos"]
+
+    @property
+    def boi(self) -> int:
+        return self._starts["boi"]
+
+    @property
+    def mask(self) -> int:
+        return self._starts["mask"]
+
+    @property
+    def pad(self) -> int:
+        return self._starts["pad"]
+
+    @property
+    def image_start(self) -> int:
+        return self._starts["image"]
+
+    @property
+    def codebook_size(self) -> int:
+        return dict(self.spans)["image"]
 
     @property
     def text_range(self) -> slice:
         """Ids that may be written in a text: the text ids and the end."""
-        return slice(0, self.eos + 1)
+        return slice(self._starts["text"], self.eos + 1)
 
     @property
     def image_range(self) -> slice:
         """Ids of image codes."""
-        return slice(self.image_start, self.size)
+        return self["image"]
 
     def image_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """Ids of image codes. Raises UserError for codes outside the codebook."""

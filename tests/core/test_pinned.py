@@ -20,14 +20,15 @@ import pytest
 import torch
 from torch import nn
 
-from unitok.config import TaskConfig, TasksConfig
-from unitok.data.records import Key
+from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.sample.config import SampleSettings
+from unitok.objectives.base import Draw
+from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import caption_codes, draw_codes
-from unitok.sequence import PackedBatch
-from unitok.tasks import make_batch, task_losses
+from unitok.seeding import keyed_generator
+from unitok.sequence import PackedBatch, pack
+from unitok.tasks import TASKS, documents, task_of_slot
 from unitok.train.config import OptimConfig
 from unitok.train.optim import build_optimizers, learning_rate
 
@@ -37,10 +38,10 @@ CAPTIONS = [
     "a large cross above a small yellow circle and right of a small black square",
 ]
 PINNED = Path(__file__).with_name("pinned.json")
-TASKS = TasksConfig(
+PLAIN = TasksConfig(
     text_to_image=TaskConfig(0.6, 1.0), image_to_text=TaskConfig(0.3, 1.0), text_only=TaskConfig(0.1, 0.1)
 )
-DROPPING = TasksConfig(TASKS.text_to_image, TASKS.image_to_text, TASKS.text_only, caption_dropout=0.5, code_dropout=0.3)
+DROPPING = TasksConfig(PLAIN.text_to_image, PLAIN.image_to_text, PLAIN.text_only, caption_dropout=0.5)
 BATCH, STEPS = 12, 5
 
 
@@ -60,9 +61,7 @@ def fill(modules: list[nn.Module], deviation: float) -> None:
 
 def parts(model: UniTok) -> list[nn.Module]:
     """The parts of a model that train, in the order in which they are filled."""
-    transformer = model.transformer
-    projection = [transformer.projection] if transformer.projection is not None else []
-    return [transformer.embedding, *projection, transformer.blocks, transformer.head]
+    return [model.ids.embedding, *model.ports.values(), model.trunk.blocks, model.ids.head]
 
 
 def pinned_model(make_model: Callable[..., UniTok], objective: str) -> UniTok:
@@ -79,28 +78,35 @@ def codes_of(model: UniTok, count: int) -> torch.Tensor:
 
 
 def batch_of(model: UniTok, tasks: TasksConfig, step: int = 0) -> PackedBatch:
-    return make_batch(
-        [model.text_ids(CAPTIONS[row % len(CAPTIONS)]) for row in range(BATCH)],
-        codes_of(model, BATCH),
-        [Key(step, row, row) for row in range(BATCH)],
-        layout=model.layout,
-        vocabulary=model.vocabulary,
-        objective=model.objective,
-        tasks=tasks,
-        seed=3,
-    )
+    images = codes_of(model, BATCH)
+    records = [
+        {"caption": model.text_ids(CAPTIONS[row % len(CAPTIONS)]), "image": images[row]} for row in range(BATCH)
+    ]
+    names, shares = zip(*tasks.shares().items(), strict=True)
+    chosen = [names[task_of_slot(row, shares)] for row in range(BATCH)]
+    draws = [Draw(keyed_generator(3, "task", step, row), step / STEPS) for row in range(BATCH)]
+    settings = ObjectiveSettings(code_dropout=0.3 if tasks is DROPPING else 0.0)
+    dropout, numbers = {"text": tasks.caption_dropout}, {task: number for number, task in enumerate(TASKS)}
+    made = documents(chosen, records, draws, model.modalities(settings=settings), dropout, numbers)
+    return pack(made, pad=model.vocabulary.pad)
 
 
 def losses(model: UniTok, batch: PackedBatch) -> torch.Tensor:
     """Mean cross-entropy of each task."""
-    targets, tasks = batch.targets.flatten()[batch.at], batch.tasks.flatten()[batch.at]
-    sums = task_losses(model.transformer(batch, batch.at), targets, tasks, 3)
-    return sums / torch.bincount(tasks, minlength=3)
+    return model(batch)[:3] / torch.bincount(batch.tasks, minlength=3)
+
+
+def losses_over_all_ids(model: UniTok, batch: PackedBatch) -> torch.Tensor:
+    """The same with a softmax over the whole vocabulary, as unitok 0.1 had it."""
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features).flatten(0, 1)
+    logits = model.ids.scores(hidden[batch.at], slice(0, model.vocabulary.size))
+    each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    return torch.zeros(3).index_add(0, batch.tasks, each) / torch.bincount(batch.tasks, minlength=3)
 
 
 def trajectory(model: UniTok) -> Iterator[float]:
     config = OptimConfig(lr=3e-3, warmup_steps=2)
-    optimizers = build_optimizers(model.transformer, config)
+    optimizers = build_optimizers(model, config)
     for step in range(STEPS):
         loss = (losses(model, batch_of(model, DROPPING, step)) * torch.tensor([1.0, 1.0, 0.1])).sum()
         loss.backward()
@@ -115,7 +121,9 @@ def trajectory(model: UniTok) -> Iterator[float]:
 def computed(model: UniTok) -> dict[str, Any]:
     with torch.no_grad():
         found: dict[str, Any] = {
-            "losses": losses(model, batch_of(model, TASKS)).tolist(),
+            "losses over all ids": losses_over_all_ids(model, batch_of(model, PLAIN)).tolist(),
+            "losses": losses(model, batch_of(model, PLAIN)).tolist(),
+            "losses over all ids with dropout": losses_over_all_ids(model, batch_of(model, DROPPING)).tolist(),
             "losses with dropout": losses(model, batch_of(model, DROPPING)).tolist(),
         }
     for guidance in (1.0, 3.0):

@@ -29,7 +29,7 @@ from unitok.eval.report import Number
 from unitok.eval.suite_commands import eval_suite
 from unitok.eval.suite_report import mean_of_rounds
 from unitok.model import UniTok
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 
 DATA, COUNT = "shapes@val", 8

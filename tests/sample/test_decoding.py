@@ -12,7 +12,7 @@ from tokenizers_vq.images import to_float
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.sample import masked_token, next_scale, next_token
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_codes
 from unitok.sample.prompts import encode_prompts
 from unitok.sequence import lay_out

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.sample.logits import finite, guide, keep_top_k, keep_top_p, pick, probabilities
 
 INF = float("inf")

@@ -18,7 +18,7 @@ from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.cli import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
-from unitok.sample.config import SampleSettings
+from unitok.sampling import SampleSettings
 from unitok.seeding import keyed_generator
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenizers_vq.errors import UserError
 
-from ..seeding import keyed_generator
+from ..seeding import fold, keyed_generator
+from .mixture import Source, source_of_slot, sources_of
 from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ Finish = Callable[[RecordBatch], RecordBatch]
 """Last work on a batch, such as packing it into sequences; it may return a subclass that holds the result."""
 
 
-@lru_cache(maxsize=2)  # a step touches at most the end of one epoch and the start of the next, unless it spans epochs
+@lru_cache(maxsize=8)  # a step touches at most the end of one epoch and the start of the next, of each source
 def _epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
     return torch.randperm(length, generator=keyed_generator(seed, "order", epoch))
 
@@ -41,21 +43,20 @@ class StepSampler(Sampler[list[Key]]):
 
     Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each shuffled by its own key;
     no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and micro-batches
-    contiguous parts of a rank's. An endless data set is read in order: its index is the place.
+    contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several sources each
+    has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
 
     Args:
-        length: number of records.
-        endless: the data set renders a new picture for each index, so nothing is shuffled.
-        batch_size: pictures per step over all ranks and micro-batches.
-        micro_batch: pictures per yielded list.
+        sources: the data sets that are read side by side.
+        batch_size: records per step over all ranks and micro-batches.
+        micro_batch: records per yielded list.
         start_step: the first step to yield.
     """
 
     def __init__(
         self,
-        length: int,
+        sources: Sequence[Source],
         *,
-        endless: bool,
         seed: int,
         batch_size: int,
         micro_batch: int,
@@ -64,34 +65,47 @@ class StepSampler(Sampler[list[Key]]):
         start_step: int = 0,
     ) -> None:
         assert 0 <= rank < world and start_step >= 0, (rank, world, start_step)
-        if length < 1:
+        if any(source.length < 1 for source in sources):
             raise UserError("the data set is empty: give one with at least one picture")
         if batch_size < 1 or micro_batch < 1 or batch_size % (world * micro_batch):
             raise UserError(
                 f"batch_size {batch_size} is not a multiple of {world} process(es) x micro_batch {micro_batch} = "
                 f"{world * micro_batch}: change one of them"
             )
-        self.length, self.endless, self.seed = length, endless, seed
+        self.sources, self.seed = sources, seed
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.world, self.start_step = rank, world, start_step
+        self._places: list[tuple[int, int]] = []
+        """(source, how many slots before it are of that source) of every slot."""
+        self._counts = [0] * len(sources)
+        for slot in range(batch_size):
+            number = source_of_slot(slot, sources)
+            self._places.append((number, self._counts[number]))
+            self._counts[number] += 1
 
     def keys(self, step: int) -> list[Key]:
         """This rank's keys of a step, in slot order."""
         share = self.batch_size // self.world
-        slots = range(self.rank * share, (self.rank + 1) * share)
-        return [self._key(step * self.batch_size + slot, slot) for slot in slots]
+        return [self._key(step, slot) for slot in range(self.rank * share, (self.rank + 1) * share)]
 
-    def _key(self, place: int, slot: int) -> Key:
-        epoch, index = divmod(place, self.length)
-        if not self.endless:
-            index = int(_epoch_order(self.seed, epoch, self.length)[index])
-        return Key(epoch, index, slot)
+    def _key(self, step: int, slot: int) -> Key:
+        number, before = self._places[slot]
+        source = self.sources[number]
+        epoch, index = divmod(step * self._counts[number] + before, source.length)
+        if not source.endless:
+            index = int(_epoch_order(fold_source(self.seed, number), epoch, source.length)[index])
+        return Key(epoch, source.first + index, slot, step)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in itertools.count(self.start_step):
             keys = self.keys(step)
             for start in range(0, len(keys), self.micro_batch):
                 yield keys[start : start + self.micro_batch]
+
+
+def fold_source(seed: int, number: int) -> int:
+    """The seed of a source's order: each has its own."""
+    return seed if number == 0 else fold(seed, "source", number)
 
 
 def collate(keys: Sequence[Key], records: Sequence[Record]) -> RecordBatch:
@@ -104,7 +118,6 @@ def collate(keys: Sequence[Key], records: Sequence[Record]) -> RecordBatch:
     problems = [(k.index, r.name, r.problem) for k, r in zip(keys, records, strict=True) if r.problem is not None]
     images = [record.image for _, record in good if record.image is not None]
     codes = [record.codes for _, record in good if record.codes is not None]
-    assert not (images and codes) and len(images) + len(codes) == len(good), "a data set yields images or codes"
     for parts, what in ((images, "pictures"), (codes, "codes")):
         shapes = sorted({tuple(part.shape) for part in parts})
         if len(shapes) > 1:
@@ -115,9 +128,17 @@ def collate(keys: Sequence[Key], records: Sequence[Record]) -> RecordBatch:
         keys=[key for key, _ in good],
         names=[record.name for _, record in good],
         captions=[record.caption or "" for _, record in good],
-        images=torch.stack(images) if images else None,
-        codes=torch.stack(codes) if codes else None,
+        images=torch.stack(images) if good and len(images) == len(good) else None,
+        codes=torch.stack(codes) if good and len(codes) == len(good) else None,
         problems=problems,
+        records=[_bare(record, len(images) == len(good), len(codes) == len(good)) for _, record in good],
+    )
+
+
+def _bare(record: Record, stacked_images: bool, stacked_codes: bool) -> Record:
+    """A record without what its batch holds stacked: nothing travels twice."""
+    return replace(
+        record, image=None if stacked_images else record.image, codes=None if stacked_codes else record.codes
     )
 
 
@@ -178,8 +199,7 @@ def make_loader(
         UserError: the sizes do not divide, or (while iterating) pictures of different sizes.
     """
     sampler = StepSampler(
-        len(dataset),
-        endless=dataset.endless,
+        sources_of(dataset),
         seed=seed,
         batch_size=batch_size,
         micro_batch=micro_batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -20,17 +20,23 @@ LeftOut = tuple[str, str]
 
 @dataclass(frozen=True)
 class Key:
-    """Names one use of one picture. `slot` is its place in the global batch of the step (over all micro-batches and
+    """Names one use of one record. `slot` is its place in the global batch of the step (over all micro-batches and
     ranks)."""
 
     epoch: int
     index: int
     slot: int
+    step: int = 0
+    """Training step, from 0."""
+
+
+TEXT_FIELDS = ("question", "answer", "instruction", "phrase")
+"""Texts of a record besides its caption."""
 
 
 @dataclass
 class Record:
-    """One captioned picture: pixels, or codes when the data set was encoded before."""
+    """One captioned picture, with pixels, or codes when the data set was encoded before; or what else a task needs."""
 
     name: str
     """File name (or another name) for logs."""
@@ -41,6 +47,9 @@ class Record:
     """(L,) int64."""
     problem: str | None = None
     """Why this record cannot be used; then image and codes are None."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """Further fields by name: texts (`TEXT_FIELDS`), `source` (a picture as `image`), `boxes` (lists of four shares),
+    `parts` (pairs of "text" and a text, or "image" and a picture)."""
 
 
 class RecordDataset(Protocol):
@@ -78,8 +87,10 @@ class RecordBatch:
     names: list[str]
     captions: list[str]
     images: torch.Tensor | None
-    """(B, 3, H, W) uint8, or None when there are codes."""
+    """(B, 3, H, W) uint8, when all records have pixels."""
     codes: torch.Tensor | None
-    """(B, L) int64, or None when there are images."""
+    """(B, L) int64, when all records have codes."""
     problems: list[tuple[int, str, str]] = field(default_factory=list)
     """(index, name, reason) of the records that were left out."""
+    records: list[Record] = field(default_factory=list)
+    """The records, without what is stacked in `images` or `codes`."""

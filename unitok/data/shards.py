@@ -75,6 +75,8 @@ class CodesIndex:
 
     def save(self, folder: Path) -> None:
         facts = asdict(self) | {"layout": self.layout.scales, "count": self.count, "complete": self.count == self.total}
+        if self.layout.books:
+            facts["books"] = self.layout.books
         write_json(folder / INDEX, with_digests({"format": FORMAT} | plain(facts), folder, INDEX))
 
     @classmethod
@@ -87,7 +89,7 @@ class CodesIndex:
         said = dict(facts)
         facts = {key: value for key, value in facts.items() if key not in ("format", "count", "complete")}
         if "layout" in facts:
-            facts["layout"] = {"scales": facts["layout"]}
+            facts["layout"] = {"scales": facts["layout"], "books": facts.pop("books", [])}
         index = read_dataclass(cls, facts, str(where))
         check_own(said, files, where)
         if index.codebook_size < 1 or index.count > index.total:

@@ -1,26 +1,39 @@
-"""Objectives by name. An objective says what stands at the positions of a target image and what is predicted there."""
+"""Objectives by name. An objective says what stands at the positions of an image and what is predicted there; the
+writer beside it draws images in that way.
+
+Free of torch until one is taken, so that the command line can name them quickly.
+"""
 
 from __future__ import annotations
 
-from tokenizers_vq.base import ImageTokenizer
+import importlib
+from typing import TYPE_CHECKING
+
 from tokenizers_vq.errors import UserError
 
-from .base import ImageSegments, Objective
-from .masked_token import MaskedToken
-from .next_scale import NextScale
-from .next_token import NextToken
+if TYPE_CHECKING:
+    from tokenizers_vq.base import ImageTokenizer
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (NextToken, MaskedToken, NextScale)
+    from .base import Objective
+
+OBJECTIVES = {
+    "next_token": ".next_token:NextToken",
+    "masked_token": ".masked_token:MaskedToken",
+    "next_scale": ".next_scale:NextScale",
+    "random_order": ".random_order:RandomOrder",
 }
+"""Name -> where its class stands."""
+
+
+def objective_class(name: str) -> type[Objective]:
+    """The objective of that name. Raises UserError that lists the names."""
+    if name not in OBJECTIVES:
+        raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    module, _, kind = OBJECTIVES[name].partition(":")
+    return getattr(importlib.import_module(module, __name__), kind)  # type: ignore[no-any-return]
 
 
 def get_objective(name: str, image_tokenizer: ImageTokenizer) -> Objective:
     """The objective of that name for the codes of a tokenizer. Raises UserError that lists the names, or says why the
     tokenizer does not do."""
-    if name not in OBJECTIVES:
-        raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name].for_tokenizer(image_tokenizer)
-
-
-__all__ = ["OBJECTIVES", "ImageSegments", "Objective", "get_objective"]
+    return objective_class(name).for_tokenizer(image_tokenizer)

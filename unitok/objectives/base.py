@@ -1,82 +1,178 @@
-"""What an objective is."""
+"""What an objective is, and the writer that draws by it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
 
 import torch
 
 from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.errors import Problems
 from tokenizers_vq.layout import Layout
 
-from ..config import TasksConfig
-from ..sequence import IGNORE, DocumentBuilder
+from ..config import ObjectiveSettings, PortConfig
+from ..sampling import SampleSettings
+from ..sequence import Runs, Segment
 from ..vocabulary import Vocabulary
 
 
-@dataclass
-class ImageSegments:
-    """B images, ready to stand in documents."""
+@dataclass(frozen=True)
+class Draw:
+    """What is random about one use of one record."""
 
-    inputs: torch.Tensor
-    """(B, L) int64 ids."""
-    targets: torch.Tensor
-    """(B, L) int64 ids, or IGNORE where nothing is predicted."""
-    groups: torch.Tensor
-    """(L,) int64, counted from 0."""
-    layout: Layout
-    """Where the positions lie."""
-    features: torch.Tensor | None = None
-    """(B, L, F) float32: what stands at the positions beside the ids, for objectives that have such."""
-
-    def add_to(self, builder: DocumentBuilder, row: int) -> DocumentBuilder:
-        """Adds one of the images to a document."""
-        features = None if self.features is None else self.features[row].cpu()
-        inputs, targets, groups = self.inputs[row].cpu(), self.targets[row].cpu(), self.groups.cpu()
-        return builder.image(inputs, targets, groups, self.layout, features)
+    generator: torch.Generator
+    progress: float = 1.0
+    """Share of the training that lies behind, in [0, 1]."""
 
 
-def hidden_places(length: int, tasks: TasksConfig, generators: list[torch.Generator]) -> torch.Tensor:
-    """(B, length) bool: the places that `tasks.code_dropout` hides, a share of its own of each image."""
-    draws = [torch.rand(1 + length, generator=generator) for generator in generators]
-    table = torch.stack(draws) if draws else torch.zeros(0, 1 + length)
-    return table[:, 1:] < tasks.code_dropout * table[:, :1]
+def code_runs(layout: Layout, vocabulary: Vocabulary) -> Runs:
+    """The ids that can stand at each grid of a layout."""
+    start = vocabulary.image_start
+    if not layout.books:
+        return ((vocabulary.image_range, layout.length),)
+    books = zip(layout.books, layout.lengths, strict=True)
+    return tuple((slice(start + first, start + first + size), n) for (first, size), n in books)
+
+
+def code_spans(layout: Layout, vocabulary: Vocabulary) -> tuple[tuple[slice, slice], ...]:
+    """(ids that can stand there, positions) of all codes of an image."""
+    spans, start = [], 0
+    for ids, n in code_runs(layout, vocabulary):
+        spans.append((ids, slice(start, start + n)))
+        start += n
+    return tuple(spans)
+
+
+def hidden_places(length: int, share: float, draws: Sequence[Draw]) -> torch.Tensor:
+    """(B, length) bool: the places that `code_dropout` hides, a share of its own of each image."""
+    found = [torch.rand(1 + length, generator=draw.generator) for draw in draws]
+    table = torch.stack(found) if found else torch.zeros(0, 1 + length)
+    return table[:, 1:] < share * table[:, :1]
 
 
 class Objective(ABC):
-    """Answers for target images: what stands at their positions, what is predicted there, who sees whom."""
+    """Answers for images: what stands at their positions, what is predicted there, who sees whom, and in which order
+    they are drawn."""
 
     name: ClassVar[str]
+    settings: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `ObjectiveSettings` that it takes."""
+    passes: ClassVar[bool] = False
+    """Whether the user says in how many passes an image is drawn."""
+    sets_scales: ClassVar[bool] = False
+    """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
 
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
         """The objective for the codes of a tokenizer. Raises UserError when it cannot work with them."""
         return cls()
 
-    @property
-    def features(self) -> int:
-        """Length of `ImageSegments.features`; 0: there are none."""
-        return 0
+    @classmethod
+    def check_settings(cls, given: ObjectiveSettings) -> None:
+        """Raises UserError for settings that are set and not taken."""
+        problems = Problems()
+        for item in fields(given):
+            value = getattr(given, item.name)
+            problems.check(
+                item.name in cls.settings or value == item.default,
+                f"--objective_settings.{item.name} is {value}, which objective {cls.name} does not take: leave it out",
+            )
+        problems.raise_if_any()
+
+    def ports(self, layout: Layout) -> dict[str, PortConfig]:
+        """What stands beside the ids of images."""
+        return {}
 
     @abstractmethod
-    def segments(
+    def learned(
         self,
         codes: torch.Tensor,
         layout: Layout,
         vocabulary: Vocabulary,
-        generators: list[torch.Generator],
-        tasks: TasksConfig | None = None,
-    ) -> ImageSegments:
-        """Codes (B, L) to segments; row b draws whatever is random from `generators[b]` alone. `tasks` says what is
-        hidden or changed of what a picture is continued from; without it nothing is."""
+        draws: Sequence[Draw],
+        settings: ObjectiveSettings | None = None,
+    ) -> list[Segment]:
+        """Codes (B, L) of images that are learned; image b draws whatever is random from `draws[b]` alone. Without
+        `settings` nothing of what an image is continued from is hidden or changed."""
 
-    def context(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> ImageSegments:
-        """Codes (B, L) of images that are read, not drawn: nothing is predicted, and all positions are one group."""
-        ids = vocabulary.image_ids(codes)
-        return ImageSegments(ids, torch.full_like(ids, IGNORE), torch.zeros_like(ids[0]), layout)
+    def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
+        """Codes (B, L) of images that are read: nothing is predicted, and all positions are one group."""
+        places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
+        return [Segment(ids, groups, places) for ids in vocabulary.image_ids(codes).cpu()]
 
     @abstractmethod
-    def groups(self, layout: Layout) -> torch.Tensor:
-        """(L,) int64: the group of every position, counted from 0. Training and decoding share it."""
+    def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
+        """A writer of images for so many rows."""
+
+
+@dataclass
+class Asked:
+    """Positions that a writer wants to be run, n for each of b rows. They see one another and all before them."""
+
+    ids: torch.Tensor
+    """(b, n) int64."""
+    places: torch.Tensor
+    """(b, n, 3) float32; the order is counted from the segment's begin."""
+    spans: tuple[tuple[slice, slice], ...]
+    """(ids, positions among the n) of all that is to be scored."""
+    keep: bool = True
+    """Whether what comes later sees them."""
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Port -> (b, n, F) or (b, n)."""
+
+
+class Writer(ABC):
+    """Writes one value in each of many rows, a step at a time. Rows do not depend on each other."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows: list[Row | None] = [None] * rows
+
+    def admit(self, row: int, seed: int, settings: SampleSettings, known: torch.Tensor | None = None) -> None:
+        """Begins a value in a row. `known` (L,) int64 are codes that are given and stay, -1 for the others."""
+        self.rows[row] = Row(seed, settings)
+        self._begin(row, seed, known)
+
+    def row(self, row: int) -> Row:
+        state = self.rows[row]
+        assert state is not None
+        return state
+
+    def settings(self, row: int) -> SampleSettings:
+        """The settings of the step that a row is at, every one a number."""
+        return self.row(row).settings.at_scale()
+
+    @abstractmethod
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None: ...
+
+    def phase(self, row: int) -> int:
+        """Rows at the same phase ask for equally many positions and run together."""
+        return 0
+
+    @abstractmethod
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        """What to run for these rows, which are at the same phase; `index` are they as a tensor on the device."""
+
+    @abstractmethod
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        """Guided logits (b, m, V) float32 of each of `Asked.spans`. Never waits for the device."""
+
+    @abstractmethod
+    def finished(self, rows: Sequence[int]) -> list[int]:
+        """Those of the rows that are written to the end."""
+
+    @abstractmethod
+    def written(self, row: int) -> torch.Tensor:
+        """What was written, (L,) int64."""
+
+
+@dataclass
+class Row:
+    """A value that is being written."""
+
+    seed: int
+    settings: SampleSettings
+    step: int = 0
+    """Steps done."""

@@ -1,8 +1,8 @@
-"""The decoder-only transformer over one vocabulary of text and image codes.
+"""The decoder-only transformer: vectors in, vectors out. It knows no ids.
 
 Pre-norm RMSNorm, QK-norm, SwiGLU, optional grouped-query heads, rotary positions over (order, row, column).
 
-Letters: B rows, T positions, C width, H heads, G key heads, D head size, V vocabulary.
+Letters: B rows, T positions, C width, H heads, G key heads, D head size.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import Visibility, attend
+from ..config import TrunkConfig
 from .cache import KVCache
-from .config import TrunkConfig
-from .sequence import PackedBatch
+from .rule import Visibility, attend
 
 ORDER_BASE = 10_000.0
 GRID_BASE = 100.0
@@ -127,22 +126,17 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Ids in, logits out. With `features`, vectors of that length are projected and added to the ids' embeddings."""
+    """Blocks between embedded positions and their last states."""
 
-    def __init__(self, config: TrunkConfig, vocabulary_size: int, features: int = 0) -> None:
+    def __init__(self, config: TrunkConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
         """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
-        self.embedding = nn.Embedding(vocabulary_size, config.width)
-        self.projection = nn.Linear(features, config.width, bias=False) if features else None
         self.rotary = Rotary(config.head_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
-        self.head = nn.Linear(config.width, vocabulary_size, bias=False)
         self._initialise()
-        if config.tied_head:
-            self.head.weight = self.embedding.weight
 
     def _initialise(self) -> None:
         """Normal with deviation 0.02; what is added to the residual stream is smaller, by the number of additions."""
@@ -152,19 +146,10 @@ class Transformer(nn.Module):
             residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.depth) if residual else 0.02)
 
-    def hidden(
-        self,
-        ids: torch.Tensor,
-        places: torch.Tensor,
-        seen: Visibility,
-        cache: KVCache | None = None,
-        features: torch.Tensor | None = None,
+    def forward(
+        self, x: torch.Tensor, places: torch.Tensor, seen: Visibility, cache: KVCache | None = None
     ) -> torch.Tensor:
-        """Ids (B, T) at places (B, T, 3), with features (B, T, F) or none, to the normed last states (B, T, C)."""
-        x = self.embedding(ids)
-        if features is not None:
-            assert self.projection is not None
-            x = x + self.projection(features.to(x.dtype))
+        """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C)."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         turn = self.rotary(places, dtype)
         for layer, block in enumerate(self.blocks):
@@ -174,18 +159,9 @@ class Transformer(nn.Module):
                 x = block(x, turn, seen, cache, layer)
         return self.norm(x)
 
-    def logits(self, hidden: torch.Tensor, ids: slice | None = None) -> torch.Tensor:
-        """Logits (..., V), or of a range of ids alone, float32."""
-        weight = self.head.weight if ids is None else self.head.weight[ids]
-        return F.linear(hidden, weight).float()
-
-    def forward(self, batch: PackedBatch, at: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits (R, T, V), or (N, V) at the flat positions `at` (N,)."""
-        features = batch.features
-        if features is None and self.projection is not None:
-            # A batch of texts alone: every process of a run must have a gradient for every weight.
-            features = self.projection.weight.new_zeros(*batch.inputs.shape, self.projection.in_features)
-        hidden = self.hidden(batch.inputs, batch.places, batch.visibility(self.config.attention), None, features)
-        if at is not None:
-            hidden = hidden.flatten(0, 1)[at]
-        return self.logits(hidden)
+    def cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache in the precision that the blocks compute in now."""
+        weight = self.norm.weight
+        autocast = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+        return KVCache(self.config, rows, capacity, weight.device, dtype)

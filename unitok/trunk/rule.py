@@ -1,10 +1,11 @@
 """The group rule and its backends.
 
-    position q may attend to position k  <=>  same document, k is not padding, and group[k] <= group[q]
+    position q may attend to position k  <=>  same document, k is not padding, and group[k] <= group[q] <= until[k]
 
-Text opens a group per token (causal); an image that is filled in by confidence is one group (full attention inside);
-an image drawn code by code opens a group per code; a picture given as context is one group (prefix attention). No
-other mask is written anywhere. `visibility` turns groups and documents into what a backend wants, `attend` runs it.
+`until` has no end but for private copies: nothing behind a masked or noised copy of an image sees it. Text opens a
+group per token (causal); an image that is filled in by confidence is one group (full attention inside); an image drawn
+code by code opens a group per code; an image given as context is one group (prefix attention). No other mask is
+written anywhere. `visibility` turns groups and documents into what a backend wants, `attend` runs it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from tokenizers_vq.errors import UserError
+
+FOREVER = 2**40
+"""`until` of what all later groups see."""
 
 
 @dataclass
@@ -33,33 +37,40 @@ class Visibility:
 
 
 def allowed(
-    query_groups: torch.Tensor, query_documents: torch.Tensor, key_groups: torch.Tensor, key_documents: torch.Tensor
-) -> torch.Tensor:
-    """The rule itself: (B, Q) queries and (B, K) keys give (B, 1, Q, K) bool. Documents of -1 are padding."""
-    same = query_documents[:, :, None] == key_documents[:, None, :]
-    seen = key_groups[:, None, :] <= query_groups[:, :, None]
-    return (same & seen & (key_documents >= 0)[:, None, :])[:, None]
-
-
-def visibility(
     query_groups: torch.Tensor,
     query_documents: torch.Tensor,
     key_groups: torch.Tensor,
     key_documents: torch.Tensor,
+    until: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The rule itself: (B, Q) queries and (B, K) keys give (B, 1, Q, K) bool. Documents of -1 are padding; without
+    `until` (B, K) no key is private."""
+    same = query_documents[:, :, None] == key_documents[:, None, :]
+    seen = key_groups[:, None, :] <= query_groups[:, :, None]
+    if until is not None:
+        seen &= query_groups[:, :, None] <= until[:, None, :]
+    return (same & seen & (key_documents >= 0)[:, None, :])[:, None]
+
+
+def visibility(
+    groups: torch.Tensor,
+    documents: torch.Tensor,
+    until: torch.Tensor | None = None,
     *,
     causal: bool = False,
     backend: str = "sdpa",
 ) -> Visibility:
-    """Groups and documents, (B, Q) and (B, K), in the form that `backend` wants.
+    """Who sees whom among positions with these groups, documents and ends, (B, T) each, in the form that `backend`
+    wants.
 
     `causal` says that the rule is known to reduce to plain causal attention: one document to a row, each position a
-    group of its own, padding only at the end.
+    group of its own, nothing private, padding only at the end.
     """
     if backend == "flex":
-        return Visibility(backend, mask=_block_mask(query_groups, query_documents, key_groups, key_documents))
+        return Visibility(backend, mask=_block_mask(groups, documents, until))
     if causal and backend == "sdpa":
         return Visibility(backend, causal=True)
-    return Visibility(backend, mask=allowed(query_groups, query_documents, key_groups, key_documents))
+    return Visibility(backend, mask=allowed(groups, documents, groups, documents, until))
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:
@@ -92,17 +103,15 @@ def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibilit
     return (scores.softmax(-1) @ v.flatten(0, 1)).view(batch, heads, queries, size)
 
 
-def _block_mask(
-    query_groups: torch.Tensor, query_documents: torch.Tensor, key_groups: torch.Tensor, key_documents: torch.Tensor
-) -> Any:
+def _block_mask(groups: torch.Tensor, documents: torch.Tensor, until: torch.Tensor | None) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
     def rule(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        same = query_documents[b, q] == key_documents[b, k]
-        return same & (key_documents[b, k] >= 0) & (key_groups[b, k] <= query_groups[b, q])
+        seen = (documents[b, q] == documents[b, k]) & (documents[b, k] >= 0) & (groups[b, k] <= groups[b, q])
+        return seen if until is None else seen & (groups[b, q] <= until[b, k])
 
-    (batch, queries), keys = query_groups.shape, key_groups.shape[1]
-    return create_block_mask(rule, batch, None, queries, keys, device=str(query_groups.device))
+    batch, length = groups.shape
+    return create_block_mask(rule, batch, None, length, length, device=str(groups.device))
 
 
 @cache

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from tokenizers_vq.errors import Problems, shown
+from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
-from unitok.config import ModelConfig
+from .config import ModelConfig
 
 MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000
 """Beyond these a number is a slip: all pictures of a caption are alike, or noise."""
@@ -19,8 +19,10 @@ class SampleSettings:
     """How codes are chosen. `temperature`, `top_k` and `top_p` may be lists for the next-scale objective: a value for
     each scale."""
 
-    guidance: float = 3.0
-    """Classifier-free guidance scale s: uncond + s * (cond - uncond). At 1 the unconditional pass is left out."""
+    guidance: float | list[float] = 3.0
+    """Classifier-free guidance scale s: uncond + s * (cond - uncond). At 1 the unconditional pass is left out. A list
+    has a scale for each condition of the task that can be left out (of `edit`: the instruction, the source); a number
+    is that of the first."""
     temperature: float | list[float] = 1.0
     """Divides the logits; 0 takes the most likely code."""
     top_k: int | list[int] = 0
@@ -33,12 +35,14 @@ class SampleSettings:
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    random_order: bool = False
+    """Random order: draw codes in an order of the seed's own instead of raster order."""
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.check(
-            0 <= self.guidance <= MOST_GUIDANCE,
-            f"--guidance is {self.guidance}: choose a scale from 0 to {MOST_GUIDANCE} (1 turns guidance off)",
+            _all(self.guidance, 0, MOST_GUIDANCE),
+            f"--guidance is {shown(self.guidance)}: choose a scale from 0 to {MOST_GUIDANCE} (1 turns guidance off)",
         )
         problems.check(
             _all(self.temperature, 0, MOST_TEMPERATURE),
@@ -87,7 +91,21 @@ class SampleSettings:
             for name in ("temperature", "top_k", "top_p")
         }
         rise = scale / max(1, scales - 1) if self.guidance_rises else 1.0
-        return replace(self, **chosen, guidance=1 + (self.guidance - 1) * rise)
+        guidance = [1 + (scale - 1) * rise for scale in self.guidance_scales(0)]
+        return replace(self, **chosen, guidance=guidance[0] if len(guidance) == 1 else guidance)
+
+    def guidance_scales(self, conditions: int) -> list[float]:
+        """A scale for each of so many conditions, those that are not given 1; with 0 those that are given.
+
+        Raises:
+            UserError: more scales than conditions.
+        """
+        given = self.guidance if isinstance(self.guidance, list) else [self.guidance]
+        if conditions and len(given) > conditions:
+            raise UserError(
+                f"--guidance is {given}, but this task has {conditions} condition(s) that can be left out: give as many"
+            )
+        return [*given, *[1.0] * (conditions - len(given))]
 
 
 def _all(values: float | list[float] | list[int], low: float, high: float = 2**53) -> bool:

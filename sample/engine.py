@@ -1,0 +1,311 @@
+"""The engine: writes values in many rows side by side, a step at a time.
+
+A row has its own prompt, seed, settings, guidance and length, and does not depend on the others: texts stand beside
+images, rows come in while others run, and finished ones go out. A command drains the engine; a server steps it for ever.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError
+from unitok.choose import guide, lane_weights
+from unitok.model import UniTok
+from unitok.objectives.base import Asked, Writer
+from unitok.sampling import SampleSettings
+from unitok.sequence import Document, document, lay_out
+from unitok.tasks import Piece, conditions, prompt
+
+Watch = Callable[[list[int], torch.Tensor], None]
+"""Is shown (numbers of the jobs, their logits (b, n, V) before guidance, those of all conditions) of each step."""
+
+
+@dataclass
+class Job:
+    """Something to write."""
+
+    prompts: list[list[Piece]]
+    """What stands before: with all conditions, without the first, without the first two, ..."""
+    modality: str
+    seed: int
+    settings: SampleSettings
+    known: torch.Tensor | None = None
+    """(L,) int64 codes that are given and stay, -1 for the others."""
+    then: list[tuple[list[Piece], str]] = field(default_factory=list)
+    """What follows: (given pieces, modality of what is written then)."""
+
+
+def job_for(
+    task: str,
+    record: Mapping[str, Any],
+    seed: int,
+    settings: SampleSettings,
+    modality: str = "image",
+    known: torch.Tensor | None = None,
+) -> Job:
+    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out."""
+    drops = conditions(task)
+    prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
+    return Job(prompts, modality, seed, settings, known)
+
+
+def prompts_needed(job: Job) -> list[int]:
+    """The prompts of a job that its guidance compares, the one with all conditions first."""
+    if len(job.prompts) == 1:
+        return [0]
+    return list(lane_weights(job.settings.guidance_scales(len(job.prompts) - 1)))
+
+
+@dataclass
+class _Row:
+    """A job that is running."""
+
+    number: int
+    job: Job
+    lanes: list[int]
+    """Rows of the cache: the one with all conditions, then those that guidance compares it with."""
+    which: list[int]
+    """The prompt that each lane holds."""
+    turn: int = 0
+    begin: list[int] = field(default_factory=list)
+    """Length of each lane when the turn began."""
+    written: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def modality(self) -> str:
+        return self.job.modality if self.turn == 0 else self.job.then[self.turn - 1][1]
+
+
+class Engine:
+    """Runs jobs on a model.
+
+    Args:
+        model: reads and writes.
+        lanes: rows of the cache; a job takes one, and one more for each condition that guidance leaves out.
+        room: positions of a lane: the longest prompt and all that is written.
+        watch: is shown the logits of every step.
+    """
+
+    def __init__(self, model: UniTok, lanes: int, room: int, watch: Watch | None = None) -> None:
+        self.model, self.watch = model, watch
+        self.modalities = model.modalities()
+        self.cache = model.trunk.cache(lanes, room)
+        self.writers: dict[str, Writer] = {}
+        self.waiting: deque[tuple[int, Job]] = deque()
+        self.running: dict[int, _Row] = {}
+        """Writer's row -> job."""
+        self.free = list(range(lanes))[::-1]
+        self.sound = torch.ones(lanes, dtype=torch.bool, device=model.device)
+        """Whether all logits of a writer's row were finite so far."""
+        self.orders = torch.zeros(lanes, device=model.device)
+        """Order coordinate at which each lane's value begins."""
+        self._prompts: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor, int]] = OrderedDict()
+        """Keys, values and next order of prompts that were encoded."""
+        self._added = 0
+        self._constants: dict[tuple[float, ...], torch.Tensor] = {}
+
+    def add(self, job: Job) -> int:
+        """Puts a job in the queue; returns its number."""
+        self.waiting.append((self._added, job))
+        self._added += 1
+        return self._added - 1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, list[torch.Tensor]]]:
+        """Admits what there is room for and takes every row one step on. Returns (number, what was written) of the jobs
+        that this finished.
+
+        Raises:
+            UserError: logits that are not finite, or a job that needs more lanes than there are.
+        """
+        self._admit()
+        done = []
+        groups: dict[tuple[str, int], list[int]] = {}
+        for row, state in self.running.items():
+            groups.setdefault((state.modality, self.writers[state.modality].phase(row)), []).append(row)
+        for (modality, _), rows in groups.items():
+            done += self._run(self.writers[modality], sorted(rows))
+        return done
+
+    # --- rows come and go --------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        taken: list[_Row] = []
+        while self.waiting:
+            number, job = self.waiting[0]
+            which = prompts_needed(job)
+            if len(which) > self.cache.rows:
+                raise UserError(f"guidance needs {len(which)} rows at once, there are {self.cache.rows}: raise batch_size")
+            if len(which) > len(self.free):
+                break
+            self.waiting.popleft()
+            taken.append(_Row(number, job, [self.free.pop() for _ in which], which))
+        self._fill(
+            [(row.job.prompts[which], lane) for row in taken for which, lane in zip(row.which, row.lanes, strict=True)]
+        )
+        for row in taken:
+            self.running[row.lanes[0]] = row  # a writer's row is the job's first lane
+            self._begin(row.lanes[0], row)
+
+    def _begin(self, row: int, state: _Row) -> None:
+        """Begins the writing of a turn."""
+        if state.modality not in self.writers:
+            made = self.modalities[state.modality].writer(self.cache.rows, self.model.device)
+            self.writers[state.modality] = made
+        self.writers[state.modality].admit(
+            row, state.job.seed, state.job.settings, state.job.known if state.turn == 0 else None
+        )
+        state.begin = [self.cache.lengths[lane] for lane in state.lanes]
+        self.sound[row] = True
+
+    def _finish(self, row: int, writer: Writer) -> list[tuple[int, list[torch.Tensor]]]:
+        state = self.running[row]
+        if not self.sound[row]:
+            raise UserError(
+                "the model's logits are not finite: its weights are damaged or its training diverged (take an older "
+                "checkpoint), or --guidance or --temperature is beyond all measure (leave it out)"
+            )
+        written = writer.written(row).clone()
+        state.written.append(written)
+        if state.turn == len(state.job.then):
+            del self.running[row]
+            for lane in state.lanes:
+                self.cache.clear(lane)
+            self.free += state.lanes[::-1]
+            return [(state.number, state.written)]
+        # What was written is read as it is from here on: its own positions are given back, the clean copy comes.
+        value = written.tolist() if state.modality == "text" else written
+        for lane, begin in zip(state.lanes, state.begin, strict=True):
+            self.cache.rewind([lane], self.cache.lengths[lane] - begin)
+        self._append(state, [Piece(state.modality, value, False), *state.job.then[state.turn][0]])
+        state.turn += 1
+        self._begin(row, state)
+        return []
+
+    # --- prompts -----------------------------------------------------------------------------------------------------
+
+    def _fill(self, prompts: list[tuple[list[Piece], int]]) -> None:
+        """Puts prompts into empty lanes; equal ones are encoded once."""
+        keys = [_key(pieces) for pieces, _ in prompts]
+        fresh = {key: pieces for key, (pieces, _) in zip(keys, prompts, strict=True) if key not in self._prompts}
+        if fresh:
+            documents = [document(self._segments(pieces)) if pieces else None for pieces in fresh.values()]
+            self._encode(list(fresh), documents)
+        for key, (_, lane) in zip(keys, prompts, strict=True):
+            keys_of, values_of, order = self._prompts[key]
+            self._prompts.move_to_end(key)
+            self.cache.copy(lane, keys_of, values_of)
+            self.orders[lane] = order
+        while len(self._prompts) > 2 * self.cache.rows:
+            self._prompts.popitem(last=False)
+
+    def _encode(self, keys: list[Any], documents: list[Document | None]) -> None:
+        """Runs prompts through the model, shorter ones padded behind; nobody sees padding."""
+        some = [item for item in documents if item is not None]
+        if some:
+            batch = lay_out([[item] for item in some], pad=self.model.vocabulary.pad).to(self.model.device)
+            rows, length = batch.inputs.shape
+            cache = self.model.trunk.cache(rows, length)
+            cache.extend(range(rows), length)
+            self.model.hidden(batch.inputs, batch.places, batch.visibility(), cache, batch.features)
+        place = 0
+        for key, item in zip(keys, documents, strict=True):
+            n = 0 if item is None else len(item)
+            kept = (cache.keys[:, place, :, :n].clone(), cache.values[:, place, :, :n].clone()) if item else None
+            empty = self.cache.keys[:, 0, :, :0]
+            self._prompts[key] = (*(kept or (empty, empty)), 0 if item is None else item.order)
+            place += item is not None
+
+    def _append(self, state: _Row, pieces: list[Piece]) -> None:
+        """Runs further pieces through the lanes of a row that is running."""
+        item = document(self._segments(pieces))
+        device = self.model.device
+        for lane in state.lanes:
+            places = item.places.to(device)
+            places[:, 0] += self.orders[lane]
+            seen = self.cache.extend([lane], len(item), item.groups.to(device))
+            batch = lay_out([[item]], pad=self.model.vocabulary.pad).to(device)
+            self.model.hidden(batch.inputs, places[None], seen, self.cache, batch.features)
+            self.orders[lane] += item.order
+
+    def _segments(self, pieces: Sequence[Piece]) -> list[Any]:
+        return [segment for piece in pieces for segment in self.modalities[piece.modality].given([piece.value])]
+
+    # --- a step ------------------------------------------------------------------------------------------------------
+
+    def _run(self, writer: Writer, rows: list[int]) -> list[tuple[int, list[torch.Tensor]]]:
+        """One forward pass for rows of one writer that are at the same phase."""
+        states = [self.running[row] for row in rows]
+        index = self.cache.index(rows)
+        asked = writer.ask(rows, index)
+        pairs = sorted((lane, r, j) for r, state in enumerate(states) for j, lane in enumerate(state.lanes))
+        place = {(r, j): at for at, (_, r, j) in enumerate(pairs)}
+        hidden = self._forward(asked, [lane for lane, _, _ in pairs], [r for _, r, _ in pairs])
+        scores = []
+        for ids, here in asked.spans:
+            logits = self.model.ids.scores(hidden[:, here], ids)  # (lanes, n, V)
+            guided = self._guided(writer, rows, states, logits, place)
+            if self.watch is not None:
+                self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
+            self.sound[index] &= torch.isfinite(guided.flatten(1).sum(1))
+            scores.append(guided)
+        if not asked.keep:
+            self.cache.rewind([lane for lane, _, _ in pairs], asked.ids.shape[1])
+        writer.take(rows, index, scores)
+        return [result for row in writer.finished(rows) for result in self._finish(row, writer)]
+
+    def _forward(self, asked: Asked, lanes: list[int], of: list[int]) -> torch.Tensor:
+        """Last states (lanes, n, C) of what is asked for, in every lane; `of` says which of the rows a lane serves."""
+        n = asked.ids.shape[1]
+        which = self.cache.index(of)
+        seen = self.cache.extend(lanes, n)
+        places = asked.places[which].clone()
+        places[..., 0] += self.orders[self.cache.index(lanes)][:, None]
+        at = torch.arange(len(lanes) * n, device=which.device)
+        features = {port: (at, values[which].flatten(0, 1)) for port, values in asked.features.items()}
+        return self.model.hidden(asked.ids[which], places, seen, self.cache, features)
+
+    def _guided(
+        self, writer: Writer, rows: list[int], states: list[_Row], logits: torch.Tensor, place: dict[tuple[int, int], int]
+    ) -> torch.Tensor:
+        """(b, n, V) logits of each row, from those of its lanes."""
+        most = max(len(state.lanes) for state in states)
+        lanes = [logits[self._lane(states, place, j)] for j in range(most)]
+        weights: list[list[float]] = []
+        for row, state in zip(rows, states, strict=True):
+            scales = writer.settings(row).guidance_scales(len(state.job.prompts) - 1)
+            now = lane_weights(scales) if len(state.job.prompts) > 1 else {}
+            weights.append([now.get(which, 0.0) for which in [*state.which, *[-1] * most][: most - 1]])
+        return guide(lanes, [self._constant(column) for column in zip(*weights, strict=True)])
+
+    def _lane(self, states: list[_Row], place: dict[tuple[int, int], int], j: int) -> torch.Tensor:
+        """Where lane j of each row stands among the lanes of a pass; a row with fewer lanes has its last."""
+        return self.cache.index([place[r, min(j, len(state.lanes) - 1)] for r, state in enumerate(states)])
+
+    def _constant(self, values: tuple[float, ...]) -> float | torch.Tensor:
+        """One number for all rows, or (b, 1, 1), made once."""
+        if len(set(values)) == 1:
+            return values[0]
+        if values not in self._constants:
+            if len(self._constants) > 256:
+                self._constants.clear()
+            self._constants[values] = torch.tensor(values, device=self.model.device)[:, None, None]
+        return self._constants[values]
+
+
+def _key(pieces: Sequence[Piece]) -> tuple[Any, ...]:
+    """What makes two prompts equal."""
+    return tuple((piece.modality, _plain(piece.value)) for piece in pieces)
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value.tolist()) if isinstance(value, torch.Tensor) else repr(value)

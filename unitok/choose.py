@@ -1,0 +1,94 @@
+"""From logits to ids: a row of small pure functions. Logits are (..., V) float32. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from .sampling import SampleSettings
+
+
+def guide(lanes: Sequence[torch.Tensor], weights: Sequence[float | torch.Tensor]) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2207.12598) from the logits of each prompt, the barest last.
+
+    `weights` are those of all prompts but the last; see `lane_weights`. One prompt alone is what it is.
+    """
+    *others, last = lanes
+    guided = last
+    for logits, weight in zip(others, weights, strict=True):
+        guided = guided + weight * (logits - last)
+    return guided
+
+
+def lane_weights(scales: Sequence[float]) -> dict[int, float]:
+    """Prompt -> its weight, of the prompts that guidance needs.
+
+    Prompt 0 has all conditions, prompt i lacks the first i of them. Guided logits are those of the barest prompt, and
+    for each condition i its scale times (prompt i - prompt i + 1), as in InstructPix2Pix (arXiv:2211.09800). A prompt
+    whose weight is 0 need not be run: at scale 1 a condition costs nothing.
+
+    >>> lane_weights([3.0]), lane_weights([1.0]), lane_weights([7.5, 1.5])
+    ({0: 3.0, 1: -2.0}, {0: 1.0}, {0: 7.5, 1: -6.0, 2: -0.5})
+    """
+    edges = [*scales, 1.0]
+    weights = {0: edges[0]} | {i: edges[i] - edges[i - 1] for i in range(1, len(edges))}
+    return {lane: weight for lane, weight in weights.items() if weight != 0} or {len(scales): 1.0}
+
+
+def choose(
+    logits: torch.Tensor, uniform: torch.Tensor, settings: Sequence[SampleSettings]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (b, n) and their probabilities (b, n), from logits (b, n, V), draws (b, n) in [0, 1) and the settings of each
+    row, every one a number."""
+    kinds = [replace(one, guidance=1.0, steps=1) for one in settings]  # what does not matter here
+    if all(kind == kinds[0] for kind in kinds):
+        return _choose(logits, uniform, kinds[0])
+    ids, chances = torch.empty_like(uniform, dtype=torch.int64), torch.empty_like(uniform)
+    for kind in {repr(kind): kind for kind in kinds}.values():
+        rows = torch.tensor([row for row, other in enumerate(kinds) if other == kind], device=logits.device)
+        ids[rows], chances[rows] = _choose(logits[rows], uniform[rows], kind)
+    return ids, chances
+
+
+def _choose(logits: torch.Tensor, uniform: torch.Tensor, settings: SampleSettings) -> tuple[torch.Tensor, torch.Tensor]:
+    temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
+    assert not (isinstance(temperature, list) or isinstance(top_k, list) or isinstance(top_p, list))
+    if temperature == 0:
+        ids = logits.argmax(-1)
+        return ids, torch.ones_like(uniform)
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        # Only those k are looked at from here on, in the order of their ids.
+        kept = logits.topk(top_k, -1, sorted=False).indices.sort(-1).values
+        place, chances = _pick(keep_top_p(logits.gather(-1, kept), top_p).softmax(-1), uniform)
+        return kept.gather(-1, place[..., None])[..., 0], chances
+    return _pick(keep_top_p(logits, top_p).softmax(-1), uniform)
+
+
+def _pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = pick(probabilities, uniform)
+    return ids, probabilities.gather(-1, ids[..., None])[..., 0]
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """Minus infinity outside the smallest set with probability p (nucleus sampling, arXiv:1904.09751); 0 or 1 keep
+    all."""
+    if p == 0 or p == 1:
+        return logits
+    ordered, index = logits.sort(-1, descending=True)
+    probabilities = ordered.softmax(-1)
+    outside = probabilities.cumsum(-1) - probabilities >= p  # the first id that reaches p still belongs
+    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), float("-inf"))
+
+
+def pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Inverse-CDF sampling: probabilities (..., V) and uniform draws (...) in [0, 1) to ids (...).
+
+    One number per id decides, so a row's draw is the same in any batch and on any device.
+    """
+    cumulative = probabilities.double().cumsum(-1)
+    point = uniform.double() * cumulative[..., -1]
+    ids = (cumulative <= point[..., None]).sum(-1)
+    return ids.clamp(max=probabilities.shape[-1] - 1)

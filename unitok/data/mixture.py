@@ -1,0 +1,97 @@
+"""Several sources of training data side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from ..tasks import task_of_slot
+from .fingerprint import digest
+from .records import LeftOut, Record, RecordDataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set among those that a run learns from."""
+
+    length: int
+    endless: bool
+    first: int = 0
+    """Its first index among the records of all sources."""
+    tasks: dict[str, float] = field(default_factory=dict)
+    """Task -> share of the batch; empty where tasks do not matter."""
+    weight: float = 1.0
+    """Of the losses of its records."""
+
+
+class Mixture:
+    """Records of several data sets, laid end to end.
+
+    Args:
+        parts: data sets.
+        tasks: of each, task -> share of the batch.
+        weights: of each, the weight of its records' losses.
+    """
+
+    def __init__(
+        self, parts: Sequence[RecordDataset], tasks: Sequence[dict[str, float]], weights: Sequence[float]
+    ) -> None:
+        self.parts = list(parts)
+        firsts = list(accumulate((len(part) for part in parts), initial=0))
+        self._length = firsts.pop()
+        self.sources = [
+            Source(len(part), part.endless, first, shares, weight)
+            for part, first, shares, weight in zip(parts, firsts, tasks, weights, strict=True)
+        ]
+
+    @property
+    def name(self) -> str:
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def endless(self) -> bool:
+        return all(part.endless for part in self.parts)
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        return [one for part in self.parts for one in part.left_out]
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        for part, source in zip(self.parts, self.sources, strict=True):
+            if source.first <= index < source.first + source.length:
+                return part[index - source.first]
+        raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
+
+    def fingerprint(self) -> str:
+        facts: list[Any] = [part.fingerprint() for part in self.parts]
+        facts += [[source.tasks, source.weight] for source in self.sources]
+        return facts[0] if len(self.parts) == 1 else digest(facts, 0, lambda _: b"")
+
+
+def sources_of(dataset: RecordDataset) -> list[Source]:
+    """The sources of a data set; of most, one."""
+    if isinstance(dataset, Mixture):
+        return dataset.sources
+    return [Source(len(dataset), dataset.endless)]
+
+
+def pairs_of(sources: Sequence[Source]) -> list[tuple[int, str, float]]:
+    """(source, task, share of the batch), in the order in which slots are dealt out."""
+    found = [(n, task, share) for n, source in enumerate(sources) for task, share in source.tasks.items()]
+    return found or [(number, "", 1.0) for number in range(len(sources))]
+
+
+def pair_of_slot(slot: int, sources: Sequence[Source]) -> tuple[int, str]:
+    """(source, task) of a place in the global batch."""
+    pairs = pairs_of(sources)
+    number, task, _ = pairs[task_of_slot(slot, [share for _, _, share in pairs])]
+    return number, task
+
+
+def source_of_slot(slot: int, sources: Sequence[Source]) -> int:
+    return 0 if len(sources) == 1 else pair_of_slot(slot, sources)[0]

@@ -1,0 +1,211 @@
+"""Modalities: from values to segments, and back from what was written. Values come in lists, for images are worked on
+many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.layout import Layout
+
+from .choose import choose
+from .config import ObjectiveSettings
+from .objectives.base import Asked, Draw, Objective, Writer
+from .seeding import keyed_generator
+from .sequence import Segment
+from .vocabulary import Vocabulary
+
+LOCATION = "location"
+"""The span of a vocabulary that boxes are written in."""
+LOCATIONS = 256
+"""Steps along a side of an image."""
+
+
+class Modality(Protocol):
+    """One kind of value. A value is what a record's field holds."""
+
+    def given(self, values: Sequence[Any]) -> list[Segment]:
+        """A segment for each value that is read."""
+        ...
+
+    def learned(self, values: Sequence[Any], draws: Sequence[Draw], followed: Sequence[bool]) -> list[list[Segment]]:
+        """The segments of each value that is learned. One that is followed by more is seen by that as it is given: a
+        masked or noised copy stays private."""
+        ...
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        """Writes values in so many rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextModality:
+    """Texts, or ids of texts: begin, then token by token."""
+
+    vocabulary: Vocabulary
+    encode: Callable[[str], list[int]]
+    length: int
+    """Longest text in tokens."""
+
+    def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
+        return [self._segment(self.ids(value)) for value in values]
+
+    def learned(
+        self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        segments = []
+        for value in values:
+            ids = self.ids(value)
+            target = torch.tensor([*ids, self.vocabulary.eos])
+            runs = ((self.vocabulary.text_range, len(target)),)
+            segments.append([replace(self._segment(ids), target=target, runs=runs)])
+        return segments
+
+    def ids(self, value: str | list[int]) -> list[int]:
+        return self.encode(value) if isinstance(value, str) else value
+
+    def _segment(self, ids: list[int]) -> Segment:
+        inputs = torch.tensor([self.vocabulary.bos, *ids])
+        places = torch.zeros(len(inputs), 3)
+        places[:, 0] = torch.arange(len(inputs))
+        return Segment(inputs, torch.arange(len(inputs)), places)
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        return TokenByToken("text", self.vocabulary, self.vocabulary.text_range, self.length, rows, device)
+
+
+@dataclass(frozen=True)
+class ImageModality:
+    """Codes (L,) of images, read as one group, learned and written as an objective does."""
+
+    vocabulary: Vocabulary
+    layout: Layout
+    objective: Objective
+    settings: ObjectiveSettings | None = None
+    """Of training; None: nothing is hidden or changed."""
+
+    def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
+        return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []
+
+    def learned(
+        self, values: Sequence[torch.Tensor], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        if not values:
+            return []
+        codes = torch.stack(list(values))
+        copies = self.objective.learned(codes, self.layout, self.vocabulary, draws, self.settings)
+        clean = iter(self.given([value for value, more in zip(values, followed, strict=True) if more]))
+        pairs = zip(copies, followed, strict=True)
+        return [[replace(copy, private=True), next(clean)] if more else [copy] for copy, more in pairs]
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        return self.objective.writer(self.layout, self.vocabulary, rows, device)
+
+
+@dataclass(frozen=True)
+class BoxModality:
+    """Boxes [left, top, right, bottom] as shares of the image, in the order given, four ids each: begin, then id by
+    id, and the end of a text."""
+
+    vocabulary: Vocabulary
+    length: int = 64
+    """Most ids."""
+
+    def given(self, values: Sequence[Sequence[Sequence[float]]]) -> list[Segment]:
+        texts = TextModality(self.vocabulary, list, self.length)
+        return texts.given([self.ids(value) for value in values])
+
+    def learned(
+        self, values: Sequence[Sequence[Sequence[float]]], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        segments = []
+        for value, segment in zip(values, self.given(values), strict=True):
+            ids, vocabulary = self.ids(value), self.vocabulary
+            end = slice(vocabulary.eos, vocabulary.eos + 1)
+            runs = ((vocabulary[LOCATION], len(ids)), (end, 1))
+            segments.append([replace(segment, target=torch.tensor([*ids, vocabulary.eos]), runs=runs)])
+        return segments
+
+    def ids(self, boxes: Sequence[Sequence[float]]) -> list[int]:
+        """
+        Raises:
+            UserError: what is no list of boxes.
+        """
+        found = []
+        for box in boxes:
+            if len(box) != 4 or not all(isinstance(side, int | float) and 0 <= side <= 1 for side in box):
+                raise UserError(f"box {shown(list(box))} is no box: give [left, top, right, bottom] from 0 to 1")
+            found += [min(int(side * LOCATIONS), LOCATIONS - 1) for side in box]
+        return [self.vocabulary[LOCATION].start + number for number in found]
+
+    def boxes(self, ids: Sequence[int]) -> list[list[float]]:
+        """The middles of the steps that ids name; four make a box, and what is left over is left out."""
+        sides = [(one - self.vocabulary[LOCATION].start + 0.5) / LOCATIONS for one in ids]
+        return [sides[i : i + 4] for i in range(0, len(sides) - 3, 4)]
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        return TokenByToken("boxes", self.vocabulary, self.vocabulary[LOCATION], self.length, rows, device)
+
+
+class TokenByToken(Writer):
+    """Writes ids of one span, until the end or the greatest length."""
+
+    def __init__(
+        self, key: str, vocabulary: Vocabulary, span: slice, length: int, rows: int, device: torch.device
+    ) -> None:
+        super().__init__(rows)
+        self.key, self.vocabulary, self.span, self.length = key, vocabulary, span, length
+        self.ends_inside = span.start <= vocabulary.eos < span.stop
+        self.ids = torch.full((rows, length), vocabulary.eos, device=device)
+        self.uniform = torch.zeros(rows, length, device=device)
+        self.at = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.inputs = torch.full((rows,), vocabulary.bos, device=device)
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.look_every = 1 if device.type == "cpu" else 8
+        """Steps between two looks at what has ended: a look waits for the device."""
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        assert known is None, "a text has no known part; what is known stands in its prompt"
+        self.uniform[row] = torch.rand(self.length, generator=keyed_generator(seed, self.key)).to(self.at.device)
+        self.ids[row] = self.inputs[row] = self.vocabulary.eos
+        self.inputs[row] = self.vocabulary.bos
+        self.at[row] = 0
+        self.ended[row] = False
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        at = self.at[index]
+        places = torch.zeros(len(rows), 1, 3, device=at.device)
+        places[:, 0, 0] = at
+        end, here = slice(self.vocabulary.eos, self.vocabulary.eos + 1), slice(0, 1)
+        spans = ((self.span, here),) if self.ends_inside else ((self.span, here), (end, here))
+        return Asked(self.inputs[index][:, None], places, spans)
+
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        logits = torch.cat(scores, -1)  # the end comes last
+        at = self.at[index]
+        chosen = choose(logits, self.uniform[index, at][:, None], list(map(self.settings, rows)))[0][:, 0]
+        ids = chosen + self.span.start
+        if not self.ends_inside:
+            ids = torch.where(chosen == self.span.stop - self.span.start, self.vocabulary.eos, ids)
+        ids = ids.masked_fill(self.ended[index], self.vocabulary.eos)
+        self.ids[index, at] = ids
+        self.inputs[index] = ids
+        self.ended[index] |= ids == self.vocabulary.eos
+        self.at[index] = at + 1
+        for row in rows:
+            self.row(row).step += 1
+
+    def finished(self, rows: Sequence[int]) -> list[int]:
+        full = [row for row in rows if self.row(row).step == self.length]
+        looked = [row for row in rows if self.row(row).step % self.look_every == 0]
+        ended = self.ended.tolist() if looked else []
+        return sorted({*full, *(row for row in looked if ended[row])})
+
+    def written(self, row: int) -> torch.Tensor:
+        """The ids before the end."""
+        ids = self.ids[row].cpu()
+        return ids[: int((ids != self.vocabulary.eos).long().cumprod(0).sum())]

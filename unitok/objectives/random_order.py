@@ -1,0 +1,108 @@
+"""Random order: codes in any order, each told where it stands (RAR, arXiv:2411.00776).
+
+Training permutes the codes of an image, and permutes ever fewer images until all stand in raster order. A code is so
+predicted from others on all sides of it, and yet in the end in the order in which images are drawn best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tokenizers_vq.layout import Layout
+
+from ..config import ObjectiveSettings, PortConfig
+from ..seeding import keyed_generator
+from ..sequence import Segment
+from ..vocabulary import Vocabulary
+from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .next_token import CodeByCode
+
+PORT = "target"
+"""Where the number of the place comes in that is predicted."""
+
+
+class RandomOrder(Objective):
+    """Input: the code before in the order, at its own place, start-of-image first, and the place of the next code.
+    Target: that code. Each code is a group."""
+
+    name = "random_order"
+    settings = frozenset({"code_dropout", "permuted_until", "raster_from"})
+
+    def ports(self, layout: Layout) -> dict[str, PortConfig]:
+        return {PORT: PortConfig("table", layout.length)}
+
+    def learned(
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        draws: Sequence[Draw],
+        settings: ObjectiveSettings | None = None,
+    ) -> list[Segment]:
+        raster = torch.arange(layout.length)
+        orders = [raster] * len(codes)
+        if settings is not None:
+            orders = [_order(raster, draw, settings) for draw in draws]
+        ids, places, groups = vocabulary.image_ids(codes), layout.coordinates(), raster
+        hidden = torch.zeros(len(codes), layout.length - 1, dtype=torch.bool)
+        if settings is not None and settings.code_dropout > 0:
+            hidden = hidden_places(layout.length - 1, settings.code_dropout, draws)
+        span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
+        segments = []
+        for row, order in enumerate(orders):
+            target = ids[row, order]
+            before = target[:-1].masked_fill(hidden[row], vocabulary.mask)
+            inputs = torch.cat([target.new_tensor([vocabulary.boi]), before])
+            here = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
+            runs = tuple((span_of[place], 1) for place in order.tolist()) if layout.books else (
+                (span_of[0], layout.length),
+            )
+            segments.append(Segment(inputs, groups, here, target, runs, order, PORT))
+        return segments
+
+    def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
+        return InOrder(layout, vocabulary, rows, device)
+
+
+def _order(raster: torch.Tensor, draw: Draw, settings: ObjectiveSettings) -> torch.Tensor:
+    """The order of one image in training."""
+    start, end = settings.permuted_until, settings.raster_from
+    share = 1.0 if draw.progress < start else (end - draw.progress) / max(end - start, 1e-9)
+    permuted = torch.rand((), generator=draw.generator).item() < share
+    return torch.randperm(len(raster), generator=draw.generator) if permuted else raster
+
+
+class InOrder(CodeByCode):
+    """Writes one code a step, in raster order, or in an order of the seed's own. Known codes come first, for all
+    others to see them."""
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+        super().__init__("random_order", layout, vocabulary, rows, device)
+        self.order = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
+        self.order_on_host: list[list[int]] = [[]] * rows
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        super()._begin(row, seed, known)
+        order = torch.arange(self.layout.length)
+        if self.row(row).settings.random_order:
+            order = torch.randperm(self.layout.length, generator=keyed_generator(seed, "random_order", "order"))
+        if known is not None:
+            order = order[(known.cpu()[order] < 0).long().argsort(stable=True)]
+        self.order_on_host[row] = order.tolist()
+        self.order[row] = order.to(self.order.device)
+
+    def phase(self, row: int) -> int:
+        here = self.span_of[self.order_on_host[row][self.row(row).step]]
+        return self.spans.index((here.start, here.stop))
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        at = self.at[index]
+        before = self.places[self.order[index, (at - 1).clamp(min=0)]] * (at > 0)[:, None]  # (b, 3)
+        spans = ((slice(*self.spans[self.phase(rows[0])]), slice(0, 1)),)
+        target = self.order[index, at][:, None]
+        return Asked(self.inputs[index][:, None], before[:, None], spans, features={PORT: target})
+
+    def _place(self, index: torch.Tensor) -> torch.Tensor:
+        return self.order[index, self.at[index]]

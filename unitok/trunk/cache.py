@@ -1,0 +1,124 @@
+"""The KV cache: what the rows of an engine have seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..config import TrunkConfig
+from .rule import Visibility, allowed
+
+
+class KVCache:
+    """Keys and values of all layers for B rows of fixed capacity, each row filled from left to right at its own pace.
+
+    A forward pass runs over some of the rows: `extend` takes their next n slots and says who sees whom, each layer then
+    stores its keys and values and gets all those of these rows. `rewind` gives slots back. Shapes never change; one mask
+    of the slots in use is updated in place.
+
+        extend 8 slots (the prompt)         length 8
+        extend 1, extend 1, ...             length 9, 10, ...     code by code
+        extend 64, rewind 64, extend 64     length 72, 8, 72      all codes at once, again and again
+    """
+
+    def __init__(self, config: TrunkConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.depth, rows, config.key_heads, capacity, config.head_size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.used = torch.zeros(rows, capacity, device=device, dtype=torch.bool)
+        """Slots that hold something."""
+        self.lengths = [0] * rows
+        """Slots in use of each row, known to the host."""
+        self._on_device = torch.zeros(rows, device=device, dtype=torch.int64)
+        """The same."""
+        self._indices: dict[tuple[int, ...], torch.Tensor] = {}
+        self._rows: torch.Tensor | None = None
+        self._slots: torch.Tensor | slice = slice(0)
+        self._width = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def capacity(self) -> int:
+        return self.used.shape[1]
+
+    def extend(self, rows: Sequence[int], n: int, groups: torch.Tensor | None = None) -> Visibility:
+        """Takes the next n slots of these rows. The new positions see all slots in use, and one another by their groups
+        (n,); without groups, they all see one another."""
+        assert all(self.lengths[row] + n <= self.capacity for row in rows), "the KV cache is full"
+        starts = {self.lengths[row] for row in rows}
+        everyone = list(rows) == list(range(self.rows))
+        index = self.index(rows)
+        even = len(starts) == 1
+        if everyone and even:
+            start = starts.pop()
+            self._rows, self._slots = None, slice(start, start + n)
+            self.used[:, self._slots] = True
+        else:
+            self._rows = index
+            self._slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)  # (b, n)
+            self.used[index[:, None], self._slots] = True
+        self._on_device[index] += n
+        for row in rows:
+            self.lengths[row] += n
+        self._width = max(self.lengths[row] for row in rows)
+        if even and groups is None:
+            return Visibility("sdpa")
+        used = self.used[:, : self._width] if everyone else self.used[index, : self._width]  # (b, W)
+        mask = used[:, None, None]
+        if groups is not None:
+            inside = allowed(groups[None], torch.zeros_like(groups)[None], groups[None], torch.zeros_like(groups)[None])
+            mask = mask.repeat(1, 1, n, 1)
+            for place, row in enumerate(rows):
+                mask[place, 0, :, self.lengths[row] - n : self.lengths[row]] = inside[0, 0]
+        return Visibility("sdpa", mask=mask)
+
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
+        if self._rows is None:
+            self.keys[layer, :, :, self._slots] = keys
+            self.values[layer, :, :, self._slots] = values
+            return self.keys[layer, :, :, : self._width], self.values[layer, :, :, : self._width]
+        where = (self._rows[:, None], slice(None), self._slots)
+        self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
+        if len(self._rows) == self.rows:  # all rows, in order: an engine names them so
+            return self.keys[layer, :, :, : self._width], self.values[layer, :, :, : self._width]
+        return self.keys[layer, self._rows, :, : self._width], self.values[layer, self._rows, :, : self._width]
+
+    def rewind(self, rows: Sequence[int], n: int) -> None:
+        """Gives the last n slots of these rows back."""
+        index = self.index(rows)
+        self._on_device[index] -= n
+        slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)
+        self.used[index[:, None], slots] = False
+        for row in rows:
+            self.lengths[row] -= n
+            assert self.lengths[row] >= 0
+
+    def clear(self, row: int) -> None:
+        """Empties a row."""
+        self.used[row] = False
+        self._on_device[row] = 0
+        self.lengths[row] = 0
+
+    def copy(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fills an empty row with the keys and values (depth, G, n, D) of a prompt."""
+        n = keys.shape[2]
+        assert self.lengths[row] == 0 and n <= self.capacity
+        self.keys[:, row, :, :n], self.values[:, row, :, :n] = keys, values
+        self.used[row, :n] = True
+        self._on_device[row] = n
+        self.lengths[row] = n
+
+    def index(self, rows: Sequence[int]) -> torch.Tensor:
+        """Numbers as a tensor on the device; made once for each choice of rows, for a copy to the device would wait for it."""
+        key = tuple(rows)
+        if key not in self._indices:
+            if len(self._indices) > 256:
+                self._indices.clear()
+            self._indices[key] = torch.tensor(key, device=self.used.device)
+        return self._indices[key]
