@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.shapes_dataset import ShapesDataset
 from unitok.sample.pipeline import DECODERS
 

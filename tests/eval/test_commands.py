@@ -21,7 +21,7 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.decoding import decode
 from unitok.data.shapes_dataset import ShapesDataset
 from unitok.eval.clipscore import cosine_scores

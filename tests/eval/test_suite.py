@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.open import open_data
 from unitok.data.shapes_dataset import ShapesDataset
 from unitok.eval import suite

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import is_ours_alone
 
-from .lock import LOCK_FILE
+from ..lock import LOCK_FILE
 
 if TYPE_CHECKING:
     from tokenizers_vq.base import ImageTokenizer

@@ -36,7 +36,7 @@ COMMANDS: dict[str, Command] = {
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
     ),
     "import-tokenizer": Command(
-        "unitok.published:import_tokenizer",
+        "unitok.cli.published:import_tokenizer",
         "Turn a published tokenizer checkpoint into a tokenizer folder.",
         positional=("family", "file"),
     ),
@@ -68,12 +68,14 @@ COMMANDS: dict[str, Command] = {
         positional=("reports",),
     ),
     "compare": Command(
-        "unitok.compare:compare", "Objectives side by side, with the same compute: quality against time."
+        "unitok.cli.compare:compare", "Objectives side by side, with the same compute: quality against time."
     ),
     "compare-tokenizers": Command(
         "unitok.eval.tokenizer_commands:compare_tokenizers",
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
         positional=("tokenizers",),
     ),
-    "demo": Command("unitok.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."),
+    "demo": Command(
+        "unitok.cli.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."
+    ),
 }

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tokenizers_vq.errors import UserError, shown
 
-from . import __version__
+from .. import __version__
 from .commands import COMMANDS
 
 LONGEST_LINE = 1000
@@ -121,8 +121,8 @@ def run(name: str, words: Sequence[str]) -> None:
     """Runs one command; alone in its output folder, if it has one. `--no_verify` is an option of all commands."""
     from tokenizers_vq.digests import unverified
 
+    from ..lock import only_writer
     from .arguments import parse
-    from .lock import only_writer
 
     command = COMMANDS[name]
     rest = [word for word in words if word not in ("--no_verify", "--no-verify")]

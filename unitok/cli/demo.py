@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tokenizers_vq.files import read_json
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not RECIPES.is_dir():  # in a checkout they stand at the top level
     RECIPES = RECIPES.parents[1] / "recipes"
 
@@ -62,7 +62,7 @@ def demo(
 
 def _run(command: str, words: list[object], out: Path) -> None:
     """One command of the line, announced as a user would type it; what is done already is not done again."""
-    from .cli import run
+    from .main import run
 
     argv = [*map(str, words), "--out", str(out)]
     if command.startswith("train") and out.exists():
@@ -79,9 +79,9 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Report
 
-    from .data.open import open_data
-    from .device import pick_device
-    from .model import UniTok
+    from ..data.open import open_data
+    from ..device import pick_device
+    from ..model import UniTok
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(generator, device)

@@ -148,7 +148,7 @@ def _check_alike(plans: list[Plan]) -> None:
 
 
 def _train(plan: Plan) -> None:
-    from .cli import run
+    from .main import run
 
     words = _words(plan.config, plan.folder, plan.steps)
     print(f"\n$ unitok train generator {' '.join(words)}", file=sys.stderr)
@@ -163,9 +163,9 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
     from unitok.eval.generation import measure_generation
     from unitok.sample.config import SampleSettings
 
-    from .data.open import open_data
-    from .device import pick_device
-    from .model import UniTok
+    from ..data.open import open_data
+    from ..device import pick_device
+    from ..model import UniTok
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(plan.folder, device)
@@ -204,7 +204,7 @@ def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, secon
     from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Figure, Item, Number, Report
 
-    from .data.decoding import decode
+    from ..data.decoding import decode
 
     for row in rows:
         row.section.numbers["seconds"] = Number(f"Seconds per picture, {torch.get_num_threads()} threads", row.seconds)
