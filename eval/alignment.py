@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import Found, Verdict, check
-from unitok.data.shapes import Kind, parse
+from unitok.data.shapes.checker import Found, Verdict, check
+from unitok.data.shapes.scenes import Kind, parse
 
 
 def are_shapes(captions: Sequence[str]) -> bool:

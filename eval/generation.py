@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.data.records import Record, RecordDataset
+from unitok.data.shapes.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.config import SampleSettings

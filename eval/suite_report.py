@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.files import atomic_path
-from unitok.data.checker import Verdict
 from unitok.data.records import RecordDataset
+from unitok.data.shapes.checker import Verdict
 
 from .alignment import are_shapes, check_pictures, wrong_attributes
 from .distances import distances

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unitok.cli.main import main
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.sample.pipeline import DECODERS
 
 ROOT = Path(__file__).resolve().parent.parent

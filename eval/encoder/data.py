@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes import (
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import (
     COLOURS,
     SHAPES,
     SIZES,
@@ -24,7 +25,6 @@ from unitok.data.shapes import (
     relation,
     render,
 )
-from unitok.data.shapes_dataset import ShapesDataset
 from unitok.seeding import fold
 
 STYLES = ("noto", "twemoji", "openmoji", "fluent")

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unitok.data.shapes import describe
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import describe
 from unitok.seeding import fold
 
 from ..alignment import nearest_group

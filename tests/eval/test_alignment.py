@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes import describe
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import describe
 from unitok.eval.alignment import (
     are_shapes,
     check_pictures,

@@ -23,7 +23,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.cli.main import main
 from unitok.data.decoding import decode
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.clipscore import cosine_scores
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator, eval_statistics
 from unitok.eval.frechet import frechet_distance

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.clipscore import clip_score
 from unitok.eval.features import (
     EmbeddedNetwork,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.alignment import check_pictures, object_count
 from unitok.eval.generation import exact_numbers
 from unitok.eval.intervals import interval_of_mean, with_intervals

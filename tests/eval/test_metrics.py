@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import check, read_picture
-from unitok.data.shapes import parse
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.checker import check, read_picture
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import parse
 from unitok.eval.alignment import by_category
 from unitok.eval.captions import bleu, cider, words
 from unitok.eval.cmmd import cmmd

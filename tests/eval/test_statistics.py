@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval import statistics
 from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
 from unitok.eval.distances import distances

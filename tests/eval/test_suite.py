@@ -17,7 +17,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.cli.main import main
 from unitok.data.open import open_data
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval import suite
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator
 from unitok.eval.features import load_features

@@ -8,9 +8,9 @@ import torch
 
 from tokenizers_vq.errors import Problems
 
-from .fingerprint import digest
-from .records import LeftOut, Record
-from .shapes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
+from ..fingerprint import digest
+from ..records import LeftOut, Record
+from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 
 
 class ShapesDataset:

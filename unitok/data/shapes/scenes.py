@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..seeding import fold
+from ...seeding import fold
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .shapes import (
+from .scenes import (
     COLOURS,
     CROSS_ARM,
     MIN_SIZE,
