@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -25,7 +26,13 @@ MAY_IMPORT = {
     "unitok.cli": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.eval", "unitok.train", "unitok.cli"},
 }
 FOLDERS = {room: ROOT / room.removeprefix("unitok.") for room in MAY_IMPORT} | {"unitok.cli": ROOT / "unitok" / "cli"}
+# Inside eval/: the ground that every part of it may stand on, and which folder may import which.
+EVAL_GROUND = {"feature_network", "pictures", "provenance", "report"}
+EVAL_MAY_IMPORT = {"metrics": {"metrics"}, "networks": {"metrics", "networks"}, "reports": {"metrics", "reports"}}
 LONGEST_FILE = 400
+FULLEST_FOLDER = 20
+# Its file helpers could be a room of their own, but every other room imports them by their present names.
+FULLER_FOLDERS = {"tokenizers_vq"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -70,6 +77,19 @@ def test_imports_point_one_way() -> None:
     assert wrong == []
 
 
+def test_imports_inside_eval_point_one_way() -> None:
+    wrong = []
+    for room, path in sources():
+        parts = path.relative_to(ROOT).parts
+        if room != "unitok.eval" or (parts[1] not in EVAL_MAY_IMPORT and path.stem not in EVAL_GROUND):
+            continue
+        allowed = EVAL_GROUND | EVAL_MAY_IMPORT.get(parts[1], set())
+        for line, module in imports(room, path):
+            if room_of(module) == room and (module.split(".")[2:3] or [""])[0] not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
+    assert wrong == []
+
+
 def test_imported_packages_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [name for key, group in project["optional-dependencies"].items() if key != "dev" for name in group]
@@ -94,6 +114,14 @@ def name_of(requirement: str) -> str:
 def test_no_file_holds_two_rooms() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for _, path in sources()}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_folder_is_too_full() -> None:
+    counts = Counter(
+        str(path.parent.relative_to(ROOT))
+        for path in {path for folder in FOLDERS.values() for path in folder.rglob("*.py")}
+    )
+    assert {name for name, count in counts.items() if count > FULLEST_FOLDER} == FULLER_FOLDERS
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -24,11 +24,11 @@ from tokenizers_vq.images import save_png
 from unitok.cli.main import main
 from unitok.data.decoding import decode
 from unitok.data.shapes.dataset import ShapesDataset
-from unitok.eval.clipscore import cosine_scores
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator, eval_statistics
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.output import read_items
+from unitok.eval.metrics.clipscore import cosine_scores
+from unitok.eval.metrics.frechet import frechet_distance
 from unitok.eval.report import Number
+from unitok.eval.reports.output import read_items
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
 

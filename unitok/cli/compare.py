@@ -66,7 +66,7 @@ def compare(
     problems.check(len(set(names)) == len(names), f"--generators are called {', '.join(names)}: give each its own name")
     problems.raise_if_any()
 
-    from unitok.eval.output import claim_folder
+    from unitok.eval.reports.output import claim_folder
 
     started = time.time()
     claim_folder(out)
@@ -159,8 +159,8 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
     """A row for each way to draw: masked-token generators have one for each number of passes."""
     from dataclasses import replace
 
-    from unitok.eval.features import load_image_text
     from unitok.eval.generation import measure_generation
+    from unitok.eval.networks.features import load_image_text
     from unitok.sample.config import SampleSettings
 
     from ..data.open import open_data
@@ -201,8 +201,8 @@ def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
 def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, seconds: float) -> None:
     import torch
 
-    from unitok.eval.output import print_report, write_report
     from unitok.eval.report import Figure, Item, Number, Report
+    from unitok.eval.reports.output import print_report, write_report
 
     from ..data.decoding import decode
 

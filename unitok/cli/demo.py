@@ -45,7 +45,7 @@ def demo(
         unitok demo --objective masked_token --out runs/demo-masked
     """
     started = time.time()
-    from unitok.eval.output import claim_folder
+    from unitok.eval.reports.output import claim_folder
 
     claim_folder(out)
     recipes = RECIPES / "shapes"
@@ -73,11 +73,11 @@ def _run(command: str, words: list[object], out: Path) -> None:
 
 def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
     from unitok.eval.captioning import measure_captioning
-    from unitok.eval.features import load_image_text
     from unitok.eval.generation import measure_generation
     from unitok.eval.measure import measure_tokenizer
-    from unitok.eval.output import print_report, write_report
+    from unitok.eval.networks.features import load_image_text
     from unitok.eval.report import Report
+    from unitok.eval.reports.output import print_report, write_report
 
     from ..data.open import open_data
     from ..device import pick_device

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from unitok.data.records import Record
 
+from ..feature_network import FeatureNetwork, ImageTextNetwork, extract
+from ..pictures import picture_batches
+from ..report import Fact, Number
 from .alignment import nearest_group
-from .features import FeatureNetwork, ImageTextNetwork, extract
-from .pictures import picture_batches
-from .report import Fact, Number
 
 
 def picture_retrieval(

@@ -1,6 +1,6 @@
 """Trains the embedded dual encoder: CLIP's symmetric contrastive loss on `shapes` scenes and emoji.
 
-    python -m unitok.eval.encoder.train --emoji DIR --out encoder.safetensors --steps 2000
+    python -m unitok.eval.networks.encoder.train --emoji DIR --out encoder.safetensors --steps 2000
 
 A third of a batch are scenes, each with false captions that get one attribute wrong, which are further negatives of
 their own picture; captions of emoji outside the batch are negatives too. The weights written are a running average, so

@@ -12,8 +12,8 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from tokenizers_vq.usage import CodebookUsage
 
-from .features import FeatureNetwork
-from .provenance import Provenance
+from ..feature_network import FeatureNetwork
+from ..provenance import Provenance
 from .statistics import StatisticsMeter, fid
 
 BEST_PSNR = 100.0

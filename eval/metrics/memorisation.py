@@ -14,10 +14,10 @@ from torch import Tensor
 
 from unitok.data.records import Record, RecordDataset
 
-from .features import FeatureNetwork, check_features
-from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_indexed
-from .provenance import PictureSet, Provenance
-from .report import Figure, Item, Number, Section
+from ..feature_network import FeatureNetwork, check_features
+from ..pictures import MAX_BAD, count_pictures, picture_batches, progress, read_indexed
+from ..provenance import PictureSet, Provenance
+from ..report import Figure, Item, Number, Section
 
 SHOWN = 16
 """Drawn pictures shown, those with the nearest neighbours."""

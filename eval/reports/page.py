@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tokenizers_vq.images import to_pil
 
-from .provenance import versions
-from .report import Figure, Item, Number, Report, Section
+from ..provenance import versions
+from ..report import Figure, Item, Number, Report, Section
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; --good: #2a8f4f; --bad: #c9372c; }

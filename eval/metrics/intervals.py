@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from .provenance import Fact
-from .report import Number
+from ..provenance import Fact
+from ..report import Number
 
 LEVEL = 0.95
 RESAMPLES = 4000

@@ -23,10 +23,10 @@ from tokenizers_vq.files import atomic_path, parse_json, read_bytes, write_json
 from tokenizers_vq.images import save_png
 from tokenizers_vq.schema import read_value
 
+from ..provenance import Fact
+from ..report import Report
 from .figures import sheet
 from .page import render
-from .provenance import Fact
-from .report import Report
 
 JSON_FILE, HTML_FILE = "report.json", "report.html"
 ITEMS_FILE, FEATURES_FILE = "items.jsonl", "features.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from unitok.seeding import keyed_generator
 
-from .features import check_features
+from ..feature_network import check_features
 
 SPLITS = 10
 BLOCK = 1000

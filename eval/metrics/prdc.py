@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 
-from .features import check_features
+from ..feature_network import check_features
 
 CHUNK = 1000
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 
-from .features import check_features
+from ..feature_network import check_features
 from .prdc import squared_distances
 
 SIGMA = 10.0

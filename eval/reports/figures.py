@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenizers_vq.images import to_pil, wrap
 from tokenizers_vq.usage import CodebookUsage
 
-from .report import Figure, Item
+from ..report import Figure, Item
 
 ERROR_RANGES = (8, 16, 32, 64, 128, 255)
 """An error map's brightest colour stands for one of these many levels of 255: so two reports often share a scale."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 
-from .features import ImageTextNetwork, check_features
+from ..feature_network import ImageTextNetwork, check_features
 
 
 @dataclass(frozen=True)

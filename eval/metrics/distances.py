@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .features import FeatureNetwork
+from ..feature_network import FeatureNetwork
+from ..provenance import Provenance
+from ..report import Number
 from .frechet import too_few
 from .inception_score import SPLITS
 from .kid import kernel_distance
 from .prdc import prdc
-from .provenance import Provenance
-from .report import Number
 from .statistics import Statistics, fid, kept_rows
 
 KID_SUBSETS = 100

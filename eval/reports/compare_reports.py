@@ -21,10 +21,10 @@ from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import read_json
 from tokenizers_vq.schema import read_value
 
-from .frechet import frechet_distance
+from ..metrics.frechet import frechet_distance
+from ..provenance import Fact, Provenance, require_same
+from ..report import Number, Section
 from .output import FEATURES_FILE, ITEMS_FILE, JSON_FILE, read_items
-from .provenance import Fact, Provenance, require_same
-from .report import Number, Section
 
 LEVEL = 0.95
 SAME = 1e-6

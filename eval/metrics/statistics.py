@@ -15,10 +15,10 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from unitok.seeding import keyed_generator
 
-from .features import FeatureNetwork, check_features
+from ..feature_network import FeatureNetwork, check_features
+from ..provenance import PictureSet, Provenance
 from .frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance
 from .inception_score import SPLITS, InceptionScore, RunningInceptionScore
-from .provenance import PictureSet, Provenance
 
 KEPT = 50_000
 """Features held of one set; of so many samples the precision and recall of ImageNet models are published (ADM)."""

@@ -12,7 +12,7 @@ from unitok.data.shapes.dataset import ShapesDataset
 from unitok.data.shapes.scenes import describe
 from unitok.seeding import fold
 
-from ..alignment import nearest_group
+from ...metrics.alignment import nearest_group
 from .data import EDITS, STYLES, Emoji, edit, is_true, picture
 from .model import DualEncoder
 
