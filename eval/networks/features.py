@@ -9,9 +9,6 @@ dinov2:<hub id or folder>  a DINOv2 model of transformers; dinov2 alone is DINOv
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +18,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.foreign import fetch, read_tensors
+from tokenizers_vq.hub import from_hub
 
 from ..feature_network import FeatureNetwork, ImageTextNetwork
 from .encoder.model import load_encoder
@@ -132,16 +130,16 @@ class ClipNetwork(ImageTextNetwork):
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import CLIPModel, CLIPProcessor
 
-        try:
-            with _quiet_hub():
-                model = CLIPModel.from_pretrained(source)
-                self.processor = CLIPProcessor.from_pretrained(source)
-        except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
-            raise UserError(
-                f"features 'clip:{source}': it is neither a folder with a CLIP model (config.json, model.safetensors, "
-                "preprocessor_config.json, tokenizer files) nor a model of the hub that can be fetched from here "
-                f"({type(error).__name__}): fetch it on a machine with a network and give --features clip:FOLDER"
-            ) from error
+        with from_hub(
+            lambda error: (
+                f"features 'clip:{source}': it is neither a folder with a CLIP model (config.json, "
+                "model.safetensors, preprocessor_config.json, tokenizer files) nor a model of the hub that can be "
+                f"fetched from here ({type(error).__name__}): fetch it on a machine with a network and give "
+                "--features clip:FOLDER"
+            )
+        ):
+            model = CLIPModel.from_pretrained(source)
+            self.processor = CLIPProcessor.from_pretrained(source)
         super().__init__(model, device)
         self.name = f"clip:{source}"
         self.label = f"features of CLIP {source}, not Inception"
@@ -178,15 +176,14 @@ class DinoNetwork(FeatureNetwork):
     def __init__(self, source: str, device: torch.device) -> None:
         from transformers import Dinov2Model
 
-        try:
-            with _quiet_hub():
-                model = Dinov2Model.from_pretrained(source)
-        except Exception as error:  # as for CLIP
-            raise UserError(
+        with from_hub(
+            lambda error: (
                 f"features 'dinov2:{source}': it is neither a folder with a DINOv2 model (config.json, "
                 f"model.safetensors) nor a model of the hub that can be fetched from here ({type(error).__name__}): "
                 "fetch it on a machine with a network and give --features dinov2:FOLDER"
-            ) from error
+            )
+        ):
+            model = Dinov2Model.from_pretrained(source)
         super().__init__(model, device)
         self.name = f"dinov2:{source}"
         self.label = f"class token of DINOv2 {source}, not Inception"
@@ -202,18 +199,6 @@ class DinoNetwork(FeatureNetwork):
             x = F.interpolate(x, (DINOV2_SIZE, DINOV2_SIZE), mode="bicubic", antialias=True, align_corners=False)
         pixels = (x.clamp(0, 255) / 255 - self.mean) / self.std
         return cast("Any", self.module)(pixel_values=pixels).pooler_output.float().cpu()
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Without the hub's word on every retry: the error that follows says it once."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        hub.setLevel(level)
 
 
 def _pooled(output: Any) -> Tensor:
