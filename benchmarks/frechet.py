@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from unitok.eval.frechet import gaussian_distance
-from unitok.eval.kid import kernel_distance
-from unitok.eval.prdc import prdc
-from unitok.eval.statistics import RunningGaussian
+from unitok.eval.metrics.frechet import gaussian_distance
+from unitok.eval.metrics.kid import kernel_distance
+from unitok.eval.metrics.prdc import prdc
+from unitok.eval.metrics.statistics import RunningGaussian
 
 
 def batches(count: int, dim: int, seed: int, size: int = 64) -> Iterator[Tensor]:

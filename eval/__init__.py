@@ -1,9 +1,9 @@
 """Measuring: pictures -> features -> statistics -> number, and reports that say where each number comes from.
 
     pictures    sources (a folder, a data spec, a model, a saved file), or any iterable of uint8 (B, 3, H, W)
-    features    features.load_features: embedded, inception, clip:<name>, dinov2:<name>
-    statistics  statistics.measure_statistics; saved.save_statistics keeps them
-    number      statistics.fid, kid, prdc, cmmd, inception_score, clipscore, r_precision, captions, geneval
+    features    networks.features.load_features: embedded, inception, clip:<name>, dinov2:<name>
+    statistics  metrics.statistics.measure_statistics; saved.save_statistics keeps them
+    number      metrics: fid, kid, prdc, cmmd, inception_score, clipscore, r_precision, captions, geneval
 
 Names are loaded when first used.
 """
@@ -15,60 +15,61 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .captioning import measure_captioning
-    from .captions import bleu, cider
-    from .clipscore import clip_score
-    from .features import FeatureNetwork, ImageTextNetwork, extract, load_features, load_image_text
-    from .frechet import fit_gaussian, frechet_distance, gaussian_distance
+    from .feature_network import FeatureNetwork, ImageTextNetwork, extract
     from .generation import measure_generation
-    from .geneval import read_prompts
-    from .kid import kernel_distance
     from .measure import measure_tokenizer
-    from .memorisation import measure_memorisation
-    from .output import print_report, read_items, write_report
+    from .metrics.captions import bleu, cider
+    from .metrics.clipscore import clip_score
+    from .metrics.frechet import fit_gaussian, frechet_distance, gaussian_distance
+    from .metrics.geneval import read_prompts
+    from .metrics.kid import kernel_distance
+    from .metrics.memorisation import measure_memorisation
+    from .metrics.statistics import Statistics, fid, measure_statistics, statistics_of_features
+    from .networks.features import load_features, load_image_text
     from .provenance import difference, require_same
     from .report import Report, Section
+    from .reports.output import print_report, read_items, write_report
     from .saved import load_statistics, npz_pictures, save_statistics
     from .sets import compare_sets, score_pairs
     from .sources import dataset_pictures, load_set, model_pictures
-    from .statistics import Statistics, fid, measure_statistics, statistics_of_features
 
 _HOMES = {
-    "FeatureNetwork": "features",
-    "ImageTextNetwork": "features",
+    "FeatureNetwork": "feature_network",
+    "ImageTextNetwork": "feature_network",
     "Report": "report",
     "Section": "report",
-    "Statistics": "statistics",
-    "bleu": "captions",
-    "cider": "captions",
-    "clip_score": "clipscore",
+    "Statistics": "metrics.statistics",
+    "bleu": "metrics.captions",
+    "cider": "metrics.captions",
+    "clip_score": "metrics.clipscore",
     "compare_sets": "sets",
     "dataset_pictures": "sources",
     "difference": "provenance",
-    "extract": "features",
-    "fid": "statistics",
-    "fit_gaussian": "frechet",
-    "frechet_distance": "frechet",
-    "gaussian_distance": "frechet",
-    "kernel_distance": "kid",
-    "load_features": "features",
-    "load_image_text": "features",
+    "extract": "feature_network",
+    "fid": "metrics.statistics",
+    "fit_gaussian": "metrics.frechet",
+    "frechet_distance": "metrics.frechet",
+    "gaussian_distance": "metrics.frechet",
+    "kernel_distance": "metrics.kid",
+    "load_features": "networks.features",
+    "load_image_text": "networks.features",
     "load_set": "sources",
     "load_statistics": "saved",
     "measure_captioning": "captioning",
     "measure_generation": "generation",
-    "measure_memorisation": "memorisation",
-    "measure_statistics": "statistics",
+    "measure_memorisation": "metrics.memorisation",
+    "measure_statistics": "metrics.statistics",
     "measure_tokenizer": "measure",
     "model_pictures": "sources",
     "npz_pictures": "saved",
-    "print_report": "output",
-    "read_items": "output",
-    "read_prompts": "geneval",
+    "print_report": "reports.output",
+    "read_items": "reports.output",
+    "read_prompts": "metrics.geneval",
     "require_same": "provenance",
     "save_statistics": "saved",
     "score_pairs": "sets",
-    "statistics_of_features": "statistics",
-    "write_report": "output",
+    "statistics_of_features": "metrics.statistics",
+    "write_report": "reports.output",
 }
 
 __all__ = [

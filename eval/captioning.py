@@ -11,11 +11,11 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.pipeline import caption
 
-from .alignment import are_shapes, exact_share, object_count, share_by_objects, true_captions
-from .captions import bleu, cider
-from .clipscore import cosine_scores, summarize
-from .features import ImageTextNetwork
-from .intervals import with_intervals
+from .feature_network import ImageTextNetwork
+from .metrics.alignment import are_shapes, exact_share, object_count, share_by_objects, true_captions
+from .metrics.captions import bleu, cider
+from .metrics.clipscore import cosine_scores, summarize
+from .metrics.intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section

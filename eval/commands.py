@@ -97,11 +97,12 @@ def eval_generator(
     from unitok.sample.pipeline import settings_for
 
     from .captioning import measure_captioning
-    from .features import ImageTextNetwork, load_features, load_image_text
+    from .feature_network import ImageTextNetwork
     from .generation import measure_generation
-    from .output import claim_folder
+    from .metrics.statistics import KEPT
+    from .networks.features import load_features, load_image_text
+    from .reports.output import claim_folder
     from .sources import load_set
-    from .statistics import KEPT
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
@@ -186,7 +187,7 @@ def eval_statistics(
         raise UserError(f"--out {out} is there already: choose another name or remove it")
     from unitok.device import pick_device
 
-    from .features import load_features
+    from .networks.features import load_features
     from .saved import save_statistics
     from .sources import load_set
 
@@ -239,11 +240,11 @@ def eval_fid(
         raise UserError("--save_features needs a folder to write to: give --out FOLDER")
     from unitok.device import pick_device
 
-    from .features import load_features
-    from .output import claim_folder
+    from .metrics.statistics import KEPT
+    from .networks.features import load_features
+    from .reports.output import claim_folder
     from .sets import compare_sets
     from .sources import load_set
-    from .statistics import KEPT
 
     network = load_features(features, pick_device(device), feature_weights)
     if out is not None:
@@ -296,8 +297,8 @@ def eval_clipscore(
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
-    from .features import load_image_text
-    from .output import claim_folder
+    from .networks.features import load_image_text
+    from .reports.output import claim_folder
     from .sets import score_pairs
 
     dataset = open_data(data, image_size)
@@ -338,8 +339,8 @@ def eval_compare(
     problems.raise_if_any()
     from dataclasses import replace
 
-    from .compare_reports import compare_reports, read_report
-    from .output import claim_folder
+    from .reports.compare_reports import compare_reports, read_report
+    from .reports.output import claim_folder
 
     found = [read_report(path) for path in reports]
     if len({one.name for one in found}) < len(found):  # told apart by their paths as given
@@ -362,8 +363,8 @@ def check_counts(batch_size: int, limit: int | None) -> None:
 
 def finish(title: str, sections: list[Section], out: Path | None, started: float, facts: Mapping[str, Fact]) -> None:
     """Prints the report, and writes it where there is a folder for it."""
-    from .output import print_report, write_report
     from .report import Report
+    from .reports.output import print_report, write_report
 
     report = Report(title, sections, {**facts, "seconds": round(time.time() - started, 1)})
     print_report(report)

@@ -16,13 +16,13 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from unitok.data.records import RecordDataset
 
-from .features import FeatureNetwork
-from .figures import codebook_figure, with_errors
-from .frechet import too_few
+from .feature_network import FeatureNetwork
 from .measure import ONE_PICTURE, SHOWN
+from .metrics.frechet import too_few
+from .metrics.reconstruction import ReconstructionMeter
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .reconstruction import ReconstructionMeter
 from .report import Fact, Number, Section
+from .reports.figures import codebook_figure, with_errors
 
 ROUNDS = 5
 """Times that each tokenizer encodes and decodes a batch when its speed is measured."""

@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.data.records import Record, RecordDataset
+from unitok.data.shapes.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 
-from .alignment import are_shapes, by_category, check_pictures, object_count, share_by_objects, wrong_attributes
-from .clipscore import cosine_scores, summarize
-from .cmmd import cmmd
-from .distances import distances
-from .features import FeatureNetwork, ImageTextNetwork
-from .geneval import CATEGORIES, overall
-from .intervals import with_intervals
+from .feature_network import FeatureNetwork, ImageTextNetwork
+from .metrics.alignment import are_shapes, by_category, check_pictures, object_count, share_by_objects, wrong_attributes
+from .metrics.clipscore import cosine_scores, summarize
+from .metrics.cmmd import cmmd
+from .metrics.distances import distances
+from .metrics.geneval import CATEGORIES, overall
+from .metrics.intervals import with_intervals
+from .metrics.r_precision import r_precision
+from .metrics.retrieval import name_retrieval, picture_retrieval
+from .metrics.statistics import KEPT, Statistics, StatisticsMeter
 from .pictures import MAX_BAD, count_pictures, progress, read_indexed, read_records
 from .provenance import Fact, Provenance
-from .r_precision import r_precision
 from .report import Figure, Item, Number, Section
-from .retrieval import name_retrieval, picture_retrieval
-from .statistics import KEPT, Statistics, StatisticsMeter
 
 SHOWN = 32
 """Pictures in a figure."""

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from tokenizers_vq.base import ImageTokenizer
 from unitok.data.records import RecordDataset
 
-from .features import FeatureNetwork
-from .figures import codebook_figure, with_errors
-from .frechet import too_few
+from .feature_network import FeatureNetwork
+from .metrics.frechet import too_few
+from .metrics.reconstruction import ReconstructionMeter, as_known
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
-from .reconstruction import ReconstructionMeter, as_known
 from .report import Fact, Figure, Item, Number, Section
+from .reports.figures import codebook_figure, with_errors
 
 SHOWN, SHOWN_BY_SCALE = 32, 8
 """Pictures in a figure."""

@@ -27,9 +27,9 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, parse_json
 from tokenizers_vq.schema import read_value
 
-from .frechet import Gaussian
+from .metrics.frechet import Gaussian
+from .metrics.statistics import Statistics
 from .provenance import Fact, Provenance, hash_tensors, version_line
-from .statistics import Statistics
 
 FACTS = "unitok"
 ORIGIN = ("features", "features_sha256", "resize", "image size", "pictures", "name", "sha256", "versions")

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from unitok.data.records import RecordDataset
 
-from .clipscore import pair_scores, summarize
-from .distances import distances
-from .features import FeatureNetwork, ImageTextNetwork
+from .feature_network import FeatureNetwork, ImageTextNetwork
+from .metrics.clipscore import pair_scores, summarize
+from .metrics.distances import distances
+from .metrics.statistics import Statistics
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .provenance import Fact, PictureSet, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics
 
 SHOWN = 32
 """Pictures in a figure."""

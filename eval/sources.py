@@ -20,10 +20,10 @@ from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 
-from .features import FeatureNetwork
+from .feature_network import FeatureNetwork
+from .metrics.statistics import KEPT, Statistics, measure_statistics
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .saved import count_npz_pictures, holds, load_statistics, npz_pictures
-from .statistics import KEPT, Statistics, measure_statistics
 
 
 def dataset_pictures(

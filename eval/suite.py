@@ -33,7 +33,7 @@ from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
 from unitok.text import CaptionEncoder
 
-from .features import FeatureNetwork, ImageTextNetwork, check_features
+from .feature_network import FeatureNetwork, ImageTextNetwork, check_features
 from .generation import FEWEST, cut_warning
 from .pictures import count_pictures, progress, read_indexed
 from .provenance import PictureSet, Provenance, in_words, version_line

@@ -79,8 +79,8 @@ def eval_suite(
     from unitok.model import UniTok
     from unitok.sampling import SampleSettings
 
-    from .features import load_features, load_image_text
-    from .output import claim_folder
+    from .networks.features import load_features, load_image_text
+    from .reports.output import claim_folder
     from .suite import Suite, read_asked
     from .suite_report import measure_suite
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.files import atomic_path
-from unitok.data.checker import Verdict
 from unitok.data.records import RecordDataset
+from unitok.data.shapes.checker import Verdict
 
-from .alignment import are_shapes, check_pictures, wrong_attributes
-from .distances import distances
-from .figures import category_figure, sweep_figure
 from .generation import clip_numbers, exact_numbers
-from .intervals import with_intervals
-from .memorisation import measure_memorisation
+from .metrics.alignment import are_shapes, check_pictures, wrong_attributes
+from .metrics.distances import distances
+from .metrics.intervals import with_intervals
+from .metrics.memorisation import measure_memorisation
+from .metrics.statistics import Statistics, StatisticsMeter
 from .pictures import progress
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
-from .statistics import Statistics, StatisticsMeter
+from .reports.figures import category_figure, sweep_figure
 from .suite import Suite, picture_name, scale_name
 
 SHOWN = 9

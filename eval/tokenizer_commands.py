@@ -60,9 +60,9 @@ def eval_tokenizer(
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
-    from .features import load_features
     from .measure import measure_tokenizer
-    from .output import claim_folder
+    from .networks.features import load_features
+    from .reports.output import claim_folder
 
     where = pick_device(device)
     loaded = _open_tokenizer(tokenizer, where)
@@ -122,8 +122,8 @@ def compare_tokenizers(
     from unitok.device import pick_device
 
     from .compare_tokenizers import common_size, measure_side_by_side, short_names
-    from .features import load_features
-    from .output import claim_folder
+    from .networks.features import load_features
+    from .reports.output import claim_folder
 
     where = pick_device(device)
     names = short_names(tokenizers)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
-from unitok.cli import main
+from unitok.cli.main import main
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from unitok import demo as module
-from unitok.arguments import parse
-from unitok.commands import COMMANDS
+from unitok.cli import demo as module
+from unitok.cli.arguments import parse
+from unitok.cli.commands import COMMANDS
 from unitok.sample.pipeline import DECODERS
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unitok.cli import main
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.cli.main import main
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.sample.pipeline import DECODERS
 
 ROOT = Path(__file__).resolve().parent.parent

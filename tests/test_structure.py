@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -21,22 +22,32 @@ MAY_IMPORT = {
     "unitok.sample": {"tokenizers_vq", "unitok", "unitok.sample"},
     "unitok.eval": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.eval"},
     "unitok.train": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.train"},
+    # The command line runs all rooms, and no other room knows of it.
+    "unitok.cli": {"tokenizers_vq", "unitok", "unitok.sample", "unitok.eval", "unitok.train", "unitok.cli"},
 }
-# These commands run all rooms one after the other.
-ABOVE_ALL_ROOMS = {"unitok/demo.py", "unitok/compare.py"}
+FOLDERS = {room: ROOT / room.removeprefix("unitok.") for room in MAY_IMPORT} | {"unitok.cli": ROOT / "unitok" / "cli"}
+# Inside eval/: the ground that every part of it may stand on, and which folder may import which.
+EVAL_GROUND = {"feature_network", "pictures", "provenance", "report"}
+EVAL_MAY_IMPORT = {"metrics": {"metrics"}, "networks": {"metrics", "networks"}, "reports": {"metrics", "reports"}}
 LONGEST_FILE = 400
+FULLEST_FOLDER = 20
+# Its file helpers could be a room of their own, but every other room imports them by their present names.
+FULLER_FOLDERS = {"tokenizers_vq"}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
     """(room, file) of every source file that installs."""
-    for room in MAY_IMPORT:
-        for path in sorted((ROOT / room.removeprefix("unitok.")).rglob("*.py")):
-            yield room, path
+    for room, folder in FOLDERS.items():
+        within = [other for other in FOLDERS.values() if other != folder and other.is_relative_to(folder)]
+        for path in sorted(folder.rglob("*.py")):
+            # `python -m unitok` is the command line, at the place where Python looks for it.
+            if path != ROOT / "unitok" / "__main__.py" and not any(path.is_relative_to(other) for other in within):
+                yield room, path
 
 
 def imports(room: str, path: Path) -> Iterator[tuple[int, str]]:
     """(line, absolute module) of every import in a file, also inside functions."""
-    inside = path.relative_to(ROOT / room.removeprefix("unitok.")).parent.parts
+    inside = path.relative_to(FOLDERS[room]).parent.parts
     package = [*room.split("."), *inside]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -60,10 +71,22 @@ def test_imports_point_one_way() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for room, path in sources()
-        if str(path.relative_to(ROOT)) not in ABOVE_ALL_ROOMS
         for line, module in imports(room, path)
         if (target := room_of(module)) is not None and target not in MAY_IMPORT[room]
     ]
+    assert wrong == []
+
+
+def test_imports_inside_eval_point_one_way() -> None:
+    wrong = []
+    for room, path in sources():
+        parts = path.relative_to(ROOT).parts
+        if room != "unitok.eval" or (parts[1] not in EVAL_MAY_IMPORT and path.stem not in EVAL_GROUND):
+            continue
+        allowed = EVAL_GROUND | EVAL_MAY_IMPORT.get(parts[1], set())
+        for line, module in imports(room, path):
+            if room_of(module) == room and (module.split(".")[2:3] or [""])[0] not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {module}")
     assert wrong == []
 
 
@@ -91,6 +114,14 @@ def name_of(requirement: str) -> str:
 def test_no_file_holds_two_rooms() -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for _, path in sources()}
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_no_folder_is_too_full() -> None:
+    counts = Counter(
+        str(path.parent.relative_to(ROOT))
+        for path in {path for folder in FOLDERS.values() for path in folder.rglob("*.py")}
+    )
+    assert {name for name, count in counts.items() if count > FULLEST_FOLDER} == FULLER_FOLDERS
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import UserError
+from .hub import from_hub
 
 TOWERS = {
     "clip": "CLIPVisionModel",
@@ -70,10 +70,13 @@ def load_vision(source: str, description: dict[str, Any] | None = None) -> Visio
                 f"tokenizer.vision_model does not describe a vision model ({type(error).__name__}: {error}): "
                 "restore the tokenizer's config.json, or leave the key out"
             ) from error
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
-    try:
+    with from_hub(
+        lambda error: (
+            f"tokenizer.vision {source} is neither a folder with a CLIP, SigLIP or DINOv2 model (config.json, "
+            "model.safetensors, preprocessor_config.json) nor one of the hub that can be fetched from here "
+            f"({type(error).__name__}): fetch it on a machine with a network and give its folder"
+        )
+    ):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in TOWERS:
             raise UserError(
@@ -82,16 +85,6 @@ def load_vision(source: str, description: dict[str, Any] | None = None) -> Visio
         kind = getattr(transformers, TOWERS[config.model_type])
         model = kind.from_pretrained(source, dtype=torch.float32)
         pixels, _ = transformers.BaseImageProcessor.get_image_processor_dict(source)
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
-        raise UserError(
-            f"tokenizer.vision {source} is neither a folder with a CLIP, SigLIP or DINOv2 model (config.json, "
-            "model.safetensors, preprocessor_config.json) nor one of the hub that can be fetched from here "
-            f"({type(error).__name__}): fetch it on a machine with a network and give its folder"
-        ) from error
-    finally:
-        hub.setLevel(level)
     return VisionTower(
         model,
         {

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 
 from tokenizers_vq.contrast import CaptionFeatures
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.hub import from_hub
 
 
 class TextTower:
@@ -23,24 +22,18 @@ class TextTower:
     def __init__(self, source: str, device: torch.device) -> None:
         import transformers  # heavy, and only needed here
 
-        hub = logging.getLogger("huggingface_hub")
-        level = hub.level
-        hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
-        try:
+        with from_hub(
+            lambda error: (
+                f"tokenizer.contrastive_weight needs the text tower of {source} and its text tokenizer, which "
+                f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]}): put all files of the "
+                "model into one folder and name that as tokenizer.vision, or leave contrastive_weight out"
+            )
+        ):
             model = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
             self._words = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             if self._words("green")["input_ids"] == self._words("black")["input_ids"]:
                 # Without a file, transformers makes a text tokenizer that knows no word.
                 raise ValueError("no vocabulary")
-        except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"tokenizer.contrastive_weight needs the text tower of {source} and its text tokenizer, which cannot "
-                f"be read ({type(error).__name__}: {reason}): put all files of the model into one folder and name that "
-                "as tokenizer.vision, or leave contrastive_weight out"
-            ) from error
-        finally:
-            hub.setLevel(level)
         del model.vision_model
         self._model = model.eval().requires_grad_(False).to(device)
         self._device = device

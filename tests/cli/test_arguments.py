@@ -10,8 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from tokenizers_vq.errors import Problems, UserError
-from unitok.arguments import parse
-from unitok.commands import Command
+from unitok.cli.arguments import parse
+from unitok.cli.commands import Command
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ def test_help_names_the_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_preset_chooses_the_options_of_its_group(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from unitok.commands import COMMANDS
+    from unitok.cli.commands import COMMANDS
 
     def tokenizer(*words: str) -> Any:
         return parse("train tokenizer", COMMANDS["train tokenizer"], ["--data", "x", "--out", "y", *words])[1][

@@ -15,8 +15,10 @@ import pytest
 import yaml
 
 from tokenizers_vq.errors import UserError
-from unitok import __version__, arguments, cli
-from unitok.commands import COMMANDS
+from unitok import __version__
+from unitok.cli import arguments
+from unitok.cli.commands import COMMANDS
+from unitok.cli.main import main
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -25,7 +27,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, which then tells what it imported."""
     program = (
         "import sys, time; start = time.perf_counter()\n"
-        "from unitok.cli import main\n"
+        "from unitok.cli.main import main\n"
         "try: code = main(sys.argv[1:])\n"
         "except SystemExit as left: code = left.code\n"
         "heavy = sorted({'torch', 'transformers', 'datasets', 'torchmetrics', 'matplotlib'} & set(sys.modules))\n"
@@ -37,7 +39,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 def told(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The error of a command that must fail: nothing on stdout, no traceback."""
-    assert cli.main(argv) == 2
+    assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.endswith("\n")
     return err.removeprefix("error: ").rstrip("\n")
@@ -88,7 +90,7 @@ def test_help_of_a_command_is_quick_and_ends_with_an_example_that_parses(
 @pytest.mark.parametrize("name", COMMANDS)
 def test_printed_configuration_names_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main([*name.split(), "--print_config"])
+        main([*name.split(), "--print_config"])
     assert left.value.code == 0
     values = yaml.safe_load(capsys.readouterr().out)
     assert list(values) == list(arguments.load(COMMANDS[name].function).__annotations__)[: len(values)]
@@ -113,9 +115,9 @@ def test_recipes_are_accepted(recipe: Path) -> None:
 
 
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--version"]) == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"unitok {__version__}\n"
-    assert cli.main(["eval"]) == 0
+    assert main(["eval"]) == 0
     listed = re.findall(r"^  (eval \w+) ", capsys.readouterr().out, flags=re.MULTILINE)
     assert listed == [name for name in COMMANDS if name.startswith("eval ")]
 
@@ -156,7 +158,7 @@ def test_user_errors_are_one_line_and_bugs_keep_their_traceback(
     assert told(capsys, "sample") == "data is 'x': give a folder"
     raising(monkeypatch, ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
-        cli.main(["sample"])
+        main(["sample"])
 
 
 def test_an_error_keeps_its_lines_whatever_its_values_hold(
@@ -170,7 +172,7 @@ def test_an_error_keeps_its_lines_whatever_its_values_hold(
 
 def test_interruption_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     raising(monkeypatch, KeyboardInterrupt())
-    assert cli.main(["sample"]) == 130
+    assert main(["sample"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 

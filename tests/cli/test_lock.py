@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tokenizers_vq.errors import UserError
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.lock import LOCK_FILE, only_writer
 
 HOLD = """

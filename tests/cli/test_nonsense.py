@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from unitok.arguments import _CommandLine
-from unitok.cli import main
-from unitok.commands import COMMANDS
+from unitok.cli.arguments import _CommandLine
+from unitok.cli.commands import COMMANDS
+from unitok.cli.main import main
 
 NUMBERS = (
     "-1" + "0" * 30, "1" + "0" * 30, "9" * 5000, "1e400", "1e308", "nan", "inf", ".nan", "-.inf", "many", "[" * 1000,

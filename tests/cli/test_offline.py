@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tokenizers_vq.images import save_png
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.model import UniTok
 
 COMMANDS = [

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tokenizers_vq.errors import UserError
-from unitok.cli import main
-from unitok.yaml_file import read_yaml
+from unitok.cli.main import main
+from unitok.cli.yaml_file import read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import (
+from unitok.data.shapes.checker import (
     FIT_LIMIT,
     MARGIN,
     Found,
@@ -24,7 +24,7 @@ from unitok.data.checker import (
     judge,
     read_picture,
 )
-from unitok.data.shapes import (
+from unitok.data.shapes.scenes import (
     COLOURS,
     RELATIONS,
     SHAPES,

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes import (
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import (
     BORDER,
     COLOURS,
     GAP,
@@ -35,7 +36,6 @@ from unitok.data.shapes import (
     sample_scene,
     split_of,
 )
-from unitok.data.shapes_dataset import ShapesDataset
 
 TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
 VAL = [sample_scene(0, "val", i) for i in range(3000)]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.text_files import read_text
 
 

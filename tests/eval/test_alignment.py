@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes import describe
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval.alignment import (
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import describe
+from unitok.eval.metrics.alignment import (
     are_shapes,
     check_pictures,
     exact_share,
@@ -18,12 +18,12 @@ from unitok.eval.alignment import (
     true_share,
     wrong_attributes,
 )
-from unitok.eval.encoder.data import EDITS, edit, is_true, picture
-from unitok.eval.encoder.measure import scene_discrimination
-from unitok.eval.encoder.model import WEIGHTS, load_encoder
-from unitok.eval.features import load_features
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.reconstruction import BEST_PSNR, ReconstructionMeter, psnr, reconstruct, ssim
+from unitok.eval.metrics.frechet import frechet_distance
+from unitok.eval.metrics.reconstruction import BEST_PSNR, ReconstructionMeter, psnr, reconstruct, ssim
+from unitok.eval.networks.encoder.data import EDITS, edit, is_true, picture
+from unitok.eval.networks.encoder.measure import scene_discrimination
+from unitok.eval.networks.encoder.model import WEIGHTS, load_encoder
+from unitok.eval.networks.features import load_features
 from unitok.model import UniTok
 
 

@@ -21,14 +21,14 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.decoding import decode
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval.clipscore import cosine_scores
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator, eval_statistics
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.output import read_items
+from unitok.eval.metrics.clipscore import cosine_scores
+from unitok.eval.metrics.frechet import frechet_distance
 from unitok.eval.report import Number
+from unitok.eval.reports.output import read_items
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
 

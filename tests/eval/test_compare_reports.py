@@ -10,10 +10,10 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.eval.commands import eval_compare
-from unitok.eval.compare_reports import Interval, compare_reports, interval_of, read_report
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.output import write_report
+from unitok.eval.metrics.frechet import frechet_distance
 from unitok.eval.report import Number, Report, Section
+from unitok.eval.reports.compare_reports import Interval, compare_reports, interval_of, read_report
+from unitok.eval.reports.output import write_report
 
 FACTS: dict[str, Any] = {"features": "embedded", "features_sha256": "1", "pictures": 200, "image size": "32x32"}
 

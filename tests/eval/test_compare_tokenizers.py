@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.eval.compare_tokenizers import short_names
 from unitok.eval.tokenizer_commands import compare_tokenizers, eval_tokenizer
 from unitok.model import UniTok

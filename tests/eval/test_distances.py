@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.eval.frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance, too_few
-from unitok.eval.kid import kernel_distance, polynomial_mmd
+from unitok.eval.metrics.frechet import Gaussian, fit_gaussian, frechet_distance, gaussian_distance, too_few
+from unitok.eval.metrics.kid import kernel_distance, polynomial_mmd
 
 
 def features(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unitok.eval.encoder.data import Batch, augment
-from unitok.eval.encoder.model import split_words, word_pieces
-from unitok.eval.encoder.train import contrastive_loss
+from unitok.eval.networks.encoder.data import Batch, augment
+from unitok.eval.networks.encoder.model import split_words, word_pieces
+from unitok.eval.networks.encoder.train import contrastive_loss
 
 WORDS = ["red", "blue", "crab", "sun", "false"]
 

@@ -13,19 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval.clipscore import clip_score
-from unitok.eval.features import (
-    EmbeddedNetwork,
-    ImageTextNetwork,
-    check_features,
-    extract,
-    inception_file,
-    load_features,
-    load_image_text,
-)
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.kid import kernel_distance
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.eval.feature_network import ImageTextNetwork, check_features, extract
+from unitok.eval.metrics.clipscore import clip_score
+from unitok.eval.metrics.frechet import frechet_distance
+from unitok.eval.metrics.kid import kernel_distance
+from unitok.eval.networks.features import EmbeddedNetwork, inception_file, load_features, load_image_text
 
 
 @pytest.fixture(scope="module")

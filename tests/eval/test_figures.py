@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tokenizers_vq.usage import CodebookUsage
-from unitok.eval.figures import codebook_figure, colour, error_range, errors, sheet, with_errors
+from unitok.eval.reports.figures import codebook_figure, colour, error_range, errors, sheet, with_errors
 
 
 def test_error_maps_are_black_where_equal_and_brightest_at_the_stated_scale() -> None:

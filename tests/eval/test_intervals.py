@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval.alignment import check_pictures, object_count
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.generation import exact_numbers
-from unitok.eval.intervals import interval_of_mean, with_intervals
-from unitok.eval.output import print_report, write_report
-from unitok.eval.page import render
+from unitok.eval.metrics.alignment import check_pictures, object_count
+from unitok.eval.metrics.intervals import interval_of_mean, with_intervals
 from unitok.eval.provenance import INTERVAL
 from unitok.eval.report import Number, Report, Section
+from unitok.eval.reports.output import print_report, write_report
+from unitok.eval.reports.page import render
 
 
 def test_interval_is_that_of_a_mean_over_independent_captions() -> None:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.checker import check, read_picture
-from unitok.data.shapes import parse
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval.alignment import by_category
-from unitok.eval.captions import bleu, cider, words
-from unitok.eval.cmmd import cmmd
-from unitok.eval.geneval import Box, Prompt, Wanted, geneval, judge_boxes, overall, read_prompts, relations
-from unitok.eval.inception_score import RunningInceptionScore, inception_score
-from unitok.eval.prdc import prdc
-from unitok.eval.r_precision import r_precision
+from unitok.data.shapes.checker import check, read_picture
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.scenes import parse
+from unitok.eval.metrics.alignment import by_category
+from unitok.eval.metrics.captions import bleu, cider, words
+from unitok.eval.metrics.cmmd import cmmd
+from unitok.eval.metrics.geneval import Box, Prompt, Wanted, geneval, judge_boxes, overall, read_prompts, relations
+from unitok.eval.metrics.inception_score import RunningInceptionScore, inception_score
+from unitok.eval.metrics.prdc import prdc
+from unitok.eval.metrics.r_precision import r_precision
 
 
 def rows(count: int, dim: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.eval.figures import with_errors
-from unitok.eval.output import claim_folder, print_report, write_report
 from unitok.eval.report import Figure, Item, Number, Report, Section
+from unitok.eval.reports.figures import with_errors
+from unitok.eval.reports.output import claim_folder, print_report, write_report
 
 
 class Page(HTMLParser):

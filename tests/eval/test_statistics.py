@@ -16,18 +16,15 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.eval import statistics
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.commands import eval_clipscore, eval_fid, eval_statistics
-from unitok.eval.distances import distances
-from unitok.eval.features import FeatureNetwork, load_features
-from unitok.eval.frechet import fit_gaussian, gaussian_distance
-from unitok.eval.inception_score import inception_score
-from unitok.eval.kid import polynomial_mmd
-from unitok.eval.provenance import PictureSet, difference, require_same
-from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
-from unitok.eval.sources import load_set
-from unitok.eval.statistics import (
+from unitok.eval.feature_network import FeatureNetwork
+from unitok.eval.metrics import statistics
+from unitok.eval.metrics.distances import distances
+from unitok.eval.metrics.frechet import fit_gaussian, gaussian_distance
+from unitok.eval.metrics.inception_score import inception_score
+from unitok.eval.metrics.kid import polynomial_mmd
+from unitok.eval.metrics.statistics import (
     CHUNK,
     KeptRows,
     RunningGaussian,
@@ -36,6 +33,10 @@ from unitok.eval.statistics import (
     measure_statistics,
     statistics_of_features,
 )
+from unitok.eval.networks.features import load_features
+from unitok.eval.provenance import PictureSet, difference, require_same
+from unitok.eval.saved import load_statistics, npz_pictures, save_statistics
+from unitok.eval.sources import load_set
 
 
 @pytest.fixture(scope="module")

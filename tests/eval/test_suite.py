@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.open import open_data
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval import suite
 from unitok.eval.commands import eval_clipscore, eval_compare, eval_fid, eval_generator
-from unitok.eval.features import load_features
-from unitok.eval.frechet import frechet_distance
-from unitok.eval.memorisation import measure_memorisation, nearest
-from unitok.eval.output import read_items
+from unitok.eval.metrics.frechet import frechet_distance
+from unitok.eval.metrics.memorisation import measure_memorisation, nearest
+from unitok.eval.networks.features import load_features
 from unitok.eval.provenance import difference
 from unitok.eval.report import Number
+from unitok.eval.reports.output import read_items
 from unitok.eval.suite_commands import eval_suite
 from unitok.eval.suite_report import mean_of_rounds
 from unitok.model import UniTok

@@ -59,8 +59,8 @@ def minimal(trial: Trial) -> dict[str, list[str]]:
 
 def options_of(command: str) -> list[str]:
     """Runs in the server's child."""
-    from unitok.arguments import _CommandLine
-    from unitok.commands import COMMANDS
+    from unitok.cli.arguments import _CommandLine
+    from unitok.cli.commands import COMMANDS
 
     return sorted(_CommandLine(command, COMMANDS[command], []).types)
 

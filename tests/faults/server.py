@@ -210,7 +210,7 @@ def _child(request: dict[str, Any], folder: Path) -> None:
             result = getattr(importlib.import_module(module), name)(*request["words"])
             code = 0
         else:
-            from unitok.cli import main
+            from unitok.cli.main import main
 
             sys.argv = ["unitok", *request["words"]]
             code = main(request["words"])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.data.open import open_data
 from unitok.model import UniTok
 from unitok.sample.commands import caption as write_captions

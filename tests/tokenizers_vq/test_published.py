@@ -25,8 +25,8 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.published.family import Source
 from tokenizers_vq.published.load import PUBLISHED, _attempts, _compare, _configure, _sources
-from unitok import cli
-from unitok.published import FamilyName
+from unitok.cli.main import main
+from unitok.cli.published import FamilyName
 
 Weights = dict[str, Tensor]
 
@@ -746,7 +746,7 @@ def test_command_makes_a_folder_like_any_other(
     settings = tmp_path / "tiny.yaml"
     settings.write_text(f"settings: {TINY['showo_magvitv2']}\n")
     argv = ["import-tokenizer", "showo_magvitv2", "hf:showlab/magvitv2", "--out", str(tmp_path / "out")]
-    assert cli.main([*argv, "--config", str(settings)]) == 0
+    assert main([*argv, "--config", str(settings)]) == 0
     assert fetched == [("showlab/magvitv2", "pytorch_model.safetensors")]
     out, err = capsys.readouterr()
     assert out == f"tokenizer: {tmp_path / 'out'}\n" and "32x32 pixels -> 8x8 codes out of 64" in err
@@ -759,20 +759,20 @@ def test_command_goes_on_after_a_kill_at_its_very_end(tmp_path: Path, capsys: py
     save_file(random_weights("llamagen_vq", **TINY["llamagen_vq"]), file)
     argv = ["import-tokenizer", "llamagen_vq", str(file), "--out", str(out)]
     argv += ["--settings", json.dumps(TINY["llamagen_vq"])]
-    assert cli.main(argv) == 0
+    assert main(argv) == 0
     written = {path.name: path.read_bytes() for path in out.iterdir()}
     (out / ".lock").touch()
     (out / ".config.json.4000000.tmp").touch()
-    assert cli.main(argv) == 0
+    assert main(argv) == 0
     assert f"{out} holds this tokenizer already: nothing was written" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == written
 
     weights = random_weights("llamagen_vq", **TINY["llamagen_vq"])
     save_file({name: tensor + 1 for name, tensor in weights.items()}, file)
-    assert cli.main(argv) == 2
+    assert main(argv) == 2
     assert "holds another tokenizer, or a damaged one: choose a new folder" in capsys.readouterr().err
     (out / "notes.txt").touch()
-    assert cli.main(argv) == 2
+    assert main(argv) == 2
     assert "is not empty: choose a new folder" in capsys.readouterr().err
     assert {name: (out / name).read_bytes() for name in written} == written
 

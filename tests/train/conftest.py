@@ -15,7 +15,7 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.quantizer_config import MultiVQ
-from unitok.cli import main
+from unitok.cli.main import main
 from unitok.config import TasksConfig, TrunkConfig
 from unitok.data.records import Record
 from unitok.sampling import SampleSettings

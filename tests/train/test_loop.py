@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.cli import main
+from unitok.cli.main import main
 
 
 def without_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:

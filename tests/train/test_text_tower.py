@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from unitok.data.open import open_data
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.train.text_tower import TextTower
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from tokenizers_vq.images import to_float
 from tokenizers_vq.quantizer_config import FSQ, VQ, MultiVQ, SimVQ
 from tokenizers_vq.vit_config import ViTConfig
 from unitok.data.records import Record
-from unitok.data.shapes_dataset import ShapesDataset
+from unitok.data.shapes.dataset import ShapesDataset
 from unitok.seeding import keyed_generator
 from unitok.train.config import AugmentConfig
 from unitok.train.pictures import augment

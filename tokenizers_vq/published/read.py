@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from torch import Tensor
 
 from ..errors import UserError
 from ..foreign import read_tensors
+from ..hub import from_hub
 
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -35,22 +35,15 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     repository = f"{owner}/{name}"
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)  # it tells of every retry, and the error below says it once
-    try:
+    with from_hub(
+        lambda error: (
+            f"{path} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): "
+            "check name and network, or download the file and give its path"
+        )
+    ):
         if not file:
             file = _choose(path, HfApi().list_repo_files(repository), usual)
         return Path(hf_hub_download(repository, file))
-    except UserError:
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise UserError(
-            f"{path} could not be fetched ({reason}): check name and network, or download the file and give its path"
-        ) from None
-    finally:
-        hub.setLevel(level)
 
 
 def _choose(path: str, files: list[str], usual: tuple[str, ...]) -> str:

@@ -111,7 +111,7 @@ def _open(
 
 
 def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
-    from .shapes_dataset import ShapesDataset
+    from .shapes.dataset import ShapesDataset
 
     spec.check_keys("size", "seed", "limit")
     side = spec.integer("size", size[0] if size else 32)

@@ -1,0 +1,1 @@
+"""What turns pictures and captions into features."""

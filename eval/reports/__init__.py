@@ -1,0 +1,1 @@
+"""What becomes of numbers: tables, pages, figures, and reports side by side."""

@@ -1,0 +1,81 @@
+"""The commands of `unitok`: the words that name them, the functions that run. Data only: it costs nothing to load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command. Names of objects are written "module:name" and are imported when the command is asked for."""
+
+    function: str
+    """Its signature is the options, its docstring the help."""
+    summary: str
+    """One line for `unitok --help`."""
+    positional: tuple[str, ...] = ()
+    """Parameters that may be given without their names, in this order; a list takes all the words that remain."""
+    presets: tuple[str, str] | None = None
+    """(registry of presets, parameter): the preset named by `--preset` supplies the defaults of that parameter."""
+    choices: tuple[str, ...] = ()
+    """Base dataclasses whose subclasses are alternatives."""
+    out_is_file: bool = False
+    """Whether `--out` is a file; else it is a folder that one process at a time writes into."""
+
+
+COMMANDS: dict[str, Command] = {
+    "train tokenizer": Command(
+        "unitok.train.commands:train_tokenizer",
+        "Train a VQ image tokenizer on a folder of pictures.",
+        presets=("tokenizers_vq.config:TOKENIZER_PRESETS", "tokenizer"),
+        choices=("tokenizers_vq.quantizer_config:QuantizerConfig",),
+    ),
+    "train generator": Command(
+        "unitok.train.commands:train_generator",
+        "Train one transformer over text and image codes.",
+        presets=("unitok.config:TRUNK_PRESETS", "trunk"),
+    ),
+    "import-tokenizer": Command(
+        "unitok.cli.published:import_tokenizer",
+        "Turn a published tokenizer checkpoint into a tokenizer folder.",
+        positional=("family", "file"),
+    ),
+    "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
+    "sample": Command("unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",)),
+    "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),
+    "eval tokenizer": Command(
+        "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
+    ),
+    "eval generator": Command("unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions."),
+    "eval suite": Command(
+        "unitok.eval.suite_commands:eval_suite", "A whole protocol: seeds, guidance sweep, nearest training pictures."
+    ),
+    "eval fid": Command(
+        "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")
+    ),
+    "eval statistics": Command(
+        "unitok.eval.commands:eval_statistics",
+        "Save what FID needs to know of a set.",
+        positional=("data",),
+        out_is_file=True,
+    ),
+    "eval clipscore": Command(
+        "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
+    ),
+    "eval compare": Command(
+        "unitok.eval.commands:eval_compare",
+        "Reports side by side, with bootstrap intervals.",
+        positional=("reports",),
+    ),
+    "compare": Command(
+        "unitok.cli.compare:compare", "Objectives side by side, with the same compute: quality against time."
+    ),
+    "compare-tokenizers": Command(
+        "unitok.eval.tokenizer_commands:compare_tokenizers",
+        "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
+        positional=("tokenizers",),
+    ),
+    "demo": Command(
+        "unitok.cli.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."
+    ),
+}

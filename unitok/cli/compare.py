@@ -1,0 +1,256 @@
+"""`unitok compare`: objectives side by side, each trained with the same compute and drawn in the same way.
+
+Free of torch until it runs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.files import read_json
+
+if TYPE_CHECKING:
+    from unitok.eval.report import Number, Section
+    from unitok.model import UniTok
+    from unitok.sampling import SampleSettings
+
+COUNTED = 500
+"""Captions whose length is looked at, to tell how long a picture's sequence is."""
+QUALITY = {"scene_accuracy": "whole scene right, %", "fid": "FID (see the label in the table)"}
+"""What is plotted, of what could be measured."""
+
+
+def compare(
+    generators: list[Path],
+    val_data: str,
+    out: Path = Path("runs/compare"),
+    positions: int = 4_000_000,
+    steps: list[int] | None = None,
+    limit: int = 200,
+    batch_size: int = 50,
+    seed: int = 0,
+) -> None:
+    """Train generators with the same compute, draw the same captions with each, and plot quality against time.
+
+    Each generator is a configuration of `unitok train generator`. All must have the same trunk; they may differ in
+    objective, image tokenizer, batch and what else the objective needs. Compute is counted in sequence positions: a
+    configuration with longer sequences or larger batches takes fewer steps. Writes report.json, report.html and
+    compare.png. After an interruption the same command goes on.
+
+    Args:
+        generators: YAML files of unitok train generator; the file's name names the generator.
+        val_data: Captions to draw, with the pictures to compare with, such as shapes@val.
+        out: Folder for the models and the report.
+        positions: Sequence positions that each generator is trained on.
+        steps: Numbers of passes that masked-token generators are drawn with; default: 8, 16, 32.
+        limit: Captions drawn by each.
+        batch_size: Pictures drawn at a time when quality and time are measured; time is also measured one by one.
+        seed: The i-th picture is drawn with seed + i.
+
+    Example:
+        unitok compare --generators "[next_token.yaml, next_scale.yaml]" --val_data pictures/@val --out runs/compare
+    """
+    problems = Problems()
+    problems.check(len(generators) > 1, f"--generators has {len(generators)}: give two files or more to compare")
+    for name, value in (("positions", positions), ("limit", limit), ("batch_size", batch_size)):
+        problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
+    for path in generators:
+        problems.check(path.is_file(), f"--generators {path} is not a file")
+    names = [path.stem for path in generators]
+    problems.check(len(set(names)) == len(names), f"--generators are called {', '.join(names)}: give each its own name")
+    problems.raise_if_any()
+
+    from unitok.eval.reports.output import claim_folder
+
+    started = time.time()
+    claim_folder(out)
+    plans = [_plan(path, out / path.stem, positions) for path in generators]
+    _check_alike(plans)
+    for plan in plans:
+        _train(plan)
+    rows = [row for plan in plans for row in _measure(plan, val_data, steps or [8, 16, 32], limit, batch_size, seed)]
+    _report(rows, plans, out, positions, time.time() - started)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A generator to train."""
+
+    config: Path
+    folder: Path
+    values: dict[str, Any]
+    """Arguments of `train_generator`, as the file says."""
+    length: float
+    """Mean positions of a picture's sequence."""
+    steps: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to draw with one generator."""
+
+    name: str
+    objective: str
+    seconds: float
+    """Per picture, in a batch."""
+    alone: float
+    """Per picture, one by one."""
+    section: Section
+
+
+def _words(config: Path, folder: Path, steps: int | None = None) -> list[str]:
+    words = ["--config", str(config), "--out", str(folder)]
+    if steps is not None:
+        words += ["--run.steps", str(steps)]
+    return words + (["--resume"] if folder.exists() else [])
+
+
+def _plan(config: Path, folder: Path, positions: int) -> Plan:
+    """Reads a configuration and counts how many steps the compute allows."""
+    from tokenizers_vq.base import load_tokenizer
+    from unitok.data.open import open_data
+    from unitok.text import load_text_tokenizer, train_bpe
+
+    from .arguments import parse
+    from .commands import COMMANDS
+
+    _, values = parse("train generator", COMMANDS["train generator"], _words(config, folder))
+    images = load_tokenizer(values["image_tokenizer"])
+    dataset = open_data(values["data"], images.image_size)
+    records = [dataset[index] for index in range(min(COUNTED, len(dataset)))]
+    captions = [record.caption for record in records if record.caption is not None]
+    if not captions:
+        raise UserError(f"{dataset.name}: none of the first {COUNTED} records has a caption")
+    if values["text_tokenizer"] is None:
+        texts = train_bpe(captions, values["text_vocabulary"])
+    else:
+        texts = load_text_tokenizer(values["text_tokenizer"])
+    caption = sum(1 + len(texts.encode(text)) for text in captions) / len(captions)
+    tasks = dict(values["tasks"].items())
+    pictured = (tasks["text_to_image"].share + tasks["image_to_text"].share) / sum(t.share for t in tasks.values())
+    length = caption + pictured * images.layout.length
+    return Plan(config, folder, values, length, max(1, round(positions / length / values["run"].batch_size)))
+
+
+def _check_alike(plans: list[Plan]) -> None:
+    first = plans[0]
+    problems = Problems()
+    for plan in plans[1:]:
+        pair = f"{first.config} and {plan.config}"
+        problems.check(plan.values["trunk"] == first.values["trunk"], f"{pair} differ in trunk: compare the same trunk")
+    problems.raise_if_any()
+
+
+def _train(plan: Plan) -> None:
+    from .main import run
+
+    words = _words(plan.config, plan.folder, plan.steps)
+    print(f"\n$ unitok train generator {' '.join(words)}", file=sys.stderr)
+    run("train generator", words)
+
+
+def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_size: int, seed: int) -> list[Row]:
+    """A row for each way to draw: masked-token generators have one for each number of passes."""
+    from dataclasses import replace
+
+    from unitok.eval.generation import measure_generation
+    from unitok.eval.networks.features import load_image_text
+    from unitok.sampling import SampleSettings
+
+    from ..data.open import open_data
+    from ..device import pick_device
+    from ..model import UniTok
+
+    device = pick_device("auto")
+    model = UniTok.from_pretrained(plan.folder, device)
+    network = load_image_text("embedded", device)
+    dataset = open_data(val_data, model.image_tokenizer.image_size)
+    settings = SampleSettings.of(model.config)
+    ways = {plan.folder.name: settings}
+    if model.config.objective == "masked_token":
+        ways = {f"{plan.folder.name}, {number} passes": replace(settings, steps=number) for number in passes}
+    rows = []
+    for name, way in ways.items():
+        section = measure_generation(
+            model, dataset, network, network, settings=way, seed=seed, limit=limit, batch_size=batch_size
+        )
+        section.name, section.title = name, f"{name} ({plan.steps} steps)"
+        seconds, alone = _seconds(model, way, batch_size), _seconds(model, way, 1)
+        rows.append(Row(name, model.config.objective, seconds, alone, section))
+    return rows
+
+
+def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
+    """Seconds per picture, the best of three batches."""
+    from unitok.sample.pipeline import draw
+
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        draw(model, [""] * batch_size, settings, batch_size=batch_size)
+        best = min(best, time.perf_counter() - start)
+    return best / batch_size
+
+
+def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, seconds: float) -> None:
+    import torch
+
+    from unitok.eval.report import Figure, Item, Number, Report
+    from unitok.eval.reports.output import print_report, write_report
+
+    from ..data.decoding import decode
+
+    for row in rows:
+        row.section.numbers["seconds"] = Number(f"Seconds per picture, {torch.get_num_threads()} threads", row.seconds)
+        row.section.numbers["seconds_alone"] = Number("Seconds per picture, one by one", row.alone)
+    plot = out / "compare.png"
+    _plot(rows, plot)
+    picture = Item([decode(plot.read_bytes())], "Quality against time: up and left is better, for FID down and left")
+    rows[0].section.figures.insert(0, Figure("Comparison", [picture]))
+    run = read_json(plans[0].folder / "run.json")
+    facts: dict[str, Any] = {
+        "seconds": round(seconds, 1),
+        "positions": positions,
+        "hardware": json.dumps(run["hardware"]),
+    }
+    facts |= {f"steps_{plan.folder.name}": plan.steps for plan in plans}
+    report = Report("unitok compare", [row.section for row in rows], facts)
+    print_report(report)
+    write_report(report, out)
+    print(out / "report.html")
+
+
+def _plot(rows: list[Row], path: Path) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    from tokenizers_vq.files import atomic_path
+
+    shown = {key: label for key, label in QUALITY.items() if all(key in row.section.numbers for row in rows)}
+    figure = Figure(figsize=(6 * len(shown), 4.5), dpi=100)
+    for place, (key, label) in enumerate(shown.items()):
+        axes = figure.add_subplot(1, len(shown), place + 1)
+        for objective in dict.fromkeys(row.objective for row in rows):
+            mine = sorted((row.seconds, _value(row.section.numbers[key])) for row in rows if row.objective == objective)
+            axes.plot(*zip(*mine, strict=True), "o-", label=objective)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_xlabel("seconds per picture, in a batch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+def _value(number: Number) -> float:
+    assert isinstance(number.value, float)
+    return 100 * number.value if number.unit == "%" else number.value

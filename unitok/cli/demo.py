@@ -1,0 +1,116 @@
+"""`unitok demo`: the whole line on rendered shapes, by the same commands and recipes that a user runs.
+
+Free of torch until it runs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers_vq.files import read_json
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+if not RECIPES.is_dir():  # in a checkout they stand at the top level
+    RECIPES = RECIPES.parents[1] / "recipes"
+
+ENCODED = 24_000
+"""Pictures that the generator learns from."""
+
+
+def demo(
+    out: Path = Path("runs/demo"),
+    objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
+    pictures: int = 192,
+    seed: int = 0,
+) -> None:
+    """The whole line on rendered shapes: train, draw, caption, measure, report.
+
+    Trains a tokenizer and a generator with the recipes in recipes/shapes, draws held-out captions, captions held-out
+    pictures, measures both, and writes report.html and report.json. Needs no data and no network; about ten minutes on
+    two CPU cores. After an interruption the same command goes on.
+
+    Args:
+        out: Folder for everything.
+        objective: How the generator draws; next_scale trains a tokenizer with several scales for it.
+        pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
+            and three objects. The first 48 captions are distinct, then those of one object come again.
+        seed: Seed of the runs.
+
+    Example:
+        unitok demo --objective masked_token --out runs/demo-masked
+    """
+    started = time.time()
+    from unitok.eval.reports.output import claim_folder
+
+    claim_folder(out)
+    recipes = RECIPES / "shapes"
+    tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
+    scaled = objective == "next_scale"
+    first = recipes / ("next_scale_tokenizer.yaml" if scaled else "tokenizer.yaml")
+    second = recipes / ("next_scale_generator.yaml" if scaled else f"{objective}.yaml")
+    _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
+    _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
+    words: list[object] = ["--config", second, "--run.seed", seed]
+    _run("train generator", [*words, "--data", codes, "--image_tokenizer", tokenizer], generator)
+    _measure(out, tokenizer, generator, pictures, seed, started)
+
+
+def _run(command: str, words: list[object], out: Path) -> None:
+    """One command of the line, announced as a user would type it; what is done already is not done again."""
+    from .main import run
+
+    argv = [*map(str, words), "--out", str(out)]
+    if command.startswith("train") and out.exists():
+        argv += ["--resume"]
+    print(f"\n$ unitok {command} {shlex.join(argv)}", file=sys.stderr)
+    run(command, argv)
+
+
+def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
+    from unitok.eval.captioning import measure_captioning
+    from unitok.eval.generation import measure_generation
+    from unitok.eval.measure import measure_tokenizer
+    from unitok.eval.networks.features import load_image_text
+    from unitok.eval.report import Report
+    from unitok.eval.reports.output import print_report, write_report
+
+    from ..data.open import open_data
+    from ..device import pick_device
+    from ..model import UniTok
+
+    device = pick_device("auto")
+    model = UniTok.from_pretrained(generator, device)
+    held_out = open_data(f"shapes@val?limit={pictures}", model.image_tokenizer.image_size)
+    network = load_image_text("embedded", device)
+    sections = [
+        measure_tokenizer(model.image_tokenizer, held_out, network, limit=pictures),
+        measure_generation(model, held_out, network, network, limit=pictures, seed=seed, batch_size=100),
+        measure_captioning(model, held_out, network, limit=pictures, batch_size=100),
+    ]
+    runs: dict[str, Any] = {path.name: read_json(path / "run.json") for path in (tokenizer, generator)}
+    facts = {
+        "seconds": round(time.time() - started, 1),
+        "seconds_tokenizer": runs["tokenizer"]["seconds"],
+        "seconds_generator": runs["generator"]["seconds"],
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "parameters": runs["generator"]["parameters"],
+        "objective": model.config.objective,
+        "hardware": _hardware(runs["generator"]["hardware"]),
+    }
+    report = Report("unitok demo", sections, facts)
+    print_report(report)
+    write_report(report, out)
+    print(out / "report.html")
+
+
+def _hardware(facts: dict[str, Any]) -> str:
+    """
+    >>> _hardware({"cpu": "AMD EPYC", "cpu_cores": 2, "threads": 1, "gpu": None})
+    'AMD EPYC, 2 cores, threads: 1'
+    """
+    return facts["gpu"] or f"{facts['cpu']}, {facts['cpu_cores']} cores, threads: {facts['threads']}"
