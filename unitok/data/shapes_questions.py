@@ -7,8 +7,8 @@
     is there a small blue square                         no
     is the red circle left of the large square           yes
 
-"The" names one object of the scene, by its shape alone or with its size, its colour or both. A relation is asked only of
-two objects that stand clearly along one axis, and a false one is false in every sense: of an object that is left of
+"The" names one object of the scene, by its shape alone or with its size, its colour or both. A relation is asked only
+of two objects that stand clearly along one axis, and a false one is false in every sense: of an object that is left of
 another and a little above it, "right of" and "below" are asked as false, "above" is not asked.
 
 The words of a question say little about its answer. "yes" and "no" are drawn first, the words after that. A false "is
