@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes_questions import KINDS_OF_QUESTION, kind_of
+from unitok.data.shapes.questions import KINDS_OF_QUESTION, kind_of
 
-from .alignment import exact_share
-from .intervals import with_intervals
+from .metrics.alignment import exact_share
+from .metrics.intervals import with_intervals
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
 

@@ -8,22 +8,24 @@ from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 from unitok.data.loader import read_in_order
+from unitok.data.mixture import Mixture
 from unitok.data.records import Record, RecordDataset
 from unitok.model import TEXT_TOKENIZER
+from unitok.tasks import FIELDS, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
 from .config import RunConfig
 
-CAPTIONS_READ = 10_000
-CAPTIONS_READ_ENDLESS = 2_000
+TEXTS_READ = 10_000
+TEXTS_READ_ENDLESS = 2_000
 """Records that a byte-level BPE is trained on. Rendered data speaks in few words."""
 
 
 def text_tokenizer_for(
-    dataset: RecordDataset, name: str | None, vocabulary: int, checkpoint: Path | None, run: RunConfig
+    dataset: Mixture, name: str | None, vocabulary: int, checkpoint: Path | None, run: RunConfig
 ) -> TextTokenizer:
     """The text tokenizer of a run: the given one, that of the checkpoint to go on from, or a new BPE of the data's
-    captions."""
+    texts."""
     if name is not None:
         return load_text_tokenizer(name)
     if checkpoint is not None:
@@ -31,7 +33,9 @@ def text_tokenizer_for(
         kept = [place / TEXT_TOKENIZER for place in (checkpoint, checkpoint.parents[1])]
         for place in filter(Path.is_dir, kept):
             return load_text_tokenizer(place)
-    return train_bpe(read_captions(dataset, run.workers or 0), vocabulary)
+    pairs = zip(dataset.parts, dataset.sources, strict=True)
+    texts = (text for part, source in pairs for text in read_texts(part, needs(source.tasks), run.workers or 0))
+    return train_bpe(texts, vocabulary)
 
 
 def text_fingerprint(tokenizer: TextTokenizer) -> str:
@@ -39,16 +43,21 @@ def text_fingerprint(tokenizer: TextTokenizer) -> str:
     return hashlib.sha256(tokenizer.tokenizer.to_str().encode()).hexdigest()
 
 
-def read_captions(dataset: RecordDataset, workers: int) -> Iterator[str]:
-    """The captions of records spread evenly over a data set."""
-    count = min(len(dataset), CAPTIONS_READ_ENDLESS if dataset.endless else CAPTIONS_READ)
+def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterator[str]:
+    """The texts in these fields of records spread evenly over a data set."""
+    count = min(len(dataset), TEXTS_READ_ENDLESS if dataset.endless else TEXTS_READ)
     spread = dataset if dataset.endless else Spread(dataset, count)
     found = False
     for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
-        found = found or bool(batch.captions)
-        yield from batch.captions
+        for record in batch.records:
+            values = {"caption": record.caption, **record.fields}
+            texts = [values[field] for field in FIELDS if field in fields and FIELDS[field] == "text" and values.get(field)]
+            texts += [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
+            found = found or bool(texts)
+            yield from texts
     if not found:
-        raise UserError(f"{dataset.name}: none of the {count} records looked at has a picture and a caption")
+        wanted = " or ".join(field for field in FIELDS if field in fields and FIELDS[field] == "text") or "text"
+        raise UserError(f"{dataset.name}: none of the {count} records looked at has a {wanted} that can be used")
 
 
 class Spread:

@@ -13,11 +13,11 @@ from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, TasksConfig, TrunkConfig
+from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import SampleSettings
 
-from .config import AugmentConfig, OptimConfig, RunConfig
+from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 
 
 def train_tokenizer(
@@ -92,11 +92,12 @@ def train_tokenizer(
 
 def train_generator(
     *,
-    data: str,
+    data: str | list[SourceConfig],
     out: Path,
     image_tokenizer: Path,
     preset: str = "small",
-    objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
+    objective: str = "next_token",
+    objective_settings: ObjectiveSettings,
     trunk: TrunkConfig,
     tasks: TasksConfig,
     sampling: SampleSettings,
@@ -108,26 +109,29 @@ def train_generator(
     val_data: str | None = None,
     resume: bool = False,
 ) -> None:
-    """Train one transformer over text and image codes: it draws captions and captions pictures.
+    """Train one transformer over text and image codes: it draws captions, captions pictures, answers questions.
 
     The output folder becomes the model: give it to --model of the other commands. Beside it stand checkpoints,
     log.jsonl, TensorBoard files, sample grids and loss.png. Ctrl-C saves; the same command with --resume goes on.
     Several GPUs: torchrun --nproc-per-node 8 -m unitok train generator ...
 
     Args:
-        data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster).
+        data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster). A list in a --config
+            file names several sources, each with data, share, tasks and weight.
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
         preset: Starting values of --trunk.*
-        objective: How pictures are drawn: code by code, many at a time by confidence, or scale by scale.
+        objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time by
+            confidence), next_scale (scale by scale), random_order (code by code, trained in any order).
+        objective_settings: How the objective is trained.
         trunk: The transformer.
         tasks: What the model learns to do.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
         text_vocabulary: Size of that BPE.
-        text_length: Longest caption in tokens; longer ones are cut in training.
-        optim: How the weights move.
-        run: How long, on what, how often.
+        text_length: Longest text in tokens; longer ones are cut in training.
+        optim: Optimizer.
+        run: Length, hardware, and intervals of logging, evaluation and saving.
         val_data: Captioned pictures to measure on, such as shapes@val.
         resume: Go on from the newest checkpoint in the output folder.
 
@@ -135,17 +139,9 @@ def train_generator(
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
     """
     settings = _settings(locals())
-    problems = Problems()
-    for name, value, objectives in (
-        ("code_dropout", tasks.code_dropout, ("next_token", "next_scale")),
-        ("code_noise", tasks.code_noise, ("next_scale",)),
-    ):
-        problems.check(
-            value == 0 or objective in objectives,
-            f"--tasks.{name} is {value}, which works on {' and '.join(objectives)} alone: leave it out (0) with "
-            f"objective {objective}",
-        )
-    problems.raise_if_any()
+    from unitok.objectives import get_objective, objective_class
+
+    objective_class(objective).check_settings(objective_settings)
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)
@@ -154,42 +150,45 @@ def train_generator(
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.objectives import get_objective
+    from unitok.modalities import LOCATION, LOCATIONS
+    from unitok.tasks import needs
     from unitok.vocabulary import Vocabulary
 
     from .captions import text_fingerprint, text_tokenizer_for
     from .distributed import join
     from .generator import GeneratorTrainee
     from .loop import train
+    from .sources import open_sources
 
     with join(run.device, run.threads) as world:
         images = load_tokenizer(image_tokenizer)
-        dataset = open_data(data, images.image_size)
-        validation = open_data(val_data, images.image_size) if val_data else None
+        dataset = open_sources(data, tasks, images.image_size)
+        validation = open_data(val_data, images.image_size, captions="optional") if val_data else None
         texts = world.from_main(
             lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
         )
         fingerprint = images.fingerprint()
-        features = get_objective(objective, images).features
+        vocabulary = Vocabulary.of(texts.size, images.codebook_size)
+        if "boxes" in needs({task for source in dataset.sources for task in source.tasks}):
+            vocabulary = vocabulary.grown(LOCATION, LOCATIONS)
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             sampling = dataclasses.replace(sampling, guidance=1.0)
         config = ModelConfig(
             trunk,
             objective,
-            texts.size,
-            images.codebook_size,
+            vocabulary.spans,
             text_length,
             fingerprint,
-            features,
+            get_objective(objective, images).ports(images.layout),
             dataclasses.asdict(sampling),
         )
-        counts = trunk.parameters(Vocabulary(texts.size, images.codebook_size).size, features)
+        counts = trunk.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
         logits = run.micro_batch_for(world.size) * images.layout.length * images.codebook_size
         check_memory(counts["total"], logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
-        trainee = GeneratorTrainee(config, images, texts, tasks, dataset, validation, run, world)
+        trainee = GeneratorTrainee(config, images, texts, tasks, objective_settings, dataset, validation, run, world)
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
@@ -241,11 +240,13 @@ def encode(
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a command as plain data; what names a place to write to is no setting of the run."""
-    return {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in arguments.items()
-        if name not in ("out", "preset", "resume")
-    }
+    return {name: _as_plain(value) for name, value in arguments.items() if name not in ("out", "preset", "resume")}
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_plain(one) for one in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def _print_parameters(counts: dict[str, int], is_main: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from tokenizers_vq.errors import Problems
+from tokenizers_vq.errors import Problems, shown
+from unitok.config import TasksConfig
 from unitok.sampling import SampleSettings
 
 
@@ -62,6 +63,37 @@ class AugmentConfig:
         problems.check(0 <= self.flip <= 1, f"augment.flip is {self.flip}: choose a chance from 0 to 1")
         problems.check(0 < self.crop <= 1, f"augment.crop is {self.crop}: choose a share above 0 and up to 1")
         problems.raise_if_any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One of several data sets that a generator learns from."""
+
+    data: str
+    """SOURCE[@SPLIT][?key=value&...], as --data."""
+    share: float = 1.0
+    """Share of the batch's records; the shares of all sources are normalised to sum to 1."""
+    tasks: dict[str, float] | None = None
+    """Task -> share of this source's records, such as {question: 1}; null: the shares of --tasks."""
+    weight: float = 1.0
+    """Weight of the losses of its records."""
+
+    def __post_init__(self) -> None:
+        problems = Problems()
+        problems.check(bool(self.data), "data: a source names no data")
+        problems.check(0 < self.share <= 10**6, f"data: share is {self.share}: choose a value above 0")
+        problems.check(0 <= self.weight <= 10**6, f"data: weight is {self.weight}: choose 0 or more")
+        for task, share in (self.tasks or {}).items():
+            problems.check(task in TASK_NAMES, f"data: task is {shown(task)}: choose from {', '.join(TASK_NAMES)}")
+            problems.check(0 <= share <= 10**6, f"data: share of {task} is {share}: choose 0 or more")
+        problems.check(
+            self.tasks is None or any(share > 0 for share in self.tasks.values()),
+            f"data: {self.data} has no task with a share: give one a share above 0",
+        )
+        problems.raise_if_any()
+
+
+TASK_NAMES = [name for name, _ in TasksConfig().items()]
 
 
 @dataclass(frozen=True, kw_only=True)

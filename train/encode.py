@@ -66,7 +66,10 @@ def encode_data(
                     writer.add(name, None, None, reason)
                 else:
                     assert codes is not None
-                    writer.add(batch.names[rows[index]], batch.captions[rows[index]], codes[rows[index]])
+                    row = rows[index]
+                    writer.add(
+                        batch.names[row], batch.captions[row], codes[row], fields=batch.records[row].fields
+                    )
             seconds = progress.tasks[task].elapsed or 1e-9
             speed = (writer.next_index - start) / seconds
             progress.update(task, completed=writer.next_index, speed=f"{speed:.0f} images/s")

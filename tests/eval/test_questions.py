@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes import describe
-from unitok.data.shapes_dataset import ShapesDataset
-from unitok.data.shapes_questions import ask
-from unitok.eval.page import render
+from unitok.data.shapes.scenes import describe
+from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.questions import ask
+from unitok.eval.reports.page import render
 from unitok.eval.provenance import INTERVAL
 from unitok.eval.questions import SHOWN, questions_section, score_answers
 from unitok.eval.report import Report

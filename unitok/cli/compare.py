@@ -114,27 +114,35 @@ def _words(config: Path, folder: Path, steps: int | None = None) -> list[str]:
 def _plan(config: Path, folder: Path, positions: int) -> Plan:
     """Reads a configuration and counts how many steps the compute allows."""
     from tokenizers_vq.base import load_tokenizer
-    from unitok.data.open import open_data
+    from unitok.tasks import Piece, needs, pieces
     from unitok.text import load_text_tokenizer, train_bpe
+    from unitok.train.sources import open_sources
 
     from .arguments import parse
     from .commands import COMMANDS
 
     _, values = parse("train generator", COMMANDS["train generator"], _words(config, folder))
     images = load_tokenizer(values["image_tokenizer"])
-    dataset = open_data(values["data"], images.image_size)
-    records = [dataset[index] for index in range(min(COUNTED, len(dataset)))]
-    captions = [record.caption for record in records if record.caption is not None]
-    if not captions:
-        raise UserError(f"{dataset.name}: none of the first {COUNTED} records has a caption")
+    dataset = open_sources(values["data"], values["tasks"], images.image_size)
+    rows: list[tuple[float, list[list[Piece]]]] = []
+    for part, source in zip(dataset.parts, dataset.sources, strict=True):
+        records = [part[index] for index in range(min(COUNTED, len(part)))]
+        known = [{"caption": one.caption, "image": 0, **one.fields} for one in records if one.problem is None]
+        for task, share in source.tasks.items():
+            able = [one for one in known if all(one.get(field) is not None for field in needs([task]))]
+            if not able:
+                raise UserError(f"{part.name}: none of the first {COUNTED} records has what the task {task} needs")
+            rows.append((share, [pieces(task, one) for one in able]))
     if values["text_tokenizer"] is None:
-        texts = train_bpe(captions, values["text_vocabulary"])
+        said = dict.fromkeys(p.value for _, some in rows for one in some for p in one if p.modality == "text")
+        texts = train_bpe(said, values["text_vocabulary"])
     else:
         texts = load_text_tokenizer(values["text_tokenizer"])
-    caption = sum(1 + len(texts.encode(text)) for text in captions) / len(captions)
-    tasks = dict(values["tasks"].items())
-    pictured = (tasks["text_to_image"].share + tasks["image_to_text"].share) / sum(t.share for t in tasks.values())
-    length = caption + pictured * images.layout.length
+    sizes = {"text": lambda text: 1 + len(texts.encode(text)), "image": lambda _: images.layout.length}
+    length = sum(
+        share * sum(sizes.get(piece.modality, len)(piece.value) for one in some for piece in one) / len(some)
+        for share, some in rows
+    ) / sum(share for share, _ in rows)
     return Plan(config, folder, values, length, max(1, round(positions / length / values["run"].batch_size)))
 
 
@@ -173,7 +181,7 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
     dataset = open_data(val_data, model.image_tokenizer.image_size)
     settings = SampleSettings.of(model.config)
     ways = {plan.folder.name: settings}
-    if model.config.objective == "masked_token":
+    if model.objective.passes:
         ways = {f"{plan.folder.name}, {number} passes": replace(settings, steps=number) for number in passes}
     rows = []
     for name, way in ways.items():

@@ -10,9 +10,12 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import read_json
+
+from ..objectives import OBJECTIVES
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not RECIPES.is_dir():  # in a checkout they stand at the top level
@@ -24,7 +27,7 @@ ENCODED = 24_000
 
 def demo(
     out: Path = Path("runs/demo"),
-    objective: Literal["next_token", "masked_token", "next_scale"] = "next_token",
+    objective: str = "next_token",
     pictures: int = 192,
     seed: int = 0,
 ) -> None:
@@ -36,7 +39,8 @@ def demo(
 
     Args:
         out: Folder for everything.
-        objective: How the generator draws; next_scale trains a tokenizer with several scales for it.
+        objective: How the generator draws: next_token, masked_token, next_scale or random_order, by the recipe of that
+            name; next_scale trains a tokenizer with several scales for it.
         pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
             and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.
@@ -45,14 +49,15 @@ def demo(
         unitok demo --objective masked_token --out runs/demo-masked
     """
     started = time.time()
+    if objective not in OBJECTIVES:
+        raise UserError(f"--objective is {shown(objective)}: choose one of {', '.join(OBJECTIVES)}")
     from unitok.eval.reports.output import claim_folder
 
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    scaled = objective == "next_scale"
-    first = recipes / ("next_scale_tokenizer.yaml" if scaled else "tokenizer.yaml")
-    second = recipes / ("next_scale_generator.yaml" if scaled else f"{objective}.yaml")
+    own, second = recipes / f"{objective}_tokenizer.yaml", recipes / f"{objective}.yaml"
+    first = own if own.is_file() else recipes / "tokenizer.yaml"
     _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
     _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
     words: list[object] = ["--config", second, "--run.seed", seed]

@@ -105,6 +105,8 @@ def _open(
         return _open_shapes(spec, size), []
     if os.path.isfile(os.path.join(os.path.expanduser(spec.source), CODES_INDEX)):
         return _open_codes(spec, size, captions), []
+    if spec.source.endswith(".jsonl") and os.path.isfile(os.path.expanduser(spec.source)):
+        return _open_records(spec, size, captions, max_pixels), []
     from .sources import open_pictures  # imports `datasets`, which takes a second
 
     return open_pictures(spec, size, captions, max_pixels)
@@ -124,6 +126,19 @@ def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
     # A longer "val" is the split again, with other places and mostly other captions.
     length = spec.integer("limit", 0) if split == "val" else 0
     return ShapesDataset(size=side, split=split, seed=spec.integer("seed", 0), length=length or None)
+
+
+def _open_records(
+    spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
+) -> RecordDataset:
+    from .records_file import RecordsFile
+
+    spec.check_keys("limit", "outside")
+    if spec.split is not None:
+        raise UserError(f"data {str(spec)!r}: a file of records has no splits: remove @{spec.split}")
+    path = os.path.expanduser(spec.source)
+    outside = spec.options.get("outside") == "true"
+    return RecordsFile(path, size, outside=outside, caption_needed=captions is True, max_pixels=max_pixels)
 
 
 def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted) -> RecordDataset:

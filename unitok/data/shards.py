@@ -4,7 +4,8 @@ Row i of the shards, laid end to end, is record i of the source, broken pictures
 the same records at the same steps as training from pixels. A shard holds, for its N rows:
 
     codes    (N, L) uint16 or uint32, zeros for a broken picture
-    text     (T,)   uint8, one JSON list [name, caption, problem] per row, UTF-8, laid end to end
+    text     (T,)   uint8, one JSON list [name, caption, problem, fields] per row, UTF-8, laid end to end; fields
+                    are the further texts and boxes of the record (without any, the list ends before them)
     ends     (N,)   int64, where each row's text ends
 """
 
@@ -138,7 +139,7 @@ class ShardWriter:
         self.index = CodesIndex(
             tokenizer_fingerprint, layout, codebook_size, size, source, total, data_sha256=data_sha256
         )
-        self._rows: list[tuple[str, str | None, str | None]] = []
+        self._rows: list[tuple[Any, ...]] = []
         self._codes: list[np.ndarray] = []
         if (self.out / INDEX).is_file():
             self._continue()
@@ -179,8 +180,25 @@ class ShardWriter:
         """Index of the record that `add` expects next."""
         return self.index.count + len(self._rows)
 
-    def add(self, name: str, caption: str | None, codes: torch.Tensor | None, problem: str | None = None) -> None:
-        """Append the next record: its (L,) codes, or the problem that left it without."""
+    def add(
+        self,
+        name: str,
+        caption: str | None,
+        codes: torch.Tensor | None,
+        problem: str | None = None,
+        fields: dict[str, Any] | None = None,
+    ) -> None:
+        """Append the next record: its (L,) codes, or the problem that left it without.
+
+        Raises:
+            UserError: a record with more than one picture.
+        """
+        for field in ("source", "parts"):
+            if fields and field in fields:
+                raise UserError(
+                    f"{name} has a field {field!r} with pictures, and codes hold one picture a record: train on the "
+                    "data itself"
+                )
         assert (codes is None) == (problem is not None), "a record has codes or a problem"
         assert self.next_index < self.index.total, "more records than the source has"
         length = self.index.layout.length
@@ -188,7 +206,7 @@ class ShardWriter:
         assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
         assert row.min() >= 0 and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
         self._codes.append(row.astype(_dtype(self.index.codebook_size)))
-        self._rows.append((name, caption, problem))
+        self._rows.append((name, caption, problem, *([fields] if fields else [])))
         if len(self._rows) == self.shard_size or self.next_index == self.index.total:
             self._flush()
 
@@ -268,13 +286,16 @@ class CodesDataset:
         begin, end = (int(ends[row - 1]) if row else 0), int(ends[row])
         where = f"{self.path}: record {index}"
         text = parse_json(shard.get_slice("text")[begin:end].tobytes(), where)
-        name, caption, problem = read_value(tuple[str, str | None, str | None], text, where, "text")
+        if not isinstance(text, list) or len(text) not in (3, 4):
+            raise UserError(f"{where}: text is {shown(text)}: expected a list of 3 or 4; encode the data again")
+        name, caption, problem = read_value(tuple[str, str | None, str | None], text[:3], where, "text")
+        fields = read_value(dict[str, Any], text[3], where, "fields") if len(text) > 3 else {}
         if problem is None and self.captions and not caption:
             problem = "has no caption"
         if problem is not None:
-            return Record(name=name, caption=caption, problem=problem)
+            return Record(name=name, caption=caption, problem=problem, fields=fields)
         codes = shard.get_slice("codes")[row].astype(np.int64)  # (L,)
-        return Record(name=name, caption=caption, codes=torch.from_numpy(codes))
+        return Record(name=name, caption=caption, codes=torch.from_numpy(codes), fields=fields)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the codes, names and captions."""

@@ -10,6 +10,7 @@ from tokenizers_vq.errors import Problems
 
 from ..fingerprint import digest
 from ..records import LeftOut, Record
+from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 
 
@@ -59,7 +60,9 @@ class ShapesDataset:
     def __getitem__(self, index: int) -> Record:
         scene = self.scene(index)
         image = torch.from_numpy(render(scene, self.size)).permute(2, 0, 1).contiguous()  # (3, size, size) uint8
-        return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image)
+        question = ask(scene, self.seed, index)
+        fields = {"question": question.text, "answer": question.answer}
+        return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image, fields=fields)
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the settings and of a few rendered scenes, which tell of a change of the renderer."""
@@ -67,6 +70,6 @@ class ShapesDataset:
         def drawn(index: int) -> bytes:
             record = self[index]
             assert record.image is not None and record.caption is not None
-            return record.caption.encode() + record.image.numpy().tobytes()
+            return repr((record.caption, record.fields)).encode() + record.image.numpy().tobytes()
 
         return digest([self.name, self.size, len(self)], len(self), drawn)

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from itertools import accumulate, permutations
 from typing import TypeVar
 
-from ..seeding import fold
-from .shapes import COLOURS, KINDS, RELATIONS, SHAPES, SIZES, SLANT, Kind, Object, Scene, holds, relation, split_of
+from ...seeding import fold
+from .scenes import COLOURS, KINDS, RELATIONS, SHAPES, SIZES, SLANT, Kind, Object, Scene, holds, relation, split_of
 
 KINDS_OF_QUESTION = ("count", "colour", "presence", "relation")
 NUMBERS = ("zero", "one", "two", "three")
