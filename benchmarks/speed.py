@@ -51,8 +51,8 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     from unitok.device import autocast, pick_device
     from unitok.model import UniTok
     from unitok.objectives import get_objective
-    from unitok.sampling import SampleSettings
     from unitok.sample.pipeline import draw
+    from unitok.sampling import SampleSettings
     from unitok.tasks import make_batch, task_losses
     from unitok.text import train_bpe
 

@@ -32,6 +32,7 @@ def eval_generator(
     steps: int | None = None,
     guidance_rises: bool | None = None,
     scales: int | None = None,
+    random_order: bool | None = None,
     seed: int = 0,
     captioning: bool = True,
     features: str = "embedded",
@@ -48,7 +49,8 @@ def eval_generator(
     """Measure a model: FID, KID and CLIPScore of pictures drawn from the captions of a data set, and its own captions.
 
     Also precision, recall, density, coverage, CMMD and R-precision; the Inception Score with --features inception. On
-    `shapes`, an exact checker reads the pictures: attribute and scene accuracy, and GenEval's tasks. With --gallery,
+    `shapes`, an exact checker reads the pictures: attribute and scene accuracy, and GenEval's tasks. A model that
+    learned to answer is asked the questions of the data. With --gallery,
     retrieval: is the known picture that is nearest to the drawn one called what was asked for? Prints a table and
     writes report.json, report.html and items.jsonl, which has a line of values per picture.
 
@@ -67,6 +69,7 @@ def eval_generator(
         steps: Passes of masked-token decoding, else 12.
         guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
+        random_order: Random order: draw the codes in an order of the seed's own instead of raster order.
         seed: The i-th picture is drawn with seed + i.
         captioning: Also caption the pictures of the data and compare with their captions.
         features: Network for FID, KID, precision and retrieval: embedded, inception, clip:<hub id or folder>, dinov2,
@@ -101,6 +104,7 @@ def eval_generator(
     from .generation import measure_generation
     from .metrics.statistics import KEPT
     from .networks.features import load_features, load_image_text
+    from .questions import has_questions, measure_questions
     from .reports.output import claim_folder
     from .sources import load_set
 
@@ -112,8 +116,7 @@ def eval_generator(
     known, labels = None, None
     if gallery is not None and label is not None:
         known = open_data(gallery, size)
-        spec = parse_spec(data)
-        named = open_data(str(type(spec)(spec.source, spec.split, {**spec.options, "caption": label})), size)
+        named = open_data(str(parse_spec(data).having(caption=label)), size)
         labels = [named[index].caption or "" for index in range(min(len(named), limit or len(named)))]
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
@@ -147,6 +150,10 @@ def eval_generator(
             measure_captioning(
                 loaded, dataset, scorer, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision
             )
+        )
+    if has_questions(loaded, dataset):
+        sections.append(
+            measure_questions(loaded, dataset, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision)
         )
     finish("Generator evaluation", sections, out, started, {"model": str(model)})
 

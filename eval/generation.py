@@ -17,8 +17,8 @@ from unitok.data.records import Record, RecordDataset
 from unitok.data.shapes.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.device import Precision
 from unitok.model import UniTok
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.sampling import SampleSettings
 from unitok.text import CaptionEncoder
 
 from .feature_network import FeatureNetwork, ImageTextNetwork

@@ -6,18 +6,74 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
+from unitok.data.records import RecordDataset
 from unitok.data.shapes.questions import KINDS_OF_QUESTION, kind_of
+from unitok.device import Precision
+from unitok.model import UniTok
+from unitok.sample.pipeline import answer
+from unitok.text import CaptionEncoder
 
 from .metrics.alignment import exact_share
 from .metrics.intervals import with_intervals
+from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
 
 SHOWN = 32
 """Pictures in a figure."""
+FIRST = 16
+"""Records that are looked at for a question."""
+
+
+def measure_questions(
+    model: UniTok,
+    dataset: RecordDataset,
+    *,
+    limit: int | None = None,
+    max_bad: float = MAX_BAD,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> Section:
+    """Asks the questions of a data set about its pictures: share of answers that are exact, by kind of question too.
+
+    Raises:
+        UserError: a record has no question with an answer.
+    """
+    text_ids = CaptionEncoder(model.text_tokenizer, model.config.text_length)
+    parts: list[Tensor] = []
+    asked: list[str] = []
+    written: list[str] = []
+    reference: list[str] = []
+    names: list[str] = []
+    records = progress(read_records(dataset, limit, max_bad), "answering", count_pictures(dataset, limit))
+    for images, batch in picture_batches(records, batch_size):
+        for record in batch:
+            if not record.fields.get("question") or not record.fields.get("answer"):
+                raise UserError(f"{record.name} of {dataset.name} has no question with an answer: give data that has")
+        some = [record.fields["question"] for record in batch]
+        written += answer(model, images, some, batch_size=batch_size, precision=precision, text_ids=text_ids)
+        asked += some
+        reference += [record.fields["answer"] for record in batch]
+        names += [record.name for record in batch]
+        parts.append(images)
+    facts: Provenance = {
+        "data": dataset.name,
+        "pictures": len(written),
+        "questions_sha256": hashlib.sha256("\n".join(asked).encode()).hexdigest(),
+        "model_sha256": model.fingerprint(),
+        "precision": precision,
+    }
+    return questions_section(torch.cat(parts), asked, written, reference, facts, names)
+
+
+def has_questions(model: UniTok, dataset: RecordDataset) -> bool:
+    """Whether a model learned to answer, and the first records of the data ask."""
+    records = (dataset[index] for index in range(min(FIRST, len(dataset))))
+    return "question" in model.config.tasks and any(record.fields.get("answer") for record in records)
 
 
 def questions_section(

@@ -29,8 +29,8 @@ from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
 from unitok.device import Precision
 from unitok.model import UniTok
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.sampling import SampleSettings
 from unitok.text import CaptionEncoder
 
 from .feature_network import FeatureNetwork, ImageTextNetwork, check_features

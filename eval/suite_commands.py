@@ -92,7 +92,7 @@ def eval_suite(
     groups = None
     if category is not None:
         spec = parse_spec(data)
-        groups = open_data(str(type(spec)(spec.source, spec.split, {**spec.options, "caption": category})), image_size)
+        groups = open_data(str(spec.having(caption=category)), image_size)
     network = load_features(features, where, feature_weights)
     scorer = load_image_text(clip, where)
     claim_folder(out)
@@ -102,7 +102,7 @@ def eval_suite(
         asked=read_asked(dataset, limit, max_bad, groups),
         network=network,
         clip=scorer,
-        guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance])),
+        guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance_scales(1)[0]])),
         rounds=seeds,
         seed=seed,
         precision=precision,

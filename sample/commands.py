@@ -7,7 +7,6 @@ from typing import Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
-
 from unitok.sampling import SampleSettings
 
 PROGRESS_ROWS = 8
@@ -27,6 +26,7 @@ def sample(
     steps: int | None = None,
     guidance_rises: bool | None = None,
     scales: int | None = None,
+    random_order: bool | None = None,
     progress: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
@@ -54,6 +54,7 @@ def sample(
         steps: Passes of masked-token decoding, else 12.
         guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
         scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
+        random_order: Random order: draw the codes in an order of the seed's own instead of raster order.
         progress: Next scale: also write progress.png, the first pictures after each scale, one picture a row.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
@@ -96,7 +97,7 @@ def sample(
             raise UserError(
                 f"--captions {captions}, line {lines[caption]}: {error}" if caption in lines else str(error)
             ) from None
-    if progress and loaded.config.objective != "next_scale":
+    if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
@@ -125,21 +126,33 @@ def sample(
 def caption(
     pictures: list[Path],
     model: Path,
+    question: str | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 0.0,
+    seed: int = 0,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Write captions of pictures, one line each: file, tab, caption. What would break the line is written as in Python.
+    """Write captions of pictures, or answers to a question about them, one line each: file, tab, text. What would break
+    the line is written as in Python.
 
     Args:
         pictures: Picture files.
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        question: What to ask about each picture, of a model that learned to answer (--tasks.question).
+        temperature: Divides the logits; 0 takes the most likely token each time.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
+        seed: Of the first picture, when the temperature is above 0; the next has the next.
         batch_size: Pictures that are read together; changes the speed, not the captions.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
         device: auto takes a GPU where there is one.
 
     Example:
         unitok caption --model runs/demo/generator runs/samples/pictures/a-small-red-circle-s0.png
+        unitok caption --model runs/demo/generator cat.png --question "what colour is it"
     """
     problems = Problems()
     problems.check(bool(pictures), "nothing to caption: give picture files")
@@ -154,9 +167,14 @@ def caption(
     from unitok.device import pick_device
     from unitok.model import UniTok
 
+    from .pipeline import answer
     from .pipeline import caption as write_captions
 
+    settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    task, tasks = "question" if question is not None else "image_to_text", loaded.config.tasks
+    if tasks and task not in tasks:
+        raise UserError(f"{model} learned {', '.join(tasks)}, not {task}: train it with --tasks.{task}.share above 0")
     size = loaded.image_tokenizer.image_size
     images = []
     for path in pictures:
@@ -165,7 +183,12 @@ def caption(
         except PictureError as error:
             problems.check(False, f"{printable(str(path))} cannot be read as a picture: {error}")
     problems.raise_if_any()
-    texts = write_captions(loaded, torch.stack(images), batch_size=batch_size, precision=precision)
+    seeds = range(seed, seed + len(images))
+    if question is None:
+        texts = write_captions(loaded, torch.stack(images), settings, seeds, batch_size=batch_size, precision=precision)
+    else:
+        asked = [question] * len(images)
+        texts = answer(loaded, torch.stack(images), asked, settings, seeds, batch_size=batch_size, precision=precision)
     for path, text in zip(pictures, texts, strict=True):
         print(f"{printable(str(path))}\t{printable(' '.join(text.split()))}")
 

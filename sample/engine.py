@@ -1,7 +1,8 @@
 """The engine: writes values in many rows side by side, a step at a time.
 
 A row has its own prompt, seed, settings, guidance and length, and does not depend on the others: texts stand beside
-images, rows come in while others run, and finished ones go out. A command drains the engine; a server steps it for ever.
+images, rows come in while others run, and finished ones go out. A command drains the engine; a server never stops
+stepping it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,9 @@ class Engine:
             number, job = self.waiting[0]
             which = prompts_needed(job)
             if len(which) > self.cache.rows:
-                raise UserError(f"guidance needs {len(which)} rows at once, there are {self.cache.rows}: raise batch_size")
+                raise UserError(
+                    f"guidance needs {len(which)} rows at once, there are {self.cache.rows}: raise batch_size"
+                )
             if len(which) > len(self.free):
                 break
             self.waiting.popleft()
@@ -275,7 +278,12 @@ class Engine:
         return self.model.hidden(asked.ids[which], places, seen, self.cache, features)
 
     def _guided(
-        self, writer: Writer, rows: list[int], states: list[_Row], logits: torch.Tensor, place: dict[tuple[int, int], int]
+        self,
+        writer: Writer,
+        rows: list[int],
+        states: list[_Row],
+        logits: torch.Tensor,
+        place: dict[tuple[int, int], int],
     ) -> torch.Tensor:
         """(b, n, V) logits of each row, from those of its lanes."""
         most = max(len(state.lanes) for state in states)

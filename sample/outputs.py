@@ -16,9 +16,8 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, parse_json, read_bytes
 from tokenizers_vq.images import save_grid, save_png
 from unitok.data.decoding import decode
-from unitok.seeding import fold
-
 from unitok.sampling import SampleSettings
+from unitok.seeding import fold
 
 Job = tuple[str, int]
 """Caption and seed."""

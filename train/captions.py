@@ -51,7 +51,9 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
     for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
         for record in batch.records:
             values = {"caption": record.caption, **record.fields}
-            texts = [values[field] for field in FIELDS if field in fields and FIELDS[field] == "text" and values.get(field)]
+            texts = [
+                values[field] for field in FIELDS if field in fields and FIELDS[field] == "text" and values.get(field)
+            ]
             texts += [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
             found = found or bool(texts)
             yield from texts

@@ -116,8 +116,8 @@ def train_generator(
     Several GPUs: torchrun --nproc-per-node 8 -m unitok train generator ...
 
     Args:
-        data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster). A list in a --config
-            file names several sources, each with data, share, tasks and weight.
+        data: Captioned pictures, such as shapes, pictures/, or the codes of unitok encode (faster). A list in a
+            --config file names several sources, each with data, share, tasks and weight.
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
         preset: Starting values of --trunk.*
@@ -151,7 +151,7 @@ def train_generator(
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.modalities import LOCATION, LOCATIONS
-    from unitok.tasks import needs
+    from unitok.tasks import TASKS, needs
     from unitok.vocabulary import Vocabulary
 
     from .captions import text_fingerprint, text_tokenizer_for
@@ -169,7 +169,8 @@ def train_generator(
         )
         fingerprint = images.fingerprint()
         vocabulary = Vocabulary.of(texts.size, images.codebook_size)
-        if "boxes" in needs({task for source in dataset.sources for task in source.tasks}):
+        learned = {task for source in dataset.sources for task in source.tasks}
+        if "boxes" in needs(learned):
             vocabulary = vocabulary.grown(LOCATION, LOCATIONS)
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             sampling = dataclasses.replace(sampling, guidance=1.0)
@@ -180,6 +181,7 @@ def train_generator(
             text_length,
             fingerprint,
             get_objective(objective, images).ports(images.layout),
+            tuple(task for task in TASKS if task in learned),
             dataclasses.asdict(sampling),
         )
         counts = trunk.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))

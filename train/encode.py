@@ -67,9 +67,7 @@ def encode_data(
                 else:
                     assert codes is not None
                     row = rows[index]
-                    writer.add(
-                        batch.names[row], batch.captions[row], codes[row], fields=batch.records[row].fields
-                    )
+                    writer.add(batch.names[row], batch.captions[row], codes[row], fields=batch.records[row].fields)
             seconds = progress.tasks[task].elapsed or 1e-9
             speed = (writer.next_index - start) / seconds
             progress.update(task, completed=writer.next_index, speed=f"{speed:.0f} images/s")

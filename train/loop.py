@@ -100,7 +100,10 @@ def train(
 
     world.wait()  # nobody writes before everybody has looked
     started = time.perf_counter()
-    facts = {"kind": type(trainee).__name__, "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad)}
+    facts = {
+        "kind": type(trainee).__name__,
+        "parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+    }
     if world.is_main:
         folder.open()
         folder.describe(settings, **facts, processes=world.size, finished=False)

@@ -23,7 +23,7 @@ def open_sources(data: str | list[SourceConfig], tasks: TasksConfig, size: tuple
         total = sum(mine.values())
         shares.append({task: source.share * share / total for task, share in mine.items()})
     parts = [
-        open_data(source.data, size, captions=True if "caption" in needs(mine) else False)
+        open_data(source.data, size, captions="caption" in needs(mine))
         for source, mine in zip(sources, shares, strict=True)
     ]
     return Mixture(parts, shares, [source.weight for source in sources])

@@ -39,8 +39,8 @@ class Trainee(Protocol):
     """What a trainer brings to the engine."""
 
     model: nn.Module
-    """What trains, on its device. The engine averages and saves those of its tensors that learn, and puts the averages in
-    their place while the trainee evaluates, draws or exports."""
+    """What trains, on its device. The engine averages and saves those of its tensors that learn. While the trainee
+    evaluates, draws or exports, the averages stand in their place."""
 
     opponent: Opponent | None
     """What learns against it, if anything does."""

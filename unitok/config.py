@@ -167,7 +167,9 @@ class TasksConfig:
 
     def items(self) -> list[tuple[str, TaskConfig]]:
         """(name, settings) of every task, in the order of the task ids."""
-        return [(f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("caption_dropout", "image_dropout")]
+        return [
+            (f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("caption_dropout", "image_dropout")
+        ]
 
     def shares(self) -> dict[str, float]:
         """The tasks that take part, and their shares."""
@@ -235,6 +237,8 @@ class ModelConfig:
     """Fingerprint of the image tokenizer that the model was trained with."""
     ports: dict[str, PortConfig] = field(default_factory=dict)
     """What stands beside ids, by name; the objective's business."""
+    tasks: tuple[str, ...] = ()
+    """What the model was trained to do; empty in models of format 1."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Sampling settings stored with the model; used unless the user sets others."""
 

@@ -52,7 +52,7 @@ class TextModality:
     """Longest text in tokens."""
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
-        return [self._segment(self.ids(value)) for value in values]
+        return [text_segment(self.ids(value), self.vocabulary) for value in values]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
@@ -62,20 +62,22 @@ class TextModality:
             ids = self.ids(value)
             target = torch.tensor([*ids, self.vocabulary.eos])
             runs = ((self.vocabulary.text_range, len(target)),)
-            segments.append([replace(self._segment(ids), target=target, runs=runs)])
+            segments.append([replace(text_segment(ids, self.vocabulary), target=target, runs=runs)])
         return segments
 
     def ids(self, value: str | list[int]) -> list[int]:
         return self.encode(value) if isinstance(value, str) else value
 
-    def _segment(self, ids: list[int]) -> Segment:
-        inputs = torch.tensor([self.vocabulary.bos, *ids])
-        places = torch.zeros(len(inputs), 3)
-        places[:, 0] = torch.arange(len(inputs))
-        return Segment(inputs, torch.arange(len(inputs)), places)
-
     def writer(self, rows: int, device: torch.device) -> Writer:
         return TokenByToken("text", self.vocabulary, self.vocabulary.text_range, self.length, rows, device)
+
+
+def text_segment(ids: list[int], vocabulary: Vocabulary) -> Segment:
+    """The begin of a text and its ids; each opens a group and takes a step of the order."""
+    inputs = torch.tensor([vocabulary.bos, *ids])
+    places = torch.zeros(len(inputs), 3)
+    places[:, 0] = torch.arange(len(inputs))
+    return Segment(inputs, torch.arange(len(inputs)), places)
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,7 @@ class BoxModality:
     """Most ids."""
 
     def given(self, values: Sequence[Sequence[Sequence[float]]]) -> list[Segment]:
-        texts = TextModality(self.vocabulary, list, self.length)
-        return texts.given([self.ids(value) for value in values])
+        return [text_segment(self.ids(value), self.vocabulary) for value in values]
 
     def learned(
         self, values: Sequence[Sequence[Sequence[float]]], draws: Sequence[Draw], followed: Sequence[bool]

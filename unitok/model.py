@@ -112,7 +112,9 @@ class UniTok(nn.Module):
     ) -> dict[str, Modality]:
         """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
         refuses long ones); `settings` are those of training."""
-        return modalities(self.vocabulary, encode or self.text_ids, self.config.text_length, self.layout, self.objective, settings)
+        return modalities(
+            self.vocabulary, encode or self.text_ids, self.config.text_length, self.layout, self.objective, settings
+        )
 
     @property
     def device(self) -> torch.device:

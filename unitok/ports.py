@@ -1,12 +1,13 @@
 """Ports: how positions become vectors, and how last states are scored.
 
-`IdPort` holds the table of ids and the head; a trunk between them knows neither. What stands at a position beside its id
-comes in through a port of its own, and is added.
+`IdPort` holds the table of ids and the head; a trunk between them knows neither. What stands at a position beside its
+id comes in through a port of its own, and is added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +86,8 @@ def add_features(
     x: torch.Tensor, ports: nn.ModuleDict, features: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
     """Vectors (R, T, C) with what stands beside the ids added; `features` as in `PackedBatch`."""
-    for name, port in ports.items():
+    for name, module in ports.items():
+        port = cast("LinearPort | TablePort", module)
         if name in features:
             at, values = features[name]
             added = port(values)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
+
 from .config import ModelConfig
 
 MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000

@@ -104,8 +104,18 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
             features.append((part.port, start, part.features))
         order += part.steps
         start += n
-    tensors = [torch.cat(tensors) for tensors in (inputs, targets, groups, until, places)]
-    return Document(*tensors, tuple(runs), torch.cat(weights), features, task, order)
+    return Document(
+        inputs=torch.cat(inputs),
+        targets=torch.cat(targets),
+        groups=torch.cat(groups),
+        until=torch.cat(until),
+        places=torch.cat(places),
+        runs=tuple(runs),
+        weights=torch.cat(weights),
+        features=features,
+        task=task,
+        order=order,
+    )
 
 
 @dataclass

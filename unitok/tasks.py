@@ -1,7 +1,7 @@
 """Tasks: how a record becomes a document, and how a batch mixes them.
 
-A task is a row of `TASKS`: the fields of the record in their order, which of them are learned, and which may be left out
-in training, so that guidance can compare with and without.
+A task is a row of `TASKS`: the fields of the record in their order, which of them are learned, and which may be left
+out in training, so that guidance can compare with and without.
 """
 
 from __future__ import annotations
@@ -146,13 +146,13 @@ def documents(
             made[where] = [segment]
         values = [parts[r][p].value for r, p in learned]
         followed = [p + 1 < len(parts[r]) for r, p in learned]
-        segments = modality.learned(values, [draws[r] for r, _ in learned], followed)
-        made.update(zip(learned, segments, strict=True))
+        copies = modality.learned(values, [draws[r] for r, _ in learned], followed)
+        made.update(zip(learned, copies, strict=True))
     found = []
     for row, task in enumerate(tasks):
-        segments = [segment for p in range(len(parts[row])) for segment in made[row, p]]
+        whole = [segment for p in range(len(parts[row])) for segment in made[row, p]]
         if weights is not None and weights[row] != 1:
-            for segment in segments:
+            for segment in whole:
                 segment.weight = weights[row]
-        found.append(document(segments, numbers[task]))
+        found.append(document(whole, numbers[task]))
     return found

@@ -24,8 +24,8 @@ from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.objectives.base import Draw
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import caption_codes, draw_codes
+from unitok.sampling import SampleSettings
 from unitok.seeding import keyed_generator
 from unitok.sequence import PackedBatch, pack
 from unitok.tasks import TASKS, documents, task_of_slot
@@ -79,9 +79,7 @@ def codes_of(model: UniTok, count: int) -> torch.Tensor:
 
 def batch_of(model: UniTok, tasks: TasksConfig, step: int = 0) -> PackedBatch:
     images = codes_of(model, BATCH)
-    records = [
-        {"caption": model.text_ids(CAPTIONS[row % len(CAPTIONS)]), "image": images[row]} for row in range(BATCH)
-    ]
+    records = [{"caption": model.text_ids(CAPTIONS[row % len(CAPTIONS)]), "image": images[row]} for row in range(BATCH)]
     names, shares = zip(*tasks.shares().items(), strict=True)
     chosen = [names[task_of_slot(row, shares)] for row in range(BATCH)]
     draws = [Draw(keyed_generator(3, "task", step, row), step / STEPS) for row in range(BATCH)]

@@ -7,8 +7,8 @@ from itertools import permutations
 
 import pytest
 
-from unitok.data.shapes.scenes import RELATIONS, SLANT, Kind, Object, Scene, describe, sample_scene
 from unitok.data.shapes.questions import KINDS_OF_QUESTION, NUMBERS, Question, answer_of, ask, kind_of
+from unitok.data.shapes.scenes import RELATIONS, SLANT, Kind, Object, Scene, describe, sample_scene
 
 COUNT = 20_000
 SCENES = {split: [sample_scene(0, split, i) for i in range(COUNT)] for split in ("train", "val")}

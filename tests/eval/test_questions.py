@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes.scenes import describe
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.data.shapes.questions import ask
-from unitok.eval.reports.page import render
+from unitok.data.shapes.scenes import describe
 from unitok.eval.provenance import INTERVAL
 from unitok.eval.questions import SHOWN, questions_section, score_answers
 from unitok.eval.report import Report
+from unitok.eval.reports.page import render
 
 QUESTIONS = [
     "how many objects are there",

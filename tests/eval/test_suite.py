@@ -29,8 +29,8 @@ from unitok.eval.reports.output import read_items
 from unitok.eval.suite_commands import eval_suite
 from unitok.eval.suite_report import mean_of_rounds
 from unitok.model import UniTok
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw
+from unitok.sampling import SampleSettings
 
 DATA, COUNT = "shapes@val", 8
 

@@ -12,9 +12,9 @@ from tokenizers_vq.images import to_float
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.sample import masked_token, next_scale, next_token
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_codes
 from unitok.sample.prompts import encode_prompts
+from unitok.sampling import SampleSettings
 from unitok.sequence import lay_out
 from unitok.tasks import image_to_text_prompts, text_to_image_prompt
 from unitok.text import CaptionEncoder

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.sampling import SampleSettings
 from unitok.sample.logits import finite, guide, keep_top_k, keep_top_p, pick, probabilities
+from unitok.sampling import SampleSettings
 
 INF = float("inf")
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()

@@ -19,8 +19,8 @@ from unitok.data.loader import make_loader
 from unitok.data.open import open_data
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
-from unitok.sampling import SampleSettings
 from unitok.sample.pipeline import draw, draw_codes
+from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.train.commands import encode
 from unitok.train.config import RunConfig

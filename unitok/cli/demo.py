@@ -81,6 +81,7 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.generation import measure_generation
     from unitok.eval.measure import measure_tokenizer
     from unitok.eval.networks.features import load_image_text
+    from unitok.eval.questions import has_questions, measure_questions
     from unitok.eval.report import Report
     from unitok.eval.reports.output import print_report, write_report
 
@@ -97,6 +98,8 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
         measure_generation(model, held_out, network, network, limit=pictures, seed=seed, batch_size=100),
         measure_captioning(model, held_out, network, limit=pictures, batch_size=100),
     ]
+    if has_questions(model, held_out):
+        sections.append(measure_questions(model, held_out, limit=pictures, batch_size=100))
     runs: dict[str, Any] = {path.name: read_json(path / "run.json") for path in (tokenizer, generator)}
     facts = {
         "seconds": round(time.time() - started, 1),

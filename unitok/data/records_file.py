@@ -61,12 +61,15 @@ class RecordsFile:
         self.path, self.size, self.max_pixels = Path(path), size, max_pixels
         self.name, self.caption_needed = str(path), caption_needed
         self.cells = TableCells([self.path.absolute().parent], outside)
-        starts, start, digested = [], 0, hashlib.sha256()
+        starts: list[tuple[int, int]] = []
+        start, digested = 0, hashlib.sha256()
         try:
             with open(self.path, "rb") as file:
                 for line in iter(lambda: file.readline(LINE_LIMIT + 2), b""):
                     if len(line) > LINE_LIMIT + 1:
-                        raise UserError(f"{self.path}, line {len(starts) + 1} is longer than {LINE_LIMIT:,} bytes: cut it")
+                        raise UserError(
+                            f"{self.path}, line {len(starts) + 1} is longer than {LINE_LIMIT:,} bytes: cut it"
+                        )
                     if line.strip():
                         starts.append((start, len(line)))
                     start += len(line)
@@ -135,7 +138,7 @@ class RecordsFile:
             return "text", value_text(part["text"], "text")
         if isinstance(part, dict) and part.keys() == {"image"}:
             return "image", self._picture(part["image"], index)
-        raise CaptionError(f"has a part {shown(part)}: give {{\"text\": ...}} or {{\"image\": ...}}")
+        raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
 
     def _picture(self, path: Any, index: int) -> torch.Tensor:
         if not isinstance(path, str):

@@ -36,6 +36,10 @@ class DataSpec:
         query = "&".join(f"{key}={value}" for key, value in self.options.items())
         return self.source + (f"@{self.split}" if self.split else "") + (f"?{query}" if query else "")
 
+    def having(self, **options: str) -> DataSpec:
+        """The spec with these keys."""
+        return DataSpec(self.source, self.split, {**self.options, **options})
+
     def integer(self, key: str, default: int) -> int:
         return int(self.options[key]) if key in self.options else default
 

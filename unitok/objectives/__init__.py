@@ -30,7 +30,7 @@ def objective_class(name: str) -> type[Objective]:
     if name not in OBJECTIVES:
         raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
     module, _, kind = OBJECTIVES[name].partition(":")
-    return getattr(importlib.import_module(module, __name__), kind)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module, __name__), kind)
 
 
 def get_objective(name: str, image_tokenizer: ImageTokenizer) -> Objective:

@@ -96,11 +96,15 @@ class ByConfidence(Writer):
         drawn, chances = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
         codes = torch.where(hidden, drawn, codes)
         progress = [(self.row(row).step + 1) / self.steps(row) for row in rows]
-        again = [0 if done == 1 else int(mask_share(done) * self.unknown[r]) for r, done in zip(rows, progress, strict=True)]
+        again = [
+            0 if done == 1 else int(mask_share(done) * self.unknown[r]) for r, done in zip(rows, progress, strict=True)
+        ]
         if any(again):
             # Gumbel noise on the log-probability of the chosen code; codes that are fixed stay fixed.
             gumbel = -torch.log(-torch.log(draws[:, 1].clamp(1e-9, 1 - 1e-7)))
-            noise = [CHOICE_TEMPERATURE * _number(s.temperature) * (1 - p) for s, p in zip(settings, progress, strict=True)]
+            noise = [
+                CHOICE_TEMPERATURE * _number(s.temperature) * (1 - p) for s, p in zip(settings, progress, strict=True)
+            ]
             confidence = chances.clamp(min=1e-20).log() + torch.tensor(noise, device=device)[:, None] * gumbel
             confidence = confidence.masked_fill(~hidden, float("inf"))
             rank = confidence.argsort(-1).argsort(-1)

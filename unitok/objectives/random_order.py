@@ -56,8 +56,10 @@ class RandomOrder(Objective):
             before = target[:-1].masked_fill(hidden[row], vocabulary.mask)
             inputs = torch.cat([target.new_tensor([vocabulary.boi]), before])
             here = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
-            runs = tuple((span_of[place], 1) for place in order.tolist()) if layout.books else (
-                (span_of[0], layout.length),
+            runs = (
+                tuple((span_of[place], 1) for place in order.tolist())
+                if layout.books
+                else ((span_of[0], layout.length),)
             )
             segments.append(Segment(inputs, groups, here, target, runs, order, PORT))
         return segments

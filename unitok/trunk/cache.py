@@ -14,8 +14,8 @@ class KVCache:
     """Keys and values of all layers for B rows of fixed capacity, each row filled from left to right at its own pace.
 
     A forward pass runs over some of the rows: `extend` takes their next n slots and says who sees whom, each layer then
-    stores its keys and values and gets all those of these rows. `rewind` gives slots back. Shapes never change; one mask
-    of the slots in use is updated in place.
+    stores its keys and values and gets all those of these rows. `rewind` gives slots back. Shapes never change; one
+    mask of the slots in use is updated in place.
 
         extend 8 slots (the prompt)         length 8
         extend 1, extend 1, ...             length 9, 10, ...     code by code
@@ -115,7 +115,7 @@ class KVCache:
         self.lengths[row] = n
 
     def index(self, rows: Sequence[int]) -> torch.Tensor:
-        """Numbers as a tensor on the device; made once for each choice of rows, for a copy to the device would wait for it."""
+        """Numbers as a tensor on the device. Each choice is copied once, because a copy waits for the device."""
         key = tuple(rows)
         if key not in self._indices:
             if len(self._indices) > 256:
