@@ -57,8 +57,8 @@ def job_for(
 
 def prompts_needed(job: Job) -> list[int]:
     """The prompts of a job that its guidance compares, the one with all conditions first."""
-    if len(job.prompts) == 1:
-        return [0]
+    if len(job.prompts) == 1 or job.settings.guidance_rises:
+        return list(range(len(job.prompts)))
     return list(lane_weights(job.settings.guidance_scales(len(job.prompts) - 1)))
 
 

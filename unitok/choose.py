@@ -10,6 +10,10 @@ import torch
 from .sampling import SampleSettings
 
 
+COLDEST = 1e-6
+"""Temperatures below are 0: they would divide logits beyond all numbers."""
+
+
 def guide(lanes: Sequence[torch.Tensor], weights: Sequence[float | torch.Tensor]) -> torch.Tensor:
     """Classifier-free guidance (arXiv:2207.12598) from the logits of each prompt, the barest last.
 
@@ -55,7 +59,7 @@ def choose(
 def _choose(logits: torch.Tensor, uniform: torch.Tensor, settings: SampleSettings) -> tuple[torch.Tensor, torch.Tensor]:
     temperature, top_k, top_p = settings.temperature, settings.top_k, settings.top_p
     assert not (isinstance(temperature, list) or isinstance(top_k, list) or isinstance(top_p, list))
-    if temperature == 0:
+    if temperature < COLDEST:
         ids = logits.argmax(-1)
         return ids, torch.ones_like(uniform)
     logits = logits / temperature

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers_vq.digests import unverified
 from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
+from unitok.sample.pipeline import draw_codes
+from unitok.sampling import SampleSettings
 from unitok.text import load_text_tokenizer, train_bpe
 
 
@@ -24,12 +27,12 @@ def test_save_and_load_are_inverse(make_model: Callable[..., UniTok], tmp_path: 
     loaded = UniTok.from_pretrained(tmp_path / "model")
     assert loaded.config == model.config and loaded.fingerprint() == model.fingerprint()
     for (name, one), (_, two) in zip(
-        model.transformer.state_dict().items(), loaded.transformer.state_dict().items(), strict=True
+        model.state_dict().items(), loaded.state_dict().items(), strict=True
     ):
         assert torch.equal(one, two), name
     assert loaded.image_tokenizer.fingerprint() == model.image_tokenizer.fingerprint()
     assert loaded.text_tokenizer.encode("a red circle") == model.text_tokenizer.encode("a red circle")
-    assert (loaded.transformer.head.weight is loaded.transformer.embedding.weight) == tied
+    assert (loaded.ids.head.weight is loaded.ids.embedding.weight) == tied
 
 
 def test_saving_again_replaces_and_keeps_other_files(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
@@ -89,17 +92,17 @@ def test_weights_that_are_not_finite_are_refused(
     model = make_model()
     model.save_pretrained(tmp_path)
     with torch.no_grad():
-        model.transformer.norm.weight[1] = value
+        model.trunk.norm.weight[1] = value
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"model.safetensors is not written: norm.weight has (NaN|infinite values)"):
+    with pytest.raises(UserError, match=r"model.safetensors is not written: trunk.norm.weight has (NaN|infinite values)"):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before and UniTok.from_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    state["norm.weight"][1] = value
+    state["trunk.norm.weight"][1] = value
     save_file(state, tmp_path / "model.safetensors")
     if not digests:
         without_digests(tmp_path)
-    with pytest.raises(UserError, match="is damaged" if digests else r"norm.weight has (NaN|infinite values)"):
+    with pytest.raises(UserError, match="is damaged" if digests else r"trunk.norm.weight has (NaN|infinite values)"):
         UniTok.from_pretrained(tmp_path)
 
 
@@ -109,9 +112,9 @@ def test_weights_of_another_dtype_are_refused(
     make_model().save_pretrained(tmp_path)
     without_digests(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    state["norm.weight"] = state["norm.weight"].half()
+    state["trunk.norm.weight"] = state["trunk.norm.weight"].half()
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"has norm.weight as float16 instead of float32: weights and configuration"):
+    with pytest.raises(UserError, match=r"has trunk.norm.weight as float16 instead of float32: weights and configuration"):
         UniTok.from_pretrained(tmp_path)
 
 
@@ -144,6 +147,70 @@ def spoil_config(folder: Path, **values: object) -> None:
     (folder / "config.json").write_text(json.dumps({**data, **values}))
 
 
+def spoil_span(folder: Path, name: str, size: int) -> None:
+    data = json.loads((folder / "config.json").read_text())
+    spoil_config(folder, vocabulary=[[n, size if n == name else s] for n, s in data["vocabulary"]])
+
+
+@pytest.mark.parametrize("objective", ["next_token", "next_scale"])
+@pytest.mark.parametrize("tied", [False, True])
+@torch.inference_mode()
+def test_folders_of_format_1_open(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path, objective: str, tied: bool
+) -> None:
+    """As unitok 0.1 wrote them: other names of weights, and sizes instead of spans."""
+    model = make_model(objective, tied_head=tied)
+    model.save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    old = {"ids.embedding.weight": "embedding.weight", "ids.head.weight": "head.weight"}
+    old["ports.image.projection.weight"] = "projection.weight"
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({old.get(n, n.removeprefix("trunk.")): t for n, t in state.items()}, tmp_path / "model.safetensors")
+    data = json.loads((tmp_path / "config.json").read_text())
+    sizes = dict(data.pop("vocabulary"))
+    del data["tasks"]
+    features = sum(port["size"] for port in data.pop("ports").values())
+    data |= {"format": 1, "text_size": sizes["text"], "codebook_size": sizes["image"], "features": features}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    loaded = UniTok.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    settings = SampleSettings(guidance=2.0)
+    assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
+
+
+def test_a_vocabulary_grows_at_its_end_alone(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
+    """A model that was written before spans were invented opens, and its ids mean what they meant."""
+    old = make_model()
+    old.save_pretrained(tmp_path)
+    grown = old.vocabulary.grown("location", 256).grown("second image", 32)
+    for name, _ in old.vocabulary.spans:
+        assert grown[name] == old.vocabulary[name]
+    assert (grown.eos, grown.mask, grown.image_start) == (old.vocabulary.eos, old.vocabulary.mask, old.vocabulary.image_start)
+    assert grown["second image"].stop == grown.size == old.vocabulary.size + 288
+    assert UniTok.from_pretrained(tmp_path).vocabulary == old.vocabulary
+    with pytest.raises(UserError, match="vocabulary has 'location' twice: keep one"):
+        grown.grown("location", 8)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([["text", 300]], "vocabulary has no eos, bos, boi, mask, pad, image: a model needs these spans"),
+        ([["text", 300], ["image", 64]] + [[n, 1] for n in ("eos", "bos", "boi", "mask", "pad")], "has eos elsewhere"),
+        ([["text", 2**40]], "vocabulary: 'text' is 1099511627776: choose at most"),
+        ("abc", "vocabulary is 'abc': expected a list"),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path, spans: Any, message: str
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    spoil_config(tmp_path, vocabulary=spans)
+    with pytest.raises(UserError, match=message):
+        UniTok.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -154,10 +221,10 @@ def spoil_config(folder: Path, **values: object) -> None:
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
-        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads 1"),
-        (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are codebook_size"),
-        (lambda folder: spoil_config(folder, codebook_size=7), "the model knows 7 image codes"),
-        (lambda folder: spoil_config(folder, text_size=7), "the model knows 7 text ids"),
+        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 2"),
+        (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are image_tokenizer"),
+        (lambda folder: spoil_span(folder, "image", 7), "the model knows 7 image codes"),
+        (lambda folder: spoil_span(folder, "text", 7), "the model knows 7 text ids"),
         (lambda folder: spoil_config(folder, image_tokenizer="0" * 64), "is not the tokenizer this model was trained"),
         (lambda folder: (folder / "text_tokenizer" / "tokenizer.json").write_text("{}"), "is not a tokenizer file"),
     ],
@@ -183,9 +250,9 @@ def test_foreign_tensors_are_listed(
     make_model().save_pretrained(tmp_path)
     without_digests(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
-    state["other"] = state.pop("norm.weight")
+    state["other"] = state.pop("trunk.norm.weight")
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"2 problems:\n.*lacks norm.weight: .*\n.*has unexpected other: "):
+    with pytest.raises(UserError, match=r"2 problems:\n.*lacks trunk.norm.weight: .*\n.*has unexpected other: "):
         UniTok.from_pretrained(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,16 +15,20 @@ from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.quantizer_config import VQ
-from unitok.config import TaskConfig, TasksConfig, TrunkConfig
-from unitok.data.records import Key
-from unitok.objectives import OBJECTIVES, ImageSegments, get_objective
+from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
+from unitok.model import modalities
+from unitok.modalities import BoxModality, text_segment
+from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives.base import Draw, Objective
 from unitok.objectives.next_scale import NextScale
-from unitok.sequence import IGNORE, DocumentBuilder, PackedBatch, lay_out, pack
-from unitok.tasks import make_batch, task_losses, task_of_slot
-from unitok.transformer import Transformer
-from unitok.vocabulary import Vocabulary
+from unitok.ports import IdPort, add_features, build_ports
+from unitok.seeding import keyed_generator
+from unitok.sequence import IGNORE, Document, PackedBatch, document, lay_out, pack
+from unitok.tasks import FIELDS, TASKS, conditions, documents, needs, prompt, task_of_slot
+from unitok.trunk.native import Transformer
+from unitok.vocabulary import SPECIALS, Vocabulary
 
-VOCABULARY = Vocabulary(text_size=20, codebook_size=16)
+VOCABULARY = Vocabulary.of(text_size=20, codebook_size=16)
 LAYOUT = Layout(((2, 3),))
 TOKENIZER = build_tokenizer(TOKENIZER_PRESETS["debug"]())
 torch.manual_seed(0)
@@ -42,21 +47,62 @@ SCALED = build_tokenizer(
 ).eval()
 
 
+@dataclass
+class Images:
+    """What an objective says of a batch of images, stacked."""
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    groups: torch.Tensor
+    features: torch.Tensor | None
+
+
+def learned(
+    objective: Objective, codes: torch.Tensor, layout: Layout, draws: list[Draw], **settings: float
+) -> Images:
+    given = ObjectiveSettings(**settings) if settings else None
+    found = objective.learned(codes, layout, VOCABULARY, draws, given)
+    if not found:
+        return Images(codes, codes, codes, None)
+    features = None if found[0].features is None else torch.stack([one.features for one in found])
+    targets = torch.stack([one.target for one in found])
+    return Images(torch.stack([one.ids for one in found]), targets, found[0].groups, features)
+
+
+def draws_of(count: int, seed: int = 0, progress: float = 1.0) -> list[Draw]:
+    return [Draw(torch.Generator().manual_seed(seed + row), progress) for row in range(count)]
+
+
+def tokenizer_of(objective: str) -> tuple[Any, Layout]:
+    return (SCALED, SCALED.layout) if objective == "next_scale" else (TOKENIZER, LAYOUT)
+
+
+def documents_of(
+    slots: range, objective: str = "masked_token", tasks: TasksConfig | None = None, seed: int = 0
+) -> list[Document]:
+    tasks = tasks or TasksConfig()
+    tokenizer, layout = tokenizer_of(objective)
+    records = [
+        {
+            "caption": [1 + slot % 5] * (1 + slot % 4),
+            "image": torch.arange(layout.length) % 7 + slot % 8,
+        }
+        for slot in slots
+    ]
+    names, shares = zip(*tasks.shares().items(), strict=True)
+    chosen = [names[task_of_slot(slot, shares)] for slot in slots]
+    draws = [Draw(keyed_generator(seed, "task", 0, 100 + slot)) for slot in slots]
+    found = modalities(VOCABULARY, list, 9, layout, get_objective(objective, tokenizer), ObjectiveSettings())
+    dropout, numbers = {"text": tasks.caption_dropout}, {task: number for number, task in enumerate(TASKS)}
+    return documents(chosen, records, draws, found, dropout, numbers)
+
+
 def batch_of(slots: range, objective: str = "masked_token", **options: Any) -> PackedBatch:
-    if objective == "next_scale":
-        tokenizer, layout = SCALED, SCALED.layout
-    else:
-        tokenizer, layout = TOKENIZER, LAYOUT
-    codes = torch.stack([torch.arange(layout.length) % 7 + slot % 8 for slot in slots])
-    captions = [[1 + slot % 5] * (1 + slot % 4) for slot in slots]
-    keys = [Key(0, 100 + slot, slot) for slot in slots]
-    settings: dict[str, Any] = {"tasks": TasksConfig(), "seed": 0, **options}
-    settings["objective"] = get_objective(objective, tokenizer)
-    return make_batch(captions, codes, keys, layout=layout, vocabulary=VOCABULARY, **settings)
+    return pack(documents_of(slots, objective, **options), pad=VOCABULARY.pad)
 
 
 def test_vocabulary_ranges_join_without_gaps() -> None:
-    specials = [getattr(VOCABULARY, name) for name in Vocabulary.SPECIALS]
+    specials = [getattr(VOCABULARY, name) for name in SPECIALS]
     assert specials == list(range(20, 25))
     assert VOCABULARY.image_range == slice(25, 41) and VOCABULARY.size == 41
     assert VOCABULARY.text_range == slice(0, 21)
@@ -68,20 +114,45 @@ def test_codes_outside_the_codebook_are_refused() -> None:
 
 
 def test_next_token_document_is_aligned() -> None:
-    segments = get_objective("next_token", TOKENIZER).segments(torch.arange(6)[None], LAYOUT, VOCABULARY, [])
-    builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
-    document = builder.image(segments.inputs[0], segments.targets[0], segments.groups, LAYOUT).build()
-    assert document.inputs.tolist() == [21, 7, 8, 22, 25, 26, 27, 28, 29]
-    assert document.targets.tolist() == [IGNORE] * 3 + [25, 26, 27, 28, 29, 30]
-    assert document.groups.tolist() == list(range(9))
-    assert document.places[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3, 3, 3]
-    assert document.places[3:, 1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+    (image,) = get_objective("next_token", TOKENIZER).learned(torch.arange(6)[None], LAYOUT, VOCABULARY, [])
+    found = document([text_segment([7, 8], VOCABULARY), image])
+    assert found.inputs.tolist() == [21, 7, 8, 22, 25, 26, 27, 28, 29]
+    assert found.targets.tolist() == [IGNORE] * 3 + [25, 26, 27, 28, 29, 30]
+    assert found.groups.tolist() == list(range(9))
+    assert found.places[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3, 3, 3] and found.order == 4
+    assert found.places[3:, 1:].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
+
+
+def test_random_order_says_where_each_code_stands() -> None:
+    objective = get_objective("random_order", TOKENIZER)
+    codes = torch.arange(6).repeat(400, 1)
+    segments = objective.learned(codes, LAYOUT, VOCABULARY, draws_of(400, progress=0.0), ObjectiveSettings())
+    orders = torch.stack([segment.features for segment in segments])
+    assert torch.equal(orders.sort(1).values, codes), "each place once"
+    assert len(set(map(tuple, orders.tolist()))) > 200
+    places = LAYOUT.coordinates()
+    for segment, order in zip(segments[:20], orders, strict=False):
+        assert torch.equal(segment.target, order + VOCABULARY.image_start), "code k stands at place k"
+        assert segment.ids[0] == VOCABULARY.boi and torch.equal(segment.ids[1:], segment.target[:-1])
+        assert not segment.places[0].any() and torch.equal(segment.places[1:], places[order[:-1]])
+        assert segment.groups.tolist() == list(range(6)) and segment.port == "target"
+    (raster,) = objective.learned(codes[:1], LAYOUT, VOCABULARY, draws_of(1))
+    assert raster.features.tolist() == list(range(6)), "read as it is drawn"
+
+
+@pytest.mark.parametrize(("progress", "share"), [(0.0, 1.0), (0.49, 1.0), (0.625, 0.5), (0.75, 0.0), (1.0, 0.0)])
+def test_random_order_ends_in_raster_order(progress: float, share: float) -> None:
+    objective = get_objective("random_order", TOKENIZER)
+    layout = Layout(((8, 8),))
+    codes = torch.zeros(400, 64, dtype=torch.int64)
+    segments = objective.learned(codes, layout, VOCABULARY, draws_of(400, 0, progress), ObjectiveSettings())
+    permuted = sum(segment.features.tolist() != list(range(64)) for segment in segments)
+    assert abs(permuted / 400 - share) < 0.08
 
 
 def test_masked_token_hides_what_it_asks_for() -> None:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(200)]
     codes = torch.arange(6).repeat(200, 1)
-    segments = get_objective("masked_token", TOKENIZER).segments(codes, LAYOUT, VOCABULARY, generators)
+    segments = learned(get_objective("masked_token", TOKENIZER), codes, LAYOUT, draws_of(200))
     hidden = segments.inputs == VOCABULARY.mask
     assert torch.equal(hidden, segments.targets != IGNORE)
     assert torch.equal(torch.where(hidden, segments.targets, segments.inputs), codes + VOCABULARY.image_start)
@@ -95,9 +166,8 @@ def test_code_dropout_hides_a_share_of_what_is_continued_and_nothing_else() -> N
     codes = torch.arange(16).repeat(400, 4)
     objective = get_objective("next_token", TOKENIZER)
 
-    def segments(dropout: float, seed: int = 0) -> ImageSegments:
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(400)]
-        return objective.segments(codes, layout, VOCABULARY, generators, TasksConfig(code_dropout=dropout))
+    def segments(dropout: float, seed: int = 0) -> Images:
+        return learned(objective, codes, layout, draws_of(400, seed), code_dropout=dropout)
 
     whole, some = segments(0.0), segments(0.8)
     hidden = some.inputs == VOCABULARY.mask
@@ -113,9 +183,8 @@ def test_code_dropout_hides_a_share_of_what_the_maps_are_written_from() -> None:
     layout, objective = SCALED.layout, get_objective("next_scale", SCALED)
     codes = torch.randint(16, (400, 21), generator=torch.Generator().manual_seed(0))
 
-    def segments(dropout: float, seed: int = 0) -> ImageSegments:
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(400)]
-        return objective.segments(codes, layout, VOCABULARY, generators, TasksConfig(code_dropout=dropout))
+    def segments(dropout: float, seed: int = 0) -> Images:
+        return learned(objective, codes, layout, draws_of(400, seed), code_dropout=dropout)
 
     whole, some = segments(0.0), segments(0.8)
     assert whole.features is not None and some.features is not None
@@ -126,8 +195,7 @@ def test_code_dropout_hides_a_share_of_what_the_maps_are_written_from() -> None:
     share = hidden.float().mean(1)
     assert abs(share.mean().item() - 0.4) < 0.03 and share.min() < 0.1 and 0.65 < share.max() < 0.99
     assert torch.equal(segments(0.8).features, some.features)
-    generators = [torch.Generator().manual_seed(3)]
-    alone = objective.segments(codes[3:4], layout, VOCABULARY, generators, TasksConfig(code_dropout=0.8))
+    alone = learned(objective, codes[3:4], layout, draws_of(1, 3), code_dropout=0.8)
     torch.testing.assert_close(alone.features, some.features[3:4])
 
 
@@ -155,9 +223,8 @@ def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> No
     codes = torch.randint(16, (40, 21), generator=torch.Generator().manual_seed(0))
     objective = get_objective("next_scale", SCALED)
 
-    def segments(noise: float, rows: slice = slice(0, 40), seed: int = 0) -> ImageSegments:
-        generators = [torch.Generator().manual_seed(seed + row) for row in range(40)[rows]]
-        return objective.segments(codes[rows], layout, VOCABULARY, generators, TasksConfig(code_noise=noise))
+    def segments(noise: float, rows: slice = slice(0, 40), seed: int = 0) -> Images:
+        return learned(objective, codes[rows], layout, draws_of(40, seed)[rows], code_noise=noise)
 
     plain, noisy = segments(0.0), segments(1.5)
     assert plain.features is not None and noisy.features is not None
@@ -184,11 +251,11 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     objective = get_objective("next_scale", SCALED)
     layout = SCALED.layout
     codes = torch.randint(16, (2, 21))
-    segments = objective.segments(codes, layout, VOCABULARY, [])
+    segments = learned(objective, codes, layout, [])
     assert (segments.inputs[:, 0] == VOCABULARY.mask).all(), "the first map sees nothing"
     assert torch.equal(segments.targets, codes + VOCABULARY.image_start)
     assert segments.groups.tolist() == [0] + [1] * 4 + [2] * 16
-    assert segments.features is not None and segments.features.shape == (2, 21, 3 + 3) and objective.features == 6
+    assert segments.features is not None and segments.features.shape == (2, 21, 3 + 3) and objective.ports(layout)["image"].size == 6
     seen, scale = segments.features.split([3, 3], -1)
     assert scale.argmax(-1)[0].tolist() == segments.groups.tolist() and (scale.sum(-1) == 1).all()
     assert (seen[:, 0] == 0).all()
@@ -198,12 +265,11 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     torch.testing.assert_close(seen[:, 5:], after_two.flatten(2).transpose(1, 2) @ _whitening())
     assert torch.equal(segments.inputs[:, 5:], nearest + VOCABULARY.image_start)
 
-    builder = DocumentBuilder().text([7, 8], bos=VOCABULARY.bos)
-    builder.image(segments.inputs[0], segments.targets[0], segments.groups, layout, segments.features[0])
-    batch = lay_out([[builder.build()], [DocumentBuilder().text([1], bos=VOCABULARY.bos).build()]], pad=24)
-    assert batch.features is not None and batch.features.shape == (2, 24, 6)
-    assert torch.equal(batch.features[0, 3:], segments.features[0])
-    assert (batch.features[0, :3] == 0).all() and (batch.features[1] == 0).all()
+    image = objective.learned(codes, layout, VOCABULARY, [])[0]
+    rows = [[document([text_segment([7, 8], VOCABULARY), image])], [document([text_segment([1], VOCABULARY)])]]
+    batch = lay_out(rows, pad=24)
+    at, features = batch.features["image"]
+    assert at.tolist() == list(range(3, 24)) and torch.equal(features, segments.features[0])
     assert batch.places[0, 3:, 0].tolist() == [3] + [4] * 4 + [5] * 16
     assert batch.places[0, 3:5, 1:].tolist() == [[1.5, 1.5], [0.5, 0.5]], "rows and columns of the finest grid"
 
@@ -214,50 +280,73 @@ def test_next_scale_refuses_a_single_grid() -> None:
 
 
 def test_slots_hold_the_tasks_in_their_shares() -> None:
-    counts = Counter(task_of_slot(slot, TasksConfig()) for slot in range(1000))
+    shares = list(TasksConfig().shares().values())
+    counts = Counter(task_of_slot(slot, shares) for slot in range(1000))
     assert [round(counts[task] / 1000, 2) for task in range(3)] == [0.75, 0.2, 0.05]
-    none = TasksConfig(text_only=TaskConfig(share=0, weight=1))
-    assert {task_of_slot(slot, none) for slot in range(1000)} == {0, 1}
+    none = TasksConfig(text_only=TaskConfig(share=0, weight=1)).shares()
+    assert list(none) == ["text_to_image", "image_to_text"]
+
+
+def test_every_task_is_a_row_of_the_table() -> None:
+    assert [name for name, _ in TasksConfig().items()] == list(TASKS), "the numbers of tasks"
+    for task, parts in TASKS.items():
+        assert any(part.learned for part in parts), task
+        assert all(part.field in FIELDS or part.field == "parts" for part in parts), task
+        assert needs([task]) == {part.field for part in parts}
+    assert conditions("edit") == ["text", "image"] and conditions("text_to_image") == ["text"]
+
+
+def test_guidance_leaves_conditions_out_in_order() -> None:
+    record = {"source": torch.zeros(6), "instruction": [5, 6], "image": torch.zeros(6)}
+
+    def shape(without: list[str]) -> list[tuple[str, int]]:
+        return [(piece.modality, len(piece.value)) for piece in prompt("edit", record, without)]
+
+    assert shape([]) == [("image", 6), ("text", 2)]
+    assert shape(["text"]) == [("image", 6), ("text", 0)]
+    assert shape(["text", "image"]) == [("text", 0)]
+    with pytest.raises(UserError, match="a record has no instruction, which the task edit needs"):
+        prompt("edit", {"source": torch.zeros(6)})
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_packed_equals_unpacked(objective: str) -> None:
     even = TasksConfig(TaskConfig(1, 1), TaskConfig(1, 1), TaskConfig(1, 1))
-    batch = batch_of(range(12), objective, tasks=even)
+    found = documents_of(range(12), objective, tasks=even)
+    batch = pack(found, pad=VOCABULARY.pad)
     assert (batch.documents > 0).any(), "some rows must hold several documents"
     torch.manual_seed(0)
-    features = 0 if batch.features is None else batch.features.shape[-1]
-    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1), VOCABULARY.size, features).double()
-    packed = transformer(batch)
-    found = 0
-    for row in range(len(batch.inputs)):
-        for number in range(int(batch.documents[row].max()) + 1):
-            span = (batch.documents[row] == number).nonzero().squeeze(1)
-            builder = DocumentBuilder()
-            builder.parts = [
-                (batch.inputs[row, span], batch.targets[row, span], batch.groups[row, span], batch.places[row, span])
-            ]
-            if batch.features is not None:
-                builder.features = [(0, batch.features[row, span])]
-            alone = transformer(lay_out([[builder.build()]], pad=VOCABULARY.pad))
-            torch.testing.assert_close(packed[row, span], alone[0], atol=1e-12, rtol=1e-9)
-            found += 1
-    assert found == 12
+    tokenizer, layout = tokenizer_of(objective)
+    ids = IdPort(VOCABULARY.size, 32, tied=False).double()
+    ports = build_ports(get_objective(objective, tokenizer).ports(layout), 32).double()
+    trunk = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1)).double()
+
+    def hidden(batch: PackedBatch) -> torch.Tensor:
+        return trunk(add_features(ids(batch.inputs), ports, batch.features), batch.places, batch.visibility())
+
+    packed, met = hidden(batch), 0
+    rows = [batch.inputs[row][batch.documents[row] == n] for row in range(len(batch.inputs)) for n in range(12)]
+    assert sum(len(row) > 0 for row in rows) == 12
+    for one in found:
+        alone = hidden(lay_out([[one]], pad=VOCABULARY.pad))[0]
+        for row in range(len(batch.inputs)):
+            for number in range(int(batch.documents[row].max()) + 1):
+                span = (batch.documents[row] == number).nonzero().squeeze(1)
+                if batch.inputs[row, span].tolist() == one.inputs.tolist():
+                    same = torch.allclose(packed[row, span], alone, atol=1e-12, rtol=1e-9)
+                    met += same and torch.equal(batch.places[row, span], one.places)
+    assert met >= 12
 
 
 def test_micro_batches_hold_the_same_documents_as_the_whole() -> None:
     """What a picture becomes depends on its key alone."""
 
-    def documents(batch: PackedBatch) -> Counter[tuple[int, ...]]:
-        return Counter(
-            tuple(batch.inputs[row][batch.documents[row] == number].tolist())
-            for row in range(len(batch.inputs))
-            for number in range(int(batch.documents[row].max()) + 1)
-        )
+    def met(slots: range, seed: int = 0) -> Counter[tuple[int, ...]]:
+        return Counter(tuple(one.inputs.tolist()) for one in documents_of(slots, seed=seed))
 
-    whole = documents(batch_of(range(16)))
-    assert whole == documents(batch_of(range(8))) + documents(batch_of(range(8, 16)))
-    assert whole != documents(batch_of(range(16), seed=1))
+    whole = met(range(16))
+    assert whole == met(range(8)) + met(range(8, 16))
+    assert whole != met(range(16), seed=1)
 
 
 def test_caption_dropout_leaves_an_empty_caption() -> None:
@@ -269,26 +358,58 @@ def test_caption_dropout_leaves_an_empty_caption() -> None:
     assert batch.inputs.shape == (4, 7)
 
 
-def test_at_lists_what_is_predicted() -> None:
-    batch = batch_of(range(9), "next_token")
-    assert (batch.targets.flatten()[batch.at] != IGNORE).all()
-    assert len(batch.at) == int((batch.targets != IGNORE).sum())
+def test_targets_lie_in_the_spans_that_can_stand_there() -> None:
+    """Those of one span after those of another, each with its ids."""
+    found = documents_of(range(9), "next_token")
+    batch = pack(found, pad=VOCABULARY.pad)
+    assert len(batch.at) == sum(int((one.targets != IGNORE).sum()) for one in found) == len(batch.targets)
+    assert {(ids.start, ids.stop) for ids, _ in batch.spans} == {(25, 41), (0, 21)}
+    start = 0
+    for ids, count in batch.spans:
+        here = batch.targets[start : start + count]
+        assert count > 0 and (here >= ids.start).all() and (here < ids.stop).all()
+        start += count
+    assert start == len(batch.at)
+    for position, target in zip(batch.at.tolist(), batch.targets.tolist(), strict=True):
+        row, column = divmod(position, batch.inputs.shape[1])
+        after = batch.inputs[row, column + 1].item() if column + 1 < batch.inputs.shape[1] else None
+        assert target in (VOCABULARY.eos, after) or after in (None, VOCABULARY.pad, VOCABULARY.bos), "the next input"
+
+
+def test_grids_with_books_of_their_own_hold_no_other_ids() -> None:
+    layout = Layout(((1, 2), (1, 2)), books=((0, 10), (10, 6)))
+    codes = torch.tensor([[3, 9, 10, 15]])
+    for objective in ("next_token", "masked_token", "random_order"):
+        (segment,) = get_objective(objective, TOKENIZER).learned(codes, layout, VOCABULARY, draws_of(1, progress=0.0))
+        batch = lay_out([[document([segment])]], pad=VOCABULARY.pad)
+        assert {(ids.start, ids.stop) for ids, _ in batch.spans} <= {(25, 35), (35, 41)}
+        start = 0
+        for ids, count in batch.spans:
+            assert all(ids.start <= target < ids.stop for target in batch.targets[start : start + count].tolist())
+            start += count
+    with pytest.raises(UserError, match=r"layout has 2 grids and books \[\(0, 10\)\]"):
+        Layout(((1, 2), (1, 2)), books=((0, 10),))
+
+
+def test_boxes_are_written_in_locations() -> None:
+    vocabulary = VOCABULARY.grown("location", 256)
+    boxes = BoxModality(vocabulary)
+    value = [[0.1, 0.2, 0.5, 1.0], [0.0, 0.0, 0.25, 0.75]]
+    ((segment,),) = boxes.learned([value], draws_of(1), [False])
+    assert segment.ids.tolist()[1:] == segment.target.tolist()[:-1] == boxes.ids(value)
+    assert segment.runs == ((vocabulary["location"], 8), (slice(20, 21), 1))
+    for found, wanted in zip(boxes.boxes(boxes.ids(value)), value, strict=True):
+        assert found == pytest.approx(wanted, abs=1 / 256)
+    with pytest.raises(UserError, match=r"box \[0, 2, 1, 1\] is no box"):
+        boxes.ids([[0, 2, 1, 1]])
 
 
 def test_first_fit_puts_short_documents_together() -> None:
-    short, long = (DocumentBuilder().text([1] * n, bos=21, eos=20).build() for n in (2, 8))
+    short, long = (document([text_segment([1] * n, VOCABULARY)]) for n in (2, 8))
     batch = pack([short, long, short, short, short], pad=24)
     assert batch.documents.shape == (3, 9) and not batch.causal
     assert pack([short, short], pad=24).causal
-
-
-def test_task_losses_are_sums() -> None:
-    logits = torch.full((4, 3), -20.0)
-    targets, tasks = torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 2, 2])
-    logits[torch.arange(4), targets] = 20.0  # a model that knows the answer
-    assert task_losses(logits, targets, tasks, 3).abs().max() < 1e-6
-    sums = task_losses(torch.zeros(4, 3), targets, tasks, 3)
-    torch.testing.assert_close(sums, torch.tensor([2.0, 0.0, 2.0]) * torch.log(torch.tensor(3.0)))
+    assert pack([short, long, short], pad=24).documents.tolist()[1] == [0, 0, 0, 1, 1, 1, -1, -1, -1]
 
 
 def test_bad_settings_are_reported_together() -> None:
@@ -296,5 +417,7 @@ def test_bad_settings_are_reported_together() -> None:
         TrunkConfig(width=30, depth=0, heads=2)
     with pytest.raises(UserError, match="all tasks have share 0"):
         TasksConfig(TaskConfig(0, 1), TaskConfig(0, 1), TaskConfig(0, 1))
+    with pytest.raises(UserError, match=r"permuted_until is 0.9 and raster_from 0.75: choose two shares of the run"):
+        ObjectiveSettings(permuted_until=0.9)
     with pytest.raises(UserError, match="objective is 'diffusion': choose one of next_token, masked_token"):
         get_objective("diffusion", TOKENIZER)

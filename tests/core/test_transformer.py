@@ -1,4 +1,4 @@
-"""The transformer: counts, presets, initial loss, checkpointing, autocast."""
+"""Trunk and ports: counts, presets, initial loss, checkpointing, autocast."""
 
 from __future__ import annotations
 
@@ -6,10 +6,30 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from unitok.config import TRUNK_PRESETS, TrunkConfig
-from unitok.sequence import DocumentBuilder, PackedBatch, lay_out
-from unitok.transformer import Rotary, Transformer, rotate
+from unitok.config import TRUNK_PRESETS, PortConfig, TrunkConfig
+from unitok.modalities import text_segment
+from unitok.ports import IdPort, add_features, build_ports
+from unitok.sequence import PackedBatch, document, lay_out
+from unitok.trunk.native import Rotary, Transformer, rotate
+from unitok.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary.of(40, 5)
+
+
+class Bare(nn.Module):
+    """Ids, ports and a trunk, without tokenizers."""
+
+    def __init__(self, config: TrunkConfig, ports: dict[str, PortConfig] | None = None) -> None:
+        super().__init__()
+        self.ids = IdPort(VOCABULARY.size, config.width, config.tied_head)
+        self.ports = build_ports(ports or {}, config.width)
+        self.trunk = Transformer(config)
+
+    def forward(self, batch: PackedBatch) -> torch.Tensor:
+        x = add_features(self.ids(batch.inputs), self.ports, batch.features)
+        return self.ids.scores(self.trunk(x, batch.places, batch.visibility()), slice(0, VOCABULARY.size))
 
 
 @pytest.mark.parametrize(
@@ -20,8 +40,9 @@ from unitok.transformer import Rotary, Transformer, rotate
     ],
 )
 def test_parameters_are_counted_without_building(config: TrunkConfig) -> None:
-    built = sum(parameter.numel() for parameter in Transformer(config, 97).parameters())
-    assert config.parameters(97)["total"] == built
+    ports = {"image": PortConfig("linear", 7), "target": PortConfig("table", 9)}
+    built = sum(parameter.numel() for parameter in Bare(config, ports).parameters())
+    assert config.parameters(VOCABULARY.size, 16)["total"] == built
 
 
 @pytest.mark.parametrize(
@@ -33,20 +54,20 @@ def test_presets_have_the_sizes_they_promise(name: str, vocabulary: int, million
 
 
 def small_batch() -> PackedBatch:
-    return lay_out([[DocumentBuilder().text([1, 2, 3, 4], bos=5, eos=6).build()]], pad=7)
+    return lay_out([[document([text_segment([1, 2, 3, 4], VOCABULARY)])]], pad=VOCABULARY.pad)
 
 
 def test_fresh_model_is_undecided() -> None:
     torch.manual_seed(0)
-    logits = Transformer(TrunkConfig(width=64, depth=2, heads=2), 50)(small_batch())
+    logits = Bare(TrunkConfig(width=64, depth=2, heads=2))(small_batch())
     assert abs(-logits.log_softmax(-1)[0, 0, 3].item() - math.log(50)) < 0.3
 
 
 def test_activation_checkpointing_changes_nothing() -> None:
     torch.manual_seed(0)
-    model = Transformer(TrunkConfig(width=32, depth=2, heads=2, dropout=0.1), 50)
+    model = Bare(TrunkConfig(width=32, depth=2, heads=2, dropout=0.1))
     gradients = []
-    for model.checkpointing in (False, True):
+    for model.trunk.checkpointing in (False, True):
         model.zero_grad()
         torch.manual_seed(1)
         model(small_batch()).logsumexp(-1).sum().backward()
@@ -56,13 +77,30 @@ def test_activation_checkpointing_changes_nothing() -> None:
 
 
 def test_every_parameter_gets_a_gradient_under_autocast() -> None:
-    model = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1), 8)
+    """Also those of ports that the batch has nothing for."""
+    ports = {"image": PortConfig("linear", 7), "target": PortConfig("table", 9)}
+    model = Bare(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1), ports)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(small_batch())
     assert logits.dtype == torch.float32
     logits.logsumexp(-1).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert all(not port.grad.any() for port in model.ports.parameters() if port.grad is not None)
+
+
+def test_features_of_different_widths_stand_in_one_batch() -> None:
+    model = Bare(TrunkConfig(width=32, depth=1, heads=2), {"a": PortConfig("linear", 3), "b": PortConfig("linear", 5)})
+    text = text_segment([1, 2], VOCABULARY)
+    one, two = torch.randn(3, 3), torch.randn(3, 5)
+    text_a, text_b = (text_segment([1, 2], VOCABULARY) for _ in range(2))
+    text_a.features, text_a.port, text_b.features, text_b.port = one, "a", two, "b"
+    batch = lay_out([[document([text_a, text])], [document([text, text_b])]], pad=VOCABULARY.pad)
+    assert batch.features["a"][0].tolist() == [0, 1, 2] and batch.features["b"][0].tolist() == [9, 10, 11]
+    x = add_features(torch.zeros(2, 6, 32), model.ports, batch.features)
+    torch.testing.assert_close(x[0, :3], one @ model.ports["a"].projection.weight.T)
+    torch.testing.assert_close(x[1, 3:], two @ model.ports["b"].projection.weight.T)
+    assert not x[0, 3:].any() and not x[1, :3].any()
 
 
 def test_rotary_scores_depend_on_differences_only() -> None:
@@ -79,7 +117,10 @@ def test_rotary_scores_depend_on_differences_only() -> None:
         assert abs(score([5, 2, 3], [5, 2, 3]) - score([5, 2, 3], place)) > 1e-3, "each axis must count"
 
 
-def test_logits_of_a_range_are_a_slice_of_all() -> None:
-    model = Transformer(TrunkConfig(width=32, depth=1, heads=2), 50)
-    hidden = torch.randn(2, 3, 32)
-    torch.testing.assert_close(model.logits(hidden, slice(10, 20)), model.logits(hidden)[..., 10:20])
+def test_scores_and_losses_of_a_span_are_those_of_a_slice() -> None:
+    port = IdPort(50, 32, tied=False)
+    hidden, targets = torch.randn(6, 32), torch.randint(10, 20, (6,))
+    every = port.scores(hidden, slice(0, 50))
+    torch.testing.assert_close(port.scores(hidden, slice(10, 20)), every[:, 10:20])
+    expected = -every[:, 10:20].log_softmax(-1)[torch.arange(6), targets - 10]
+    torch.testing.assert_close(port.losses(hidden, targets, slice(10, 20)), expected)

@@ -16,7 +16,7 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.cli.main import main
-from unitok.config import TasksConfig, TrunkConfig
+from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import Record
 from unitok.sampling import SampleSettings
 from unitok.seeding import keyed_generator
@@ -92,25 +92,25 @@ class Toy:
     def notices(self, step: int, numbers: dict[str, float]) -> list[str]:
         return []
 
-    def evaluate(self, model: nn.Module, pictures: int) -> dict[str, float]:
-        return {"loss": float(sum(weight.detach().abs().sum() for weight in model.parameters()))}
+    def evaluate(self, pictures: int) -> dict[str, float]:
+        return {"loss": float(sum(weight.detach().abs().sum() for weight in self.model.parameters()))}
 
-    def draw(self, model: nn.Module, path: Path) -> None:
+    def draw(self, path: Path) -> None:
         from PIL import Image
 
         Image.new("RGB", (8, 8)).save(path)
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        torch.save(model.state_dict(), folder / "model.pt")
+    def export(self, folder: Path) -> None:
+        torch.save(self.model.state_dict(), folder / "model.pt")
 
     def keep(self, folder: Path) -> None:
         (folder / "kept.txt").write_text("what a resumed run needs")
 
-    def exported(self, model: nn.Module, folder: Path) -> bool:
+    def exported(self, folder: Path) -> bool:
         if not (folder / "model.pt").exists():
             return False
         found = torch.load(folder / "model.pt")
-        return all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+        return all(torch.equal(value, found[name]) for name, value in self.model.state_dict().items())
 
 
 @dataclass
@@ -204,11 +204,12 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
     def run(
         out: Path,
         *,
-        data: str = "shapes",
+        data: Any = "shapes",
         objective: Any = "next_token",
         resume: bool = False,
         text_tokenizer: str | None = None,
         tasks: Any = None,
+        objective_settings: Any = None,
         dropout: float = 0.1,
         muon: bool = False,
         tokenizer: Path = tiny_tokenizer_folder,
@@ -220,6 +221,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             out=out,
             image_tokenizer=tokenizer,
             objective=objective,
+            objective_settings=objective_settings or ObjectiveSettings(),
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
             tasks=tasks or TasksConfig(),
             sampling=SampleSettings(),

@@ -12,15 +12,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers_vq import weights
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
+from unitok.ports import IdPort
 from unitok.train.checkpoint import TrainState, all_checkpoints, keep_newest, load, newest_whole, save
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
-from unitok.transformer import Transformer
+from unitok.trunk.native import Transformer
 
 
 def make_state(seed: int = 0, width: int = 32) -> TrainState:
     torch.manual_seed(seed)
-    model = Transformer(TrunkConfig(width=width, depth=1, heads=2, tied_head=True), 50)
+    ids = IdPort(50, width, tied=True)
+    model = torch.nn.ModuleDict({"ids": ids, "trunk": Transformer(TrunkConfig(width=width, depth=1, heads=2))})
     return TrainState(model, AveragedWeights(model, 0.9), build_optimizers(model, OptimConfig()), 0, {})
 
 
@@ -44,9 +46,9 @@ def test_a_loaded_state_goes_on_as_the_saved_one(tmp_path: Path) -> None:
     assert again.step == 3 and torch.equal(again.sums["loss"], state.sums["loss"])
     take_steps(state, 2)
     take_steps(again, 2)
-    for a, b in ((state.model, again.model), (state.average.model, again.average.model)):
-        assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-    assert again.model.head.weight is again.model.embedding.weight
+    assert all(torch.equal(x, y) for x, y in zip(state.model.parameters(), again.model.parameters(), strict=True))
+    assert all(torch.equal(x, again.average.tensors[name]) for name, x in state.average.tensors.items())
+    assert again.model["ids"].head.weight is again.model["ids"].embedding.weight
 
 
 def test_moments_keep_the_memory_format_of_their_weight(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"optimizer.safetensors cannot be read"):
         load(path, make_state())
     (path / "state.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match=r"has format 'other', this version reads 'unitok-checkpoint-1'"):
+    with pytest.raises(UserError, match=r"has format 'other', this version reads 'unitok-checkpoint-2'"):
         load(path, make_state())
 
 
@@ -158,7 +160,7 @@ def test_a_checkpoint_without_digests_still_opens(tmp_path: Path) -> None:
     (path / "state.json").write_text(json.dumps(about))
     assert newest_whole(tmp_path, print) == path
     load(path, again)
-    assert torch.equal(state.model.norm.weight, again.model.norm.weight)
+    assert torch.equal(state.model["trunk"].norm.weight, again.model["trunk"].norm.weight)
 
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path) -> None:
@@ -166,9 +168,9 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path
     take_steps(state, 1)
     path = save(tmp_path, state, {}, keep=2)
     with torch.no_grad():
-        state.average.model.norm.weight[3] = float("nan")
+        state.average.tensors["trunk.norm.weight"][3] = float("nan")
     state.step = 2
-    with pytest.raises(UserError, match=r"average.safetensors is not written: norm.weight has NaN"):
+    with pytest.raises(UserError, match=r"average.safetensors is not written: trunk.norm.weight has NaN"):
         save(tmp_path, state, {}, keep=2)
     assert all_checkpoints(tmp_path) == [path]
     moments = load_file(path / "optimizer.safetensors")
@@ -183,12 +185,12 @@ def test_moments_of_any_name_come_back_and_strange_ones_are_refused(tmp_path: Pa
     """Whatever an optimizer keeps for a weight is its state; what belongs to no weight is an error, not dropped."""
     state, again = make_state(), make_state(seed=1)
     take_steps(state, 1)
-    weight = state.model.norm.weight
+    weight = state.model["trunk"].norm.weight
     state.optimizers[0].state[weight]["max_exp_avg_sq"] = torch.full_like(weight, 2.0)
     path = save(tmp_path, state, {}, keep=2)
     load(path, again)
     assert torch.equal(
-        again.optimizers[0].state[again.model.norm.weight]["max_exp_avg_sq"], torch.full_like(weight, 2.0)
+        again.optimizers[0].state[again.model["trunk"].norm.weight]["max_exp_avg_sq"], torch.full_like(weight, 2.0)
     )
     moments = load_file(path / "optimizer.safetensors")
     save_file({**moments, "nobody.exp_avg": torch.zeros(1)}, path / "optimizer.safetensors")

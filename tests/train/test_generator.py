@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import fields
 from pathlib import Path
@@ -14,20 +15,23 @@ from safetensors.torch import load_file
 from tokenizers_vq.base import build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
-from unitok.config import ModelConfig, TaskConfig, TasksConfig, TrunkConfig
+from tokenizers_vq.images import save_png
+from unitok.config import ModelConfig, ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.loader import make_loader
-from unitok.data.open import open_data
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.sample.pipeline import draw, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.train.commands import encode
-from unitok.train.config import RunConfig
+from unitok.train.config import RunConfig, SourceConfig
 from unitok.train.distributed import World
 from unitok.train.generator import GeneratorTrainee
+from unitok.train.sources import open_sources
+from unitok.vocabulary import Vocabulary
 
 TASKS = ("text_to_image", "image_to_text", "text_only")
+NONE = TaskConfig(0.0, 1.0)
 
 
 def train_losses(log: list[dict[str, Any]]) -> list[float]:
@@ -117,13 +121,13 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
     text_tokenizer = train_bpe(["a small red circle left of a large blue square"], 270)
     trunk = TrunkConfig(width=32, depth=1, heads=2, dropout=dropout)
     objective = "masked_token" if len(image_tokenizer.layout.scales) == 1 else "next_scale"
-    fingerprint, features = image_tokenizer.fingerprint(), get_objective(objective, image_tokenizer).features
-    config = ModelConfig(
-        trunk, objective, text_tokenizer.size, image_tokenizer.codebook_size, 64, fingerprint, features
-    )
-    dataset = open_data(data, image_tokenizer.image_size)
+    ports = get_objective(objective, image_tokenizer).ports(image_tokenizer.layout)
+    spans = Vocabulary.of(text_tokenizer.size, image_tokenizer.codebook_size).spans
+    config = ModelConfig(trunk, objective, spans, 64, image_tokenizer.fingerprint(), ports)
+    tasks, settings = TasksConfig(), ObjectiveSettings()
+    dataset = open_sources(data, tasks, image_tokenizer.image_size)
     run, world = RunConfig(), World(torch.device("cpu"))
-    trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, TasksConfig(), dataset, None, run, world)
+    trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, tasks, settings, dataset, None, run, world)
     return trainee, dataset
 
 
@@ -143,7 +147,15 @@ def test_codes_give_the_same_batches_as_pixels(tmp_path: Path, folder: str, requ
         for name in (item.name for item in fields(pixels)):
             for other in others:
                 a, b = getattr(pixels, name), getattr(other, name)
-                assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+                assert same(a, b), name
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
 def test_what_travels_to_the_workers_is_light(tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path) -> None:
@@ -176,18 +188,61 @@ def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, tra
 
 
 @pytest.mark.parametrize(
-    ("tasks", "message"),
+    ("objective", "settings", "message"),
     [
-        (TasksConfig(code_noise=0.5), r"--tasks.code_noise is 0.5, which works on next_scale alone: leave it out"),
-        (TasksConfig(code_dropout=0.5), r"code_dropout is 0.5, which works on next_token and next_scale alone: leave"),
+        ("masked_token", {"code_noise": 0.5}, r"code_noise is 0.5, which objective masked_token does not take: leave"),
+        ("masked_token", {"code_dropout": 0.5}, r"code_dropout is 0.5, which objective masked_token does not take"),
+        ("next_token", {"raster_from": 0.9}, r"raster_from is 0.9, which objective next_token does not take"),
+        ("next_tokens", {}, r"objective is 'next_tokens': choose one of next_token, masked_token, next_scale, random_o"),
     ],
 )
 def test_what_an_objective_does_not_know_is_refused(
-    tmp_path: Path, train_small_generator: Any, tasks: TasksConfig, message: str
+    tmp_path: Path, train_small_generator: Any, objective: str, settings: dict[str, float], message: str
 ) -> None:
+    given = ObjectiveSettings(**settings)
     with pytest.raises(UserError, match=message):
-        train_small_generator(tmp_path / "out", steps=1, tasks=tasks, objective="masked_token")
+        train_small_generator(tmp_path / "out", steps=1, objective=objective, objective_settings=given)
     assert not (tmp_path / "out").exists()
+
+
+def test_sources_stand_side_by_side(tmp_path: Path, train_small_generator: Any) -> None:
+    """A corpus of texts, captioned pictures, questions, edits, boxes and interleaved parts in one run."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        save_png(folder / f"{name}.png", torch.randint(256, (3, 32, 32), dtype=torch.uint8))
+    lines: dict[str, list[dict[str, Any]]] = {
+        "texts": [{"caption": "a text without a picture"}],
+        "edits": [{"source": "a.png", "instruction": "make it blue", "image": "b.png"}],
+        "boxes": [{"image": "a.png", "phrase": "the red circle", "boxes": [[0.1, 0.2, 0.5, 0.6]]}],
+        "mixed": [{"parts": [{"text": "here it is"}, {"image": "a.png"}, {"text": "it is red"}, {"image": "b.png"}]}],
+    }
+    for name, records in lines.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sources = [
+        SourceConfig(data="shapes", tasks={"text_to_image": 0.5, "question": 0.5}, share=0.4),
+        SourceConfig(data=str(folder / "texts.jsonl"), tasks={"text_only": 1.0}, share=0.1),
+        SourceConfig(data=str(folder / "edits.jsonl"), tasks={"edit": 1.0}, share=0.2),
+        SourceConfig(data=str(folder / "boxes.jsonl"), tasks={"ground": 1.0}, share=0.1, weight=2.0),
+        SourceConfig(data=str(folder / "mixed.jsonl"), tasks={"interleaved": 1.0}, share=0.2),
+    ]
+    log = train_small_generator(tmp_path / "out", data=sources, steps=12, batch_size=24)
+    met = {name for entry in log for name in entry if name.startswith("loss/")}
+    learned = ("text_to_image", "text_only", "question", "edit", "ground", "interleaved")
+    assert {f"loss/{task}" for task in learned} <= met
+    first, *_, last = (entry["loss"] for entry in log if entry["kind"] == "train")
+    assert last < first
+    model = UniTok.from_pretrained(tmp_path / "out")
+    assert model.config.tasks == learned and model.vocabulary["location"].stop == model.vocabulary.size
+    with pytest.raises(UserError, match=r"holds other pictures or captions than those that the run"):
+        train_small_generator(tmp_path / "out", data=sources[:2], steps=13, batch_size=24, resume=True)
+
+
+def test_records_without_what_a_task_needs_are_refused(tmp_path: Path, train_small_generator: Any) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"caption": "a text"}\n')
+    tasks = TasksConfig(NONE, NONE, TaskConfig(0.5, 1.0), question=TaskConfig(0.5, 1.0))
+    with pytest.raises(UserError, match="has no image, which the task question needs: add it to the data, or set"):
+        train_small_generator(tmp_path / "out", data=str(tmp_path / "texts.jsonl"), steps=1, tasks=tasks)
 
 
 def test_a_text_tokenizer_can_be_given(tmp_path: Path, train_small_generator: Any) -> None:

@@ -10,9 +10,10 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
+from unitok.ports import IdPort
 from unitok.train.config import OptimConfig
-from unitok.train.optim import AveragedWeights, build_optimizers, decay_groups, learning_rate
-from unitok.transformer import Transformer
+from unitok.train.optim import AveragedWeights, build_optimizers, decay_groups, learning_rate, learning_tensors
+from unitok.trunk.native import Transformer
 
 
 def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
@@ -40,10 +41,12 @@ def test_norms_biases_embeddings_and_codebooks_do_not_decay() -> None:
     decayed, kept = decay_groups(Coded())
     assert set(decayed) == {"linear.weight"} and set(kept) == {"codebook", "linear.bias"}
     for tied in (False, True):
-        transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2, tied_head=tied), 50)
+        transformer = nn.ModuleDict(
+            {"ids": IdPort(50, 32, tied), "trunk": Transformer(TrunkConfig(width=32, depth=1, heads=2))}
+        )
         decayed, kept = decay_groups(transformer)
-        assert "embedding.weight" in kept and not any("norm" in name for name in decayed)
-        assert ("head.weight" in decayed) == (not tied)
+        assert "ids.embedding.weight" in kept and not any("norm" in name for name in decayed)
+        assert ("ids.head.weight" in decayed) == (not tied)
         assert len({*decayed.values(), *kept.values()}) == len(list(transformer.parameters()))
 
 
@@ -59,7 +62,7 @@ def test_decay_shrinks_matrices_alone() -> None:
 
 
 def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
-    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2), 50)
+    transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2))
     muon, adamw = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.1))
     by_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
     names = {name for name, weight in transformer.named_parameters() if id(weight) in by_muon}
@@ -72,7 +75,7 @@ def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
 
 
 def test_a_step_of_muon_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
-    transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2), 50)
+    transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2))
     muon, _ = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.0))
     weight = transformer.blocks[0].attention.out.weight
     before = weight.detach().clone()
@@ -100,10 +103,12 @@ def test_the_average_is_the_recurrence_written_out() -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
         codes = decay * codes + (1 - decay) * 2 * step
-    assert average.model.weight.item() == pytest.approx(expected)
-    assert average.model.codes.tolist() == pytest.approx([codes, codes])
-    assert average.model.ready.item() is True
-    assert not average.model.training and not average.model.weight.requires_grad
+    assert average.tensors["weight"].item() == pytest.approx(expected)
+    assert average.tensors["codes"].tolist() == pytest.approx([codes, codes])
+    assert average.tensors["ready"].item() is True
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(expected) and model.weight.requires_grad
+    assert model.weight.item() == 19 and average.tensors["weight"].item() == pytest.approx(expected)
 
 
 def test_the_average_of_a_tokenizer_follows_its_codebook() -> None:
@@ -115,13 +120,28 @@ def test_the_average_of_a_tokenizer_follows_its_codebook() -> None:
         tokenizer(images)  # k-means starts the codebook, then it follows the latents
     for step in range(200):
         average.update(step)
-    a, b = average.model.state_dict(), tokenizer.state_dict()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+    state = tokenizer.state_dict()
+    assert average.tensors.keys() == state.keys()
+    for name, tensor in average.tensors.items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_frozen_is_neither_averaged_nor_saved() -> None:
+    """A frozen tokenizer inside a model: neither its weights nor its codebook."""
+    frozen = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).requires_grad_(False)
+    model = nn.ModuleDict({"learns": nn.BatchNorm1d(2), "frozen": frozen, "codebook": nn.Module()})
+    model["codebook"].register_buffer("codes", torch.zeros(3))
+    names = set(learning_tensors(model))
+    assert names == {
+        *(f"learns.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+        "codebook.codes",
+    }
 
 
 def test_without_averaging_the_average_is_the_model() -> None:
     model = nn.Linear(1, 1)
     average = AveragedWeights(model, 0.0)
     average.update(0)
-    assert average.model is model and model.weight.requires_grad
+    with average.in_place(), torch.no_grad():
+        model.weight.fill_(3.0)
+    assert average.tensors["weight"].item() == model.weight.item() == 3.0
