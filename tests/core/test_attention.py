@@ -97,7 +97,9 @@ def test_bf16_training_on_a_cpu_equals_float32(key_heads: int, causal: bool) -> 
         assert error < 2e-2, error
 
 
-def modalities_of(objective: str, settings: ObjectiveSettings | None = None) -> tuple[dict[str, Modality], torch.Tensor]:
+def modalities_of(
+    objective: str, settings: ObjectiveSettings | None = None
+) -> tuple[dict[str, Modality], torch.Tensor]:
     """(modalities, codes of an image) of an objective."""
     tokenizer = SCALED if objective == "next_scale" else TOKENIZER
     layout = SCALED.layout if objective == "next_scale" else LAYOUT

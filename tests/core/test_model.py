@@ -26,9 +26,7 @@ def test_save_and_load_are_inverse(make_model: Callable[..., UniTok], tmp_path: 
     model.save_pretrained(tmp_path / "model")
     loaded = UniTok.from_pretrained(tmp_path / "model")
     assert loaded.config == model.config and loaded.fingerprint() == model.fingerprint()
-    for (name, one), (_, two) in zip(
-        model.state_dict().items(), loaded.state_dict().items(), strict=True
-    ):
+    for (name, one), (_, two) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert torch.equal(one, two), name
     assert loaded.image_tokenizer.fingerprint() == model.image_tokenizer.fingerprint()
     assert loaded.text_tokenizer.encode("a red circle") == model.text_tokenizer.encode("a red circle")
@@ -94,7 +92,9 @@ def test_weights_that_are_not_finite_are_refused(
     with torch.no_grad():
         model.trunk.norm.weight[1] = value
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"model.safetensors is not written: trunk.norm.weight has (NaN|infinite values)"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors is not written: trunk.norm.weight has (NaN|infinite values)"
+    ):
         model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before and UniTok.from_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -114,7 +114,9 @@ def test_weights_of_another_dtype_are_refused(
     state = load_file(tmp_path / "model.safetensors")
     state["trunk.norm.weight"] = state["trunk.norm.weight"].half()
     save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"has trunk.norm.weight as float16 instead of float32: weights and configuration"):
+    with pytest.raises(
+        UserError, match=r"has trunk.norm.weight as float16 instead of float32: weights and configuration"
+    ):
         UniTok.from_pretrained(tmp_path)
 
 
@@ -156,7 +158,11 @@ def spoil_span(folder: Path, name: str, size: int) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @torch.inference_mode()
 def test_folders_of_format_1_open(
-    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path, objective: str, tied: bool
+    make_model: Callable[..., UniTok],
+    without_digests: Callable[[Path], None],
+    tmp_path: Path,
+    objective: str,
+    tied: bool,
 ) -> None:
     """As unitok 0.1 wrote them: other names of weights, and sizes instead of spans."""
     model = make_model(objective, tied_head=tied)
@@ -173,7 +179,9 @@ def test_folders_of_format_1_open(
     data |= {"format": 1, "text_size": sizes["text"], "codebook_size": sizes["image"], "features": features}
     (tmp_path / "config.json").write_text(json.dumps(data))
     loaded = UniTok.from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     settings = SampleSettings(guidance=2.0)
     assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
 
@@ -185,7 +193,11 @@ def test_a_vocabulary_grows_at_its_end_alone(make_model: Callable[..., UniTok], 
     grown = old.vocabulary.grown("location", 256).grown("second image", 32)
     for name, _ in old.vocabulary.spans:
         assert grown[name] == old.vocabulary[name]
-    assert (grown.eos, grown.mask, grown.image_start) == (old.vocabulary.eos, old.vocabulary.mask, old.vocabulary.image_start)
+    assert (grown.eos, grown.mask, grown.image_start) == (
+        old.vocabulary.eos,
+        old.vocabulary.mask,
+        old.vocabulary.image_start,
+    )
     assert grown["second image"].stop == grown.size == old.vocabulary.size + 288
     assert UniTok.from_pretrained(tmp_path).vocabulary == old.vocabulary
     with pytest.raises(UserError, match="vocabulary has 'location' twice: keep one"):

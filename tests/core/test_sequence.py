@@ -16,8 +16,8 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.quantizer_config import VQ
 from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
-from unitok.model import modalities
 from unitok.modalities import BoxModality, text_segment
+from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw, Objective
 from unitok.objectives.next_scale import NextScale
@@ -57,9 +57,7 @@ class Images:
     features: torch.Tensor | None
 
 
-def learned(
-    objective: Objective, codes: torch.Tensor, layout: Layout, draws: list[Draw], **settings: float
-) -> Images:
+def learned(objective: Objective, codes: torch.Tensor, layout: Layout, draws: list[Draw], **settings: float) -> Images:
     given = ObjectiveSettings(**settings) if settings else None
     found = objective.learned(codes, layout, VOCABULARY, draws, given)
     if not found:
@@ -255,7 +253,11 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     assert (segments.inputs[:, 0] == VOCABULARY.mask).all(), "the first map sees nothing"
     assert torch.equal(segments.targets, codes + VOCABULARY.image_start)
     assert segments.groups.tolist() == [0] + [1] * 4 + [2] * 16
-    assert segments.features is not None and segments.features.shape == (2, 21, 3 + 3) and objective.ports(layout)["image"].size == 6
+    assert (
+        segments.features is not None
+        and segments.features.shape == (2, 21, 3 + 3)
+        and objective.ports(layout)["image"].size == 6
+    )
     seen, scale = segments.features.split([3, 3], -1)
     assert scale.argmax(-1)[0].tolist() == segments.groups.tolist() and (scale.sum(-1) == 1).all()
     assert (seen[:, 0] == 0).all()

@@ -3,66 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
+from tokenizers_vq.quantizer_config import MultiVQ
+from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
-from unitok.objectives import OBJECTIVES
-from unitok.sample import masked_token, next_scale, next_token
-from unitok.sample.pipeline import DECODERS, caption, caption_codes, draw, draw_codes
-from unitok.sample.prompts import encode_prompts
+from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives.base import Draw
+from unitok.sample.engine import Engine, Job, job_for
+from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
 from unitok.sampling import SampleSettings
-from unitok.sequence import lay_out
-from unitok.tasks import image_to_text_prompts, text_to_image_prompt
-from unitok.text import CaptionEncoder
+from unitok.sequence import document, lay_out
+from unitok.tasks import Piece, documents
+from unitok.text import CaptionEncoder, train_bpe
+from unitok.vocabulary import Vocabulary
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", "zebra"]
 
 
-def test_every_objective_has_a_decoder() -> None:
-    assert DECODERS.keys() == OBJECTIVES.keys()
+def full_pass(model: UniTok, text: str, image: list[Any]) -> torch.Tensor:
+    """Logits (L, codebook) at the image's positions behind a caption, without a cache."""
+    segments = [*model.modalities()["text"].given([text]), *image]
+    batch = lay_out([[document(segments)]], pad=model.vocabulary.pad)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
+    return model.ids.scores(hidden[0, -len(image[0]) :], model.vocabulary.image_range)
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
+@pytest.mark.parametrize("objective", ["next_token", "next_scale", "random_order"])
 @torch.inference_mode()
-def test_next_token_logits_met_while_decoding_equal_teacher_forcing(
-    make_model: Callable[..., UniTok], key_heads: int
+def test_logits_met_while_decoding_equal_teacher_forcing(
+    make_model: Callable[..., UniTok], objective: str, key_heads: int
 ) -> None:
-    model = make_model("next_token", kv_heads=key_heads)
-    prompts = [text_to_image_prompt(model.text_ids(text), model.vocabulary) for text in CAPTIONS]
+    model = make_model(objective, kv_heads=key_heads)
     met: list[torch.Tensor] = []
-    encoded = encode_prompts(model, prompts, room=model.layout.length)
-    codes = next_token.decode(model, encoded, [0, 1, 2], SampleSettings(guidance=1), met.append)
+    settings = SampleSettings(guidance=1)
+    codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
     assert codes.min() >= 0 and codes.max() < model.vocabulary.codebook_size
-    segments = model.objective.segments(codes, model.layout, model.vocabulary, [])
+    if objective == "next_scale":
+        assert [logits.shape[1] for logits in met] == [1, 4, 16, 64]
+    draws = [Draw(torch.Generator())] * 3
+    images = model.objective.learned(codes, model.layout, model.vocabulary, draws)
     for row, text in enumerate(CAPTIONS):
-        builder = text_to_image_prompt(model.text_ids(text), model.vocabulary)
-        builder.image(segments.inputs[row], segments.targets[row], segments.groups, model.layout)
-        logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
-        forced = logits[0, -model.layout.length :, model.vocabulary.image_range]
+        forced = full_pass(model, text, [images[row]])
         torch.testing.assert_close(torch.cat(met, 1)[row], forced, atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
-def test_next_scale_logits_met_while_decoding_equal_teacher_forcing(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("next_scale")
-    prompts = [text_to_image_prompt(model.text_ids(text), model.vocabulary) for text in CAPTIONS]
+def test_masked_token_logits_met_while_decoding_equal_the_full_pass(make_model: Callable[..., UniTok]) -> None:
+    model = make_model("masked_token")
     met: list[torch.Tensor] = []
-    encoded = encode_prompts(model, prompts, room=model.layout.length)
-    codes = next_scale.decode(model, encoded, [0, 1, 2], SampleSettings(guidance=1), met.append)
-    assert [logits.shape[1] for logits in met] == [1, 4, 16, 64]
-    segments = model.objective.segments(codes, model.layout, model.vocabulary, [])
-    assert segments.features is not None
+    settings = SampleSettings(guidance=1, steps=4)
+    codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
+    assert len(met) == 4 and codes.min() >= 0 and codes.max() < model.vocabulary.codebook_size
+    (image,) = model.objective.given(codes[:1], model.layout, model.vocabulary)
+    image.ids = torch.full_like(image.ids, model.vocabulary.mask)
     for row, text in enumerate(CAPTIONS):
-        builder = text_to_image_prompt(model.text_ids(text), model.vocabulary)
-        features = segments.features[row]
-        builder.image(segments.inputs[row], segments.targets[row], segments.groups, model.layout, features)
-        logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
-        forced = logits[0, -model.layout.length :, model.vocabulary.image_range]
+        torch.testing.assert_close(met[0][row], full_pass(model, text, [image]), atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_random_order_is_that_of_its_seed_and_equals_teacher_forcing(make_model: Callable[..., UniTok]) -> None:
+    """Logits come in the order of the codes, which differs from row to row."""
+    model = make_model("random_order")
+    met: list[torch.Tensor] = []
+    settings = SampleSettings(guidance=1, random_order=True)
+    codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
+    writer = model.objective.writer(model.layout, model.vocabulary, 3, torch.device("cpu"))
+    for row, text in enumerate(CAPTIONS):
+        writer.admit(row, row, settings)
+        order = writer.order[row]
+        assert order.tolist() != sorted(order.tolist()) and sorted(order.tolist()) == list(range(64))
+        (image,) = model.objective.learned(codes[row : row + 1], model.layout, model.vocabulary, [])
+        places = model.layout.coordinates()
+        image.ids[1:] = codes[row, order[:-1]] + model.vocabulary.image_start
+        image.places = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
+        image.features = order
+        forced = full_pass(model, text, [image])
         torch.testing.assert_close(torch.cat(met, 1)[row], forced, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(codes, draw_codes(model, CAPTIONS, SampleSettings(guidance=1), [0, 1, 2]))
 
 
 @torch.inference_mode()
@@ -70,13 +96,9 @@ def test_next_scale_takes_a_pass_for_each_scale_and_draws_previews(
     make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model("next_scale")
-    passes: list[int] = []
-    hidden = model.transformer.hidden
-    monkeypatch.setattr(
-        model.transformer, "hidden", lambda ids, *rest: (passes.append(ids.shape[1]), hidden(ids, *rest))[1]
-    )
+    passes = count_passes(model, monkeypatch)
     whole = draw_codes(model, CAPTIONS, SampleSettings(guidance=2), [0, 1, 2])
-    assert passes[1:] == [1, 4, 16, 64], "the prompt, then one pass a scale"
+    assert [length for _, length in passes[1:]] == [1, 4, 16, 64], "the prompts, then one pass a scale"
     coarse = draw_codes(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])
     assert torch.equal(coarse, whole[:, :5])
     preview = draw(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])
@@ -85,6 +107,19 @@ def test_next_scale_takes_a_pass_for_each_scale_and_draws_previews(
     assert (to_float(preview) - wanted.clamp(-1, 1)).abs().max() < 0.01
     with pytest.raises(UserError, match="--scales is 5: this model has 4"):
         draw(model, CAPTIONS, SampleSettings(scales=5))
+
+
+def count_passes(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, positions) of every pass of the trunk."""
+    passes: list[tuple[int, int]] = []
+    hidden = model.hidden
+
+    def counted(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        passes.append(tuple(ids.shape))  # type: ignore[arg-type]
+        return hidden(ids, *rest, **named)
+
+    monkeypatch.setattr(model, "hidden", counted)
+    return passes
 
 
 def test_settings_per_scale(make_model: Callable[..., UniTok]) -> None:
@@ -99,25 +134,6 @@ def test_settings_per_scale(make_model: Callable[..., UniTok]) -> None:
         draw(model, CAPTIONS, SampleSettings(temperature=[1.0, 0.5]))
     with pytest.raises(UserError, match=r"--top-k is \[1, 2\]: give one value, or 1, one for each scale"):
         draw(make_model("next_token"), CAPTIONS, SampleSettings(top_k=[1, 2]))
-
-
-@torch.inference_mode()
-def test_masked_token_logits_met_while_decoding_equal_the_full_pass(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("masked_token")
-    vocabulary = model.vocabulary
-    prompts = [text_to_image_prompt(model.text_ids(text), vocabulary) for text in CAPTIONS]
-    met: list[torch.Tensor] = []
-    encoded = encode_prompts(model, prompts, room=model.layout.length)
-    settings = SampleSettings(guidance=1, steps=4)
-    codes = masked_token.decode(model, encoded, [0, 1, 2], settings, met.append)
-    assert len(met) == 4 and codes.min() >= 0 and codes.max() < vocabulary.codebook_size
-    inputs = torch.full((model.layout.length,), vocabulary.mask)
-    for row, text in enumerate(CAPTIONS):
-        builder = text_to_image_prompt(model.text_ids(text), vocabulary)
-        builder.image(inputs, None, model.objective.groups(model.layout), model.layout)
-        logits = model.transformer(lay_out([[builder.build()]], pad=vocabulary.pad))
-        full = logits[0, -model.layout.length :, vocabulary.image_range]
-        torch.testing.assert_close(met[0][row], full, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -146,26 +162,140 @@ def test_guidance_of_zero_ignores_the_caption(make_model: Callable[..., UniTok],
 
 def test_guidance_of_one_runs_a_single_pass(make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model("next_token")
-    rows: list[int] = []
-    hidden = model.transformer.hidden
-    monkeypatch.setattr(model.transformer, "hidden", lambda ids, *rest: (rows.append(len(ids)), hidden(ids, *rest))[1])
+    passes = count_passes(model, monkeypatch)
     draw_codes(model, CAPTIONS, SampleSettings(guidance=1), [0, 1, 2])
-    assert set(rows) == {3} and len(rows) == 1 + model.layout.length
-    rows.clear()
+    assert {rows for rows, _ in passes} == {3} and len(passes) == 1 + model.layout.length
+    passes.clear()
     draw_codes(model, CAPTIONS, SampleSettings(guidance=2), [0, 1, 2])
-    assert set(rows) == {6} and len(rows) == 1 + model.layout.length
+    assert passes[0][0] == 4, "three captions and one empty prompt, which is encoded once"
+    assert passes[1:] == [(6, 1)] * model.layout.length
+
+
+def test_an_equal_prompt_is_encoded_once(make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("masked_token")
+    passes = count_passes(model, monkeypatch)
+    draw_codes(model, ["a red circle"] * 9, SampleSettings(guidance=2, steps=2), list(range(9)), batch_size=3)
+    assert [rows for rows, _ in passes] == [2, 6, 6, 6, 6, 6, 6], "one caption, one empty prompt, for three batches"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 500])
 def test_masked_token_fixes_every_code_in_the_steps_it_has(make_model: Callable[..., UniTok], steps: int) -> None:
     model = make_model("masked_token")
     passes: list[torch.Tensor] = []
-    prompts = [text_to_image_prompt([], model.vocabulary)]
-    with torch.inference_mode():
-        encoded = encode_prompts(model, prompts, room=model.layout.length)
-        codes = masked_token.decode(model, encoded, [0], SampleSettings(guidance=1, steps=steps), passes.append)
+    settings = SampleSettings(guidance=1, steps=steps)
+    codes = draw_codes(model, [""], settings, [0], watch=lambda _, logits: passes.append(logits))
     assert codes.min() >= 0
     assert len(passes) == min(steps, model.layout.length)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_known_codes_stay(make_model: Callable[..., UniTok], objective: str) -> None:
+    """Part of a picture is given: it stays, the rest is drawn and follows from it."""
+    model = make_model(objective)
+    whole, other = draw_codes(model, CAPTIONS[:2], SampleSettings(guidance=1, steps=4), [0, 1])
+    kept = torch.rand(model.layout.length, generator=torch.Generator().manual_seed(0)) < 0.5
+
+    def inpaint(known: torch.Tensor, **more: Any) -> torch.Tensor:
+        settings = SampleSettings(guidance=2, steps=4, **more)
+        return run(model, [job_for("text_to_image", {"caption": "a cat"}, 3, settings, known=known)])[0][0]
+
+    for more in ({}, {"random_order": True}) if objective == "random_order" else ({},):
+        first, second = (inpaint(torch.where(kept, codes, -1), **more) for codes in (whole, other))
+        assert torch.equal(first[kept], whole[kept]) and torch.equal(second[kept], other[kept])
+        assert not torch.equal(first[~kept], second[~kept])
+    assert torch.equal(inpaint(whole), whole), "nothing is left to draw"
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_rows_of_all_kinds_run_side_by_side(make_model: Callable[..., UniTok], objective: str) -> None:
+    """Texts beside images, each with its guidance, temperature and seed; rows come while others run. Each gives what it
+    gives alone."""
+    model = make_model(objective)
+    model.config.text_length = 20
+    codes = draw_codes(model, CAPTIONS, SampleSettings(guidance=1, steps=3), [0, 1, 2])
+    kinds = [
+        SampleSettings(guidance=1.0, steps=3),
+        SampleSettings(guidance=2.5, temperature=0.7, steps=7),
+        SampleSettings(guidance=0.0, top_k=5, steps=2),
+        SampleSettings(guidance=3.0, top_p=0.6, steps=5),
+    ]
+    jobs = [job_for("text_to_image", {"caption": CAPTIONS[n % 3]}, n, kind) for n, kind in enumerate(kinds)]
+    for n, image in enumerate(codes):
+        writing = SampleSettings(guidance=1.0, temperature=1.3 * n, top_k=20)
+        jobs.insert(2 * n, job_for("image_to_text", {"image": image}, n, writing, "text"))
+    alone = [run(model, [job])[0][0] for job in jobs]
+    engine = Engine(model, lanes=4, room=200)
+    assert [engine.add(job) for job in jobs[:3]] == [0, 1, 2]
+    found: dict[int, torch.Tensor] = {}
+    steps, most = 0, 0
+    while engine.busy:
+        found |= {number: written[0] for number, written in engine.step()}
+        steps += 1
+        most = max(most, len(engine.running))
+        if steps == 2:
+            for job in jobs[3:]:
+                engine.add(job)
+    assert found.keys() == set(range(len(jobs))) and most >= 3
+    for number, written in enumerate(alone):
+        assert torch.equal(found[number], written), f"job {number}"
+    assert sorted(engine.free) == [0, 1, 2, 3] and not engine.cache.used.any()
+    with pytest.raises(UserError, match="guidance needs 2 rows at once, there are 1: raise batch_size"):
+        small = Engine(model, lanes=1, room=200)
+        small.add(jobs[3])
+        small.step()
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+@torch.inference_mode()
+def test_what_is_written_is_read_as_it_is_by_what_follows(make_model: Callable[..., UniTok], objective: str) -> None:
+    """A picture, then a text about it, then another picture: each step of decoding sees what training shows it."""
+    model = make_model(objective)
+    model.config.text_length = 5
+    met: list[torch.Tensor] = []
+    settings = SampleSettings(guidance=1.0, temperature=0.0, steps=3)
+    job = Job([[Piece("text", [5, 6], False)]], "image", 0, settings, then=[([], "text"), ([], "image")])
+    engine = Engine(model, 1, 300, watch=lambda _, logits: met.append(logits[0]))
+    engine.add(job)
+    written: list[torch.Tensor] = []
+    while engine.busy:
+        for _, values in engine.step():
+            written = values
+    image, text, _ = written
+    parts = [("text", [5, 6]), ("image", image), ("text", text.tolist())]
+    found = documents(
+        ["interleaved"], [{"parts": parts}], [Draw(torch.Generator())], model.modalities(), {}, {"interleaved": 0}
+    )
+    batch = lay_out([found], pad=model.vocabulary.pad)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
+    n = len(text)
+    forced = model.ids.scores(hidden[0, -(n + 1) :], model.vocabulary.text_range)
+    texts = [logits for logits in met if logits.shape[-1] == forced.shape[-1]]
+    torch.testing.assert_close(torch.cat(texts)[: n + 1], forced[: len(texts)], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "random_order"])
+def test_grids_draw_from_their_own_books(objective: str) -> None:
+    """A generator over several codebooks draws no id of another grid, and the tokenizer refuses one."""
+    torch.manual_seed(0)
+    config = TOKENIZER_PRESETS["debug"]()
+    tokenizer = build_tokenizer(
+        type(config)(**{**vars(config), "quantizer": MultiVQ(codebook_size=16, dim=4, codebooks=2)})
+    )
+    assert tokenizer.layout.books == ((0, 16), (16, 16))
+    text_tokenizer = train_bpe(CAPTIONS, 300)
+    layout = tokenizer.layout
+    ports = get_objective(objective, tokenizer).ports(layout)
+    spans = Vocabulary.of(text_tokenizer.size, tokenizer.codebook_size).spans
+    model = UniTok(
+        ModelConfig(TrunkConfig(width=32, depth=1, heads=2), objective, spans, 48, "", ports), tokenizer, text_tokenizer
+    ).eval()
+    settings = SampleSettings(guidance=2.0, steps=4, random_order=True)
+    codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2])
+    first, second = layout.split(codes)
+    assert first.min() >= 0 and first.max() < 16 and second.min() >= 16 and second.max() < 32
+    assert model.image_tokenizer.decode(codes).shape == (3, 3, 32, 32)
+    with pytest.raises(UserError, match="code 3 is outside the codebook of 16: ids go from 16 to 31"):
+        model.image_tokenizer.decode(codes.masked_fill(codes == codes[0, -1], 3))
 
 
 @torch.inference_mode()
@@ -182,14 +312,36 @@ def test_captions_equal_greedy_full_passes_and_do_not_depend_on_the_batch(
     for row, text in zip(codes, texts, strict=True):
         ids: list[int] = []
         for _ in range(6):
-            (builder,) = image_to_text_prompts(row[None], model.layout, model.vocabulary, model.objective)
-            builder.text(ids, bos=model.vocabulary.bos)
-            logits = model.transformer(lay_out([[builder.build()]], pad=model.vocabulary.pad))
-            best = int(logits[0, -1, model.vocabulary.text_range].argmax())
+            found = model.modalities()
+            batch = lay_out([[document([*found["image"].given([row]), *found["text"].given([ids])])]], pad=0)
+            hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
+            best = int(model.ids.scores(hidden[0, -1], model.vocabulary.text_range).argmax())
             if best == model.vocabulary.eos:
                 break
             ids.append(best)
         assert text == model.text_tokenizer.decode(ids)
+
+
+def test_texts_are_drawn_as_codes_are(make_model: Callable[..., UniTok]) -> None:
+    """With temperature, top-k and top-p, by their seeds."""
+    model = make_model("next_token")
+    codes = torch.randint(64, (3, 64), generator=torch.Generator().manual_seed(0))
+    records = [{"image": row} for row in codes]
+    settings = SampleSettings(guidance=1.0, temperature=1.0, top_k=50)
+    texts = write_texts(model, "image_to_text", records, settings, [4, 5, 6])
+    assert texts == [write_texts(model, "image_to_text", [r], settings, [4 + n])[0] for n, r in enumerate(records)]
+    assert texts != write_texts(model, "image_to_text", records, settings, [1, 2, 3])
+    greedy = write_texts(model, "image_to_text", records, SampleSettings(guidance=1.0, top_k=1), [1, 2, 3])
+    assert greedy == caption_codes(model, codes)
+
+
+def test_questions_are_answered(make_model: Callable[..., UniTok]) -> None:
+    model = make_model("masked_token")
+    pictures = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    one, two = answer(model, pictures, ["what colour is it", "how many are there"])
+    assert one == answer(model, pictures[:1], ["what colour is it"])[0] and one != two
+    with pytest.raises(UserError, match=r"has \d+ tokens, this model takes 48"):
+        answer(model, pictures[:1], ["word " * 60])
 
 
 def test_draw_gives_pictures_and_caption_reads_them(make_model: Callable[..., UniTok]) -> None:
@@ -229,7 +381,7 @@ def test_a_model_whose_weights_are_no_numbers_draws_and_writes_nothing(
 ) -> None:
     model = make_model(objective)
     with torch.no_grad():
-        model.transformer.embedding.weight.fill_(float("nan"))
+        model.ids.embedding.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):
         draw(model, ["a red circle"], SampleSettings(steps=2))
     with pytest.raises(UserError, match="logits are not finite: its weights are damaged"):

@@ -193,7 +193,11 @@ def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, tra
         ("masked_token", {"code_noise": 0.5}, r"code_noise is 0.5, which objective masked_token does not take: leave"),
         ("masked_token", {"code_dropout": 0.5}, r"code_dropout is 0.5, which objective masked_token does not take"),
         ("next_token", {"raster_from": 0.9}, r"raster_from is 0.9, which objective next_token does not take"),
-        ("next_tokens", {}, r"objective is 'next_tokens': choose one of next_token, masked_token, next_scale, random_o"),
+        (
+            "next_tokens",
+            {},
+            r"objective is 'next_tokens': choose one of next_token, masked_token, next_scale, random_o",
+        ),
     ],
 )
 def test_what_an_objective_does_not_know_is_refused(
