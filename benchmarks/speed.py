@@ -47,14 +47,16 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     from tokenizers_vq.base import build_tokenizer
     from tokenizers_vq.config import TOKENIZER_PRESETS
     from unitok.config import TRUNK_PRESETS, ModelConfig, TasksConfig
-    from unitok.data.records import Key
+    from unitok.data.mixture import Source
+    from unitok.data.records import Key, Record, RecordBatch
     from unitok.device import autocast, pick_device
     from unitok.model import UniTok
     from unitok.objectives import get_objective
     from unitok.sample.pipeline import draw
     from unitok.sampling import SampleSettings
-    from unitok.tasks import make_batch, task_losses
     from unitok.text import train_bpe
+    from unitok.train.packing import Packer
+    from unitok.vocabulary import Vocabulary
 
     device = pick_device("auto")
     torch.manual_seed(0)
@@ -81,32 +83,26 @@ def measure(case: str, preset: str, rounds: int) -> dict[str, Any]:
     else:
         text = train_bpe([CAPTION], 300)
         objective, _, batch = detail.partition(" ")
-        features = get_objective(objective, tokenizer).features
-        config = ModelConfig(TRUNK_PRESETS[preset](), objective, text.size, tokenizer.codebook_size, features=features)
+        spans = Vocabulary.of(text.size, tokenizer.codebook_size).spans
+        ports = get_objective(objective, tokenizer).ports(layout)
+        config = ModelConfig(TRUNK_PRESETS[preset](), objective, spans, ports=ports)
         model = UniTok(config, tokenizer, text).to(device).eval()
         if kind == "train":
             unit = "tokens/s"
             keys = [Key(0, index, index) for index in range(BATCH)]
             codes = torch.randint(tokenizer.codebook_size, (BATCH, layout.length))
-            packed = make_batch(
-                [model.text_ids(CAPTION)] * BATCH,
-                codes,
-                keys,
-                layout=layout,
-                vocabulary=model.vocabulary,
-                objective=model.objective,
-                tasks=TasksConfig(),
-                seed=0,
-            ).to(device)
-            tokens = int((packed.documents >= 0).sum())
-            targets, tasks = packed.targets.flatten()[packed.at], packed.tasks.flatten()[packed.at]
-            optimizer = torch.optim.AdamW(model.transformer.parameters(), fused=True)
+            records = [Record(str(index), CAPTION) for index in range(BATCH)]
+            batch = RecordBatch(keys, [""] * BATCH, [CAPTION] * BATCH, None, codes, records=records)
+            sources = [Source(BATCH, False, tasks=TasksConfig().shares())]
+            packed = Packer(model.modalities(), sources, {"text": 0.1}, model.vocabulary.pad, 0).pack(batch).to(device)
+            tokens, targets = packed.tokens, len(packed.batch.targets)
+            optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], fused=True)
 
             def step() -> None:
-                model.transformer.train()
+                model.train()
                 with autocast(device, "auto"):
-                    logits = model.transformer(packed, packed.at)
-                task_losses(logits, targets, tasks, 3).sum().div(len(targets)).backward()
+                    losses = model(packed.batch)
+                losses.sum().div(targets).backward()
                 optimizer.step()
                 optimizer.zero_grad()
 
