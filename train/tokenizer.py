@@ -128,10 +128,6 @@ class TokenizerTrainee:
         return None
 
     def compile(self) -> None:
-        if self.adversarial is not None:
-            # The adaptive weight asks the last layer for gradients twice before the backward pass; a compiled decoder
-            # would have given its buffers away after the first.
-            functorch_config.donated_buffer = False
         # Not the quantizer: its search and its codebook updates ask the device, which would break the graph.
         for name, part in self.tokenizer.named_children():
             if name != "quantizer":
@@ -151,7 +147,10 @@ class TokenizerTrainee:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images, step, captions = data
         share = len(images) / totals[0]
-        output: TokenizerOutput = forward(images, accumulate=not last, **captions)
+        # The adaptive weight asks the last layer for gradients twice before the backward pass; a decoder that is compiled
+        # here would have given its buffers away after the first.
+        with functorch_config.patch(donated_buffer=self.adversarial is None):
+            output: TokenizerOutput = forward(images, accumulate=not last, **captions)
         total, parts = self._loss(images, output)
         numbers: dict[str, torch.Tensor] = {}
         if self.adversarial is not None:

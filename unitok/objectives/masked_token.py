@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -57,6 +58,20 @@ class MaskedToken(Objective):
         return ByConfidence(layout, vocabulary, rows, device)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is known of all passes of a row before the first; on the device, so that no pass waits for it."""
+
+    draws: torch.Tensor
+    """(steps, 2, L): uniform, for the codes and for the order in which they are fixed."""
+    hidden: torch.Tensor
+    """(steps,): codes that are hidden again."""
+    noise: torch.Tensor
+    """(steps,): of the confidence."""
+    still_hidden: list[int]
+    """`hidden`, known to the host."""
+
+
 class ByConfidence(Writer):
     """Draws all codes in each pass and keeps the most confident ones."""
 
@@ -67,17 +82,23 @@ class ByConfidence(Writer):
         self.places = layout.coordinates().to(device)
         self.codes = torch.full((rows, layout.length), -1, device=device)
         """-1 where a code is hidden."""
-        self.generators = [torch.Generator()] * rows
-        self.unknown = [0] * rows
-        """Codes that each row writes."""
+        self.plans: list[Plan | None] = [None] * rows
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        self.codes[row] = -1 if known is None else known.to(self.codes.device)
-        self.generators[row] = keyed_generator(seed, "masked_token")
-        self.unknown[row] = self.layout.length if known is None else int((known < 0).sum())
+        device, length, settings = self.codes.device, self.layout.length, self.settings(row)
+        self.codes[row] = -1 if known is None else known.to(device)
+        unknown = length if known is None else int((known < 0).sum())
+        steps = max(1, min(settings.steps, unknown))
+        progress = [(step + 1) / steps for step in range(steps)]
+        hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
+        noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
+        draws = torch.rand(steps, 2, length, generator=keyed_generator(seed, "masked_token"))
+        self.plans[row] = Plan(draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden)
 
-    def steps(self, row: int) -> int:
-        return max(1, min(self.row(row).settings.steps, self.unknown[row]))
+    def plan(self, row: int) -> Plan:
+        plan = self.plans[row]
+        assert plan is not None
+        return plan
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         codes = self.codes[index]
@@ -85,36 +106,30 @@ class ByConfidence(Writer):
         return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans, keep=False)
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        codes, settings, device = self.codes[index], list(map(self.settings, rows)), self.codes.device
+        codes, steps = self.codes[index], [self.row(row).step for row in rows]
+        plans = [(self.plan(row), step) for row, step in zip(rows, steps, strict=True)]
         hidden = codes < 0
-        draws = torch.stack([torch.rand(2, self.layout.length, generator=self.generators[row]) for row in rows])
-        draws = draws.to(device)
+        draws = torch.stack([plan.draws[step] for plan, step in plans])  # (b, 2, L)
+        settings = list(map(self.settings, rows))
         parts = []
         for logits, (ids, here) in zip(scores, self.spans, strict=True):
             found, chances = choose(logits, draws[:, 0, here], settings)
             parts.append((found + ids.start - self.vocabulary.image_start, chances))
         drawn, chances = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
         codes = torch.where(hidden, drawn, codes)
-        progress = [(self.row(row).step + 1) / self.steps(row) for row in rows]
-        again = [
-            0 if done == 1 else int(mask_share(done) * self.unknown[r]) for r, done in zip(rows, progress, strict=True)
-        ]
-        if any(again):
+        if any(plan.still_hidden[step] for plan, step in plans):
             # Gumbel noise on the log-probability of the chosen code; codes that are fixed stay fixed.
             gumbel = -torch.log(-torch.log(draws[:, 1].clamp(1e-9, 1 - 1e-7)))
-            noise = [
-                CHOICE_TEMPERATURE * _number(s.temperature) * (1 - p) for s, p in zip(settings, progress, strict=True)
-            ]
-            confidence = chances.clamp(min=1e-20).log() + torch.tensor(noise, device=device)[:, None] * gumbel
-            confidence = confidence.masked_fill(~hidden, float("inf"))
+            noise = torch.stack([plan.noise[step] for plan, step in plans])[:, None]
+            confidence = (chances.clamp(min=1e-20).log() + noise * gumbel).masked_fill(~hidden, float("inf"))
             rank = confidence.argsort(-1).argsort(-1)
-            codes = codes.masked_fill(rank < torch.tensor(again, device=device)[:, None], -1)
+            codes = codes.masked_fill(rank < torch.stack([plan.hidden[step] for plan, step in plans])[:, None], -1)
         self.codes[index] = codes
         for row in rows:
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == self.steps(row)]
+        return [row for row in rows if self.row(row).step == len(self.plan(row).still_hidden)]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]
