@@ -219,7 +219,7 @@ class Engine:
             rows, length = batch.inputs.shape
             cache = self.model.trunk.cache(rows, length)
             cache.extend(range(rows), length)
-            self.model.hidden(batch.inputs, batch.places, batch.visibility(), cache, batch.features)
+            self.model.hidden(batch.inputs, batch.places, batch.visibility(), cache, batch.features, batch.stands)
         place = 0
         for key, item in zip(keys, documents, strict=True):
             n = 0 if item is None else len(item)
@@ -271,11 +271,17 @@ class Engine:
         n = asked.ids.shape[1]
         which = self.cache.index(of)
         seen = self.cache.extend(lanes, n)
-        places = asked.places[which].clone()
-        places[..., 0] += self.orders[self.cache.index(lanes)][:, None]
+        order = self.orders[self.cache.index(lanes)][:, None]
+
+        def moved(places: torch.Tensor) -> torch.Tensor:
+            found = places[which].clone()
+            found[..., 0] += order
+            return found
+
+        stands = None if asked.stands is None else moved(asked.stands)
         at = torch.arange(len(lanes) * n, device=which.device)
         features = {port: (at, values[which].flatten(0, 1)) for port, values in asked.features.items()}
-        return self.model.hidden(asked.ids[which], places, seen, self.cache, features)
+        return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands)
 
     def _guided(
         self,

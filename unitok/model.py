@@ -81,7 +81,7 @@ class UniTok(nn.Module):
         position the softmax is over the ids that can stand there.
         """
         seen = batch.visibility(self.config.trunk.attention)
-        hidden = self.hidden(batch.inputs, batch.places, seen, features=batch.features).flatten(0, 1)
+        hidden = self.hidden(batch.inputs, batch.places, seen, None, batch.features, batch.stands).flatten(0, 1)
         parts, start = [], 0
         for ids, n in batch.spans:
             here = slice(start, start + n)
@@ -97,10 +97,11 @@ class UniTok(nn.Module):
         seen: Visibility,
         cache: KVCache | None = None,
         features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
+        stands: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids (B, T) at places (B, T, 3) to their last states (B, T, C); `features` as in `PackedBatch`."""
+        """Ids (B, T) at places (B, T, 3) to their last states (B, T, C); `features` and `stands` as in `PackedBatch`."""
         x = add_features(self.ids(ids), self.ports, features or {})
-        return self.trunk(x, places, seen, cache)
+        return self.trunk(x, places, seen, cache, stands)
 
     def train(self, mode: bool = True) -> UniTok:
         super().train(mode)

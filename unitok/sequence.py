@@ -32,7 +32,7 @@ class Segment:
     groups: torch.Tensor
     """(n,) int64, never decreasing."""
     places: torch.Tensor
-    """(n, 3) float32: order, row, column."""
+    """(n, 3) float32: order, row, column; where the position looks from."""
     target: torch.Tensor | None = None
     """(n,) int64 ids or IGNORE; None: nothing is predicted."""
     runs: Runs = ()
@@ -45,6 +45,8 @@ class Segment:
     """Of the losses here."""
     private: bool = False
     """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
+    stands: torch.Tensor | None = None
+    """(n, 3) float32: where its id stands, for others to see; None: at its place."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,6 +71,8 @@ class Document:
     """(n,) int64: the last group that sees the position."""
     places: torch.Tensor
     """(n, 3) float32: order, row, column."""
+    stands: torch.Tensor | None
+    """(n, 3) float32; None: everything stands at its place."""
     runs: Runs
     weights: torch.Tensor
     """(n,) float32."""
@@ -84,7 +88,8 @@ class Document:
 
 def document(segments: Iterable[Segment], task: int = 0) -> Document:
     """Puts segments in a row, keeping count of groups and of the order coordinate."""
-    inputs, targets, groups, until, places, weights = [], [], [], [], [], []
+    inputs, targets, groups, until, places, stands, weights = [], [], [], [], [], [], []
+    elsewhere = False
     runs: list[tuple[slice, int]] = []
     features: list[tuple[str, int, torch.Tensor]] = []
     group = order = start = 0
@@ -95,9 +100,9 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         groups.append(part.groups + group)
         group += int(part.groups[-1]) + 1
         until.append(torch.full((n,), group - 1 if part.private else FOREVER))
-        moved = part.places.clone()
-        moved[:, 0] += order
-        places.append(moved)
+        places.append(_moved(part.places, order))
+        stands.append(places[-1] if part.stands is None else _moved(part.stands, order))
+        elsewhere = elsewhere or part.stands is not None
         weights.append(torch.full((n,), part.weight))
         runs += part.runs or [(slice(0, 0), n)]
         if part.features is not None:
@@ -110,12 +115,19 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         groups=torch.cat(groups),
         until=torch.cat(until),
         places=torch.cat(places),
+        stands=torch.cat(stands) if elsewhere else None,
         runs=tuple(runs),
         weights=torch.cat(weights),
         features=features,
         task=task,
         order=order,
     )
+
+
+def _moved(places: torch.Tensor, order: int) -> torch.Tensor:
+    moved = places.clone()
+    moved[:, 0] += order
+    return moved
 
 
 @dataclass
@@ -132,6 +144,8 @@ class PackedBatch:
     """(R, T) int64: number of the document within its row, -1 for padding."""
     places: torch.Tensor
     """(R, T, 3) float32."""
+    stands: torch.Tensor | None
+    """(R, T, 3) float32: where ids stand; None where all stand at their places."""
     features: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """Port -> (flat positions (M,), (M, F) or (M,)): what stands beside the ids."""
     at: torch.Tensor
@@ -185,6 +199,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
     groups, documents = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
     until, places = torch.full(shape, FOREVER), torch.zeros(*shape, 3)
     tasks, choices = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    stands = torch.zeros(*shape, 3) if any(one.stands is not None for row in rows for one in row) else None
     weights = torch.ones(shape)
     spans: dict[tuple[int, int], int] = {}
     features: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -194,6 +209,8 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
             here = slice(start, start + len(item))
             inputs[r, here], targets[r, here] = item.inputs, item.targets
             groups[r, here], until[r, here], places[r, here] = item.groups, item.until, item.places
+            if stands is not None:
+                stands[r, here] = item.places if item.stands is None else item.stands
             documents[r, here], tasks[r, here], weights[r, here] = number, item.task, item.weights
             for ids, n in item.runs:
                 choices[r, start : start + n] = spans.setdefault((ids.start, ids.stop), len(spans))
@@ -210,6 +227,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
         until=until if bool((until < FOREVER).any()) else None,
         documents=documents,
         places=places,
+        stands=stands,
         features={port: _joined(parts) for port, parts in features.items()},
         at=at,
         spans=tuple((slice(*ids), n) for ids, n in zip(spans, counts, strict=True) if n),

@@ -123,7 +123,7 @@ def dependences(document: Document, others: list[Document], objective: str) -> t
     ports = get_objective(objective, SCALED if objective == "next_scale" else TOKENIZER).ports(layout)
     table, trunk = IdPort(VOCABULARY.size, 32, tied=False).double(), Transformer(config).double()
     x = add_features(table(batch.inputs), build_ports(ports, 32).double(), batch.features).detach().requires_grad_()
-    hidden = trunk(x, batch.places, batch.visibility())
+    hidden = trunk(x, batch.places, batch.visibility(), None, batch.stands)
     found = []
     for q in range(hidden.shape[1]):
         (gradient,) = torch.autograd.grad(hidden[0, q].sum(), x, retain_graph=True)

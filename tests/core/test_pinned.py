@@ -96,7 +96,8 @@ def losses(model: UniTok, batch: PackedBatch) -> torch.Tensor:
 
 def losses_over_all_ids(model: UniTok, batch: PackedBatch) -> torch.Tensor:
     """The same with a softmax over the whole vocabulary, as unitok 0.1 had it."""
-    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features).flatten(0, 1)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), None, batch.features, batch.stands)
+    hidden = hidden.flatten(0, 1)
     logits = model.ids.scores(hidden[batch.at], slice(0, model.vocabulary.size))
     each = torch.nn.functional.cross_entropy(logits, batch.targets, reduction="none")
     return torch.zeros(3).index_add(0, batch.tasks, each) / torch.bincount(batch.tasks, minlength=3)

@@ -132,7 +132,8 @@ def test_random_order_says_where_each_code_stands() -> None:
     for segment, order in zip(segments[:20], orders, strict=False):
         assert torch.equal(segment.target, order + VOCABULARY.image_start), "code k stands at place k"
         assert segment.ids[0] == VOCABULARY.boi and torch.equal(segment.ids[1:], segment.target[:-1])
-        assert not segment.places[0].any() and torch.equal(segment.places[1:], places[order[:-1]])
+        assert torch.equal(segment.places, places[order]), "a position looks from the place that it predicts"
+        assert not segment.stands[0].any() and torch.equal(segment.stands[1:], places[order[:-1]])
         assert segment.groups.tolist() == list(range(6)) and segment.port == "target"
     (raster,) = objective.learned(codes[:1], LAYOUT, VOCABULARY, draws_of(1))
     assert raster.features.tolist() == list(range(6)), "read as it is drawn"
@@ -324,7 +325,8 @@ def test_packed_equals_unpacked(objective: str) -> None:
     trunk = Transformer(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1)).double()
 
     def hidden(batch: PackedBatch) -> torch.Tensor:
-        return trunk(add_features(ids(batch.inputs), ports, batch.features), batch.places, batch.visibility())
+        x = add_features(ids(batch.inputs), ports, batch.features)
+        return trunk(x, batch.places, batch.visibility(), None, batch.stands)
 
     packed, met = hidden(batch), 0
     rows = [batch.inputs[row][batch.documents[row] == n] for row in range(len(batch.inputs)) for n in range(12)]

@@ -32,7 +32,7 @@ def full_pass(model: UniTok, text: str, image: list[Any]) -> torch.Tensor:
     """Logits (L, codebook) at the image's positions behind a caption, without a cache."""
     segments = [*model.modalities()["text"].given([text]), *image]
     batch = lay_out([[document(segments)]], pad=model.vocabulary.pad)
-    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), None, batch.features, batch.stands)
     return model.ids.scores(hidden[0, -len(image[0]) :], model.vocabulary.image_range)
 
 
@@ -84,7 +84,7 @@ def test_a_random_order_is_that_of_its_seed_and_equals_teacher_forcing(make_mode
         (image,) = model.objective.learned(codes[row : row + 1], model.layout, model.vocabulary, [])
         places = model.layout.coordinates()
         image.ids[1:] = codes[row, order[:-1]] + model.vocabulary.image_start
-        image.places = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
+        image.places, image.stands = places[order], torch.cat([torch.zeros(1, 3), places[order[:-1]]])
         image.features = order
         forced = full_pass(model, text, [image])
         torch.testing.assert_close(torch.cat(met, 1)[row], forced, atol=1e-4, rtol=1e-4)
@@ -266,7 +266,7 @@ def test_what_is_written_is_read_as_it_is_by_what_follows(make_model: Callable[.
         ["interleaved"], [{"parts": parts}], [Draw(torch.Generator())], model.modalities(), {}, {"interleaved": 0}
     )
     batch = lay_out([found], pad=model.vocabulary.pad)
-    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), None, batch.features, batch.stands)
     n = len(text)
     forced = model.ids.scores(hidden[0, -(n + 1) :], model.vocabulary.text_range)
     texts = [logits for logits in met if logits.shape[-1] == forced.shape[-1]]

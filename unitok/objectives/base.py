@@ -122,6 +122,8 @@ class Asked:
     """Whether what comes later sees them."""
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     """Port -> (b, n, F) or (b, n)."""
+    stands: torch.Tensor | None = None
+    """(b, n, 3): where the ids stand, if elsewhere than at their places."""
 
 
 class Writer(ABC):

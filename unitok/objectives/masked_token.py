@@ -93,7 +93,9 @@ class ByConfidence(Writer):
         hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
         noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
         draws = torch.rand(steps, 2, length, generator=keyed_generator(seed, "masked_token"))
-        self.plans[row] = Plan(draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden)
+        self.plans[row] = Plan(
+            draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden
+        )
 
     def plan(self, row: int) -> Plan:
         plan = self.plans[row]

@@ -24,8 +24,8 @@ PORT = "target"
 
 
 class RandomOrder(Objective):
-    """Input: the code before in the order, at its own place, start-of-image first, and the place of the next code.
-    Target: that code. Each code is a group."""
+    """Input: the code before in the order, start-of-image first. It stands at its own place, and looks from the place
+    of the next code, which is the target. Each code is a group."""
 
     name = "random_order"
     settings = frozenset({"code_dropout", "permuted_until", "raster_from"})
@@ -55,13 +55,14 @@ class RandomOrder(Objective):
             target = ids[row, order]
             before = target[:-1].masked_fill(hidden[row], vocabulary.mask)
             inputs = torch.cat([target.new_tensor([vocabulary.boi]), before])
-            here = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
+            stands = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
             runs = (
                 tuple((span_of[place], 1) for place in order.tolist())
                 if layout.books
                 else ((span_of[0], layout.length),)
             )
-            segments.append(Segment(inputs, groups, here, target, runs, order, PORT))
+            here = places[order]
+            segments.append(Segment(inputs, groups, here, target, runs, order, PORT, stands=stands))
         return segments
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
@@ -101,10 +102,11 @@ class InOrder(CodeByCode):
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         at = self.at[index]
-        before = self.places[self.order[index, (at - 1).clamp(min=0)]] * (at > 0)[:, None]  # (b, 3)
+        stands = self.places[self.order[index, (at - 1).clamp(min=0)]] * (at > 0)[:, None]  # (b, 3)
         spans = ((slice(*self.spans[self.phase(rows[0])]), slice(0, 1)),)
         target = self.order[index, at][:, None]
-        return Asked(self.inputs[index][:, None], before[:, None], spans, features={PORT: target})
+        places = self.places[target]  # (b, 1, 3)
+        return Asked(self.inputs[index][:, None], places, spans, features={PORT: target}, stands=stands[:, None])
 
     def _place(self, index: torch.Tensor) -> torch.Tensor:
         return self.order[index, self.at[index]]

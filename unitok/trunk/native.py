@@ -57,6 +57,10 @@ class Rotary(nn.Module):
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""(cosine, sine) of queries, and of keys."""
+
+
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
     cosine, sine = turn
@@ -76,7 +80,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        turns: Turns,
         seen: Visibility,
         cache: KVCache | None,
         layer: int,
@@ -84,7 +88,7 @@ class Attention(nn.Module):
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        q, k = rotate(self.query_norm(q), turn), rotate(self.key_norm(k), turn)
+        q, k = rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1])
         if cache is not None:
             k, v = cache.store(layer, k, v)
         out = attend(q, k, v, seen)  # (B, H, T, D)
@@ -116,12 +120,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: torch.Tensor,
-        turn: tuple[torch.Tensor, torch.Tensor],
+        turns: Turns,
         seen: Visibility,
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> torch.Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), turn, seen, cache, layer))
+        x = x + self.dropout(self.attention(self.attention_norm(x), turns, seen, cache, layer))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -147,16 +151,23 @@ class Transformer(nn.Module):
             nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.depth) if residual else 0.02)
 
     def forward(
-        self, x: torch.Tensor, places: torch.Tensor, seen: Visibility, cache: KVCache | None = None
+        self,
+        x: torch.Tensor,
+        places: torch.Tensor,
+        seen: Visibility,
+        cache: KVCache | None = None,
+        stands: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C)."""
+        """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C). Others see them where
+        they stand (B, T, 3), by default at their places."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         turn = self.rotary(places, dtype)
+        turns = (turn, turn if stands is None else self.rotary(stands, dtype))
         for layer, block in enumerate(self.blocks):
             if self.checkpointing and self.training:
-                x = checkpoint(block, x, turn, seen, use_reentrant=False)
+                x = checkpoint(block, x, turns, seen, use_reentrant=False)
             else:
-                x = block(x, turn, seen, cache, layer)
+                x = block(x, turns, seen, cache, layer)
         return self.norm(x)
 
     def cache(self, rows: int, capacity: int) -> KVCache:
