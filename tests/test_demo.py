@@ -10,10 +10,10 @@ import pytest
 from unitok.cli import demo as module
 from unitok.cli.arguments import parse
 from unitok.cli.commands import COMMANDS
-from unitok.sample.pipeline import DECODERS
+from unitok.objectives import OBJECTIVES
 
 
-@pytest.mark.parametrize("objective", sorted(DECODERS))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str) -> None:
     ran: list[tuple[str, dict[str, Any]]] = []
 
@@ -22,7 +22,7 @@ def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(module, "_run", note)
     monkeypatch.setattr(module, "_measure", lambda *_: None)
-    module.demo(tmp_path / "demo", objective=objective)  # type: ignore[arg-type]
+    module.demo(tmp_path / "demo", objective=objective)
     assert [command for command, _ in ran] == ["train tokenizer", "encode", "train generator"]
     tokenizer, encode, generator = (values for _, values in ran)
     assert bool(tokenizer["tokenizer"].scales) == (objective == "next_scale")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from unitok.cli.main import main
 from unitok.data.shapes.dataset import ShapesDataset
-from unitok.sample.pipeline import DECODERS
+from unitok.objectives import OBJECTIVES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -57,7 +57,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
-@pytest.mark.parametrize("objective", sorted(DECODERS))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_commands_run_in_order(pictures: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands():
         name = " ".join(words[:2])

@@ -154,11 +154,10 @@ def train_generator(
     from unitok.tasks import TASKS, needs
     from unitok.vocabulary import Vocabulary
 
-    from .captions import text_fingerprint, text_tokenizer_for
+    from .data import open_sources, text_fingerprint, text_tokenizer_for
     from .distributed import join
     from .generator import GeneratorTrainee
     from .loop import train
-    from .sources import open_sources
 
     with join(run.device, run.threads) as world:
         images = load_tokenizer(image_tokenizer)

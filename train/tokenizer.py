@@ -147,8 +147,8 @@ class TokenizerTrainee:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         images, step, captions = data
         share = len(images) / totals[0]
-        # The adaptive weight asks the last layer for gradients twice before the backward pass; a decoder that is compiled
-        # here would have given its buffers away after the first.
+        # The adaptive weight asks the last layer for gradients twice before the backward pass; a decoder that is
+        # compiled here would have given its buffers away after the first.
         with functorch_config.patch(donated_buffer=self.adversarial is None):
             output: TokenizerOutput = forward(images, accumulate=not last, **captions)
         total, parts = self._loss(images, output)

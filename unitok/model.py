@@ -99,7 +99,7 @@ class UniTok(nn.Module):
         features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
         stands: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids (B, T) at places (B, T, 3) to their last states (B, T, C); `features` and `stands` as in `PackedBatch`."""
+        """Ids (B, T) at places (B, T, 3) to last states (B, T, C); `features` and `stands` as in `PackedBatch`."""
         x = add_features(self.ids(ids), self.ports, features or {})
         return self.trunk(x, places, seen, cache, stands)
 

@@ -6,12 +6,14 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.data.loader import BadPictures, StepSampler, collate, make_loader, read_in_order
+from unitok.data.mixture import Mixture, Source, pair_of_slot
 from unitok.data.records import Key, Record, RecordBatch
 
 
@@ -19,6 +21,7 @@ class Numbers:
     """Record i is a picture full of i; every seventh is broken when `broken` is set."""
 
     name = "numbers"
+    left_out = ()
 
     def __init__(self, length: int = 23, endless: bool = False, broken: bool = False, grow: bool = False) -> None:
         self.length, self.endless, self.broken, self.grow = length, endless, broken, grow
@@ -37,7 +40,7 @@ class Numbers:
 def keys(steps: int, *, length: int = 23, endless: bool = False, seed: int = 0, **options: int) -> list[list[Key]]:
     """The keys of each of the first steps, over all given micro-batches."""
     options = {"batch_size": 8, "micro_batch": 8} | options
-    sampler = StepSampler(length, endless=endless, seed=seed, **options)
+    sampler = StepSampler([Source(length, endless)], seed=seed, **options)
     per_step = options["batch_size"] // options.get("world", 1) // options["micro_batch"]
     lists = iter(sampler)
     return [list(itertools.chain(*itertools.islice(lists, per_step))) for _ in range(steps)]
@@ -92,12 +95,49 @@ def test_ranks_share_a_step_without_overlap(world: int) -> None:
 )
 def test_sizes_that_do_not_divide_are_refused(batch_size: int, micro_batch: int, world: int) -> None:
     with pytest.raises(UserError, match=f"batch_size {batch_size} is not a multiple of {world} process"):
-        StepSampler(5, endless=False, seed=0, batch_size=batch_size, micro_batch=micro_batch, world=world)
+        StepSampler([Source(5, False)], seed=0, batch_size=batch_size, micro_batch=micro_batch, world=world)
+
+
+def test_sources_stand_side_by_side_in_their_shares() -> None:
+    """Each has its own epochs and order; micro-batches and ranks change nothing; a part of the records is not enough to
+    starve another source."""
+    parts = [Numbers(5), Numbers(3), Numbers(10**9, endless=True)]
+    mixture = Mixture(parts, [{"a": 0.5}, {"a": 0.15, "b": 0.1}, {"c": 0.25}], [1.0, 1.0, 2.0])
+    assert (
+        len(mixture) == 10**9 + 8 and not mixture.endless and mixture[7].name == "2.png" and mixture[8].name == "0.png"
+    )
+    options: dict[str, Any] = {"seed": 0, "batch_size": 40}
+
+    def steps(count: int, **more: int) -> list[Key]:
+        sampler = StepSampler(mixture.sources, **options, **{"micro_batch": 40, **more})
+        return [key for step in range(count) for key in sampler.keys(step)]
+
+    keys = steps(6)
+    tasks = Counter(pair_of_slot(key.slot, mixture.sources) for key in keys)
+    for pair, share in {(0, "a"): 0.5, (1, "a"): 0.15, (1, "b"): 0.1, (2, "c"): 0.25}.items():
+        assert tasks[pair] / len(keys) == pytest.approx(share, abs=0.03)
+    for number, source in enumerate(mixture.sources):
+        mine = [key for key in keys if pair_of_slot(key.slot, mixture.sources)[0] == number]
+        assert all(source.first <= key.index < source.first + source.length for key in mine)
+        if number < 2:
+            first = [key.index for key in mine if key.epoch == 0]
+            assert sorted(first) == list(range(source.first, source.first + source.length)), "every record once"
+        else:
+            assert [key.index - source.first for key in mine] == list(range(len(mine)))
+    halves = [
+        [
+            key
+            for step in range(6)
+            for key in StepSampler(mixture.sources, **options, micro_batch=5, rank=rank, world=2).keys(step)
+        ]
+        for rank in (0, 1)
+    ]
+    assert sorted(map(repr, halves[0] + halves[1])) == sorted(map(repr, keys))
 
 
 def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match="empty"):
-        StepSampler(0, endless=False, seed=0, batch_size=1, micro_batch=1)
+        StepSampler([Source(0, False)], seed=0, batch_size=1, micro_batch=1)
 
 
 def jitter(record: Record, key: Key, generator: torch.Generator) -> Record:

@@ -360,7 +360,8 @@ def test_learned_codebook_moves_by_its_gradient_alone(kind: type[VQ]) -> None:
 
 
 def test_codebooks_side_by_side() -> None:
-    """Each chunk is quantized as alone; ids tell the codebooks apart; missing codebooks give their mean."""
+    """Each chunk is quantized as alone; ids tell the codebooks apart; missing codebooks give their mean. (An id of
+    another codebook is refused where codes are decoded: tests/sample/test_decoding.py.)"""
     quantizer, z = made("multi")
     codes = quantizer.eval().nearest(z)
     for number, (book, part) in enumerate(zip(quantizer.books, z.chunk(3, 1), strict=True)):
@@ -372,7 +373,6 @@ def test_codebooks_side_by_side() -> None:
     torch.testing.assert_close(
         first[:, 2:4], quantizer.books[1].codebook.mean(0)[None, :, None, None].expand(2, 2, 3, 5)
     )
-    assert torch.equal(quantizer.vectors((codes + 8) % 24, (3, 5)), whole)  # ids of other codebooks count by number
 
 
 def test_averaged_cosine_codebook_still_has_unit_vectors() -> None:

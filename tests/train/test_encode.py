@@ -41,11 +41,11 @@ def test_an_interrupted_encoding_goes_on(
     added: list[str] = []
     add = ShardWriter.add
 
-    def watched(self: Any, name: str, *rest: Any) -> None:
+    def watched(self: Any, name: str, *rest: Any, **more: Any) -> None:
         if len(added) == 13:
             raise KeyboardInterrupt
         added.append(name)
-        add(self, name, *rest)
+        add(self, name, *rest, **more)
 
     monkeypatch.setattr(ShardWriter, "add", watched)
     with pytest.raises(KeyboardInterrupt):
@@ -53,7 +53,9 @@ def test_an_interrupted_encoding_goes_on(
     with pytest.raises(UserError, match="10 of 21 records: run the same unitok encode again"):
         CodesDataset(tmp_path / "codes")
     added.clear()
-    monkeypatch.setattr(ShardWriter, "add", lambda self, name, *rest: (added.append(name), add(self, name, *rest)))
+    monkeypatch.setattr(
+        ShardWriter, "add", lambda self, name, *rest, **more: (added.append(name), add(self, name, *rest, **more))
+    )
     run(tmp_path / "codes")
     assert len(added) == 11  # two shards of five were there
     run(tmp_path / "whole")

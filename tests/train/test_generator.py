@@ -25,9 +25,9 @@ from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.train.commands import encode
 from unitok.train.config import RunConfig, SourceConfig
+from unitok.train.data import open_sources
 from unitok.train.distributed import World
 from unitok.train.generator import GeneratorTrainee
-from unitok.train.sources import open_sources
 from unitok.vocabulary import Vocabulary
 
 TASKS = ("text_to_image", "image_to_text", "text_only")

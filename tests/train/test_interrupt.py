@@ -80,9 +80,9 @@ def test_resume_after_a_signal_equals_the_unbroken_run(
         folder = tiny_tokenizer_folder if kind == "generator" else scaled_tokenizer_folder
         words += ["--image_tokenizer", str(folder)]
     if kind == "generator":
-        words += ["--tasks.code_dropout", "0.5"]
+        words += ["--objective_settings.code_dropout", "0.5"]
     if kind == "next_scale by Muon":
-        words += ["--objective", "next_scale", "--optim.muon", "true", "--tasks.code_noise", "0.5"]
+        words += ["--objective", "next_scale", "--optim.muon", "true", "--objective_settings.code_noise", "0.5"]
     stop_in_the_middle(
         [*words, "--out", str(tmp_path / "stopped")],
         tmp_path / "stopped",

@@ -116,7 +116,7 @@ def _plan(config: Path, folder: Path, positions: int) -> Plan:
     from tokenizers_vq.base import load_tokenizer
     from unitok.tasks import Piece, needs, pieces
     from unitok.text import load_text_tokenizer, train_bpe
-    from unitok.train.sources import open_sources
+    from unitok.train.data import open_sources
 
     from .arguments import parse
     from .commands import COMMANDS

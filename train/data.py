@@ -1,4 +1,4 @@
-"""The text side of a generator's training data."""
+"""What a generator learns from: data sets side by side, and the text tokenizer for their texts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,39 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers_vq.errors import UserError
+from unitok.config import TasksConfig
 from unitok.data.loader import read_in_order
 from unitok.data.mixture import Mixture
+from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset
 from unitok.model import TEXT_TOKENIZER
 from unitok.tasks import FIELDS, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
-from .config import RunConfig
+from .config import RunConfig, SourceConfig
 
 TEXTS_READ = 10_000
 TEXTS_READ_ENDLESS = 2_000
 """Records that a byte-level BPE is trained on. Rendered data speaks in few words."""
+
+
+def open_sources(data: str | list[SourceConfig], tasks: TasksConfig, size: tuple[int, int]) -> Mixture:
+    """Opens all sources. A record that lacks the caption that its tasks need is broken.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    sources = [SourceConfig(data=data)] if isinstance(data, str) else data
+    shares = []
+    for source in sources:
+        mine = {task: share for task, share in (source.tasks or tasks.shares()).items() if share > 0}
+        total = sum(mine.values())
+        shares.append({task: source.share * share / total for task, share in mine.items()})
+    parts = [
+        open_data(source.data, size, captions="caption" in needs(mine))
+        for source, mine in zip(sources, shares, strict=True)
+    ]
+    return Mixture(parts, shares, [source.weight for source in sources])
 
 
 def text_tokenizer_for(

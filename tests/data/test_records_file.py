@@ -1,0 +1,104 @@
+"""Files of records: every task's form, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import save_png
+from unitok.data.open import open_data
+from unitok.data.records_file import RecordsFile
+from unitok.tasks import TASKS, needs
+
+LINES: dict[str, dict[str, Any]] = {
+    "text_to_image": {"image": "a.png", "caption": "a red circle"},
+    "image_to_text": {"image": "a.png", "caption": "a red circle"},
+    "text_only": {"caption": "a text without a picture"},
+    "question": {"image": "a.png", "question": "what colour is the circle", "answer": "red"},
+    "edit": {"source": "a.png", "instruction": "make it blue", "image": "b.png"},
+    "ground": {"image": "a.png", "phrase": "the red circle", "boxes": [[0.1, 0.2, 0.5, 0.6]]},
+    "interleaved": {"parts": [{"text": "Here it is."}, {"image": "a.png"}, {"text": "It is red."}]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for value, name in enumerate(("a", "b")):
+        save_png(tmp_path / f"{name}.png", torch.full((3, 8, 8), 100 * value, dtype=torch.uint8))
+    return tmp_path
+
+
+def write(folder: Path, lines: list[Any]) -> Path:
+    path = folder / "records.jsonl"
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def test_one_form_holds_every_task(folder: Path) -> None:
+    assert LINES.keys() == TASKS.keys()
+    data = open_data(str(write(folder, [*LINES.values(), ""])), 8, captions=False)
+    assert len(data) == len(LINES)
+    for index, task in enumerate(LINES):
+        record = data[index]
+        assert record.problem is None, record.problem
+        found = {"caption": record.caption, "image": record.image, **record.fields}
+        assert all(found.get(field) is not None for field in needs([task])), task
+    edit, ground, interleaved = data[4], data[5], data[6]
+    assert edit.fields["source"].unique().item() == 0 and edit.image is not None and edit.image.unique().item() == 100
+    assert ground.fields["boxes"] == [[0.1, 0.2, 0.5, 0.6]]
+    kinds = [(kind, value if kind == "text" else tuple(value.shape)) for kind, value in interleaved.fields["parts"]]
+    assert kinds == [("text", "Here it is."), ("image", (3, 8, 8)), ("text", "It is red.")]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is [1], not an object with keys"),
+        ({"picture": "a.png"}, "has an unknown key 'picture': known are name, image, caption, question"),
+        ({"image": "none.png"}, "cannot be read"),
+        ({"image": 7}, "names a picture 7: give a path"),
+        ({"image": "../other.png"}, "names a file outside the data"),
+        ({"image": "a.png", "boxes": [[0, 0, 2, 1]]}, "has a box [0, 0, 2, 1]: give [left, top, right, bottom]"),
+        ({"image": "a.png", "boxes": []}, "has boxes []: give a list"),
+        ({"parts": [{"text": "a", "image": "b.png"}]}, "has a part {'image': 'b.png', 'text': 'a'}: give"),
+        ({"caption": {"a": 1}}, "its caption is a map"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_a_record_with_a_problem(folder: Path, line: Any, problem: str) -> None:
+    save_png(folder.parent / "other.png", torch.zeros(3, 8, 8, dtype=torch.uint8))
+    data = RecordsFile(write(folder, [line, LINES["question"]]), (8, 8))
+    assert problem in str(data[0].problem)
+    assert data[1].problem is None and data[1].fields["answer"] == "red"
+
+
+def test_captions_can_be_demanded_and_names_given(folder: Path) -> None:
+    path = write(folder, [{"image": "a.png", "name": "mine"}, {"image": "a.png", "caption": "b"}])
+    assert open_data(str(path), 8)[0].problem == "has no caption" and open_data(str(path), 8)[1].caption == "b"
+    record = open_data(str(path), 8, captions=False)[0]
+    assert record.name == "mine" and record.problem is None
+    with pytest.raises(UserError, match="a file of records has no splits: remove @val"):
+        open_data(f"{path}@val", 8)
+    assert len(open_data(f"{path}?limit=1", 8)) == 1
+
+
+def test_the_fingerprint_is_that_of_the_contents(folder: Path) -> None:
+    path = write(folder, [LINES["question"]])
+    before = RecordsFile(path).fingerprint()
+    assert RecordsFile(path).fingerprint() == before
+    write(folder, [{**LINES["question"], "answer": "blue"}])
+    changed = RecordsFile(path).fingerprint()
+    write(folder, [LINES["question"]])
+    save_png(folder / "a.png", torch.full((3, 8, 8), 7, dtype=torch.uint8))
+    assert len({before, changed, RecordsFile(path).fingerprint()}) == 3
+
+
+def test_a_long_line_is_refused(folder: Path) -> None:
+    path = write(folder, ['{"caption": "' + "x" * 2**21 + '"}'])
+    with pytest.raises(UserError, match=r"line 1 is longer than 1,048,576 bytes: cut it"):
+        RecordsFile(path)
