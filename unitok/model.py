@@ -14,6 +14,7 @@ from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
 from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
+from tokenizers_vq.hub import from_hub
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
@@ -253,10 +254,9 @@ def _said(ports: Mapping[str, PortConfig]) -> str:
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with from_hub(
+        lambda error: (
+            f"model {name} could not be fetched ({str(error).splitlines()[0]}): check the name, or give a local folder"
+        )
+    ):
         return Path(snapshot_download(name.removeprefix("hf:")))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"model {name} could not be fetched ({reason}): check the name, or give a local folder"
-        ) from None

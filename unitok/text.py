@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import parse_json, read_bytes
+from tokenizers_vq.hub import from_hub
 from tokenizers_vq.schema import read_value
 
 logger = logging.getLogger(__name__)
@@ -110,14 +111,14 @@ def load_text_tokenizer(name_or_path: str | Path) -> TextTokenizer:
         return _read(path)
     if path.is_absolute() or path.suffix or len(path.parts) > 2 or str(name_or_path).startswith("."):
         raise UserError(f"text tokenizer {name_or_path} not found: give a folder with {FILE}, or a name on the hub")
-    try:
+    with from_hub(
+        lambda error: (
+            f"text tokenizer {name_or_path!r} is no local folder and could not be fetched "
+            f"({' '.join(str(error).split())[:200]}): give a folder with {FILE}, or leave it out to train one on the "
+            "captions"
+        )
+    ):
         return TextTokenizer(Tokenizer.from_pretrained(str(name_or_path)), str(name_or_path))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"text tokenizer {name_or_path!r} is no local folder and could not be fetched ({reason}): "
-            f"give a folder with {FILE}, or leave it out to train one on the captions"
-        ) from None
 
 
 def _read(path: Path) -> TextTokenizer:
