@@ -86,7 +86,7 @@ def sample(
     from unitok.model import UniTok
 
     from .outputs import PictureFolder
-    from .pipeline import draw, draw_progress, settings_for
+    from .pipeline import draw_each, draw_progress, settings_for
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     settings = settings_for(loaded, given)
@@ -102,18 +102,10 @@ def sample(
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
-    for start in track(range(0, len(jobs), batch_size), "drawing", console=Console(stderr=True)):
-        part = jobs[start : start + batch_size]
-        pictures = draw(
-            loaded,
-            [caption for caption, _ in part],
-            settings,
-            [number for _, number in part],
-            batch_size=batch_size,
-            precision=precision,
-        )
-        for (caption, number), picture in zip(part, pictures, strict=True):
-            folder.add(caption, number, picture)
+    captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
+    pictures = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=precision)
+    for place, picture in track(pictures, "drawing", total=len(jobs), console=Console(stderr=True)):
+        folder.add(*jobs[place], picture)
     print(folder.finish(asked, n))
     if progress:
         first = asked[:PROGRESS_ROWS]

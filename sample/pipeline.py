@@ -36,16 +36,20 @@ def run(
     model: UniTok, jobs: Sequence[Job], *, batch_size: int = 32, watch: Watch | None = None
 ) -> list[list[torch.Tensor]]:
     """What each job writes; `batch_size` of them run at a time."""
-    if not jobs:
-        return []
-    lanes = sum(sorted((len(prompts_needed(job)) for job in jobs), reverse=True)[:batch_size])
-    engine = Engine(model, lanes, max(_room(model, job) for job in jobs), watch)
-    for job in jobs:
-        engine.add(job)
+    engine = engine_for(model, jobs, batch_size, watch)
     found: dict[int, list[torch.Tensor]] = {}
     while engine.busy:
         found.update(engine.step())
     return [found[number] for number in range(len(jobs))]
+
+
+def engine_for(model: UniTok, jobs: Sequence[Job], batch_size: int, watch: Watch | None = None) -> Engine:
+    """An engine with these jobs in its queue, and room for `batch_size` of them at a time."""
+    lanes = sum(sorted((len(prompts_needed(job)) for job in jobs), reverse=True)[:batch_size])
+    engine = Engine(model, lanes, max((_room(model, job) for job in jobs), default=0), watch)
+    for job in jobs:
+        engine.add(job)
+    return engine
 
 
 def _room(model: UniTok, job: Job) -> int:
@@ -71,16 +75,46 @@ def draw_codes(
 ) -> torch.Tensor:
     """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. No row depends on the others.
     For `text_ids` see `draw`."""
-    assert len(captions) == len(seeds)
-    text_ids = text_ids or model.text_ids
-    jobs = [
-        job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings)
-        for caption, seed in zip(captions, seeds, strict=True)
-    ]
+    jobs = _drawing(model, captions, settings, seeds, text_ids)
     return torch.stack([written[0] for written in run(model, jobs, batch_size=batch_size, watch=watch)])
 
 
+def _drawing(
+    model: UniTok,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    text_ids: Callable[[str], list[int]] | None,
+) -> list[Job]:
+    """A caption that is too long is refused before anything is drawn."""
+    pairs = zip(captions, seeds, strict=True)
+    text_ids = text_ids or model.text_ids
+    return [job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings) for caption, seed in pairs]
+
+
 @torch.inference_mode()
+def draw_each(
+    model: UniTok,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
+    engine = engine_for(model, _drawing(model, captions, settings, seeds, text_ids), batch_size)
+    while engine.busy:
+        finished: list[tuple[int, list[torch.Tensor]]] = []
+        with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
+            while engine.busy and not finished:
+                finished = engine.step()
+        codes = torch.stack([written[0] for _, written in finished])
+        pictures = to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu()
+        yield from zip((number for number, _ in finished), pictures, strict=True)
+
+
 def draw(
     model: UniTok,
     captions: list[str],
@@ -109,15 +143,9 @@ def draw(
     """
     settings = settings or SampleSettings.of(model.config)
     seeds = list(range(len(captions))) if seeds is None else seeds
-    text_ids = text_ids or model.text_ids
-    for caption in captions:
-        text_ids(caption)  # a caption that is too long is refused before anything is drawn
-    pictures = []
-    for part in _parts(len(captions), batch_size):
-        with autocast(model.device, precision):
-            codes = draw_codes(model, captions[part], settings, seeds[part], text_ids, batch_size=batch_size)
-        pictures.append(to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu())
-    return torch.cat(pictures)
+    drawn = draw_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
+    found = dict(drawn)
+    return torch.stack([found[place] for place in range(len(captions))])
 
 
 @torch.inference_mode()
