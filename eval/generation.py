@@ -142,15 +142,11 @@ def measure_generation(
         "settings": str(settings),
         "precision": precision,
     }
-    numbers, warnings = distances(of_drawn, of_real, network, facts)
-    warnings += cut_warning(cut, model)
     joined = {name: torch.cat(parts) for name, parts in embeddings.items()}
-    found, of_each = clip_numbers(clip, joined, captions, facts, seed)
-    numbers |= found
-    if verdicts:
-        found, exact_values = exact_numbers(verdicts, captions, facts)
-        numbers |= found
-        of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
+    numbers, of_each, warnings = picture_numbers(
+        of_drawn, of_real, network, clip, joined, captions, verdicts or [], facts, seed
+    )
+    warnings += cut_warning(cut, model)
     values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
     numbers = with_intervals(numbers, values, "caption")
     if gallery is not None:
@@ -164,6 +160,32 @@ def measure_generation(
     figure = Figure("Drawn from the caption, and the data's own picture beside it", items)
     kept = {"drawn": of_drawn.all_features(), "real": of_real.all_features()} if save_features else {}
     return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
+
+
+def picture_numbers(
+    drawn: Statistics,
+    real: Statistics,
+    network: FeatureNetwork,
+    clip: ImageTextNetwork,
+    embeddings: dict[str, Tensor],
+    captions: list[str],
+    verdicts: list[Verdict],
+    facts: Provenance,
+    seed: int,
+) -> tuple[dict[str, Number], list[dict[str, Fact]], list[str]]:
+    """All numbers of drawn pictures: distances, agreement with the captions, and what the checker read.
+
+    Returns:
+        Numbers, a line of values per picture, and warnings.
+    """
+    numbers, warnings = distances(drawn, real, network, facts)
+    found, of_each = clip_numbers(clip, embeddings, captions, facts, seed)
+    numbers |= found
+    if verdicts:
+        found, exact_values = exact_numbers(verdicts, captions, facts)
+        numbers |= found
+        of_each = [{**one, **other} for one, other in zip(of_each, exact_values, strict=True)]
+    return numbers, of_each, warnings
 
 
 def cut_warning(cut: int, model: UniTok) -> list[str]:

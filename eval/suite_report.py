@@ -15,9 +15,8 @@ from tokenizers_vq.files import atomic_path
 from unitok.data.records import RecordDataset
 from unitok.data.shapes.checker import Verdict
 
-from .generation import clip_numbers, exact_numbers
+from .generation import picture_numbers
 from .metrics.alignment import are_shapes, check_pictures, wrong_attributes
-from .metrics.distances import distances
 from .metrics.intervals import with_intervals
 from .metrics.memorisation import measure_memorisation
 from .metrics.statistics import Statistics, StatisticsMeter
@@ -121,14 +120,10 @@ def _measure_scale(
         features += [rows["features"]] if save_features else []
         hashes.append(str(drawn.provenance["sha256"]))
         facts["image size"] = meter.pictures.size
-        numbers, warnings = distances(drawn, real, suite.network, facts)
         embeddings = {"drawn": rows["image"], "real": of_data["image"], "text": of_data["text"]}
-        found, of_each = clip_numbers(suite.clip, embeddings, asked.captions, facts, suite.seed)
-        numbers |= found
-        if exact:
-            found, more = exact_numbers(judged, asked.captions, facts)
-            numbers |= found
-            of_each = [{**one, **other} for one, other in zip(of_each, more, strict=True)]
+        numbers, of_each, warnings = picture_numbers(
+            drawn, real, suite.network, suite.clip, embeddings, asked.captions, judged, facts, suite.seed
+        )
         if asked.categories is not None:
             numbers["clipscore_by_category"] = _by_category(numbers["clipscore"], of_each, asked.categories)
         rounds.append(numbers)
