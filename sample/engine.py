@@ -19,6 +19,7 @@ from unitok.choose import guide, lane_weights
 from unitok.model import UniTok
 from unitok.objectives.base import Asked, Writer
 from unitok.sampling import SampleSettings
+from unitok.seeding import fold
 from unitok.sequence import Document, document, lay_out
 from unitok.tasks import Piece, conditions, prompt
 
@@ -111,7 +112,13 @@ class Engine:
         self._constants: dict[tuple[float, ...], torch.Tensor] = {}
 
     def add(self, job: Job) -> int:
-        """Puts a job in the queue; returns its number."""
+        """Puts a job in the queue; returns its number.
+
+        Raises:
+            UserError: something is to follow a picture of which only the first scales are drawn.
+        """
+        if job.then and job.settings.scales:
+            raise UserError("--scales draws a preview, which nothing can follow: leave it out")
         self.waiting.append((self._added, job))
         self._added += 1
         return self._added - 1
@@ -164,9 +171,9 @@ class Engine:
         if state.modality not in self.writers:
             made = self.modalities[state.modality].writer(self.cache.rows, self.model.device)
             self.writers[state.modality] = made
-        self.writers[state.modality].admit(
-            row, state.job.seed, state.job.settings, state.job.known if state.turn == 0 else None
-        )
+        seed = state.job.seed if state.turn == 0 else fold(state.job.seed, "turn", state.turn)
+        known = state.job.known if state.turn == 0 else None
+        self.writers[state.modality].admit(row, seed, state.job.settings, known)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
         self.sound[row] = True
 
@@ -186,7 +193,7 @@ class Engine:
             self.free += state.lanes[::-1]
             return [(state.number, state.written)]
         # What was written is read as it is from here on: its own positions are given back, the clean copy comes.
-        value = written.tolist() if state.modality == "text" else written
+        value = self.modalities[state.modality].value(written)
         for lane, begin in zip(state.lanes, state.begin, strict=True):
             self.cache.rewind([lane], self.cache.lengths[lane] - begin)
         self._append(state, [Piece(state.modality, value, False), *state.job.then[state.turn][0]])

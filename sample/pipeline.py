@@ -104,7 +104,9 @@ def draw_each(
     text_ids: Callable[[str], list[int]] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
-    engine = engine_for(model, _drawing(model, captions, settings, seeds, text_ids), batch_size)
+    jobs = _drawing(model, captions, settings, seeds, text_ids)
+    with autocast(model.device, precision):
+        engine = engine_for(model, jobs, batch_size)
     while engine.busy:
         finished: list[tuple[int, list[torch.Tensor]]] = []
         with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted

@@ -41,6 +41,10 @@ class Modality(Protocol):
         """Writes values in so many rows."""
         ...
 
+    def value(self, written: torch.Tensor) -> Any:
+        """What a writer wrote, as a value that can be given."""
+        ...
+
 
 @dataclass(frozen=True)
 class TextModality:
@@ -70,6 +74,9 @@ class TextModality:
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         return TokenByToken("text", self.vocabulary, self.vocabulary.text_range, self.length, rows, device)
+
+    def value(self, written: torch.Tensor) -> list[int]:
+        return written.tolist()
 
 
 def text_segment(ids: list[int], vocabulary: Vocabulary) -> Segment:
@@ -107,6 +114,9 @@ class ImageModality:
     def writer(self, rows: int, device: torch.device) -> Writer:
         return self.objective.writer(self.layout, self.vocabulary, rows, device)
 
+    def value(self, written: torch.Tensor) -> torch.Tensor:
+        return written
+
 
 @dataclass(frozen=True)
 class BoxModality:
@@ -143,9 +153,9 @@ class BoxModality:
             found += [min(int(side * LOCATIONS), LOCATIONS - 1) for side in box]
         return [self.vocabulary[LOCATION].start + number for number in found]
 
-    def boxes(self, ids: Sequence[int]) -> list[list[float]]:
+    def value(self, written: torch.Tensor) -> list[list[float]]:
         """The middles of the steps that ids name; four make a box, and what is left over is left out."""
-        sides = [(one - self.vocabulary[LOCATION].start + 0.5) / LOCATIONS for one in ids]
+        sides = [(one - self.vocabulary[LOCATION].start + 0.5) / LOCATIONS for one in written.tolist()]
         return [sides[i : i + 4] for i in range(0, len(sides) - 3, 4)]
 
     def writer(self, rows: int, device: torch.device) -> Writer:

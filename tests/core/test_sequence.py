@@ -402,7 +402,7 @@ def test_boxes_are_written_in_locations() -> None:
     ((segment,),) = boxes.learned([value], draws_of(1), [False])
     assert segment.ids.tolist()[1:] == segment.target.tolist()[:-1] == boxes.ids(value)
     assert segment.runs == ((vocabulary["location"], 8), (slice(20, 21), 1))
-    for found, wanted in zip(boxes.boxes(boxes.ids(value)), value, strict=True):
+    for found, wanted in zip(boxes.value(torch.tensor(boxes.ids(value))), value, strict=True):
         assert found == pytest.approx(wanted, abs=1 / 256)
     with pytest.raises(UserError, match=r"box \[0, 2, 1, 1\] is no box"):
         boxes.ids([[0, 2, 1, 1]])

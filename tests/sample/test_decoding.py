@@ -273,6 +273,25 @@ def test_what_is_written_is_read_as_it_is_by_what_follows(make_model: Callable[.
     torch.testing.assert_close(torch.cat(texts)[: n + 1], forced[: len(texts)], atol=1e-4, rtol=1e-4)
 
 
+def test_boxes_are_written_until_their_end(make_model: Callable[..., UniTok]) -> None:
+    made = make_model("next_token")
+    config = ModelConfig(made.config.trunk, "next_token", made.vocabulary.grown("location", 256).spans, 48)
+    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
+    record = {"image": torch.zeros(64, dtype=torch.int64), "phrase": "the red circle"}
+    settings = SampleSettings(guidance=1.0, temperature=2.0)
+    first, second = (run(model, [job_for("ground", record, seed, settings, "box")])[0][0] for seed in (0, 1))
+    span = model.vocabulary["location"]
+    for ids in (first, second):
+        assert len(ids) <= 64 and ((ids >= span.start) & (ids < span.stop)).all()
+        for box in model.modalities()["box"].value(ids):
+            assert len(box) == 4 and all(0 <= side <= 1 for side in box)
+    assert first.tolist() != second.tolist()
+    with torch.no_grad():
+        model.ids.head.weight[model.vocabulary.eos] = 100 * model.trunk.norm.weight
+    job = Job([[Piece("text", [5], False)]], "box", 0, settings, then=[([], "text")])
+    assert len(run(model, [job])[0]) == 2, "what follows reads the boxes"
+
+
 @pytest.mark.parametrize("objective", ["next_token", "masked_token", "random_order"])
 def test_grids_draw_from_their_own_books(objective: str) -> None:
     """A generator over several codebooks draws no id of another grid, and the tokenizer refuses one."""
