@@ -42,8 +42,8 @@ def eval_suite(
     on; several processes share the work under torchrun.
 
     Args:
-        model: Model folder, as written by `unitok train generator`, or hf:owner/name. What is not said here it is drawn
-            with as it likes best (--sampling of train generator).
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name. Sampling settings
+            that are not given here are the model's own (--sampling of train generator).
         data: Captions to draw, with the pictures to compare with: SOURCE[@SPLIT][?key=value&...].
         out: Folder for the pictures, their features and the report; one protocol each.
         train_data: What the model was trained on, to look for copies of it (of endless data, its first 1000 unless

@@ -45,7 +45,7 @@ class PatchDiscriminator(nn.Module):
 
 
 class AdversarialLoss(nn.Module):
-    """The discriminator, what it and the tokenizer are told, and the running means that this needs.
+    """The discriminator, the losses of discriminator and tokenizer, and their running means.
 
     All that a step measures (LeCam's means, the adaptive weight) is measured over its micro-batches and ranks together
     and holds from the next step on. So a step is the same however it is cut, and the state of a run is in the buffers.

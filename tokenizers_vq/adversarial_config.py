@@ -17,7 +17,7 @@ class AdversarialConfig:
     """Weight of the adversarial loss, times the adaptive weight if that is on; VQGAN takes 0.8. 0: no discriminator is
     built."""
     loss: Literal["hinge", "non_saturating"] = "hinge"
-    """hinge leaves pictures alone that are told apart by a margin; non_saturating (logistic) pulls at all of them."""
+    """hinge ignores pictures that are classified with a margin; non_saturating (logistic) has a gradient on all."""
     adaptive: bool = True
     """Scale the adversarial loss so that its gradient at the last layer is as long as that of the reconstruction losses
     (measured one step before)."""

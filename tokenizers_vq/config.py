@@ -42,7 +42,7 @@ class ConvVQConfig(ConvConfig):
     scale_convs: int = 4
     """Residual convolutions that the scales share; neighbouring scales use the same one."""
     scale_dropout: float = 0.0
-    """Share of the training pictures that are decoded from their coarse scales alone, which then say more."""
+    """Share of the training pictures that are decoded from their coarse scales alone, which then carry more of them."""
 
     def __post_init__(self) -> None:
         scales = tuple(scale if isinstance(scale, int) else tuple(scale) for scale in self.scales)

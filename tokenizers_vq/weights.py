@@ -51,7 +51,7 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor], advice: str) -> dict[
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error, advice) from error
-    check_finite(tensors, f"{path} holds weights that no model works with", advice)
+    check_finite(tensors, f"{path} holds weights that are NaN or infinite", advice)
     return tensors
 
 
@@ -96,7 +96,7 @@ def check_finite(tensors: Mapping[str, Tensor], what: str, advice: str) -> None:
 
 
 def build_empty(build: Callable[[], M], where: str) -> M:
-    """A module whose weights are not drawn, for those of a file follow; memory that nobody writes to is not taken.
+    """A module with weights that are not drawn, to be loaded from a file. Memory is not committed before they are.
 
     Leaves torch's random state as it was. `where` names what says the sizes.
 

@@ -184,7 +184,7 @@ def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, to
         tensors = load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:200]}): {advice}") from error
-    check_finite(tensors, f"{path} holds numbers that no training goes on from", advice)
+    check_finite(tensors, f"{path} holds NaN or infinity", advice)
     return tensors
 
 

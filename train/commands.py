@@ -50,8 +50,8 @@ def train_tokenizer(
         losses: What it is trained for.
         adversarial: A discriminator against blur; weight 0 is without.
         augment: Changes of the training pictures.
-        optim: How the weights move.
-        run: How long, on what, how often.
+        optim: Optimizer.
+        run: Length, hardware, and intervals of logging, evaluation and saving.
         val_data: Pictures to measure on, such as shapes@val.
         resume: Go on from the newest checkpoint in the output folder.
 

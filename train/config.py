@@ -12,7 +12,7 @@ from unitok.sampling import SampleSettings
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights move: AdamW or Muon, linear warm-up, then a cosine down to `min_lr`."""
+    """Optimizer: AdamW or Muon, linear warm-up, then a cosine down to `min_lr`."""
 
     lr: float = 3e-4
     """Learning rate at the end of the warm-up."""
@@ -21,7 +21,7 @@ class OptimConfig:
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Averaging of the gradient and of its square."""
+    """AdamW's betas: averaging of the gradient and of its square."""
     weight_decay: float = 0.05
     """Decay of weight matrices; norms, biases, embeddings and codebooks never decay."""
     clip: float = 1.0
@@ -30,7 +30,8 @@ class OptimConfig:
     """Move the matrices of a transformer's blocks by Muon, the rest by AdamW: several times fewer pictures for the same
     loss on small models, each step somewhat slower. The learning rate keeps its scale, but may be higher."""
     ema: float = 0.999
-    """Averaging of the weights that are evaluated, sampled and saved; slower steps come first. 0 = no averaging."""
+    """Decay of the moving average (EMA) of the weights that is evaluated, sampled and saved. Early steps use a smaller
+    decay. 0 = no averaging."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -51,7 +52,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Changes of the training pictures, drawn anew for every use of a picture."""
+    """Augmentation of the training pictures, drawn again each time a picture is used."""
 
     flip: float = 0.0
     """Chance of mirroring left and right."""
@@ -98,7 +99,7 @@ TASK_NAMES = [name for name, _ in TasksConfig().items()]
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long, on what and how often."""
+    """Length, hardware, and intervals of logging, evaluation and saving."""
 
     steps: int = 10_000
     """Optimizer steps of the whole run."""

@@ -1,4 +1,4 @@
-"""Notices when a number of the log has stood where it should not for long. A run goes on; its user may want to know."""
+"""Warns when a logged value stays out of its healthy range for many steps. The run goes on."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, subset_size: int =
     Args:
         a, b: features of the two sets.
         subsets: how many random subsets are averaged.
-        subset_size: pictures per subset; with fewer pictures than twice that, half of the smaller set is taken, for
-            subsets that hold nearly everything would hardly differ and hide the spread.
+        subset_size: pictures per subset; with fewer pictures than twice that, half of the smaller set is used:
+            larger subsets would overlap too much and hide the spread.
         seed: of the subsets.
     """
     smaller = min(len(a), len(b))

@@ -1,7 +1,7 @@
 """Are drawn pictures copies of training pictures? The nearest of these, by the cosine of the features.
 
-A cosine alone says nothing: plain pictures are near to each other whoever made them. So the data's own pictures, which
-the model was not trained on, are the yardstick: drawn ones that are no copies lie as far from the training set as they.
+A cosine alone is not informative, because plain pictures resemble each other. The reference is held-out data: without
+copying, drawn pictures are as far from the training set as held-out pictures are.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _notes(of_real: Tensor) -> list[str]:
         )
     if len(of_real) < 1 / (1 - YARDSTICK):
         notes.append(
-            f"{len(of_real)} pictures of the data are few for saying how near {YARDSTICK:.0%} of them come to the "
-            "training pictures: give at least 100"
+            f"{len(of_real)} pictures of the data are too few to estimate how near {YARDSTICK:.0%} of them come to "
+            "the training pictures: give at least 100"
         )
     return notes

@@ -109,7 +109,7 @@ def test_captions_that_are_none(tmp_path: Path) -> None:
     write(tmp_path, {"metadata.jsonl": jsonl(*({"file_name": f"{n}.png", "text": t} for n, t in texts.items()))})
     assert found(open_data(str(tmp_path), 4)) == {
         "blank.png": "[has no caption]",
-        "half.png": "[its text is no valid text (it holds half a character): mend it]",
+        "half.png": "[its text is not valid text (it has an unpaired surrogate): fix it]",
         "list.png": "a, b",
         "map.png": "[its text is a map, not a text]",
         "nan.png": "[has no caption]",
@@ -281,7 +281,7 @@ def test_metadata_that_names_what_is_not_there(tmp_path: Path) -> None:
     write(tmp_path, {"metadata.jsonl": jsonl({"file_name": "z/b.png", "text": "b"})})
     for captions in (True, False):
         message = refusal(tmp_path, captions=captions)
-        assert "metadata names no picture that is there: metadata.jsonl, line 1 names 'z/b.png'" in message
+        assert "none of the pictures in the metadata exists: metadata.jsonl, line 1 names 'z/b.png'" in message
         assert "there is 'a.png'" in message
 
 

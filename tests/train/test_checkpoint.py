@@ -177,7 +177,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path: Path
     name = next(name for name in moments if name.endswith("exp_avg"))
     moments[name].view(-1)[0] = float("inf")
     save_file(moments, path / "optimizer.safetensors")
-    with pytest.raises(UserError, match=rf"holds numbers that no training goes on from: {name} has infinite values"):
+    with pytest.raises(UserError, match=rf"holds NaN or infinity: {name} has infinite values"):
         load(path, make_state())
 
 

@@ -75,7 +75,5 @@ COMMANDS: dict[str, Command] = {
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
         positional=("tokenizers",),
     ),
-    "demo": Command(
-        "unitok.cli.demo:demo", "The whole line on rendered shapes: train, draw, caption, measure, report."
-    ),
+    "demo": Command("unitok.cli.demo:demo", "Full demo on rendered shapes: train, draw, caption, measure, report."),
 }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 COUNTED = 500
 """Captions whose length is looked at, to tell how long a picture's sequence is."""
 QUALITY = {"scene_accuracy": "whole scene right, %", "fid": "FID (see the label in the table)"}
-"""What is plotted, of what could be measured."""
+"""The numbers that are plotted."""
 
 
 def compare(

@@ -57,7 +57,7 @@ def said_in_a_line(error: BaseException) -> str | None:
     """What a user can put right about an error of the system or of a library, wherever in the chain of causes it hides;
     None for what is a bug of ours."""
     if type(error).__name__ == "PanicException":  # of a library written in Rust; no subclass of Exception
-        return f"a library gave up on a file: {_short(error)}: the file is damaged or hostile, use another one"
+        return f"a library could not read a file: {_short(error)}: the file is damaged or malicious, use another one"
     cause: BaseException | None = error
     while cause is not None:
         code = cause.errno if isinstance(cause, OSError) else None
@@ -77,7 +77,7 @@ def said_in_a_line(error: BaseException) -> str | None:
     if isinstance(error, RecursionError):
         return "something given is nested too deep: write it flat"
     if isinstance(error, UnicodeError):
-        return f"something given is no text that can be used ({_short(error)}): write it in UTF-8"
+        return f"an argument is not valid text ({_short(error)}): write it in UTF-8"
     if isinstance(error, ValueError) and "null byte" in str(error):
         return "a path holds a zero byte: give another path"
     return None

@@ -26,7 +26,7 @@ def import_tokenizer(*, family: FamilyName, file: str, out: Path, settings: dict
     of them are checked. docs/tokenizers.md lists models and licences.
 
     Args:
-        family: Whose checkpoint it is.
+        family: Family of the checkpoint, such as taming_vqgan.
         file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors), or hf:owner/name, or hf:owner/name/file.
         out: New folder for the tokenizer.
         settings: What differs from the released model, under its authors' names, as in '{"image_size": 512}'; their own

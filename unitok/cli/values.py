@@ -1,4 +1,4 @@
-"""What an option may be at all, looked at before any work begins. Free of torch.
+"""Checks of option values before any work begins. Free of torch.
 
 What a setting of a group means decides its dataclass; here stand the options that commands share by name, and what no
 option may be: a text with a zero byte, a number that is not finite, a path that no file system takes.

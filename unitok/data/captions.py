@@ -54,7 +54,7 @@ def value_text(value: Any, column: str) -> str:
     else:
         text = str(value).strip()
     if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise CaptionError(f"its {column} is no valid text (it holds half a character): mend it")
+        raise CaptionError(f"its {column} is not valid text (it has an unpaired surrogate): fix it")
     return text
 
 

@@ -77,7 +77,7 @@ def _named(
                 left_out.append((printable(entry["file_name"])[:_SHOWN], f"{trouble} ({metadata})"))
     if example and not matched:
         there = f"; there is {printable(files.names[0])!r}" if files.names else ""
-        raise UserError(f"data {where!r}: metadata names no picture that is there: {example}{there}: mend file_name")
+        raise UserError(f"data {where!r}: none of the pictures in the metadata exists: {example}{there}: fix file_name")
     return found, left_out
 
 

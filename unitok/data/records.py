@@ -74,8 +74,8 @@ class RecordDataset(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the contents, as far as they can be told in a second: another one when pictures or captions
-        were replaced, the same wherever they lie."""
+        """Quick SHA-256 (hex) of the contents: another one when pictures or captions were replaced, the same wherever
+        they lie."""
         ...
 
 
