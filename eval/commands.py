@@ -112,12 +112,8 @@ def eval_generator(
     loaded = UniTok.from_pretrained(str(model), where)
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
-    dataset = open_data(data, size)
-    known, labels = None, None
-    if gallery is not None and label is not None:
-        known = open_data(gallery, size)
-        named = open_data(str(parse_spec(data).having(caption=label)), size)
-        labels = [named[index].caption or "" for index in range(min(len(named), limit or len(named)))]
+    dataset = open_data(with_label(data, label), size)
+    known = None if gallery is None else open_data(gallery, size)
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
     scorer = network if same and isinstance(network, ImageTextNetwork) else load_image_text(clip, where)
@@ -141,7 +137,6 @@ def eval_generator(
             precision=precision,
             reference=known_set,
             gallery=known,
-            labels=labels,
             save_features=save_features,
         )
     ]
@@ -358,6 +353,11 @@ def eval_compare(
         claim_folder(out)
     sections = compare_reports(found, resamples, seed, force)
     finish("Reports side by side", sections, out, started, {})
+
+
+def with_label(data: str, label: str | None) -> str:
+    """The data spec whose records also have a label: a column or a template."""
+    return data if label is None else str(parse_spec(data).having(label=label))
 
 
 def check_counts(batch_size: int, limit: int | None) -> None:

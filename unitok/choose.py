@@ -9,7 +9,6 @@ import torch
 
 from .sampling import SampleSettings
 
-
 COLDEST = 1e-6
 """Temperatures below are 0: they would divide logits beyond all numbers."""
 

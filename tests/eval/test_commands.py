@@ -259,6 +259,9 @@ def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictur
     assert data["generation"]["retrieval_drawn"]["top1"] < 1
     assert data["generation"]["naming_real"]["top1"] > 0.5 > data["generation"]["naming_drawn"]["top1"]
     assert "captioning" not in data
+    assert data["provenance"]["generation.fid"]["data"] == str(pictures), "a label makes no other data"
+    with pytest.raises(UserError, match="shapes takes no 'label', only size, seed, limit"):
+        eval_generator(tmp_path / "model", "shapes@val", tmp_path / "other", gallery=str(pictures), label="caption")
 
 
 def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
