@@ -30,7 +30,7 @@ from unitok.eval.suite_commands import eval_suite
 from unitok.eval.suite_report import mean_of_rounds
 from unitok.model import UniTok
 from unitok.sample.pipeline import draw
-from unitok.sampling import SampleSettings
+from unitok.sampling import GivenSettings, SampleSettings
 
 DATA, COUNT = "shapes@val", 8
 
@@ -148,7 +148,9 @@ def test_rounds_are_those_of_eval_generator_and_their_folders_are_data(
     """The mean of two measurements with other seeds; any tool finds the same in the pictures that were kept."""
     first, second = tmp_path / "first", tmp_path / "second"
     for number, out in enumerate((first, second)):
-        eval_generator(model, DATA, out, limit=COUNT, guidance=1.0, seed=number * COUNT, captioning=False)
+        eval_generator(
+            model, DATA, out, limit=COUNT, sampling=GivenSettings(guidance=1.0), seed=number * COUNT, captioning=False
+        )
     both = [report_of(out)["generation"] for out in (first, second)]
     found = report_of(whole)["guidance_1"]
     for key in ("fid", "clipscore", "precision", "scene_accuracy", "cmmd"):
