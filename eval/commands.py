@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.spec import parse_spec
-from unitok.sampling import SampleSettings
+from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
 
 if TYPE_CHECKING:
     from .provenance import Fact
@@ -25,14 +25,7 @@ def eval_generator(
     out: Path = Path("runs/eval-generator"),
     limit: int | None = None,
     max_bad: float = 0.01,
-    guidance: float | None = None,
-    temperature: float | list[float] | None = None,
-    top_k: int | list[int] | None = None,
-    top_p: float | list[float] | None = None,
-    steps: int | None = None,
-    guidance_rises: bool | None = None,
-    scales: int | None = None,
-    random_order: bool | None = None,
+    sampling: GivenSettings = NONE_GIVEN,
     seed: int = 0,
     captioning: bool = True,
     features: str = "embedded",
@@ -60,16 +53,7 @@ def eval_generator(
         out: Folder for the report.
         limit: Captions used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
-        guidance: Classifier-free guidance scale; 1 turns it off and halves the work. Like the following settings,
-            null is the model's own (--sampling of train generator), else 3.
-        temperature: Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale.
-        top_k: Keep the k most likely codes; 0 keeps all. Next scale: also a list.
-        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a
-            list.
-        steps: Passes of masked-token decoding, else 12.
-        guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
-        scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
-        random_order: Random order: draw the codes in an order of the seed's own instead of raster order.
+        sampling: How codes are chosen.
         seed: The i-th picture is drawn with seed + i.
         captioning: Also caption the pictures of the data and compare with their captions.
         features: Network for FID, KID, precision and retrieval: embedded, inception, clip:<hub id or folder>, dinov2,
@@ -88,7 +72,7 @@ def eval_generator(
     Example:
         unitok eval generator --model runs/demo/generator --data "shapes@val?limit=192" --out runs/eval-generator
     """
-    given = SampleSettings.given(locals())
+    given = SampleSettings.given(sampling)
     started = time.time()
     check_counts(batch_size, limit)
     if (gallery is None) != (label is None):
@@ -112,12 +96,8 @@ def eval_generator(
     loaded = UniTok.from_pretrained(str(model), where)
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
-    dataset = open_data(data, size)
-    known, labels = None, None
-    if gallery is not None and label is not None:
-        known = open_data(gallery, size)
-        named = open_data(str(parse_spec(data).having(caption=label)), size)
-        labels = [named[index].caption or "" for index in range(min(len(named), limit or len(named)))]
+    dataset = open_data(with_label(data, label), size)
+    known = None if gallery is None else open_data(gallery, size)
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
     scorer = network if same and isinstance(network, ImageTextNetwork) else load_image_text(clip, where)
@@ -141,7 +121,6 @@ def eval_generator(
             precision=precision,
             reference=known_set,
             gallery=known,
-            labels=labels,
             save_features=save_features,
         )
     ]
@@ -358,6 +337,11 @@ def eval_compare(
         claim_folder(out)
     sections = compare_reports(found, resamples, seed, force)
     finish("Reports side by side", sections, out, started, {})
+
+
+def with_label(data: str, label: str | None) -> str:
+    """The data spec whose records also have a label: a column or a template."""
+    return data if label is None else str(parse_spec(data).having(label=label))
 
 
 def check_counts(batch_size: int, limit: int | None) -> None:

@@ -7,7 +7,7 @@ values and two CLIP embeddings each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from .metrics.intervals import with_intervals
 from .metrics.r_precision import r_precision
 from .metrics.retrieval import name_retrieval, picture_retrieval
 from .metrics.statistics import KEPT, Statistics, StatisticsMeter
-from .pictures import MAX_BAD, count_pictures, progress, read_indexed, read_records
+from .pictures import MAX_BAD, count_pictures, progress, read_records
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
 
@@ -55,7 +55,6 @@ def measure_generation(
     precision: Precision = "fp32",
     reference: Statistics | None = None,
     gallery: RecordDataset | None = None,
-    labels: Sequence[str] | None = None,
     save_features: bool = False,
 ) -> Section:
     """Draws one picture for each caption of a data set and compares them with its pictures and captions.
@@ -76,12 +75,12 @@ def measure_generation(
         batch_size: pictures drawn at a time; changes the speed, not the pictures.
         precision: see `unitok.device`.
         reference: of the set that FID and its kin compare with; None for the pictures of `dataset`.
-        gallery: known pictures whose captions are names; `labels` says which name each record of `dataset` should get.
-        labels: one name per record of `dataset`, broken ones included.
+        gallery: known pictures whose captions are names; the field `label` of a record of `dataset` is the right one.
         save_features: keep all features in the section, for a bootstrap of FID; they grow with the number of pictures.
 
     Raises:
-        UserError: too few captions, or `save_features` with a reference whose features are not known.
+        UserError: too few captions, labels that are no names of the gallery, or `save_features` with a reference whose
+            features are not known.
     """
     settings = settings or SampleSettings.of(model.config)
     count = count_pictures(dataset, limit)
@@ -97,15 +96,14 @@ def measure_generation(
     embeddings: dict[str, list[Tensor]] = {"drawn": [], "real": [], "text": []}
     text_ids, cut = CaptionEncoder(model.text_tokenizer, model.config.text_length), 0
     captions: list[str] = []
-    indices: list[int] = []
+    labels: list[str] = []
     verdicts: list[Verdict] | None = []
     values: list[dict[str, Fact]] = []
     items: list[Item] = []
-    rows = progress(read_indexed(dataset, limit, max_bad), "drawing", count)
-    for batch in _batches(rows, batch_size):
-        some = [record.caption or "" for _, record in batch]
+    for batch in _batches(progress(read_records(dataset, limit, max_bad), "drawing", count), batch_size):
+        some = [record.caption or "" for record in batch]
         seeds = list(range(seed + len(captions), seed + len(captions) + len(some)))
-        real = torch.stack([record.image for _, record in batch if record.image is not None])
+        real = torch.stack([record.image for record in batch if record.image is not None])
         cut += sum(map(text_ids.too_long, some))
         drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
         meters["drawn"].update(drawn)
@@ -120,13 +118,13 @@ def measure_generation(
             verdicts += judged
         else:
             verdicts = None
-        for i, (_, record) in enumerate(batch):
+        for i, record in enumerate(batch):
             values.append({"item": record.name, "caption": some[i], "seed": seeds[i]})
             if len(items) < SHOWN:
                 wrong = f"wrong: {', '.join(wrong_attributes(judged[i]))}" if judged and not judged[i].all else ""
                 items.append(Item([drawn[i], real[i]], some[i], judged[i].all if judged else None, wrong))
         captions += some
-        indices += [index for index, _ in batch]
+        labels += [record.fields.get("label", "") for record in batch]
     if len(captions) < FEWEST:
         raise UserError(f"data {dataset.name!r} gives {len(captions)} captions: measuring needs at least {FEWEST}")
 
@@ -150,13 +148,11 @@ def measure_generation(
     values = [{**one, **other} for one, other in zip(values, of_each, strict=True)]
     numbers = with_intervals(numbers, values, "caption")
     if gallery is not None:
-        assert labels is not None
         features = {name: meter.rows.result() for name, meter in meters.items()}
-        wanted = [labels[index] for index in indices]
         known = list(read_records(gallery, max_bad=max_bad))
-        numbers |= picture_retrieval(network, features, wanted, known, gallery.name, batch_size, facts)
+        numbers |= picture_retrieval(network, features, labels, known, gallery.name, batch_size, facts)
         names = list(dict.fromkeys(record.caption or "" for record in known))
-        numbers |= name_retrieval(clip, joined, wanted, names, batch_size, {**facts, **clip.origin})
+        numbers |= name_retrieval(clip, joined, labels, names, batch_size, {**facts, **clip.origin})
     figure = Figure("Drawn from the caption, and the data's own picture beside it", items)
     kept = {"drawn": of_drawn.all_features(), "real": of_real.all_features()} if save_features else {}
     return Section("generation", "Generation", numbers, [figure], warnings, values=values, features=kept)
@@ -249,10 +245,10 @@ def exact_numbers(
     return numbers, values
 
 
-def _batches(rows: Iterable[tuple[int, Record]], size: int) -> Iterator[list[tuple[int, Record]]]:
-    batch: list[tuple[int, Record]] = []
-    for row in rows:
-        batch.append(row)
+def _batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    batch: list[Record] = []
+    for record in records:
+        batch.append(record)
         if len(batch) == size:
             yield batch
             batch = []

@@ -68,30 +68,30 @@ class Asked:
         return torch.stack([image for image in found if image is not None])
 
 
-def read_asked(
-    dataset: RecordDataset, limit: int | None, max_bad: float, categories: RecordDataset | None = None
-) -> Asked:
+def read_asked(dataset: RecordDataset, limit: int | None, max_bad: float, categories: bool = False) -> Asked:
     """Reads a data set once.
 
     Args:
         dataset: captions, and pictures of the model's size.
         limit, max_bad: see `pictures.read_indexed`.
-        categories: the same data with its categories as captions.
+        categories: the labels of the records group them.
 
     Raises:
-        UserError: fewer than `generation.FEWEST` captions.
+        UserError: fewer than `generation.FEWEST` captions, or no labels.
     """
-    asked = Asked(dataset, [], [], [], None if categories is None else [], PictureSet(dataset.name))
+    asked = Asked(dataset, [], [], [], [] if categories else None, PictureSet(dataset.name))
     for index, record in progress(read_indexed(dataset, limit, max_bad), "reading", count_pictures(dataset, limit)):
         assert record.image is not None
         asked.indices.append(index)
         asked.names.append(record.name)
         asked.captions.append(record.caption or "")
         asked.pictures.update(record.image[None])
-        if categories is not None and asked.categories is not None:
-            asked.categories.append(categories[index].caption or "")
+        if asked.categories is not None:
+            asked.categories.append(record.fields.get("label", ""))
     if len(asked.captions) < FEWEST:
         raise UserError(f"data {dataset.name!r} gives {len(asked.captions)} captions: measuring needs {FEWEST} or more")
+    if asked.categories is not None and not any(asked.categories):
+        raise UserError(f"data {dataset.name!r}: the column of --category is empty in every record: choose another")
     return asked
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from tokenizers_vq.errors import Problems
-from unitok.data.spec import parse_spec
 from unitok.sampling import MOST_GUIDANCE
 
-from .commands import Device, check_counts, finish
+from .commands import Device, check_counts, finish, with_label
 
 
 def eval_suite(
@@ -87,19 +86,15 @@ def eval_suite(
     where = pick_device(device, local_rank)
     loaded = UniTok.from_pretrained(str(model), where)
     image_size = loaded.image_tokenizer.image_size
-    dataset = open_data(data, image_size)
+    dataset = open_data(with_label(data, category), image_size)
     train = None if train_data is None else open_data(train_data, image_size, captions=False)
-    groups = None
-    if category is not None:
-        spec = parse_spec(data)
-        groups = open_data(str(spec.having(caption=category)), image_size)
     network = load_features(features, where, feature_weights)
     scorer = load_image_text(clip, where)
     claim_folder(out)
     suite = Suite(
         folder=out,
         model=loaded,
-        asked=read_asked(dataset, limit, max_bad, groups),
+        asked=read_asked(dataset, limit, max_bad, category is not None),
         network=network,
         clip=scorer,
         guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance_scales(1)[0]])),

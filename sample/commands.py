@@ -7,7 +7,7 @@ from typing import Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
-from unitok.sampling import SampleSettings
+from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
 
 PROGRESS_ROWS = 8
 
@@ -19,14 +19,7 @@ def sample(
     n: int = 4,
     out: Path = Path("runs/samples"),
     seed: int = 0,
-    guidance: float | None = None,
-    temperature: float | list[float] | None = None,
-    top_k: int | list[int] | None = None,
-    top_p: float | list[float] | None = None,
-    steps: int | None = None,
-    guidance_rises: bool | None = None,
-    scales: int | None = None,
-    random_order: bool | None = None,
+    sampling: GivenSettings = NONE_GIVEN,
     progress: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
@@ -45,16 +38,7 @@ def sample(
         n: Pictures for each caption, with the seeds seed, seed + 1, ...
         out: Folder for the results.
         seed: Seed of the first picture of each caption.
-        guidance: Classifier-free guidance scale; 1 turns it off and halves the work. Like the following settings,
-            null is the model's own (--sampling of train generator), else 3.
-        temperature: Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale.
-        top_k: Keep the k most likely codes; 0 keeps all. Next scale: also a list.
-        top_p: Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a
-            list.
-        steps: Passes of masked-token decoding, else 12.
-        guidance_rises: Next scale: guidance grows from 1 at the first scale to its value at the last.
-        scales: Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all.
-        random_order: Random order: draw the codes in an order of the seed's own instead of raster order.
+        sampling: How codes are chosen.
         progress: Next scale: also write progress.png, the first pictures after each scale, one picture a row.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
@@ -63,7 +47,7 @@ def sample(
     Example:
         unitok sample --model runs/demo/generator "a small red circle left of a large blue square" --n 4
     """
-    given = SampleSettings.given(locals())
+    given = SampleSettings.given(sampling)
     problems = Problems()
     wanted = list(prompts)
     lines: dict[str, int] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
@@ -63,10 +63,9 @@ class SampleSettings:
         return replace(read_dataclass(cls, model.sampling, "config.json of the model: sampling"), **(given or {}))
 
     @classmethod
-    def given(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of a command's options that are settings and not None. Raises UserError for values out of range."""
-        names = [item.name for item in fields(cls)]
-        given = {name: options[name] for name in names if options.get(name) is not None}
+    def given(cls, options: GivenSettings) -> dict[str, Any]:
+        """Those of a command's options that are not None. Raises UserError for values out of range."""
+        given = {name: value for name, value in vars(options).items() if value is not None}
         cls(**given)
         return given
 
@@ -107,6 +106,33 @@ class SampleSettings:
                 f"--guidance is {given}, but this task has {conditions} condition(s) that can be left out: give as many"
             )
         return [*given, *[1.0] * (conditions - len(given))]
+
+
+@dataclass(frozen=True)
+class GivenSettings:
+    """The settings as options of a command: those of `SampleSettings`, None where the model's own shall count."""
+
+    guidance: float | list[float] | None = None
+    """Classifier-free guidance scale; 1 turns it off and halves the work. Also a list, a scale for each condition of
+    the task. Like the following settings, null is the model's own (--sampling of train generator), else 3."""
+    temperature: float | list[float] | None = None
+    """Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale."""
+    top_k: int | list[int] | None = None
+    """Keep the k most likely codes; 0 keeps all. Next scale: also a list."""
+    top_p: float | list[float] | None = None
+    """Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a list."""
+    steps: int | None = None
+    """Passes of masked-token decoding, else 12."""
+    guidance_rises: bool | None = None
+    """Next scale: guidance grows from 1 at the first scale to its value at the last."""
+    scales: int | None = None
+    """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    random_order: bool | None = None
+    """Random order: draw the codes in an order of the seed's own instead of raster order."""
+
+
+NONE_GIVEN = GivenSettings()
+"""A model is drawn with as it likes best."""
 
 
 def _all(values: float | list[float] | list[int], low: float, high: float = 2**53) -> bool:

@@ -9,7 +9,9 @@ import shlex
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -93,7 +95,13 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
         main([*name.split(), "--print_config"])
     assert left.value.code == 0
     values = yaml.safe_load(capsys.readouterr().out)
-    assert list(values) == list(arguments.load(COMMANDS[name].function).__annotations__)[: len(values)]
+    hints = get_type_hints(arguments.load(COMMANDS[name].function))
+    options = [
+        option
+        for key, kind in hints.items()
+        for option in ([item.name for item in fields(kind)] if key == COMMANDS[name].inline else [key])
+    ]
+    assert list(values) == options[: len(values)]
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))

@@ -19,6 +19,7 @@ from unitok.data.spec import DataSpec, parse_spec
         ("shards/part-?.tar?image=jpg", DataSpec("shards/part-?.tar", None, {"image": "jpg"})),
         ("a@2x/pictures", DataSpec("a@2x/pictures")),
         ("photo@2x.parquet", DataSpec("photo@2x.parquet")),
+        ("vqa/?question=q&answer={a}", DataSpec("vqa/", None, {"question": "q", "answer": "{a}"})),
         ("p/?caption={a} & {b}? yes&limit=2", DataSpec("p/", None, {"caption": "{a} & {b}? yes", "limit": "2"})),
     ],
 )
@@ -32,7 +33,8 @@ def test_every_form_is_read_and_written_back(text: str, spec: DataSpec) -> None:
     [
         (
             "p/?captoin=text",
-            "'captoin': choose from caption, config, image, kind, limit, outside, seed, size",
+            "'captoin': choose from answer, caption, config, image, instruction, kind, label, limit, outside, phrase, "
+            "question, seed, size",
         ),
         ("p/?limit=3&limit=4", "'limit' is given twice"),
         ("p/?limit=", "'limit' has no value"),

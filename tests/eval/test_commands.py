@@ -31,6 +31,7 @@ from unitok.eval.report import Number
 from unitok.eval.reports.output import read_items
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.model import UniTok
+from unitok.sampling import GivenSettings
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,9 @@ def test_captions_longer_than_the_model_reads_are_cut_and_counted(
     shutil.copytree(pictures, data)
     for name in ("03.txt", "05.txt"):
         (data / name).write_text("word " * 99)
-    eval_generator(tmp_path / "model", str(data), tmp_path / "report", guidance=1.0, captioning=False)
+    eval_generator(
+        tmp_path / "model", str(data), tmp_path / "report", sampling=GivenSettings(guidance=1.0), captioning=False
+    )
     warnings = json.loads((tmp_path / "report" / "report.json").read_text())["warnings"]
     (warning,) = [text for text in warnings if "tokens" in text]
     assert warning.startswith(
@@ -170,7 +173,7 @@ def test_eval_tokenizer_of_queries(pictures: Path, tmp_path: Path) -> None:
 
 def test_eval_generator_on_shapes(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "model")
-    eval_generator(tmp_path / "model", "shapes@val", tmp_path / "report", limit=6, guidance=1.0)
+    eval_generator(tmp_path / "model", "shapes@val", tmp_path / "report", limit=6, sampling=GivenSettings(guidance=1.0))
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {"fid", "kid", "clipscore", "attribute_accuracy", "scene_accuracy"} <= data["generation"].keys()
     assert {"exact", "true", "bleu", "cider", "clipscore"} <= data["captioning"].keys()
@@ -189,7 +192,9 @@ def test_eval_generator_against_saved_statistics_with_values_per_picture(
     eval_statistics("shapes@train?limit=60", tmp_path / "train.npz")
     out = tmp_path / "report"
     reference = tmp_path / "train.npz"
-    eval_generator(tmp_path / "model", "shapes@val", out, limit=8, guidance=1.0, reference=reference)
+    eval_generator(
+        tmp_path / "model", "shapes@val", out, limit=8, sampling=GivenSettings(guidance=1.0), reference=reference
+    )
     data = json.loads((out / "report.json").read_text())
     origin = data["provenance"]["generation.fid"]
     assert origin["reference pictures"] == 60 and origin["pictures"] == 8 and origin["seed"] == 0
@@ -249,7 +254,7 @@ def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictur
         tmp_path / "model",
         str(pictures),
         tmp_path / "report",
-        steps=2,
+        sampling=GivenSettings(steps=2),
         captioning=False,
         gallery=str(pictures),
         label="caption",
@@ -259,6 +264,9 @@ def test_eval_generator_with_a_gallery(make_model: Callable[..., UniTok], pictur
     assert data["generation"]["retrieval_drawn"]["top1"] < 1
     assert data["generation"]["naming_real"]["top1"] > 0.5 > data["generation"]["naming_drawn"]["top1"]
     assert "captioning" not in data
+    assert data["provenance"]["generation.fid"]["data"] == str(pictures), "a label makes no other data"
+    with pytest.raises(UserError, match="shapes takes no 'label', only size, seed, limit"):
+        eval_generator(tmp_path / "model", "shapes@val", tmp_path / "other", gallery=str(pictures), label="caption")
 
 
 def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: Path) -> None:
@@ -269,7 +277,7 @@ def test_bad_input(make_model: Callable[..., UniTok], pictures: Path, tmp_path: 
     with pytest.raises(UserError, match=r"--batch_size is 0.*\n.*--limit is 0"):
         eval_fid(str(pictures), str(pictures), batch_size=0, limit=0)
     with pytest.raises(UserError, match="--guidance is -1"):
-        eval_generator(tmp_path, "shapes@val", guidance=-1)
+        eval_generator(tmp_path, "shapes@val", sampling=GivenSettings(guidance=-1))
     with pytest.raises(UserError, match="--gallery and --label go together"):
         eval_generator(tmp_path, "shapes@val", gallery="shapes@val")
     with pytest.raises(UserError, match="no image tokenizer at"):

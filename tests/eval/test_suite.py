@@ -30,7 +30,7 @@ from unitok.eval.suite_commands import eval_suite
 from unitok.eval.suite_report import mean_of_rounds
 from unitok.model import UniTok
 from unitok.sample.pipeline import draw
-from unitok.sampling import SampleSettings
+from unitok.sampling import GivenSettings, SampleSettings
 
 DATA, COUNT = "shapes@val", 8
 
@@ -148,7 +148,9 @@ def test_rounds_are_those_of_eval_generator_and_their_folders_are_data(
     """The mean of two measurements with other seeds; any tool finds the same in the pictures that were kept."""
     first, second = tmp_path / "first", tmp_path / "second"
     for number, out in enumerate((first, second)):
-        eval_generator(model, DATA, out, limit=COUNT, guidance=1.0, seed=number * COUNT, captioning=False)
+        eval_generator(
+            model, DATA, out, limit=COUNT, sampling=GivenSettings(guidance=1.0), seed=number * COUNT, captioning=False
+        )
     both = [report_of(out)["generation"] for out in (first, second)]
     found = report_of(whole)["guidance_1"]
     for key in ("fid", "clipscore", "precision", "scene_accuracy", "cmmd"):
@@ -228,7 +230,8 @@ def test_categories(model: Path, tmp_path: Path) -> None:
         record = dataset[index]
         assert record.image is not None
         save_png(tmp_path / "data" / f"{index}.png", record.image)
-        lines.append({"file_name": f"{index}.png", "caption": f"drawing {index}", "kind": ["even", "odd"][index % 2]})
+        kind = ["even", "odd"][index % 2]
+        lines.append({"file_name": f"{index}.png", "caption": f"drawing {index}", "kind": kind, "empty": ""})
     (tmp_path / "data" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     eval_suite(model, str(tmp_path / "data"), tmp_path / "out", category="kind", guidances=[1.0])
     report, items = report_of(tmp_path / "out"), read_items(tmp_path / "out", "guidance_1")
@@ -236,6 +239,10 @@ def test_categories(model: Path, tmp_path: Path) -> None:
     assert report["guidance_1"]["clipscore_by_category"].keys() == {"even", "odd"}
     assert report["guidance_1"]["clipscore_by_category"]["odd"] == pytest.approx(max(0, sum(odd) / 3))
     assert "CLIPScore by category" in (tmp_path / "out" / "report.html").read_text()
+    with pytest.raises(UserError, match="the column of --category is empty in every record: choose another"):
+        eval_suite(model, str(tmp_path / "data"), tmp_path / "none", category="empty")
+    with pytest.raises(UserError, match="has no column 'colour' for the label"):
+        eval_suite(model, str(tmp_path / "data"), tmp_path / "none", category="colour")
 
 
 def test_mean_and_spread() -> None:
@@ -308,7 +315,7 @@ def test_bad_input_is_one_line(model: Path, whole: Path, tmp_path: Path, capsys:
         (["--guidances", "[1, 1]"], "--guidances is [1.0, 1.0]: give each scale only once"),
         (["--guidances", "[-1]"], "--guidances is [-1.0]: choose scales from 0 to 1000"),
         (["--limit", "3"], "gives 3 captions: measuring needs 4 or more"),
-        (["--category", "kind"], "takes no 'caption'"),
+        (["--category", "kind"], "shapes takes no 'label', only size, seed, limit"),
         (["--train_data", str(tmp_path / "none")], "none"),
     ):
         assert main([*words, "--out", str(tmp_path / "other"), *argv]) == 2, argv

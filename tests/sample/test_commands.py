@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from unitok.cli.main import main
 from unitok.data.open import open_data
 from unitok.model import UniTok
 from unitok.sample.commands import caption as write_captions
+from unitok.sampling import GivenSettings, SampleSettings
 
 
 @pytest.fixture
@@ -44,6 +46,24 @@ def test_pictures_records_and_sheet(folder: Path, tmp_path: Path, capsys: pytest
     assert Image.open(out / "sheet.png").size[0] > 2 * 32
     data = open_data(str(out / "pictures"))  # the sheet is no part of it
     assert sorted(data[i].caption or "" for i in range(len(data))) == ["a blue square"] * 2 + ["a red circle"] * 2
+
+
+def test_a_command_takes_every_setting_and_none_unasked() -> None:
+    options, settings = get_type_hints(GivenSettings), get_type_hints(SampleSettings)
+    assert list(options) == list(settings), "one list, in one order"
+    assert options == {name: kind | None for name, kind in settings.items()}
+    assert set(vars(GivenSettings()).values()) == {None} and SampleSettings.given(GivenSettings()) == {}
+    assert SampleSettings.given(GivenSettings(guidance=[2.0, 1.0], top_k=0)) == {"guidance": [2.0, 1.0], "top_k": 0}
+
+
+def test_guidance_may_be_a_list(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "a red circle", "--model", str(folder), "--n", "1", "--out"]
+    assert main([*words, str(tmp_path / "a"), "--guidance", "2"]) == 0
+    assert main([*words, str(tmp_path / "b"), "--guidance", "[2]"]) == 0
+    one, two = (folder / "pictures" / records(folder)[0]["file_name"] for folder in (tmp_path / "a", tmp_path / "b"))
+    assert one.read_bytes() == two.read_bytes()
+    assert main([*words, str(tmp_path / "c"), "--guidance", "[2, 3]"]) == 2
+    assert "this task has 1 condition(s) that can be left out: give as many" in capsys.readouterr().err
 
 
 def test_progress_shows_each_scale(

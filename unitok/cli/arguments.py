@@ -120,7 +120,12 @@ class _CommandLine:
         parser.add_argument(
             "--config", action="config", help="YAML file with any of these options; the command line wins over it"
         )
-        parser.add_function_arguments(self.function, as_group=False)
+        names, inline = list(self.parameters), self.command.inline
+        place = names.index(inline) if inline else len(names)
+        parser.add_function_arguments(self.function, as_group=False, skip={*names[place:]})
+        if inline:
+            parser.add_class_arguments(self.parameters[inline].annotation, as_group=False)
+            parser.add_function_arguments(self.function, as_group=False, skip={*names[: place + 1]})
         return parser
 
     def _is_list(self, parameter: str) -> bool:
@@ -264,7 +269,11 @@ class _CommandLine:
                     break
                 dropped |= wrong
         self.problems.raise_if_any()
-        return {key: value for key, value in vars(namespace).items() if key != "config"}
+        values = {key: value for key, value in vars(namespace).items() if key != "config"}
+        if inline := self.command.inline:
+            kind = self.parameters[inline].annotation
+            values[inline] = kind(**{item.name: values.pop(item.name) for item in dataclasses.fields(kind)})
+        return values
 
     def _presets_named(self, argv: list[str]) -> Iterator[object]:
         """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are

@@ -17,6 +17,8 @@ class Command:
     """Parameters that may be given without their names, in this order; a list takes all the words that remain."""
     presets: tuple[str, str] | None = None
     """(registry of presets, parameter): the preset named by `--preset` supplies the defaults of that parameter."""
+    inline: str | None = None
+    """A parameter whose dataclass lists options of the command: `--guidance`, not `--sampling.guidance`."""
     choices: tuple[str, ...] = ()
     """Base dataclasses whose subclasses are alternatives."""
     out_is_file: bool = False
@@ -41,12 +43,16 @@ COMMANDS: dict[str, Command] = {
         positional=("family", "file"),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
-    "sample": Command("unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",)),
+    "sample": Command(
+        "unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",), inline="sampling"
+    ),
     "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),
-    "eval generator": Command("unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions."),
+    "eval generator": Command(
+        "unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions.", inline="sampling"
+    ),
     "eval suite": Command(
         "unitok.eval.suite_commands:eval_suite", "A whole protocol: seeds, guidance sweep, nearest training pictures."
     ),

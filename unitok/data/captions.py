@@ -1,4 +1,4 @@
-"""What a record's caption is made of: columns, in a stated order, and what is no caption."""
+"""What a record's caption and other texts are made of: columns, in a stated order, and what is no caption."""
 
 from __future__ import annotations
 
@@ -59,25 +59,25 @@ def value_text(value: Any, column: str) -> str:
 
 
 class CaptionTemplate:
-    """How a row becomes a caption: a column's name, or a text with {column} in it.
+    """How a row becomes a caption or another text: a column's name, or a text with {column} in it.
 
     >>> CaptionTemplate("{text}, {style} style").render({"text": "crab", "style": "noto"})
     'crab, noto style'
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, name: str = "caption") -> None:
         self.template = template if "{" in template or "}" in template else "{" + template + "}"
         try:
             parts = list(string.Formatter().parse(self.template))
         except ValueError as error:
-            raise UserError(f"caption template {template!r}: {error}: write {{column}}, and {{{{ for a brace") from None
+            raise UserError(f"{name} template {template!r}: {error}: write {{column}}, and {{{{ for a brace") from None
         self.columns = [column for _, column, _, _ in parts if column is not None]
         if not self.columns or any(not c or f or v for _, c, f, v in parts if c is not None):
-            raise UserError(f"caption template {template!r}: write plain column names in braces, such as {{text}}")
+            raise UserError(f"{name} template {template!r}: write plain column names in braces, such as {{text}}")
         self._parts = [(text, column) for text, column, _, _ in parts]
 
     def render(self, row: Mapping[str, Any]) -> str | None:
-        """The caption, or None when a column is missing or empty in this row. Raises CaptionError."""
+        """The text, or None when a column is missing or empty in this row. Raises CaptionError."""
         out = ""
         for text, column in self._parts:
             out += text
@@ -110,20 +110,34 @@ def caption_template(wanted: str | None, columns: Sequence[str], where: str, adv
     Raises:
         UserError: a column that there is not, or, with `advice`, no column that looks like a caption.
     """
-    shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
-    if wanted is None:
-        found = [column for column in CAPTION_COLUMNS if column in columns]
-        if not found:
-            names = ", ".join(CAPTION_COLUMNS[:-1]) + " or " + CAPTION_COLUMNS[-1]
-            raise UserError(f"data {where!r} has no captions: no column is named {names}; it has {shown}: {advice}")
-        return FirstColumn(found)
-    template = CaptionTemplate(wanted)
+    if wanted is not None:
+        return text_template(wanted, columns, where)
+    found = [column for column in CAPTION_COLUMNS if column in columns]
+    if not found:
+        names = ", ".join(CAPTION_COLUMNS[:-1]) + " or " + CAPTION_COLUMNS[-1]
+        raise UserError(
+            f"data {where!r} has no captions: no column is named {names}; it has {_listed(columns)}: {advice}"
+        )
+    return FirstColumn(found)
+
+
+def text_template(wanted: str, columns: Sequence[str], where: str, name: str = "caption") -> CaptionTemplate:
+    """The template of the spec's key `name`.
+
+    Raises:
+        UserError: a column that there is not.
+    """
+    template = CaptionTemplate(wanted, name)
     for column in template.columns:
         if column not in columns:
             raise UserError(
-                f"data {where!r} has no column {column!r} for the caption; it has {shown}: choose one of them"
+                f"data {where!r} has no column {column!r} for the {name}; it has {_listed(columns)}: choose one of them"
             )
     return template
+
+
+def _listed(columns: Sequence[str]) -> str:
+    return ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
 
 
 def add_columns(columns: dict[str, Any], more: Mapping[str, Any]) -> None:

@@ -22,14 +22,14 @@ from .text_files import CAPTION_LIMIT, printable
 _SHOWN = 200  # characters of a name that others wrote
 
 
-def picture_rows(files: Files, captions: bool, outside: bool, where: str) -> tuple[list[Row], list[LeftOut]]:
+def picture_rows(files: Files, texts: bool, outside: bool, where: str) -> tuple[list[Row], list[LeftOut]]:
     """(rows, pictures that metadata names and that are no rows).
 
     Columns are `file_name`, `label` (the folder it is in), those of files beside the picture (`txt`, `text`, `caption`,
     the entries of a .json), and those of its metadata. A picture with several entries there is several rows.
 
     Args:
-        captions: files beside pictures are read.
+        texts: files beside pictures are read.
         outside: metadata may name files outside the folder.
 
     Raises:
@@ -37,12 +37,12 @@ def picture_rows(files: Files, captions: bool, outside: bool, where: str) -> tup
     """
     near = beside(files)
     named, left_out = _named(files, near, outside, where)
-    texts = _texts_beside(files.names, near) if captions else {}
+    near_texts = _texts_beside(files.names, near) if texts else {}
     rows: list[Row] = []
     for name in sorted({*files.names, *named}):
         path = files.root / name
         columns: dict[str, Any] = {}
-        for text in texts.get(name, ()):
+        for text in near_texts.get(name, ()):
             add_columns(columns, _read_beside(files.root / text, text))
         fixed = {"file_name": name, "label": path.absolute().parent.name}
         for entry in named.get(name, ({},)):

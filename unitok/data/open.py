@@ -31,7 +31,7 @@ def open_data(
         image_size: pictures are scaled to cover this square or (H, W) and cropped at the centre; None keeps each
             picture's own size. Code shards ignore it.
         captions: True: without a caption a record is broken. "optional": without one it is whole all the same, but the
-            data must have some. False: captions are not read at all.
+            data must have some. False: captions are not read at all. Other texts are read if the spec names them.
         max_pixels: larger pictures are refused before decoding.
 
     Raises:
@@ -64,7 +64,7 @@ def opening_line(source: str, dataset: RecordDataset, left_out: Sequence[LeftOut
 
 
 def _say_once(line: str) -> None:
-    """A command opens one data set several times, with other captions; under torchrun the first process speaks."""
+    """A command may open one data set several times; under torchrun the first process speaks."""
     if int(os.environ.get("RANK", "0")) == 0 and line not in _said:
         _said.add(line)
         print(line, file=sys.stderr, flush=True)

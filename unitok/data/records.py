@@ -31,7 +31,7 @@ class Key:
 
 
 TEXT_FIELDS = ("question", "answer", "instruction", "phrase")
-"""Texts of a record besides its caption."""
+"""Texts of a record, besides its caption, that tasks are made of."""
 
 
 @dataclass
@@ -48,8 +48,8 @@ class Record:
     problem: str | None = None
     """Why this record cannot be used; then image and codes are None."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Further fields by name: texts (`TEXT_FIELDS`), `source` (a picture as `image`), `boxes` (lists of four shares),
-    `parts` (pairs of "text" and a text, or "image" and a picture)."""
+    """Further fields by name: texts (`TEXT_FIELDS`, and `label`, which measuring asks for), `source` (a picture as
+    `image`), `boxes` (lists of four shares), `parts` (pairs of "text" and a text, or "image" and a picture)."""
 
 
 class RecordDataset(Protocol):

@@ -1,7 +1,7 @@
 """Captioned pictures as rows of a Hugging Face `datasets` table, read undecoded and decoded by our own guarded decoder.
 
-A table has a picture column and the columns that the caption is made of. The picture column holds file bytes (parquet,
-the hub), or says where they are (loose pictures, tars), so a worker reads them when their turn comes.
+A table has a picture column and the columns that the records' texts are made of. The picture column holds file bytes
+(parquet, the hub), or says where they are (loose pictures, tars), so a worker reads them when their turn comes.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from tokenizers_vq.errors import UserError
 
-from .captions import CaptionError, Captions, CaptionTemplate, caption_template
+from .captions import CaptionError, Captions, CaptionTemplate, FirstColumn, caption_template, text_template
 from .cells import Cells, Place, PlaceCells, Row, TableCells
 from .decoding import MAX_PIXELS, PictureError, decode
 from .fingerprint import digest
 from .folders import Files, find_files
 from .loose import picture_rows
 from .records import CaptionsWanted, LeftOut, Record
-from .spec import DataSpec
+from .spec import TEXT_KEYS, DataSpec
 from .tables import (
     count_rows,
     find_image_column,
@@ -47,7 +47,8 @@ class PictureDataset:
 
     Args:
         table: with `image_column`, which `cells` reads.
-        caption: None when captions are not wanted.
+        texts: how a row becomes each text of its record: "caption", unless captions are not wanted, and those of
+            `TEXT_KEYS` that are.
         caption_needed: without a caption a record is broken.
         size: (H, W) of every record, None for each picture's own size.
         left_out: pictures that were found but are no rows.
@@ -62,17 +63,16 @@ class PictureDataset:
         *,
         name: str,
         image_column: str,
-        caption: Captions | None,
+        texts: Mapping[str, Captions],
         size: tuple[int, int] | None,
         max_pixels: int = MAX_PIXELS,
         caption_needed: bool = True,
         left_out: Sequence[LeftOut] = (),
     ) -> None:
         self.name, self.caption_needed, self.left_out = name, caption_needed, left_out
-        self.cells, self.image_column, self.caption = cells, image_column, caption
+        self.cells, self.image_column, self.texts = cells, image_column, texts
         self.size, self.max_pixels = size, max_pixels
-        wanted = [image_column, *(caption.columns if caption else ())]
-        self._table = table.select_columns(list(dict.fromkeys(wanted)))
+        self._table = table.select_columns(_needed(image_column, texts))
         self._labels: dict[str, Callable[[int], str]] = {
             column: feature.int2str
             for column, feature in self._table.features.items()
@@ -85,28 +85,34 @@ class PictureDataset:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
-        name, caption = f"row {index}", None
+        name, texts = f"row {index}", dict[str, str]()
         try:
             row = _row(self._table, index)
             cell = row[self.image_column]
             name = self.cells.name(cell, index)
-            caption = self._caption(row)
+            for key, template in self.texts.items():
+                if text := self._text(template, row):
+                    texts[key] = text
             data = self.cells.read(cell, index)
-            if self.caption is not None and self.caption_needed and not caption:
+            if "caption" in self.texts and self.caption_needed and "caption" not in texts:
                 return Record(name=name, problem="has no caption")
             image = decode(data, self.size, max_pixels=self.max_pixels)
         except (PictureError, CaptionError) as error:
-            return Record(name=name, caption=caption, problem=str(error))
-        return Record(name=name, caption=caption, image=image)
+            return Record(name=name, caption=texts.get("caption"), problem=str(error))
+        caption = texts.pop("caption", None)
+        return Record(name=name, caption=caption, image=image, fields={**texts})
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of all names, captions and file sizes, and of some pictures' bytes. Paths and times do not
+        """SHA-256 (hex) of all names, texts and file sizes, and of some pictures' bytes. Paths and times do not
         count."""
         return digest(self._facts(), len(self), self._bytes)
 
     def _facts(self) -> Iterator[Any]:
         table = self._table.with_format("arrow")
-        yield len(self), self.caption.template if self.caption else None
+        templates = {key: template.template for key, template in self.texts.items()}
+        yield len(self), templates.pop("caption", None)
+        if templates:
+            yield templates
         others = [column for column in table.column_names if column != self.image_column]
         for start in range(0, len(self), 1000):
             part = table[start : start + 1000]
@@ -122,25 +128,30 @@ class PictureDataset:
 
     def first_captions(self, count: int) -> Iterator[str | CaptionError | None]:
         """The captions of the first records, or what is wrong with them; no picture is read."""
-        if self.caption is None:
+        template = self.texts.get("caption")
+        if template is None:
             return
-        columns = self._table.select_columns(list(dict.fromkeys(self.caption.columns)))
+        columns = self._table.select_columns(list(dict.fromkeys(template.columns)))
         for index in range(min(count, len(self))):
             try:
-                yield self._caption(_row(columns, index))
+                yield self._text(template, _row(columns, index))
             except CaptionError as error:
                 yield error
 
-    def _caption(self, row: Mapping[str, Any]) -> str | None:
-        if self.caption is None:
-            return None
-        return self.caption.render({**row, **{column: self._label(column, row[column]) for column in self._labels}})
+    def _text(self, template: Captions, row: Mapping[str, Any]) -> str | None:
+        classes = {column: self._label(column, row[column]) for column in template.columns if column in self._labels}
+        return template.render({**row, **classes})
 
     def _label(self, column: str, number: int | None) -> str | None:
         try:
             return None if number is None or number < 0 else self._labels[column](number)
         except ValueError:
             raise CaptionError(f"its {column} is {number}, a class without a name") from None
+
+
+def _needed(image_column: str, texts: Mapping[str, Captions]) -> list[str]:
+    """The columns that records are made of, each once."""
+    return list(dict.fromkeys([image_column, *(column for text in texts.values() for column in text.columns)]))
 
 
 def _row(table: Dataset, index: int) -> dict[str, Any]:
@@ -170,47 +181,46 @@ def open_pictures(
     where = str(spec)
     outside = spec.options.get("outside") == "true"
     common: dict[str, Any] = {
-        "name": where,
+        "name": str(spec.without("label")),  # which changes neither pictures nor captions
         "size": size,
         "max_pixels": max_pixels,
         "caption_needed": captions is True,
     }
     if spec.source.startswith("hf:"):
-        spec.check_keys("caption", "image", "limit", "config", "outside")
+        spec.check_keys("caption", "image", "limit", "config", "outside", *TEXT_KEYS)
         table = load_hub(spec)
-        image, caption = _columns(table.features, spec, captions)
-        data = PictureDataset(
-            table, TableCells(hub_folders(spec), outside), image_column=image, caption=caption, **common
-        )
+        image, texts = _columns(table.features, spec, captions)
+        data = PictureDataset(table, TableCells(hub_folders(spec), outside), image_column=image, texts=texts, **common)
         return _with_captions(data), []
     files = find_files(spec, _count_pictures)
     if files.kind == "parquet":
-        spec.check_keys("caption", "image", "limit", "kind", "outside")
+        spec.check_keys("caption", "image", "limit", "kind", "outside", *TEXT_KEYS)
         features = parquet_columns(files.paths, where)
-        image, caption = _columns(features, spec, captions)
-        needed = {image, *(caption.columns if caption else ())}
+        image, texts = _columns(features, spec, captions)
+        needed = _needed(image, texts)
         table = load_parquet(
             files.paths, Features({name: kind for name, kind in features.items() if name in needed}), where
         )
         folders = list(dict.fromkeys([*(path.parent for path in files.paths), files.root]))
         cells = TableCells(folders, outside, row_counts(files.paths))
-        data = PictureDataset(table, cells, image_column=image, caption=caption, **common)
+        data = PictureDataset(table, cells, image_column=image, texts=texts, **common)
         return _with_captions(data), files.notes
     rows, left_out, advice = _placed(files, spec, captions, outside)
-    template = _row_template(rows, spec, captions, advice)
-    finished = [_finished(row, template) for row in rows]
+    texts = _row_templates(rows, spec, captions, advice)
+    finished = [_finished(row, texts) for row in rows]
     data = PictureDataset(
-        place_table(finished),
+        place_table(finished, list(texts)),
         PlaceCells(),
         image_column="image",
-        caption=CaptionTemplate("caption") if template else None,
+        texts={key: CaptionTemplate(key) for key in texts},
         left_out=[(printable(name), reason) for name, reason in (*files.left_out, *left_out)],
         **common,
     )
     problems = [f"{place.name}: {place.problem}" for place, _ in finished if place.problem is not None]
-    missing = sum(not caption for place, caption in finished if place.problem is None) if captions is True else 0
-    if template and not any(caption for _, caption in finished):
-        raise _no_captions(where, len(finished), template, problems)
+    whole = [found for place, found in finished if place.problem is None]
+    missing = sum(not found["caption"] for found in whole) if captions is True else 0
+    if captions and not any(found.get("caption") for _, found in finished):
+        raise _no_captions(where, len(finished), texts["caption"], problems)
     notes = [f"{len(problems)} cannot be used ({problems[0]}{', ...' * (len(problems) > 1)})"] if problems else []
     return data, [*files.notes, *notes, *([f"{missing} without a caption"] if missing else [])]
 
@@ -225,41 +235,52 @@ def _placed(
     """(rows, pictures that are none, what to do where captions are missing) of tars or loose pictures."""
     where = str(spec)
     if files.kind == "tar":
-        spec.check_keys("caption", "image", "limit", "kind")
+        spec.check_keys("caption", "image", "limit", "kind", *TEXT_KEYS)
         advice = "give each sample a .txt or .json, or say ?caption=COLUMN"
         return (*tar_rows(files.paths, spec.options.get("image"), where), advice)
-    spec.check_keys("caption", "limit", "kind", "outside")
+    spec.check_keys("caption", "limit", "kind", "outside", *TEXT_KEYS)
+    texts = bool(captions) or any(key in spec.options for key in TEXT_KEYS)
     advice = "put NAME.txt beside each NAME.png, or add a metadata.jsonl, or say ?caption={label} for folder names"
-    return (*picture_rows(files, bool(captions), outside, where), advice)
+    return (*picture_rows(files, texts, outside, where), advice)
 
 
-def _row_template(rows: Sequence[Row], spec: DataSpec, captions: CaptionsWanted, advice: str) -> Captions | None:
-    if not captions:
-        return None
-    wanted = spec.options.get("caption")
-    if wanted is not None:  # a caption that is spelled out may call NAME.txt by its usual name
-        for _, columns in rows:
-            if "txt" in columns:
-                columns.setdefault("caption", columns["txt"])
-    return caption_template(wanted, sorted({column for _, row in rows for column in row}), str(spec), advice)
+def _templates(
+    spec: DataSpec, columns: Sequence[str], spelled: Sequence[str], captions: CaptionsWanted, advice: str
+) -> dict[str, Captions]:
+    """How a row becomes each text that is wanted of it. `spelled`: the columns that the spec may name."""
+    where, wanted = str(spec), spec.options.get("caption")
+    found: dict[str, Captions] = {}
+    if captions:
+        found["caption"] = caption_template(wanted, columns if wanted is None else spelled, where, advice)
+    for key in TEXT_KEYS:
+        if key in spec.options:
+            found[key] = text_template(spec.options[key], spelled, where, key)
+    return found
 
 
-def _finished(row: Row, template: Captions | None) -> tuple[Place, str | None]:
-    place, columns = row
-    try:
-        return place, template.render(columns) if template else None
-    except CaptionError as error:
-        return replace(place, problem=place.problem or str(error)), None
-
-
-def _columns(features: Features, spec: DataSpec, captions: CaptionsWanted) -> tuple[str, Captions | None]:
-    """(picture column, caption) of a table."""
-    where = str(spec)
-    image = find_image_column(features, spec.options.get("image"), where)
+def _columns(features: Features, spec: DataSpec, captions: CaptionsWanted) -> tuple[str, dict[str, Captions]]:
+    """(picture column, texts) of a table."""
+    image = find_image_column(features, spec.options.get("image"), str(spec))
     others = [column for column in features if column != image]
-    if not captions:
-        return image, None
-    return image, caption_template(spec.options.get("caption"), others, where, "say ?caption=COLUMN")
+    return image, _templates(spec, others, others, captions, "say ?caption=COLUMN")
+
+
+def _row_templates(rows: Sequence[Row], spec: DataSpec, captions: CaptionsWanted, advice: str) -> dict[str, Captions]:
+    columns = {column for _, row in rows for column in row}
+    spelled = columns | {"caption"} if "txt" in columns else columns
+    return _templates(spec, sorted(columns), sorted(spelled), captions, advice)
+
+
+def _finished(row: Row, texts: Mapping[str, Captions]) -> tuple[Place, dict[str, str | None]]:
+    place, columns = row
+    spelled = {"caption": columns.get("txt"), **columns}  # what is spelled out may call NAME.txt by its usual name
+    found: dict[str, str | None] = {}
+    try:
+        for key, text in texts.items():
+            found[key] = text.render(columns if isinstance(text, FirstColumn) else spelled)
+    except CaptionError as error:
+        place = replace(place, problem=place.problem or str(error))
+    return place, found
 
 
 def _with_captions(data: PictureDataset) -> PictureDataset:
@@ -269,8 +290,8 @@ def _with_captions(data: PictureDataset) -> PictureDataset:
         if isinstance(caption, str) and caption:
             return data
         reasons.append(str(caption) if isinstance(caption, CaptionError) else None)
-    if data.caption is not None and reasons:
-        raise _no_captions(data.name, len(reasons), data.caption, [reason for reason in reasons if reason])
+    if "caption" in data.texts and reasons:
+        raise _no_captions(data.name, len(reasons), data.texts["caption"], [reason for reason in reasons if reason])
     return data
 
 
@@ -282,8 +303,8 @@ def _no_captions(where: str, count: int, caption: Captions, reasons: Sequence[st
     )
 
 
-def place_table(rows: Sequence[tuple[Place, str | None]]) -> Dataset:
-    """Rows of loose pictures or tars as a table of places and finished captions, without the pictures themselves."""
+def place_table(rows: Sequence[tuple[Place, Mapping[str, str | None]]], keys: Sequence[str]) -> Dataset:
+    """Rows of loose pictures or tars as a table of places and finished texts, without the pictures themselves."""
     place = {
         "path": Value("binary"),
         "name": Value("string"),
@@ -292,6 +313,6 @@ def place_table(rows: Sequence[tuple[Place, str | None]]) -> Dataset:
         "problem": Value("string"),
     }
     return Dataset.from_dict(
-        {"image": [vars(place) for place, _ in rows], "caption": [caption for _, caption in rows]},
-        features=Features({"image": place, "caption": Value("string")}),
+        {"image": [vars(place) for place, _ in rows], **{key: [found.get(key) for _, found in rows] for key in keys}},
+        features=Features({"image": place, **dict.fromkeys(keys, Value("string"))}),
     )

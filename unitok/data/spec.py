@@ -4,6 +4,7 @@ shapes?size=32          the embedded data set          pictures/          a fold
 shapes@val              its held-out combinations      shards/*.tar       WebDataset tars
 emoji/@val              one split of a folder          file.parquet       one file
 "emoji/?caption={text}, {style} style"                 hf:owner/name@train   a data set of the Hugging Face hub
+"vqa/?question=q&answer=a"   further texts of a record
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from dataclasses import dataclass, field
 
 from tokenizers_vq.errors import UserError
 
+from .records import TEXT_FIELDS
+
 CODES_INDEX = "codes.json"
 """The file that makes a folder one of code shards."""
 
-KEYS = ("caption", "config", "image", "kind", "limit", "outside", "seed", "size")
+TEXT_KEYS = (*TEXT_FIELDS, "label")
+"""Keys that name what a record's further texts are made of, as `caption` does for its caption."""
+
+KEYS = tuple(sorted(("caption", "config", "image", "kind", "limit", "outside", "seed", "size", *TEXT_KEYS)))
 _INTEGERS = {"limit": 1, "seed": 0, "size": 1}  # key -> smallest value
 _CHOICES = {"kind": ("parquet", "tar", "pictures"), "outside": ("true", "false")}
 _LARGEST = 2**63 - 1
@@ -39,6 +45,10 @@ class DataSpec:
     def having(self, **options: str) -> DataSpec:
         """The spec with these keys."""
         return DataSpec(self.source, self.split, {**self.options, **options})
+
+    def without(self, key: str) -> DataSpec:
+        """The spec without a key."""
+        return DataSpec(self.source, self.split, {name: value for name, value in self.options.items() if name != key})
 
     def integer(self, key: str, default: int) -> int:
         return int(self.options[key]) if key in self.options else default
