@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from unitok.objectives import OBJECTIVES
+from unitok.tasks import TASKS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Which rooms a room may import. `unitok` stands for what is in unitok/ itself, the lower half of the house.
@@ -127,3 +130,18 @@ def test_no_folder_is_too_full() -> None:
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_the_checks_above_see_the_room(room: str) -> None:
     assert any(room_of(module) == room for name, path in sources() if name == room for _, module in imports(name, path))
+
+
+def test_nothing_is_chosen_by_the_name_of_an_objective_or_a_task() -> None:
+    """What differs between them stands in their classes and tables; comparing a name is how a further one costs many
+    files."""
+    names = {*OBJECTIVES, *TASKS}
+    wrong = []
+    for _, path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+                compared = [part.value for part in [node.left, *node.comparators] if isinstance(part, ast.Constant)]
+                wrong += [
+                    f"{path.relative_to(ROOT)}:{node.lineno} compares {one!r}" for one in compared if one in names
+                ]
+    assert wrong == []
