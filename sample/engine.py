@@ -102,8 +102,8 @@ class Engine:
         self.running: dict[int, _Row] = {}
         """Writer's row -> job."""
         self.free = list(range(lanes))[::-1]
-        self.sound = torch.ones(lanes, dtype=torch.bool, device=model.device)
-        """Whether all logits of a writer's row were finite so far."""
+        self.sums = torch.zeros(lanes, device=model.device)
+        """Of all logits of a writer's row so far: finite if they all were."""
         self.orders = torch.zeros(lanes, device=model.device)
         """Order coordinate at which each lane's value begins."""
         self._prompts: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor, int]] = OrderedDict()
@@ -162,6 +162,8 @@ class Engine:
         self._fill(
             [(row.job.prompts[which], lane) for row in taken for which, lane in zip(row.which, row.lanes, strict=True)]
         )
+        if taken and not self.running:
+            self.cache.align([lane for row in taken for lane in row.lanes])
         for row in taken:
             self.running[row.lanes[0]] = row  # a writer's row is the job's first lane
             self._begin(row.lanes[0], row)
@@ -175,11 +177,11 @@ class Engine:
         known = state.job.known if state.turn == 0 else None
         self.writers[state.modality].admit(row, seed, state.job.settings, known)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
-        self.sound[row] = True
+        self.sums[row] = 0
 
     def _finish(self, row: int, writer: Writer) -> list[tuple[int, list[torch.Tensor]]]:
         state = self.running[row]
-        if not self.sound[row]:
+        if not self.sums[row].isfinite():
             raise UserError(
                 "the model's logits are not finite: its weights are damaged or its training diverged (take an older "
                 "checkpoint), or --guidance or --temperature is beyond all measure (leave it out)"
@@ -266,7 +268,7 @@ class Engine:
             guided = self._guided(writer, rows, states, logits, place)
             if self.watch is not None:
                 self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
-            self.sound[index] &= torch.isfinite(guided.flatten(1).sum(1))
+            self.sums.index_add_(0, index, guided.flatten(1).mean(1))
             scores.append(guided)
         if not asked.keep:
             self.cache.rewind([lane for lane, _, _ in pairs], asked.ids.shape[1])
@@ -286,8 +288,9 @@ class Engine:
             return found
 
         stands = None if asked.stands is None else moved(asked.stands)
-        at = torch.arange(len(lanes) * n, device=which.device)
-        features = {port: (at, values[which].flatten(0, 1)) for port, values in asked.features.items()}
+        features = {}
+        for port, values in asked.features.items():
+            features[port] = (torch.arange(len(lanes) * n, device=which.device), values[which].flatten(0, 1))
         return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands)
 
     def _guided(
@@ -300,7 +303,11 @@ class Engine:
     ) -> torch.Tensor:
         """(b, n, V) logits of each row, from those of its lanes."""
         most = max(len(state.lanes) for state in states)
-        lanes = [logits[self._lane(states, place, j)] for j in range(most)]
+        lanes: Sequence[torch.Tensor]
+        if len(logits) == most * len(states) and all(place[r, j] == r * most + j for r, j in place):
+            lanes = logits.unflatten(0, (len(states), most)).unbind(1)  # nothing is copied
+        else:
+            lanes = [logits[self._lane(states, place, j)] for j in range(most)]
         weights: list[list[float]] = []
         for row, state in zip(rows, states, strict=True):
             scales = writer.settings(row).guidance_scales(len(state.job.prompts) - 1)

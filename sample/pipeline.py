@@ -46,21 +46,22 @@ def run(
 def engine_for(model: UniTok, jobs: Sequence[Job], batch_size: int, watch: Watch | None = None) -> Engine:
     """An engine with these jobs in its queue, and room for `batch_size` of them at a time."""
     lanes = sum(sorted((len(prompts_needed(job)) for job in jobs), reverse=True)[:batch_size])
-    engine = Engine(model, lanes, max((_room(model, job) for job in jobs), default=0), watch)
+    rooms = [_rooms(model, job) for job in jobs] or [(0, 0)]
+    engine = Engine(model, lanes, sum(map(max, zip(*rooms, strict=True))), watch)
     for job in jobs:
         engine.add(job)
     return engine
 
 
-def _room(model: UniTok, job: Job) -> int:
-    """Positions that a job takes at most."""
+def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
+    """Positions of a job's longest prompt, and of all that comes behind it at most."""
     modalities = model.modalities()
 
     def length(pieces: Sequence[Piece]) -> int:
         return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
 
     longest = max(model.config.text_length + 1, model.layout.length)
-    return max(map(length, job.prompts)) + longest + sum(length(pieces) + longest for pieces, _ in job.then)
+    return max(map(length, job.prompts)), longest + sum(length(pieces) + longest for pieces, _ in job.then)
 
 
 def draw_codes(

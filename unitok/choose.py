@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -45,13 +44,14 @@ def choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (b, n) and their probabilities (b, n), from logits (b, n, V), draws (b, n) in [0, 1) and the settings of each
     row, every one a number."""
-    kinds = [replace(one, guidance=1.0, steps=1) for one in settings]  # what does not matter here
+    kinds = [(one.temperature, one.top_k, one.top_p) for one in settings]
     if all(kind == kinds[0] for kind in kinds):
-        return _choose(logits, uniform, kinds[0])
+        return _choose(logits, uniform, settings[0])
     ids, chances = torch.empty_like(uniform, dtype=torch.int64), torch.empty_like(uniform)
-    for kind in {repr(kind): kind for kind in kinds}.values():
-        rows = torch.tensor([row for row, other in enumerate(kinds) if other == kind], device=logits.device)
-        ids[rows], chances[rows] = _choose(logits[rows], uniform[rows], kind)
+    for kind in dict.fromkeys(map(repr, kinds)):
+        mine = [row for row, other in enumerate(kinds) if repr(other) == kind]
+        rows = torch.tensor(mine, device=logits.device)
+        ids[rows], chances[rows] = _choose(logits[rows], uniform[rows], settings[mine[0]])
     return ids, chances
 
 

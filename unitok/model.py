@@ -83,11 +83,12 @@ class UniTok(nn.Module):
         """
         seen = batch.visibility(self.config.trunk.attention)
         hidden = self.hidden(batch.inputs, batch.places, seen, None, batch.features, batch.stands).flatten(0, 1)
-        parts, start = [], 0
-        for ids, n in batch.spans:
-            here = slice(start, start + n)
-            parts.append(self.ids.losses(hidden[batch.at[here]], batch.targets[here], ids))
-            start += n
+        counts = [n for _, n in batch.spans]
+        states, targets = hidden.index_select(0, batch.at).split(counts), batch.targets.split(counts)
+        parts = [
+            self.ids.losses(some, wanted, ids)
+            for some, wanted, (ids, _) in zip(states, targets, batch.spans, strict=True)
+        ]
         losses = torch.cat(parts) * batch.weights
         return torch.zeros(len(TASKS), device=losses.device).index_add(0, batch.tasks, losses)
 

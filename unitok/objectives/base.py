@@ -144,7 +144,7 @@ class Writer(ABC):
 
     def settings(self, row: int) -> SampleSettings:
         """The settings of the step that a row is at, every one a number."""
-        return self.row(row).settings.at_scale()
+        return self.row(row).at(0, 1)
 
     @abstractmethod
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None: ...
@@ -178,3 +178,10 @@ class Row:
     settings: SampleSettings
     step: int = 0
     """Steps done."""
+    _at: dict[int, SampleSettings] = field(default_factory=dict)
+
+    def at(self, scale: int, scales: int) -> SampleSettings:
+        """The settings of a scale, put together once."""
+        if scale not in self._at:
+            self._at[scale] = self.settings.at_scale(scale, scales)
+        return self._at[scale]

@@ -143,7 +143,7 @@ class ScaleByScale(Writer):
 
     def settings(self, row: int) -> SampleSettings:
         state = self.row(row)
-        return state.settings.at_scale(state.step, len(self.layout.scales))
+        return state.at(state.step, len(self.layout.scales))
 
     def phase(self, row: int) -> int:
         return self.row(row).step

@@ -36,6 +36,8 @@ class KVCache:
         self._rows: torch.Tensor | None = None
         self._slots: torch.Tensor | slice = slice(0)
         self._width = 0
+        self.gaps = False
+        """Whether some slot before a row's length may hold nothing."""
 
     @property
     def rows(self) -> int:
@@ -57,15 +59,16 @@ class KVCache:
             start = starts.pop()
             self._rows, self._slots = None, slice(start, start + n)
             self.used[:, self._slots] = True
+            self._on_device += n
         else:
             self._rows = index
             self._slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)  # (b, n)
             self.used[index[:, None], self._slots] = True
-        self._on_device[index] += n
+            self._on_device[index] += n
         for row in rows:
             self.lengths[row] += n
         self._width = max(self.lengths[row] for row in rows)
-        if even and groups is None:
+        if even and groups is None and not self.gaps:
             return Visibility("sdpa")
         used = self.used[:, : self._width] if everyone else self.used[index, : self._width]  # (b, W)
         mask = used[:, None, None]
@@ -91,10 +94,16 @@ class KVCache:
 
     def rewind(self, rows: Sequence[int], n: int) -> None:
         """Gives the last n slots of these rows back."""
-        index = self.index(rows)
-        self._on_device[index] -= n
-        slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)
-        self.used[index[:, None], slots] = False
+        lengths = {self.lengths[row] for row in rows}
+        if len(rows) == self.rows and len(lengths) == 1:
+            end = lengths.pop()
+            self._on_device -= n
+            self.used[:, end - n : end] = False
+        else:
+            index = self.index(rows)
+            self._on_device[index] -= n
+            slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)
+            self.used[index[:, None], slots] = False
         for row in rows:
             self.lengths[row] -= n
             assert self.lengths[row] >= 0
@@ -104,6 +113,14 @@ class KVCache:
         self.used[row] = False
         self._on_device[row] = 0
         self.lengths[row] = 0
+
+    def align(self, rows: Sequence[int]) -> None:
+        """Lets these rows go on at the same slot, behind the longest: rows in step are stored as one block."""
+        longest = max(self.lengths[row] for row in rows)
+        self.gaps = any(self.lengths[row] < longest for row in rows)
+        for row in rows:
+            self.lengths[row] = longest
+        self._on_device[self.index(rows)] = longest
 
     def copy(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Fills an empty row with the keys and values (depth, G, n, D) of a prompt."""
