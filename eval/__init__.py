@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .metrics.statistics import Statistics, fid, measure_statistics, statistics_of_features
     from .networks.features import load_features, load_image_text
     from .provenance import difference, require_same
+    from .questions import measure_questions
     from .report import Report, Section
     from .reports.output import print_report, read_items, write_report
     from .saved import load_statistics, npz_pictures, save_statistics
@@ -58,6 +59,7 @@ _HOMES = {
     "measure_captioning": "captioning",
     "measure_generation": "generation",
     "measure_memorisation": "metrics.memorisation",
+    "measure_questions": "questions",
     "measure_statistics": "metrics.statistics",
     "measure_tokenizer": "measure",
     "model_pictures": "sources",
@@ -97,6 +99,7 @@ __all__ = [
     "measure_captioning",
     "measure_generation",
     "measure_memorisation",
+    "measure_questions",
     "measure_statistics",
     "measure_tokenizer",
     "model_pictures",
