@@ -228,7 +228,7 @@ def test_names_that_are_not_text_or_not_one_line(tmp_path: Path) -> None:
     data = open_data(str(tmp_path), 4)
     assert found(data) == {"caf\\xe9/a\\x0ab.png": "text", "caf\\xe9/\\xff.png": "text"}
     assert len(data.fingerprint()) == 64
-    assert "its label is no valid text" in refusal(f"{tmp_path}?caption={{label}}")
+    assert "its label is not valid text" in refusal(f"{tmp_path}?caption={{label}}")
     assert "rename the folder" in refusal(os.fsdecode(odd))
 
 

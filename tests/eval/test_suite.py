@@ -293,7 +293,7 @@ def test_copies_of_training_pictures_are_found() -> None:
         network.features(others), network.features(copies), train, network, show=lambda i: (drawn[i], ""), facts={}
     )
     assert "100% of the data's own pictures are also training pictures" in section.warnings[0]
-    assert "2 pictures of the data are few" in section.warnings[1]
+    assert "2 pictures of the data are too few" in section.warnings[1]
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
