@@ -182,7 +182,7 @@ class TokenByToken(Writer):
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         assert known is None, "a text has no known part; what is known stands in its prompt"
         self.uniform[row] = torch.rand(self.length, generator=keyed_generator(seed, self.key)).to(self.at.device)
-        self.ids[row] = self.inputs[row] = self.vocabulary.eos
+        self.ids[row] = self.vocabulary.eos
         self.inputs[row] = self.vocabulary.bos
         self.at[row] = 0
         self.ended[row] = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -10,42 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import captions, png, records, write, write_tar
 from PIL import Image
 
 from tokenizers_vq.errors import UserError
-from unitok.data import Record, RecordDataset, open_data
-
-
-def png(value: int, size: tuple[int, int] = (6, 4)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(root: Path, files: dict[str, bytes | str]) -> Path:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return root
-
-
-def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            data = data.encode() if isinstance(data, str) else data
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def records(data: RecordDataset) -> list[Record]:
-    return [data[index] for index in range(len(data))]
-
-
-def captions(data: RecordDataset) -> list[str | None]:
-    return [record.caption for record in records(data)]
+from unitok.data import RecordDataset, open_data
 
 
 def values(data: RecordDataset) -> list[int]:

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import re
 import socket
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,56 +12,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_files import captions, png, records, write, write_parquet, write_tar
 
 from tokenizers_vq.errors import UserError
-from unitok.data import Record, RecordDataset, make_loader, open_data
+from unitok.data import RecordDataset, make_loader, open_data
 from unitok.data.sources import CaptionTemplate
 from unitok.data.spec import parse_spec
 
 EMOJI = Path(os.environ.get("UNITOK_EMOJI", Path(__file__).parents[2] / "../shared/data/emoji"))
 needs_emoji = pytest.mark.skipif(not EMOJI.is_dir(), reason=f"the emoji data are not at {EMOJI}: set UNITOK_EMOJI")
-
-
-def png(value: int, size: tuple[int, int] = (6, 4)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(root: Path, files: dict[str, bytes | str]) -> Path:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return root
-
-
-def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            data = data.encode() if isinstance(data, str) else data
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]], **types: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_list(rows)
-    for column, feature in types.items():
-        table = table.cast_column(column, feature)
-    table.to_parquet(str(path))
-    return path
-
-
-def records(data: RecordDataset) -> list[Record]:
-    return [data[index] for index in range(len(data))]
-
-
-def captions(data: RecordDataset) -> list[str | None]:
-    return [record.caption for record in records(data)]
 
 
 def values(data: RecordDataset) -> list[int]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from PIL import Image
+from data_files import captions, png, records, write, write_parquet, write_tar
 
 from tokenizers_vq.errors import UserError
-from unitok.data import Record, RecordDataset, open_data
+from unitok.data import RecordDataset, open_data
 
 ROWS: list[dict[str, Any]] = [
     {"caption": "grey", "q": "what colour", "a": "grey", "style": ["flat", "small"]},
@@ -22,47 +20,6 @@ ROWS: list[dict[str, Any]] = [
     {"caption": "none", "q": "", "a": "no", "style": ["flat"]},
 ]
 TEXTS = "?question={q}?&answer=a&label=style"
-
-
-def png(value: int) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (6, 4), (value, value, value)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write(root: Path, files: dict[str, bytes | str]) -> Path:
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return root
-
-
-def write_tar(path: Path, files: dict[str, bytes | str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            data = data.encode() if isinstance(data, str) else data
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]], **types: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = datasets.Dataset.from_list(rows)
-    for column, feature in types.items():
-        table = table.cast_column(column, feature)
-    table.to_parquet(str(path))
-    return path
-
-
-def records(data: RecordDataset) -> list[Record]:
-    return [data[index] for index in range(len(data))]
-
-
-def captions(data: RecordDataset) -> list[str | None]:
-    return [record.caption for record in records(data)]
 
 
 @pytest.fixture(params=["folder", "json", "parquet", "tar"])
