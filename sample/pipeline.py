@@ -61,7 +61,8 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
         return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
 
     longest = max(model.config.text_length + 1, model.layout.length)
-    return max(map(length, job.prompts)), longest + sum(length(pieces) + longest for pieces, _ in job.then)
+    known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
+    return max(map(length, job.prompts)), known + longest + sum(length(pieces) + longest for pieces, _ in job.then)
 
 
 def draw_codes(

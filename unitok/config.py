@@ -14,8 +14,8 @@ from tokenizers_vq.schema import read_dataclass
 
 from .vocabulary import Vocabulary
 
-FORMAT = 2
-"""Version of the model folder's layout. Format 1 (unitok 0.1) is read too."""
+FORMAT = 3
+"""Version of the model folder's layout. Formats 1 and 2 (unitok 0.1) are read too."""
 
 
 @dataclass
@@ -181,16 +181,17 @@ class ObjectiveSettings:
     """How an objective is trained; each takes some of these (`unitok/objectives/`)."""
 
     code_dropout: float = 0.0
-    """Largest share of the input codes that is hidden from `next_token`, `random_order` or `next_scale` in training;
-    each picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read in the
-    caption (word dropout, arXiv:1511.06349)."""
+    """Largest share of the input codes that is hidden from `next_token`, `masked_token`, `random_order` or `next_scale`
+    in training; each picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read
+    in the caption (word dropout, arXiv:1511.06349)."""
     code_noise: float = 0.0
     """Largest noise added to the input maps of `next_scale`; 1 is as strong as the maps themselves. Each picture draws
     its own share. Targets stay true, so each map learns to correct those before it."""
     permuted_until: float = 0.5
-    """Share of the run in which `random_order` permutes the codes of every picture (RAR, arXiv:2411.00776)."""
-    raster_from: float = 0.75
-    """Share of the run from which `random_order` takes all codes in raster order; in between, ever more pictures."""
+    """Share of the run in which `random_order` and `masked_token` permute the codes of every picture (RAR,
+    arXiv:2411.00776)."""
+    ordered_from: float = 0.75
+    """Share of the run from which codes come in the order in which they are drawn; in between, ever more pictures."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -200,8 +201,8 @@ class ObjectiveSettings:
         )
         problems.check_range("objective_settings.code_noise", self.code_noise, 0, 1000)
         problems.check(
-            0 <= self.permuted_until <= self.raster_from,
-            f"objective_settings.permuted_until is {self.permuted_until} and raster_from {self.raster_from}: "
+            0 <= self.permuted_until <= self.ordered_from,
+            f"objective_settings.permuted_until is {self.permuted_until} and ordered_from {self.ordered_from}: "
             "choose two shares of the run, the second not below the first",
         )
         problems.raise_if_any()
@@ -260,12 +261,14 @@ class ModelConfig:
         family, version = data.pop("family", None), data.pop("format", None)
         if family != "unitok":
             raise UserError(f"{where} is not a unitok model: family is {shown(family)}, expected 'unitok'")
-        if type(version) is not int or version not in (1, FORMAT):
+        if type(version) is not int or version not in range(1, FORMAT + 1):
             raise UserError(
                 f"{where} has format {shown(version)}, this unitok reads up to {FORMAT}: update unitok or retrain"
             )
         if version == 1:
             data = _from_format_1(data, where)
+        if version < 3 and data.get("objective") == "masked_token":
+            data["objective"] = "maskgit"  # its name until the codes of masked_token came in passes
         return read_dataclass(cls, data, where)
 
 

@@ -143,7 +143,7 @@ def test_gradients_reach_exactly_what_may_be_seen(task: str, objective: str) -> 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_what_follows_a_drawn_image_sees_it_as_it_is(objective: str) -> None:
     """The last code too, and never the copy that is masked, noised or shifted."""
-    settings = ObjectiveSettings(code_dropout=0.9) if objective != "masked_token" else None
+    settings = ObjectiveSettings(code_dropout=0.9) if objective != "maskgit" else None
     _, codes = modalities_of(objective)
     parts = [("text", [5]), ("image", codes), ("text", [6, 7]), ("image", codes), ("text", [8])]
     document = document_of("interleaved", objective, settings, parts=parts)

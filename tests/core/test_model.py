@@ -186,6 +186,20 @@ def test_folders_of_format_1_open(
     assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
 
 
+@torch.inference_mode()
+def test_masked_token_of_older_formats_is_maskgit(
+    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+) -> None:
+    model = make_model("maskgit")
+    model.save_pretrained(tmp_path)
+    without_digests(tmp_path)
+    spoil_config(tmp_path, format=2, objective="masked_token")
+    loaded = UniTok.from_pretrained(tmp_path)
+    assert loaded.config.objective == "maskgit"
+    settings = SampleSettings(guidance=2.0, steps=4)
+    assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
+
+
 def test_a_vocabulary_grows_at_its_end_alone(make_model: Callable[..., UniTok], tmp_path: Path) -> None:
     """A model that was written before spans were invented opens, and its ids mean what they meant."""
     old = make_model()
@@ -233,7 +247,7 @@ def test_a_vocabulary_that_is_none_is_refused(
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
-        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 2"),
+        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 3"),
         (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are image_tokenizer"),
         (lambda folder: spoil_span(folder, "image", 7), "the model knows 7 image codes"),
         (lambda folder: spoil_span(folder, "text", 7), "the model knows 7 text ids"),

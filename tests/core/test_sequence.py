@@ -21,6 +21,7 @@ from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw, Objective
 from unitok.objectives.next_scale import NextScale
+from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.ports import IdPort, add_features, build_ports
 from unitok.seeding import keyed_generator
 from unitok.sequence import IGNORE, Document, PackedBatch, document, lay_out, pack
@@ -149,9 +150,52 @@ def test_random_order_ends_in_raster_order(progress: float, share: float) -> Non
     assert abs(permuted / 400 - share) < 0.08
 
 
-def test_masked_token_hides_what_it_asks_for() -> None:
+def test_masked_token_sees_the_codes_of_the_passes_before() -> None:
+    objective, layout = get_objective("masked_token", TOKENIZER), Layout(((8, 8),))
+    codes, places = torch.arange(64).repeat(300, 1) % 16, layout.coordinates()
+    segments = objective.learned(codes, layout, VOCABULARY, draws_of(300, progress=0.0), ObjectiveSettings())
+    passes = set()
+    for segment in segments:
+        order = segment.features
+        assert order.sort().values.tolist() == list(range(64)), "each place is predicted once"
+        assert torch.equal(segment.target, order % 16 + VOCABULARY.image_start)
+        assert torch.equal(segment.places, places[order]), "a position looks from the place that it predicts"
+        sizes = segment.groups.bincount().tolist()
+        assert sizes == sorted(sizes) and segment.ids[0] == VOCABULARY.boi
+        passes.add(len(sizes))
+        start = 0
+        for number, size in enumerate(sizes[1:], 1):
+            here = segment.groups == number
+            carried = here & (segment.ids != VOCABULARY.mask)
+            before = order[start : start + sizes[number - 1]]
+            assert torch.equal(segment.ids[carried], before % 16 + VOCABULARY.image_start), "all of the pass before"
+            assert torch.equal(segment.stands[carried], places[before]), "where they stand"
+            start += sizes[number - 1]
+    assert min(passes) == 8 and max(passes) == 64
+    (drawn,) = objective.learned(codes[:1], layout, VOCABULARY, draws_of(1))
+    assert torch.equal(drawn.features, spread_order(layout)) and drawn.groups.max() == 15, "read as it is drawn"
+
+
+def test_a_spread_order_goes_through_every_grid_and_far_apart() -> None:
+    order = spread_order(Layout(((1, 4), (3, 5), (8, 8))))
+    assert order[:4].tolist() == [0, 1, 2, 3], "a row is no plane"
+    assert sorted(order[4:19].tolist()) == list(range(4, 19)) and sorted(order[19:].tolist()) == list(range(19, 83))
+    first = [divmod(place - 19, 8) for place in order[19:27].tolist()]
+    nearest = [min(abs(a - c) + abs(b - d) for c, d in first if (a, b) != (c, d)) for a, b in first]
+    assert min(nearest) >= 2, "the first eight of 64 places do not touch"
+
+
+@pytest.mark.parametrize(("passes", "sizes"), [(1, [6]), (3, [1, 2, 3]), (6, [1] * 6), (9, [1] * 6)])
+def test_passes_draw_ever_more_codes(passes: int, sizes: list[int]) -> None:
+    assert pass_sizes(6, passes) == sizes
+    for codes in (1, 2, 63, 64, 680):
+        found = pass_sizes(codes, passes)
+        assert sum(found) == codes and len(found) == min(passes, codes) and found == sorted(found) and found[0] >= 1
+
+
+def test_maskgit_hides_what_it_asks_for() -> None:
     codes = torch.arange(6).repeat(200, 1)
-    segments = learned(get_objective("masked_token", TOKENIZER), codes, LAYOUT, draws_of(200))
+    segments = learned(get_objective("maskgit", TOKENIZER), codes, LAYOUT, draws_of(200))
     hidden = segments.inputs == VOCABULARY.mask
     assert torch.equal(hidden, segments.targets != IGNORE)
     assert torch.equal(torch.where(hidden, segments.targets, segments.inputs), codes + VOCABULARY.image_start)
@@ -357,7 +401,7 @@ def test_caption_dropout_leaves_an_empty_caption() -> None:
     only_images = TasksConfig(
         image_to_text=TaskConfig(0, 1), text_only=TaskConfig(0, 1), caption_dropout=1.0, text_to_image=TaskConfig(1, 1)
     )
-    batch = batch_of(range(4), tasks=only_images)
+    batch = batch_of(range(4), "maskgit", tasks=only_images)
     assert (batch.inputs[:, 0] == VOCABULARY.bos).all() and (batch.groups[:, 1:] == 1).all()
     assert batch.inputs.shape == (4, 7)
 
@@ -383,7 +427,7 @@ def test_targets_lie_in_the_spans_that_can_stand_there() -> None:
 def test_grids_with_books_of_their_own_hold_no_other_ids() -> None:
     layout = Layout(((1, 2), (1, 2)), books=((0, 10), (10, 6)))
     codes = torch.tensor([[3, 9, 10, 15]])
-    for objective in ("next_token", "masked_token", "random_order"):
+    for objective in ("next_token", "masked_token", "maskgit", "random_order"):
         (segment,) = get_objective(objective, TOKENIZER).learned(codes, layout, VOCABULARY, draws_of(1, progress=0.0))
         batch = lay_out([[document([segment])]], pad=VOCABULARY.pad)
         assert {(ids.start, ids.stop) for ids, _ in batch.spans} <= {(25, 35), (35, 41)}
@@ -421,7 +465,7 @@ def test_bad_settings_are_reported_together() -> None:
         TrunkConfig(width=30, depth=0, heads=2)
     with pytest.raises(UserError, match="all tasks have share 0"):
         TasksConfig(TaskConfig(0, 1), TaskConfig(0, 1), TaskConfig(0, 1))
-    with pytest.raises(UserError, match=r"permuted_until is 0.9 and raster_from 0.75: choose two shares of the run"):
+    with pytest.raises(UserError, match=r"permuted_until is 0.9 and ordered_from 0.75: choose two shares of the run"):
         ObjectiveSettings(permuted_until=0.9)
     with pytest.raises(UserError, match="objective is 'diffusion': choose one of next_token, masked_token"):
         get_objective("diffusion", TOKENIZER)

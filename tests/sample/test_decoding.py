@@ -16,6 +16,7 @@ from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives.masked_token import USUAL
 from unitok.objectives.base import Draw
 from unitok.sample.engine import Engine, Job, job_for
 from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
@@ -37,14 +38,14 @@ def full_pass(model: UniTok, text: str, image: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
-@pytest.mark.parametrize("objective", ["next_token", "next_scale", "random_order"])
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale", "random_order"])
 @torch.inference_mode()
 def test_logits_met_while_decoding_equal_teacher_forcing(
     make_model: Callable[..., UniTok], objective: str, key_heads: int
 ) -> None:
     model = make_model(objective, kv_heads=key_heads)
     met: list[torch.Tensor] = []
-    settings = SampleSettings(guidance=1)
+    settings = SampleSettings(guidance=1, steps=USUAL)
     codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
     assert codes.min() >= 0 and codes.max() < model.vocabulary.codebook_size
     if objective == "next_scale":
@@ -57,8 +58,8 @@ def test_logits_met_while_decoding_equal_teacher_forcing(
 
 
 @torch.inference_mode()
-def test_masked_token_logits_met_while_decoding_equal_the_full_pass(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("masked_token")
+def test_maskgit_logits_met_while_decoding_equal_the_full_pass(make_model: Callable[..., UniTok]) -> None:
+    model = make_model("maskgit")
     met: list[torch.Tensor] = []
     settings = SampleSettings(guidance=1, steps=4)
     codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
@@ -179,8 +180,11 @@ def test_an_equal_prompt_is_encoded_once(make_model: Callable[..., UniTok], monk
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 500])
-def test_masked_token_fixes_every_code_in_the_steps_it_has(make_model: Callable[..., UniTok], steps: int) -> None:
-    model = make_model("masked_token")
+@pytest.mark.parametrize("objective", ["masked_token", "maskgit"])
+def test_every_code_is_drawn_in_as_many_passes_as_asked_for(
+    make_model: Callable[..., UniTok], objective: str, steps: int
+) -> None:
+    model = make_model(objective)
     passes: list[torch.Tensor] = []
     settings = SampleSettings(guidance=1, steps=steps)
     codes = draw_codes(model, [""], settings, [0], watch=lambda _, logits: passes.append(logits))
@@ -199,7 +203,7 @@ def test_known_codes_stay(make_model: Callable[..., UniTok], objective: str) -> 
         settings = SampleSettings(guidance=2, steps=4, **more)
         return run(model, [job_for("text_to_image", {"caption": "a cat"}, 3, settings, known=known)])[0][0]
 
-    for more in ({}, {"random_order": True}) if objective == "random_order" else ({},):
+    for more in ({}, {"random_order": True}):
         first, second = (inpaint(torch.where(kept, codes, -1), **more) for codes in (whole, other))
         assert torch.equal(first[kept], whole[kept]) and torch.equal(second[kept], other[kept])
         assert not torch.equal(first[~kept], second[~kept])
@@ -292,7 +296,7 @@ def test_boxes_are_written_until_their_end(make_model: Callable[..., UniTok]) ->
     assert len(run(model, [job])[0]) == 2, "what follows reads the boxes"
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token", "random_order"])
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "maskgit", "random_order"])
 def test_grids_draw_from_their_own_books(objective: str) -> None:
     """A generator over several codebooks draws no id of another grid, and the tokenizer refuses one."""
     torch.manual_seed(0)

@@ -75,7 +75,7 @@ def test_the_step_loss_is_the_weighted_sum_of_task_means(tmp_path: Path, train_s
         assert entry["loss"] == pytest.approx(sum(weights[task] * part for task, part in parts.items()), rel=1e-5)
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "maskgit"])
 def test_several_codes_for_a_place_are_learned_and_drawn(
     tmp_path: Path, train_small_generator: Any, multi_tokenizer_folder: Path, objective: str
 ) -> None:
@@ -191,8 +191,8 @@ def test_a_task_without_a_share_is_neither_trained_nor_drawn(tmp_path: Path, tra
     ("objective", "settings", "message"),
     [
         ("masked_token", {"code_noise": 0.5}, r"code_noise is 0.5, which objective masked_token does not take: leave"),
-        ("masked_token", {"code_dropout": 0.5}, r"code_dropout is 0.5, which objective masked_token does not take"),
-        ("next_token", {"raster_from": 0.9}, r"raster_from is 0.9, which objective next_token does not take"),
+        ("maskgit", {"code_dropout": 0.5}, r"code_dropout is 0.5, which objective maskgit does not take"),
+        ("next_token", {"ordered_from": 0.9}, r"ordered_from is 0.9, which objective next_token does not take"),
         (
             "next_tokens",
             {},

@@ -21,6 +21,7 @@ OBJECTIVES = {
     "masked_token": ".masked_token:MaskedToken",
     "next_scale": ".next_scale:NextScale",
     "random_order": ".random_order:RandomOrder",
+    "maskgit": ".maskgit:MaskGIT",
 }
 """Name -> where its class stands."""
 

@@ -1,39 +1,48 @@
-"""Masked token: a random share of the codes is hidden and predicted from the rest (MaskGIT, arXiv:2202.04200;
-Show-o)."""
+"""Masked token: the codes of an image come in passes, each predicted from the codes of all passes before
+(SAR, arXiv:2410.10511; ARPG, 2503.10568).
+
+Every code of an image is predicted once in a row of training, from as many codes as the passes before it have drawn.
+Places are filled in any order at first, and then ever more often in the one order that drawing follows: far apart
+(`spread_order`), so that codes drawn together depend little on one another.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from tokenizers_vq.layout import Layout
 
 from ..choose import choose
-from ..config import ObjectiveSettings
+from ..config import ObjectiveSettings, PortConfig
 from ..seeding import keyed_generator
-from ..sequence import IGNORE, Segment
+from ..sequence import Segment
 from ..vocabulary import Vocabulary
-from .base import Asked, Draw, Objective, Writer, code_runs, code_spans
+from .base import Asked, Draw, Objective, Writer, code_runs, code_spans, hidden_places
+from .orders import order_in_training, pass_sizes, spread_order
 
-CHOICE_TEMPERATURE = 4.5
-"""Noise in the order in which codes are fixed, falling linearly to 0 (MaskGIT's published value for 256 px)."""
-
-
-def mask_share(progress: float) -> float:
-    """The cosine schedule: share of codes still hidden at `progress` in [0, 1]. Training draws progress uniformly;
-    decoding walks it from 0 to 1."""
-    return math.cos(math.pi / 2 * progress)
+PORT = "target"
+"""Where the number of the place comes in that is predicted."""
+FEWEST, MOST = 8, 64
+"""Passes of an image in training; each draws its own number, evenly by its logarithm."""
+USUAL = 16
+"""Passes of an image when nothing is random."""
+ALWAYS_PERMUTED = 0.1
+"""Share of the images that come in any order to the end of the training: known codes may stand anywhere."""
 
 
 class MaskedToken(Objective):
-    """Input: the code, or the mask token for a random share. Target: the code, where masked. The image is one
-    group."""
+    """A position predicts the code of its own place, and carries a code of the pass before, which stands elsewhere, or
+    the mask token. Each pass is a group."""
 
     name = "masked_token"
+    settings = frozenset({"code_dropout", "permuted_until", "ordered_from"})
     passes = True
+
+    def ports(self, layout: Layout) -> dict[str, PortConfig]:
+        return {PORT: PortConfig("table", layout.length)}
 
     def learned(
         self,
@@ -43,100 +52,149 @@ class MaskedToken(Objective):
         draws: Sequence[Draw],
         settings: ObjectiveSettings | None = None,
     ) -> list[Segment]:
-        ids = vocabulary.image_ids(codes)
-        hidden = torch.zeros_like(ids, dtype=torch.bool)
+        home, length = spread_order(layout), layout.length
+        ids, places = vocabulary.image_ids(codes), layout.coordinates()
+        carried = ids
+        if settings is not None and settings.code_dropout > 0:
+            carried = ids.masked_fill(hidden_places(length, settings.code_dropout, draws), vocabulary.mask)
+        span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
+        segments = []
         for row, draw in enumerate(draws):
-            progress = torch.rand((), generator=draw.generator).item()
-            count = max(1, round(mask_share(progress) * layout.length))
-            hidden[row, torch.randperm(layout.length, generator=draw.generator)[:count]] = True
-        inputs, targets = ids.masked_fill(hidden, vocabulary.mask), ids.masked_fill(~hidden, IGNORE)
-        groups, places = torch.zeros(layout.length, dtype=torch.int64), layout.coordinates()
-        runs = code_runs(layout, vocabulary)
-        return [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
+            order, passes = home, USUAL
+            if settings is not None:
+                order = order_in_training(home, draw, settings, ALWAYS_PERMUTED)
+                passes = round(FEWEST * (MOST / FEWEST) ** torch.rand((), generator=draw.generator).item())
+            before, groups = _passes(length, passes)
+            nothing, before = before < 0, order[before.clamp(min=0)]
+            inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
+            inputs[0] = vocabulary.boi
+            runs = tuple((span_of[place], 1) for place in order.tolist()) if layout.books else ((span_of[0], length),)
+            here = places[order]
+            stands = torch.where(nothing[:, None], here, places[before])
+            segments.append(Segment(inputs, groups, here, ids[row, order], runs, order, PORT, stands=stands))
+        return segments
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
-        return ByConfidence(layout, vocabulary, rows, device)
+        return PassByPass(layout, vocabulary, rows, device)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is known of all passes of a row before the first; on the device, so that no pass waits for it."""
+@lru_cache(maxsize=256)
+def _passes(length: int, passes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every position in training, (L,) each: which code of the order it carries, -1 for none, and its pass."""
+    before: list[int] = []
+    groups: list[int] = []
+    last = 0
+    for number, size in enumerate(pass_sizes(length, passes)):
+        start = len(before)
+        before += [start - last + i if i < last else -1 for i in range(size)]
+        groups += [number] * size
+        last = size
+    return torch.tensor(before), torch.tensor(groups)
 
-    draws: torch.Tensor
-    """(steps, 2, L): uniform, for the codes and for the order in which they are fixed."""
-    hidden: torch.Tensor
-    """(steps,): codes that are hidden again."""
-    noise: torch.Tensor
-    """(steps,): of the confidence."""
-    still_hidden: list[int]
-    """`hidden`, known to the host."""
 
-
-class ByConfidence(Writer):
-    """Draws all codes in each pass and keeps the most confident ones."""
+class PassByPass(Writer):
+    """Draws the codes of a pass at once, in the order of `spread_order`, or in one of the seed's own. Known codes come
+    first, for all others to see them."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
         super().__init__(rows)
         self.layout, self.vocabulary = layout, vocabulary
-        self.spans = code_spans(layout, vocabulary)
         self.places = layout.coordinates().to(device)
-        self.codes = torch.full((rows, layout.length), -1, device=device)
-        """-1 where a code is hidden."""
-        self.plans: list[Plan | None] = [None] * rows
+        self.home = spread_order(layout)
+        self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
+        self.known = torch.full_like(self.codes, -1)
+        self.uniform = torch.zeros(rows, layout.length, device=device)
+        self.order = torch.zeros_like(self.codes)
+        self.at = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Codes that each row has."""
+        self.sizes: list[list[int]] = [[]] * rows
+        self.forced: set[int] = set()
+        """Rows with known codes."""
+        self.outside = _outside(layout, vocabulary, device)
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         device, length, settings = self.codes.device, self.layout.length, self.settings(row)
-        self.codes[row] = -1 if known is None else known.to(device)
-        unknown = length if known is None else int((known < 0).sum())
-        steps = max(1, min(settings.steps, unknown))
-        progress = [(step + 1) / steps for step in range(steps)]
-        hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
-        noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
-        draws = torch.rand(steps, 2, length, generator=keyed_generator(seed, "masked_token"))
-        self.plans[row] = Plan(
-            draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden
-        )
+        self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, "masked_token")).to(device)
+        self.at[row] = 0
+        order, sizes = self.home, pass_sizes(length, settings.steps)
+        if settings.random_order:
+            order = torch.randperm(length, generator=keyed_generator(seed, "masked_token", "order"))
+        self.known[row] = -1
+        self.forced.discard(row)
+        if known is not None:
+            self.forced.add(row)
+            self.known[row] = known.to(device)
+            drawn = known.cpu() < 0
+            order = order[drawn[order].long().argsort(stable=True)]
+            sizes = _parted(sizes, length - int(drawn.sum()))
+        self.sizes[row] = sizes
+        self.order[row] = order.to(device)
 
-    def plan(self, row: int) -> Plan:
-        plan = self.plans[row]
-        assert plan is not None
-        return plan
+    def phase(self, row: int) -> int:
+        """Rows that carry equally many codes, and draw equally many."""
+        carried, drawn = self._now(row)
+        return carried * (self.layout.length + 1) + drawn
+
+    def _now(self, row: int) -> tuple[int, int]:
+        step, sizes = self.row(row).step, self.sizes[row]
+        return (sizes[step - 1] if step else 0), sizes[step]
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        codes = self.codes[index]
-        ids = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
-        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans, keep=False)
+        carried, drawn = self._now(rows[0])
+        order, at, vocabulary = self.order[index], self.at[index][:, None], self.vocabulary
+        before = order.gather(1, at + torch.arange(-carried, 0, device=at.device))
+        target = order.gather(1, at + torch.arange(drawn, device=at.device))
+        ids = self.codes[index].gather(1, before) + vocabulary.image_start
+        mask = ids.new_full((len(rows), max(0, drawn - carried)), vocabulary.mask)
+        if not carried:
+            mask[:, 0] = vocabulary.boi
+        # A pass that draws fewer than it carries, as behind known codes, has positions whose scores nobody asks for.
+        looks = torch.cat([target, before[:, drawn:]], 1)
+        stands = torch.cat([before, target[:, carried:]], 1)
+        return Asked(
+            torch.cat([ids, mask], 1),
+            self.places[looks],
+            ((vocabulary.image_range, slice(0, drawn)),),
+            features={PORT: looks},
+            stands=self.places[stands],
+        )
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        codes, steps = self.codes[index], [self.row(row).step for row in rows]
-        plans = [(self.plan(row), step) for row, step in zip(rows, steps, strict=True)]
-        hidden = codes < 0
-        draws = torch.stack([plan.draws[step] for plan, step in plans])  # (b, 2, L)
-        settings = list(map(self.settings, rows))
-        parts = []
-        for logits, (ids, here) in zip(scores, self.spans, strict=True):
-            found, chances = choose(logits, draws[:, 0, here], settings)
-            parts.append((found + ids.start - self.vocabulary.image_start, chances))
-        drawn, chances = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
-        codes = torch.where(hidden, drawn, codes)
-        if any(plan.still_hidden[step] for plan, step in plans):
-            # Gumbel noise on the log-probability of the chosen code; codes that are fixed stay fixed.
-            gumbel = -torch.log(-torch.log(draws[:, 1].clamp(1e-9, 1 - 1e-7)))
-            noise = torch.stack([plan.noise[step] for plan, step in plans])[:, None]
-            confidence = (chances.clamp(min=1e-20).log() + noise * gumbel).masked_fill(~hidden, float("inf"))
-            rank = confidence.argsort(-1).argsort(-1)
-            codes = codes.masked_fill(rank < torch.stack([plan.hidden[step] for plan, step in plans])[:, None], -1)
-        self.codes[index] = codes
+        drawn = self._now(rows[0])[1]
+        target = self.order[index].gather(1, self.at[index][:, None] + torch.arange(drawn, device=index.device))
+        logits = scores[0] if self.outside is None else scores[0].masked_fill(self.outside[target], -torch.inf)
+        codes = choose(logits, self.uniform[index].gather(1, target), list(map(self.settings, rows)))[0]
+        if not self.forced.isdisjoint(rows):
+            known = self.known[index].gather(1, target)
+            codes = torch.where(known >= 0, known, codes)
+        self.codes[index[:, None], target] = codes
+        self.at[index] += drawn
         for row in rows:
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == len(self.plan(row).still_hidden)]
+        return [row for row in rows if self.row(row).step == len(self.sizes[row])]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]
 
 
-def _number(value: float | list[float]) -> float:
-    assert not isinstance(value, list)
-    return value
+def _parted(sizes: list[int], known: int) -> list[int]:
+    """The same passes, none of which draws both known and unknown codes."""
+    found, start = [], 0
+    for size in sizes:
+        first = min(max(known - start, 0), size)
+        found += [part for part in (first, size - first) if part]
+        start += size
+    return found
+
+
+def _outside(layout: Layout, vocabulary: Vocabulary, device: torch.device) -> torch.Tensor | None:
+    """(L, codes) bool: the codes that cannot stand at a place; None if all can."""
+    if not layout.books:
+        return None
+    start = vocabulary.image_start
+    table = torch.ones(layout.length, vocabulary.image_range.stop - start, dtype=torch.bool)
+    for ids, here in code_spans(layout, vocabulary):
+        table[here, ids.start - start : ids.stop - start] = False
+    return table.to(device)

@@ -18,6 +18,7 @@ from ..sequence import Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
 from .next_token import CodeByCode
+from .orders import order_in_training
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
@@ -28,7 +29,7 @@ class RandomOrder(Objective):
     of the next code, which is the target. Each code is a group."""
 
     name = "random_order"
-    settings = frozenset({"code_dropout", "permuted_until", "raster_from"})
+    settings = frozenset({"code_dropout", "permuted_until", "ordered_from"})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
         return {PORT: PortConfig("table", layout.length)}
@@ -44,7 +45,7 @@ class RandomOrder(Objective):
         raster = torch.arange(layout.length)
         orders = [raster] * len(codes)
         if settings is not None:
-            orders = [_order(raster, draw, settings) for draw in draws]
+            orders = [order_in_training(raster, draw, settings) for draw in draws]
         ids, places, groups = vocabulary.image_ids(codes), layout.coordinates(), raster
         hidden = torch.zeros(len(codes), layout.length - 1, dtype=torch.bool)
         if settings is not None and settings.code_dropout > 0:
@@ -67,14 +68,6 @@ class RandomOrder(Objective):
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return InOrder(layout, vocabulary, rows, device)
-
-
-def _order(raster: torch.Tensor, draw: Draw, settings: ObjectiveSettings) -> torch.Tensor:
-    """The order of one image in training."""
-    start, end = settings.permuted_until, settings.raster_from
-    share = 1.0 if draw.progress < start else (end - draw.progress) / max(end - start, 1e-9)
-    permuted = torch.rand((), generator=draw.generator).item() < share
-    return torch.randperm(len(raster), generator=draw.generator) if permuted else raster
 
 
 class InOrder(CodeByCode):

@@ -1,0 +1,138 @@
+"""MaskGIT: a random share of the codes is hidden and predicted from the rest, which sees it too (arXiv:2202.04200;
+Show-o, 2408.12528)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tokenizers_vq.layout import Layout
+
+from ..choose import choose
+from ..config import ObjectiveSettings
+from ..seeding import keyed_generator
+from ..sequence import IGNORE, Segment
+from ..vocabulary import Vocabulary
+from .base import Asked, Draw, Objective, Writer, code_runs, code_spans
+from .orders import mask_share
+
+CHOICE_TEMPERATURE = 4.5
+"""Noise in the order in which codes are fixed, falling linearly to 0 (MaskGIT's published value for 256 px)."""
+
+
+class MaskGIT(Objective):
+    """Input: the code, or the mask token for a random share. Target: the code, where masked. The image is one
+    group."""
+
+    name = "maskgit"
+    passes = True
+
+    def learned(
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        draws: Sequence[Draw],
+        settings: ObjectiveSettings | None = None,
+    ) -> list[Segment]:
+        ids = vocabulary.image_ids(codes)
+        hidden = torch.zeros_like(ids, dtype=torch.bool)
+        for row, draw in enumerate(draws):
+            progress = torch.rand((), generator=draw.generator).item()
+            count = max(1, round(mask_share(progress) * layout.length))
+            hidden[row, torch.randperm(layout.length, generator=draw.generator)[:count]] = True
+        inputs, targets = ids.masked_fill(hidden, vocabulary.mask), ids.masked_fill(~hidden, IGNORE)
+        groups, places = torch.zeros(layout.length, dtype=torch.int64), layout.coordinates()
+        runs = code_runs(layout, vocabulary)
+        return [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
+
+    def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
+        return ByConfidence(layout, vocabulary, rows, device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of all passes of a row before the first; on the device, so that no pass waits for it."""
+
+    draws: torch.Tensor
+    """(steps, 2, L): uniform, for the codes and for the order in which they are fixed."""
+    hidden: torch.Tensor
+    """(steps,): codes that are hidden again."""
+    noise: torch.Tensor
+    """(steps,): of the confidence."""
+    still_hidden: list[int]
+    """`hidden`, known to the host."""
+
+
+class ByConfidence(Writer):
+    """Draws all codes in each pass and keeps the most confident ones."""
+
+    def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+        super().__init__(rows)
+        self.layout, self.vocabulary = layout, vocabulary
+        self.spans = code_spans(layout, vocabulary)
+        self.places = layout.coordinates().to(device)
+        self.codes = torch.full((rows, layout.length), -1, device=device)
+        """-1 where a code is hidden."""
+        self.plans: list[Plan | None] = [None] * rows
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        device, length, settings = self.codes.device, self.layout.length, self.settings(row)
+        self.codes[row] = -1 if known is None else known.to(device)
+        unknown = length if known is None else int((known < 0).sum())
+        steps = max(1, min(settings.steps, unknown))
+        progress = [(step + 1) / steps for step in range(steps)]
+        hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
+        noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
+        draws = torch.rand(
+            steps, 2, length, generator=keyed_generator(seed, "masked_token")
+        )  # the pictures of older models
+        self.plans[row] = Plan(
+            draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden
+        )
+
+    def plan(self, row: int) -> Plan:
+        plan = self.plans[row]
+        assert plan is not None
+        return plan
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        codes = self.codes[index]
+        ids = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
+        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans, keep=False)
+
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        codes, steps = self.codes[index], [self.row(row).step for row in rows]
+        plans = [(self.plan(row), step) for row, step in zip(rows, steps, strict=True)]
+        hidden = codes < 0
+        draws = torch.stack([plan.draws[step] for plan, step in plans])  # (b, 2, L)
+        settings = list(map(self.settings, rows))
+        parts = []
+        for logits, (ids, here) in zip(scores, self.spans, strict=True):
+            found, chances = choose(logits, draws[:, 0, here], settings)
+            parts.append((found + ids.start - self.vocabulary.image_start, chances))
+        drawn, chances = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
+        codes = torch.where(hidden, drawn, codes)
+        if any(plan.still_hidden[step] for plan, step in plans):
+            # Gumbel noise on the log-probability of the chosen code; codes that are fixed stay fixed.
+            gumbel = -torch.log(-torch.log(draws[:, 1].clamp(1e-9, 1 - 1e-7)))
+            noise = torch.stack([plan.noise[step] for plan, step in plans])[:, None]
+            confidence = (chances.clamp(min=1e-20).log() + noise * gumbel).masked_fill(~hidden, float("inf"))
+            rank = confidence.argsort(-1).argsort(-1)
+            codes = codes.masked_fill(rank < torch.stack([plan.hidden[step] for plan, step in plans])[:, None], -1)
+        self.codes[index] = codes
+        for row in rows:
+            self.row(row).step += 1
+
+    def finished(self, rows: Sequence[int]) -> list[int]:
+        return [row for row in rows if self.row(row).step == len(self.plan(row).still_hidden)]
+
+    def written(self, row: int) -> torch.Tensor:
+        return self.codes[row]
+
+
+def _number(value: float | list[float]) -> float:
+    assert not isinstance(value, list)
+    return value
