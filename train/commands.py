@@ -15,7 +15,7 @@ from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
-from unitok.sampling import SampleSettings
+from unitok.sampling import GivenSettings
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 
@@ -100,7 +100,7 @@ def train_generator(
     objective_settings: ObjectiveSettings,
     trunk: TrunkConfig,
     tasks: TasksConfig,
-    sampling: SampleSettings,
+    sampling: GivenSettings,
     text_tokenizer: str | None = None,
     text_vocabulary: int = 4096,
     text_length: int = 128,
@@ -121,12 +121,14 @@ def train_generator(
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
         preset: Starting values of --trunk.*
-        objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time by
-            confidence), next_scale (scale by scale), random_order (code by code, trained in any order).
-        objective_settings: How the objective is trained.
+        objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time, pass
+            by pass), next_scale (scale by scale), random_order (code by code, trained in any order), maskgit (many at a
+            time, by confidence).
+        objective_settings: How the objective is trained; null is the objective's own value.
         trunk: The transformer.
         tasks: What the model learns to do.
-        sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample.
+        sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
+            objective's own value.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
         text_vocabulary: Size of that BPE.
         text_length: Longest text in tokens; longer ones are cut in training.
@@ -141,7 +143,9 @@ def train_generator(
     settings = _settings(locals())
     from unitok.objectives import get_objective, objective_class
 
-    objective_class(objective).check_settings(objective_settings)
+    kind = objective_class(objective)
+    objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
+    settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)
@@ -172,7 +176,7 @@ def train_generator(
         if "boxes" in needs(learned):
             vocabulary = vocabulary.grown(LOCATION, LOCATIONS)
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
-            sampling = dataclasses.replace(sampling, guidance=1.0)
+            drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
             trunk,
             objective,
@@ -181,7 +185,7 @@ def train_generator(
             fingerprint,
             get_objective(objective, images).ports(images.layout),
             tuple(task for task in TASKS if task in learned),
-            dataclasses.asdict(sampling),
+            dataclasses.asdict(drawn),
         )
         counts = trunk.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)

@@ -178,31 +178,33 @@ class TasksConfig:
 
 @dataclass
 class ObjectiveSettings:
-    """How an objective is trained; each takes some of these (`unitok/objectives/`)."""
+    """How an objective is trained; each takes some of these (`unitok/objectives/`). None is its own value."""
 
-    code_dropout: float = 0.0
+    code_dropout: float | None = None
     """Largest share of the input codes that is hidden from `next_token`, `masked_token`, `random_order` or `next_scale`
     in training; each picture draws its own share. What cannot be copied from a neighbour or a coarser map must be read
     in the caption (word dropout, arXiv:1511.06349)."""
-    code_noise: float = 0.0
+    code_noise: float | None = None
     """Largest noise added to the input maps of `next_scale`; 1 is as strong as the maps themselves. Each picture draws
     its own share. Targets stay true, so each map learns to correct those before it."""
-    permuted_until: float = 0.5
+    permuted_until: float | None = None
     """Share of the run in which `random_order` and `masked_token` permute the codes of every picture (RAR,
     arXiv:2411.00776)."""
-    ordered_from: float = 0.75
+    ordered_from: float | None = None
     """Share of the run from which codes come in the order in which they are drawn; in between, ever more pictures."""
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.check(
-            0 <= self.code_dropout <= 1,
+            self.code_dropout is None or 0 <= self.code_dropout <= 1,
             f"objective_settings.code_dropout is {self.code_dropout}: choose a value from 0 to 1",
         )
-        problems.check_range("objective_settings.code_noise", self.code_noise, 0, 1000)
+        if self.code_noise is not None:
+            problems.check_range("objective_settings.code_noise", self.code_noise, 0, 1000)
+        first, second = self.permuted_until, self.ordered_from
         problems.check(
-            0 <= self.permuted_until <= self.ordered_from,
-            f"objective_settings.permuted_until is {self.permuted_until} and ordered_from {self.ordered_from}: "
+            (first is None or first >= 0) and (first is None or second is None or first <= second),
+            f"objective_settings.permuted_until is {first} and ordered_from {second}: "
             "choose two shares of the run, the second not below the first",
         )
         problems.raise_if_any()

@@ -31,13 +31,13 @@ class SampleSettings:
     top_p: float | list[float] = 0.0
     """Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all."""
     steps: int = 12
-    """Passes of masked-token decoding. Other objectives do not use it."""
+    """Passes in which `masked_token` and `maskgit` draw an image. Other objectives do not use it."""
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
-    """Random order: draw codes in an order of the seed's own instead of raster order."""
+    """Random order, masked token: draw codes in an order of the seed's own."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -122,13 +122,13 @@ class GivenSettings:
     top_p: float | list[float] | None = None
     """Keep the smallest set of codes with this much probability, in (0, 1]; 0 keeps all. Next scale: also a list."""
     steps: int | None = None
-    """Passes of masked-token decoding, else 12."""
+    """Masked token, MaskGIT: passes in which an image is drawn, else 12."""
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None
-    """Random order: draw the codes in an order of the seed's own instead of raster order."""
+    """Random order, masked token: draw the codes in an order of the seed's own."""
 
 
 NONE_GIVEN = GivenSettings()

@@ -14,7 +14,7 @@ from tokenizers_vq.quantizer_config import VQ
 from unitok.config import ObjectiveSettings, TrunkConfig
 from unitok.modalities import Modality
 from unitok.model import modalities
-from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw
 from unitok.ports import IdPort, add_features, build_ports
 from unitok.sequence import Document, lay_out
@@ -143,7 +143,8 @@ def test_gradients_reach_exactly_what_may_be_seen(task: str, objective: str) -> 
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_what_follows_a_drawn_image_sees_it_as_it_is(objective: str) -> None:
     """The last code too, and never the copy that is masked, noised or shifted."""
-    settings = ObjectiveSettings(code_dropout=0.9) if objective != "maskgit" else None
+    settings = ObjectiveSettings(code_dropout=0.9) if objective != "maskgit" else ObjectiveSettings()
+    settings = objective_class(objective).settled(settings)
     _, codes = modalities_of(objective)
     parts = [("text", [5]), ("image", codes), ("text", [6, 7]), ("image", codes), ("text", [8])]
     document = document_of("interleaved", objective, settings, parts=parts)

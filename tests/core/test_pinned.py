@@ -83,7 +83,8 @@ def batch_of(model: UniTok, tasks: TasksConfig, step: int = 0) -> PackedBatch:
     names, shares = zip(*tasks.shares().items(), strict=True)
     chosen = [names[task_of_slot(row, shares)] for row in range(BATCH)]
     draws = [Draw(keyed_generator(3, "task", step, row), step / STEPS) for row in range(BATCH)]
-    settings = ObjectiveSettings(code_dropout=0.3 if tasks is DROPPING else 0.0)
+    hidden = {"code_dropout": 0.3 if tasks is DROPPING else 0.0} if "code_dropout" in model.objective.settings else {}
+    settings = model.objective.settled(ObjectiveSettings(**hidden))
     dropout, numbers = {"text": tasks.caption_dropout}, {task: number for number, task in enumerate(TASKS)}
     made = documents(chosen, records, draws, model.modalities(settings=settings), dropout, numbers)
     return pack(made, pad=model.vocabulary.pad)

@@ -18,7 +18,7 @@ from tokenizers_vq.quantizer_config import VQ
 from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.modalities import BoxModality, text_segment
 from unitok.model import modalities
-from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw, Objective
 from unitok.objectives.next_scale import NextScale
 from unitok.objectives.orders import pass_sizes, spread_order
@@ -59,13 +59,17 @@ class Images:
 
 
 def learned(objective: Objective, codes: torch.Tensor, layout: Layout, draws: list[Draw], **settings: float) -> Images:
-    given = ObjectiveSettings(**settings) if settings else None
+    given = objective.settled(ObjectiveSettings(**settings)) if settings else None
     found = objective.learned(codes, layout, VOCABULARY, draws, given)
     if not found:
         return Images(codes, codes, codes, None)
     features = None if found[0].features is None else torch.stack([one.features for one in found])
     targets = torch.stack([one.target for one in found])
     return Images(torch.stack([one.ids for one in found]), targets, found[0].groups, features)
+
+
+def settled(objective: str, **settings: float) -> ObjectiveSettings:
+    return objective_class(objective).settled(ObjectiveSettings(**settings))
 
 
 def draws_of(count: int, seed: int = 0, progress: float = 1.0) -> list[Draw]:
@@ -91,7 +95,7 @@ def documents_of(
     names, shares = zip(*tasks.shares().items(), strict=True)
     chosen = [names[task_of_slot(slot, shares)] for slot in slots]
     draws = [Draw(keyed_generator(seed, "task", 0, 100 + slot)) for slot in slots]
-    found = modalities(VOCABULARY, list, 9, layout, get_objective(objective, tokenizer), ObjectiveSettings())
+    found = modalities(VOCABULARY, list, 9, layout, get_objective(objective, tokenizer), settled(objective))
     dropout, numbers = {"text": tasks.caption_dropout}, {task: number for number, task in enumerate(TASKS)}
     return documents(chosen, records, draws, found, dropout, numbers)
 
@@ -125,7 +129,9 @@ def test_next_token_document_is_aligned() -> None:
 def test_random_order_says_where_each_code_stands() -> None:
     objective = get_objective("random_order", TOKENIZER)
     codes = torch.arange(6).repeat(400, 1)
-    segments = objective.learned(codes, LAYOUT, VOCABULARY, draws_of(400, progress=0.0), ObjectiveSettings())
+    segments = objective.learned(
+        codes, LAYOUT, VOCABULARY, draws_of(400, progress=0.0), settled("random_order", code_dropout=0)
+    )
     orders = torch.stack([segment.features for segment in segments])
     assert torch.equal(orders.sort(1).values, codes), "each place once"
     assert len(set(map(tuple, orders.tolist()))) > 200
@@ -145,7 +151,7 @@ def test_random_order_ends_in_raster_order(progress: float, share: float) -> Non
     objective = get_objective("random_order", TOKENIZER)
     layout = Layout(((8, 8),))
     codes = torch.zeros(400, 64, dtype=torch.int64)
-    segments = objective.learned(codes, layout, VOCABULARY, draws_of(400, 0, progress), ObjectiveSettings())
+    segments = objective.learned(codes, layout, VOCABULARY, draws_of(400, 0, progress), settled("random_order"))
     permuted = sum(segment.features.tolist() != list(range(64)) for segment in segments)
     assert abs(permuted / 400 - share) < 0.08
 
@@ -153,7 +159,9 @@ def test_random_order_ends_in_raster_order(progress: float, share: float) -> Non
 def test_masked_token_sees_the_codes_of_the_passes_before() -> None:
     objective, layout = get_objective("masked_token", TOKENIZER), Layout(((8, 8),))
     codes, places = torch.arange(64).repeat(300, 1) % 16, layout.coordinates()
-    segments = objective.learned(codes, layout, VOCABULARY, draws_of(300, progress=0.0), ObjectiveSettings())
+    segments = objective.learned(
+        codes, layout, VOCABULARY, draws_of(300, progress=0.0), settled("masked_token", code_dropout=0)
+    )
     passes = set()
     for segment in segments:
         order = segment.features
@@ -164,7 +172,7 @@ def test_masked_token_sees_the_codes_of_the_passes_before() -> None:
         assert sizes == sorted(sizes) and segment.ids[0] == VOCABULARY.boi
         passes.add(len(sizes))
         start = 0
-        for number, size in enumerate(sizes[1:], 1):
+        for number in range(1, len(sizes)):
             here = segment.groups == number
             carried = here & (segment.ids != VOCABULARY.mask)
             before = order[start : start + sizes[number - 1]]
@@ -421,7 +429,12 @@ def test_targets_lie_in_the_spans_that_can_stand_there() -> None:
     for position, target in zip(batch.at.tolist(), batch.targets.tolist(), strict=True):
         row, column = divmod(position, batch.inputs.shape[1])
         after = batch.inputs[row, column + 1].item() if column + 1 < batch.inputs.shape[1] else None
-        assert target in (VOCABULARY.eos, after) or after in (None, VOCABULARY.pad, VOCABULARY.bos), "the next input"
+        assert target in (VOCABULARY.eos, after) or after in (
+            None,
+            VOCABULARY.pad,
+            VOCABULARY.bos,
+            VOCABULARY.mask,
+        ), "the next input, where it is not hidden"
 
 
 def test_grids_with_books_of_their_own_hold_no_other_ids() -> None:
@@ -465,7 +478,7 @@ def test_bad_settings_are_reported_together() -> None:
         TrunkConfig(width=30, depth=0, heads=2)
     with pytest.raises(UserError, match="all tasks have share 0"):
         TasksConfig(TaskConfig(0, 1), TaskConfig(0, 1), TaskConfig(0, 1))
-    with pytest.raises(UserError, match=r"permuted_until is 0.9 and ordered_from 0.75: choose two shares of the run"):
-        ObjectiveSettings(permuted_until=0.9)
+    with pytest.raises(UserError, match=r"permuted_until is 0.9 and ordered_from 0.5: choose two shares of the run"):
+        settled("masked_token", permuted_until=0.9)
     with pytest.raises(UserError, match="objective is 'diffusion': choose one of next_token, masked_token"):
         get_objective("diffusion", TOKENIZER)

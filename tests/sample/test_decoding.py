@@ -16,8 +16,8 @@ from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
-from unitok.objectives.masked_token import USUAL
 from unitok.objectives.base import Draw
+from unitok.objectives.masked_token import USUAL
 from unitok.sample.engine import Engine, Job, job_for
 from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
 from unitok.sampling import SampleSettings

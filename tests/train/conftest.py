@@ -18,7 +18,7 @@ from tokenizers_vq.quantizer_config import MultiVQ
 from unitok.cli.main import main
 from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import Record
-from unitok.sampling import SampleSettings
+from unitok.sampling import GivenSettings
 from unitok.seeding import keyed_generator
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
@@ -224,7 +224,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             objective_settings=objective_settings or ObjectiveSettings(),
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
             tasks=tasks or TasksConfig(),
-            sampling=SampleSettings(),
+            sampling=GivenSettings(),
             text_tokenizer=text_tokenizer,
             text_vocabulary=300,
             optim=OptimConfig(lr=2e-3, warmup_steps=2, muon=muon),

@@ -124,7 +124,7 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
     ports = get_objective(objective, image_tokenizer).ports(image_tokenizer.layout)
     spans = Vocabulary.of(text_tokenizer.size, image_tokenizer.codebook_size).spans
     config = ModelConfig(trunk, objective, spans, 64, image_tokenizer.fingerprint(), ports)
-    tasks, settings = TasksConfig(), ObjectiveSettings()
+    tasks, settings = TasksConfig(), objective_class(objective).settled(ObjectiveSettings())
     dataset = open_sources(data, tasks, image_tokenizer.image_size)
     run, world = RunConfig(), World(torch.device("cpu"))
     trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, tasks, settings, dataset, None, run, world)

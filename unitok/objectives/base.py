@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -14,7 +14,7 @@ from tokenizers_vq.errors import Problems
 from tokenizers_vq.layout import Layout
 
 from ..config import ObjectiveSettings, PortConfig
-from ..sampling import SampleSettings
+from ..sampling import GivenSettings, SampleSettings
 from ..sequence import Runs, Segment
 from ..vocabulary import Vocabulary
 
@@ -58,8 +58,10 @@ class Objective(ABC):
     they are drawn."""
 
     name: ClassVar[str]
-    settings: ClassVar[frozenset[str]] = frozenset()
-    """Fields of `ObjectiveSettings` that it takes."""
+    settings: ClassVar[Mapping[str, float]] = {}
+    """Fields of `ObjectiveSettings` that it takes, each with its value unless another is given."""
+    sampling: ClassVar[Mapping[str, Any]] = {}
+    """Fields of `SampleSettings` that suit it better than their defaults."""
     passes: ClassVar[bool] = False
     """Whether the user says in how many passes an image is drawn."""
     sets_scales: ClassVar[bool] = False
@@ -71,16 +73,24 @@ class Objective(ABC):
         return cls()
 
     @classmethod
-    def check_settings(cls, given: ObjectiveSettings) -> None:
-        """Raises UserError for settings that are set and not taken."""
+    def drawn(cls, given: GivenSettings) -> SampleSettings:
+        """The sampling settings of a model, with its own for those that are not given. Raises UserError for values out
+        of range."""
+        return SampleSettings(**{**cls.sampling, **SampleSettings.given(given)})
+
+    @classmethod
+    def settled(cls, given: ObjectiveSettings) -> ObjectiveSettings:
+        """The settings with its own values for those that are not given. Raises UserError for settings that are given
+        and not taken."""
         problems = Problems()
         for item in fields(given):
             value = getattr(given, item.name)
             problems.check(
-                item.name in cls.settings or value == item.default,
+                value is None or item.name in cls.settings,
                 f"--objective_settings.{item.name} is {value}, which objective {cls.name} does not take: leave it out",
             )
         problems.raise_if_any()
+        return replace(given, **{name: own for name, own in cls.settings.items() if getattr(given, name) is None})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
         """What stands beside the ids of images."""
@@ -95,8 +105,8 @@ class Objective(ABC):
         draws: Sequence[Draw],
         settings: ObjectiveSettings | None = None,
     ) -> list[Segment]:
-        """Codes (B, L) of images that are learned; image b draws whatever is random from `draws[b]` alone. Without
-        `settings` nothing of what an image is continued from is hidden or changed."""
+        """Codes (B, L) of images that are learned; image b draws whatever is random from `draws[b]` alone, by settings
+        that are settled. Without them nothing of what an image is continued from is hidden or changed."""
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """Codes (B, L) of images that are read: nothing is predicted, and all positions are one group."""

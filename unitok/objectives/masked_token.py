@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 import torch
 
@@ -25,10 +26,8 @@ from .orders import order_in_training, pass_sizes, spread_order
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
-FEWEST, MOST = 8, 64
-"""Passes of an image in training; each draws its own number, evenly by its logarithm."""
-USUAL = 16
-"""Passes of an image when nothing is random."""
+USUAL, FEWEST, MOST = 16, 8, 64
+"""Passes of an image in training: the usual number for half of them, the others draw one, evenly by its logarithm."""
 ALWAYS_PERMUTED = 0.1
 """Share of the images that come in any order to the end of the training: known codes may stand anywhere."""
 
@@ -38,7 +37,8 @@ class MaskedToken(Objective):
     the mask token. Each pass is a group."""
 
     name = "masked_token"
-    settings = frozenset({"code_dropout", "permuted_until", "ordered_from"})
+    settings = MappingProxyType({"code_dropout": 0.8, "permuted_until": 0.2, "ordered_from": 0.5})
+    sampling = MappingProxyType({"guidance": 1.5, "top_p": 0.6, "steps": USUAL})
     passes = True
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
@@ -55,7 +55,7 @@ class MaskedToken(Objective):
         home, length = spread_order(layout), layout.length
         ids, places = vocabulary.image_ids(codes), layout.coordinates()
         carried = ids
-        if settings is not None and settings.code_dropout > 0:
+        if settings is not None and settings.code_dropout:
             carried = ids.masked_fill(hidden_places(length, settings.code_dropout, draws), vocabulary.mask)
         span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
         segments = []
@@ -63,7 +63,7 @@ class MaskedToken(Objective):
             order, passes = home, USUAL
             if settings is not None:
                 order = order_in_training(home, draw, settings, ALWAYS_PERMUTED)
-                passes = round(FEWEST * (MOST / FEWEST) ** torch.rand((), generator=draw.generator).item())
+                passes = _number_of_passes(draw)
             before, groups = _passes(length, passes)
             nothing, before = before < 0, order[before.clamp(min=0)]
             inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
@@ -76,6 +76,11 @@ class MaskedToken(Objective):
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return PassByPass(layout, vocabulary, rows, device)
+
+
+def _number_of_passes(draw: Draw) -> int:
+    usual, share = torch.rand(2, generator=draw.generator).tolist()
+    return USUAL if usual < 0.5 else round(FEWEST * (MOST / FEWEST) ** share)
 
 
 @lru_cache(maxsize=256)

@@ -4,6 +4,7 @@ as in STAR, 2406.10797)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ class NextScale(Objective):
     scale it is. Target: this scale's codes. Each scale is a group."""
 
     name = "next_scale"
-    settings = frozenset({"code_dropout", "code_noise"})
+    settings = MappingProxyType({"code_dropout": 0.0, "code_noise": 0.0})
     sets_scales = True
 
     def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
@@ -58,7 +59,7 @@ class NextScale(Objective):
         draws: Sequence[Draw],
         settings: ObjectiveSettings | None = None,
     ) -> list[Segment]:
-        if settings is not None and settings.code_noise > 0 and len(codes):
+        if settings is not None and settings.code_noise and len(codes):
             width = self.quantizer.width
             sizes = [settings.code_noise * torch.rand((), generator=draw.generator) for draw in draws]
             found = [torch.randn(layout.length, width, generator=draw.generator) for draw in draws]
@@ -68,7 +69,7 @@ class NextScale(Objective):
             seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
         ids, groups = vocabulary.image_ids(codes).cpu(), self.groups(layout)
         inputs, features = self.inputs(seen, groups, vocabulary).cpu(), self.mark(seen, groups).cpu()
-        if settings is not None and settings.code_dropout > 0:
+        if settings is not None and settings.code_dropout:
             hidden = hidden_places(layout.length, settings.code_dropout, draws)
             inputs, features = inputs.masked_fill(hidden, vocabulary.mask), features.masked_fill(hidden[..., None], 0.0)
         places, runs = layout.coordinates(), ((vocabulary.image_range, layout.length),)

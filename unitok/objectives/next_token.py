@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -21,7 +22,7 @@ class NextToken(Objective):
     """Input: the code before, start-of-image first. Target: this code. Each code is a group."""
 
     name = "next_token"
-    settings = frozenset({"code_dropout"})
+    settings = MappingProxyType({"code_dropout": 0.6})
 
     def learned(
         self,
@@ -34,7 +35,7 @@ class NextToken(Objective):
         ids = vocabulary.image_ids(codes)
         start = torch.full_like(ids[:, :1], vocabulary.boi)
         before = ids[:, :-1]
-        if settings is not None and settings.code_dropout > 0:
+        if settings is not None and settings.code_dropout:
             hidden = hidden_places(layout.length - 1, settings.code_dropout, draws)
             before = before.masked_fill(hidden, vocabulary.mask)
         inputs = torch.cat([start, before], 1)

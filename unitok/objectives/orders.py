@@ -16,6 +16,7 @@ def order_in_training(order: torch.Tensor, draw: Draw, settings: ObjectiveSettin
     """The order of one image in training: any order at first, ever more often `order` (L,) (RAR's annealing,
     arXiv:2411.00776). `least` is the share of images that stay permuted to the end."""
     start, end = settings.permuted_until, settings.ordered_from
+    assert start is not None and end is not None, "settings are settled"
     share = 1.0 if draw.progress < start else max(least, (end - draw.progress) / max(end - start, 1e-9))
     permuted = torch.rand((), generator=draw.generator).item() < share
     return torch.randperm(len(order), generator=draw.generator) if permuted else order

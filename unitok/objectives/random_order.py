@@ -7,6 +7,7 @@ predicted from others on all sides of it, and yet in the end in the order in whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 
@@ -29,7 +30,7 @@ class RandomOrder(Objective):
     of the next code, which is the target. Each code is a group."""
 
     name = "random_order"
-    settings = frozenset({"code_dropout", "permuted_until", "ordered_from"})
+    settings = MappingProxyType({"code_dropout": 0.6, "permuted_until": 0.5, "ordered_from": 0.75})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
         return {PORT: PortConfig("table", layout.length)}
@@ -48,7 +49,7 @@ class RandomOrder(Objective):
             orders = [order_in_training(raster, draw, settings) for draw in draws]
         ids, places, groups = vocabulary.image_ids(codes), layout.coordinates(), raster
         hidden = torch.zeros(len(codes), layout.length - 1, dtype=torch.bool)
-        if settings is not None and settings.code_dropout > 0:
+        if settings is not None and settings.code_dropout:
             hidden = hidden_places(layout.length - 1, settings.code_dropout, draws)
         span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
         segments = []
