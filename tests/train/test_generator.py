@@ -19,7 +19,7 @@ from tokenizers_vq.images import save_png
 from unitok.config import ModelConfig, ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.loader import make_loader
 from unitok.model import UniTok
-from unitok.objectives import OBJECTIVES, get_objective
+from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.sample.pipeline import draw, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
