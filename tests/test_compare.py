@@ -52,6 +52,7 @@ def test_each_objective_gets_the_same_compute(configs: list[Path], tmp_path: Pat
     assert {"next_token", "masked_token, 2 passes", "masked_token, 4 passes", "next_scale"} <= report.keys()
     for name in ("next_token", "masked_token, 2 passes", "next_scale"):
         assert {"fid", "clipscore", "scene_accuracy", "seconds", "seconds_alone"} <= report[name].keys()
+    assert all("exact_captions" in report[name] for name in ("next_token", "masked_token, 2 passes", "next_scale"))
     trained = {}
     for config in configs:
         log = [json.loads(line) for line in (out / config.stem / "log.jsonl").read_text().splitlines()]

@@ -17,6 +17,9 @@ from .vocabulary import Vocabulary
 FORMAT = 3
 """Version of the model folder's layout. Formats 1 and 2 (unitok 0.1) are read too."""
 
+BEFORE_FORMAT_3 = {"masked_token": "maskgit"}
+"""Objectives by the names that they had."""
+
 
 @dataclass
 class TrunkConfig:
@@ -269,8 +272,8 @@ class ModelConfig:
             )
         if version == 1:
             data = _from_format_1(data, where)
-        if version < 3 and data.get("objective") == "masked_token":
-            data["objective"] = "maskgit"  # its name until the codes of masked_token came in passes
+        if version < 3 and isinstance(data.get("objective"), str):
+            data["objective"] = BEFORE_FORMAT_3.get(data["objective"], data["objective"])
         return read_dataclass(cls, data, where)
 
 

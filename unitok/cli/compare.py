@@ -48,8 +48,8 @@ def compare(
         val_data: Captions to draw, with the pictures to compare with, such as shapes@val.
         out: Folder for the models and the report.
         positions: Sequence positions that each generator is trained on.
-        steps: Numbers of passes that masked-token generators are drawn with; default: 8, 16, 32.
-        limit: Captions drawn by each.
+        steps: Numbers of passes that masked_token and maskgit are drawn with; default: 8, 16, 32.
+        limit: Captions drawn, and pictures captioned, by each.
         batch_size: Pictures drawn at a time when quality and time are measured; time is also measured one by one.
         seed: The i-th picture is drawn with seed + i.
 
@@ -164,9 +164,11 @@ def _train(plan: Plan) -> None:
 
 
 def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_size: int, seed: int) -> list[Row]:
-    """A row for each way to draw: masked-token generators have one for each number of passes."""
+    """A row for each way to draw: generators that draw in passes have one for each number of them. The first row says
+    how many of the data's pictures are captioned exactly."""
     from dataclasses import replace
 
+    from unitok.eval.captioning import measure_captioning
     from unitok.eval.generation import measure_generation
     from unitok.eval.networks.features import load_image_text
     from unitok.sampling import SampleSettings
@@ -191,6 +193,9 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
         section.name, section.title = name, f"{name} ({plan.steps} steps)"
         seconds, alone = _seconds(model, way, batch_size), _seconds(model, way, 1)
         rows.append(Row(name, model.config.objective, seconds, alone, section))
+    if "image_to_text" in model.config.tasks:
+        captions = measure_captioning(model, dataset, limit=limit, batch_size=batch_size)
+        rows[0].section.numbers["exact_captions"] = captions.numbers["exact"]
     return rows
 
 
