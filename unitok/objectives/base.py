@@ -37,6 +37,15 @@ def code_runs(layout: Layout, vocabulary: Vocabulary) -> Runs:
     return tuple((slice(start + first, start + first + size), n) for (first, size), n in books)
 
 
+def runs_in_order(layout: Layout, vocabulary: Vocabulary, order: torch.Tensor) -> Runs:
+    """The ids that can stand at each place, in an order (L,) of the places."""
+    runs = code_runs(layout, vocabulary)
+    if not layout.books:
+        return runs
+    span_of = [ids for ids, n in runs for _ in range(n)]
+    return tuple((span_of[place], 1) for place in order.tolist())
+
+
 def code_spans(layout: Layout, vocabulary: Vocabulary) -> tuple[tuple[slice, slice], ...]:
     """(ids that can stand there, positions) of all codes of an image."""
     spans, start = [], 0

@@ -1,5 +1,5 @@
-"""Masked token: the codes of an image come in passes, each predicted from the codes of all passes before
-(SAR, arXiv:2410.10511; ARPG, 2503.10568).
+"""Masked token: the codes of an image come in passes, each predicted from the codes of all passes before.
+That a query is told the place it predicts, apart from what it carries, is ARPG's idea (arXiv:2503.10568).
 
 Every code of an image is predicted once in a row of training, from as many codes as the passes before it have drawn.
 Places are filled in any order at first, and then ever more often in the one order that drawing follows: far apart
@@ -21,8 +21,8 @@ from ..config import ObjectiveSettings, PortConfig
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
-from .base import Asked, Draw, Objective, Writer, code_runs, code_spans, hidden_places
-from .orders import order_in_training, pass_sizes, spread_order
+from .base import Asked, Draw, Objective, Writer, code_spans, hidden_places, runs_in_order
+from .orders import order_in_drawing, order_in_training, pass_sizes, spread_order
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
@@ -57,7 +57,6 @@ class MaskedToken(Objective):
         carried = ids
         if settings is not None and settings.code_dropout:
             carried = ids.masked_fill(hidden_places(length, settings.code_dropout, draws), vocabulary.mask)
-        span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
         segments = []
         for row, draw in enumerate(draws):
             order, passes = home, USUAL
@@ -68,7 +67,7 @@ class MaskedToken(Objective):
             nothing, before = before < 0, order[before.clamp(min=0)]
             inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
             inputs[0] = vocabulary.boi
-            runs = tuple((span_of[place], 1) for place in order.tolist()) if layout.books else ((span_of[0], length),)
+            runs = runs_in_order(layout, vocabulary, order)
             here = places[order]
             stands = torch.where(nothing[:, None], here, places[before])
             segments.append(Segment(inputs, groups, here, ids[row, order], runs, order, PORT, stands=stands))
@@ -121,17 +120,14 @@ class PassByPass(Writer):
         device, length, settings = self.codes.device, self.layout.length, self.settings(row)
         self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, "masked_token")).to(device)
         self.at[row] = 0
-        order, sizes = self.home, pass_sizes(length, settings.steps)
-        if settings.random_order:
-            order = torch.randperm(length, generator=keyed_generator(seed, "masked_token", "order"))
+        order = order_in_drawing(self.home, "masked_token", seed, settings, known)
+        sizes = pass_sizes(length, settings.steps)
         self.known[row] = -1
         self.forced.discard(row)
         if known is not None:
             self.forced.add(row)
             self.known[row] = known.to(device)
-            drawn = known.cpu() < 0
-            order = order[drawn[order].long().argsort(stable=True)]
-            sizes = _parted(sizes, length - int(drawn.sum()))
+            sizes = _parted(sizes, int((known >= 0).sum()))
         self.sizes[row] = sizes
         self.order[row] = order.to(device)
 

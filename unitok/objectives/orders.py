@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 
 from tokenizers_vq.layout import Layout
 
 from ..config import ObjectiveSettings
+from ..sampling import SampleSettings
+from ..seeding import keyed_generator
 from .base import Draw
 
 
@@ -22,6 +25,17 @@ def order_in_training(order: torch.Tensor, draw: Draw, settings: ObjectiveSettin
     return torch.randperm(len(order), generator=draw.generator) if permuted else order
 
 
+def order_in_drawing(
+    order: torch.Tensor, key: str, seed: int, settings: SampleSettings, known: torch.Tensor | None
+) -> torch.Tensor:
+    """The order in which one image is drawn: `order` (L,) or, if the settings say so, one of the seed's own. Known
+    codes (L,), -1 for the others, come first, for all others to see them."""
+    if settings.random_order:
+        order = torch.randperm(len(order), generator=keyed_generator(seed, key, "order"))
+    return order if known is None else order[(known.cpu()[order] < 0).long().argsort(stable=True)]
+
+
+@cache
 def spread_order(layout: Layout) -> torch.Tensor:
     """(L,) int64: grid by grid, the places of each by the Halton sequence in bases 2 and 3. Places that come soon after
     one another lie far apart, so codes that are drawn together depend little on one another (arXiv:2503.17076). A grid

@@ -14,12 +14,11 @@ import torch
 from tokenizers_vq.layout import Layout
 
 from ..config import ObjectiveSettings, PortConfig
-from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
-from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .base import Asked, Draw, Objective, Writer, hidden_places, runs_in_order
 from .next_token import CodeByCode
-from .orders import order_in_training
+from .orders import order_in_drawing, order_in_training
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
@@ -51,18 +50,13 @@ class RandomOrder(Objective):
         hidden = torch.zeros(len(codes), layout.length - 1, dtype=torch.bool)
         if settings is not None and settings.code_dropout:
             hidden = hidden_places(layout.length - 1, settings.code_dropout, draws)
-        span_of = [span for span, n in code_runs(layout, vocabulary) for _ in range(n)]
         segments = []
         for row, order in enumerate(orders):
             target = ids[row, order]
             before = target[:-1].masked_fill(hidden[row], vocabulary.mask)
             inputs = torch.cat([target.new_tensor([vocabulary.boi]), before])
             stands = torch.cat([torch.zeros(1, 3), places[order[:-1]]])
-            runs = (
-                tuple((span_of[place], 1) for place in order.tolist())
-                if layout.books
-                else ((span_of[0], layout.length),)
-            )
+            runs = runs_in_order(layout, vocabulary, order)
             here = places[order]
             segments.append(Segment(inputs, groups, here, target, runs, order, PORT, stands=stands))
         return segments
@@ -82,11 +76,7 @@ class InOrder(CodeByCode):
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         super()._begin(row, seed, known)
-        order = torch.arange(self.layout.length)
-        if self.row(row).settings.random_order:
-            order = torch.randperm(self.layout.length, generator=keyed_generator(seed, "random_order", "order"))
-        if known is not None:
-            order = order[(known.cpu()[order] < 0).long().argsort(stable=True)]
+        order = order_in_drawing(torch.arange(self.layout.length), "random_order", seed, self.row(row).settings, known)
         self.order_on_host[row] = order.tolist()
         self.order[row] = order.to(self.order.device)
 
