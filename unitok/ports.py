@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import PortConfig
+from .sequence import Ids
 
 DEVIATION = 0.02
 """Of fresh weights."""
@@ -39,9 +40,18 @@ class IdPort(nn.Module):
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
         return F.linear(hidden, self.head.weight[ids]).float()
 
-    def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: slice) -> torch.Tensor:
-        """Cross-entropies (N,) float32 over the ids of a span, from states (N, C) and targets (N,) in it."""
-        return F.cross_entropy(self.scores(hidden, ids), targets - ids.start, reduction="none")
+    def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
+        """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
+        them."""
+        if isinstance(ids, slice):
+            return F.cross_entropy(self.scores(hidden, ids), targets - ids.start, reduction="none")
+        places, before = torch.zeros_like(targets), 0
+        for span in ids:
+            here = (targets >= span.start) & (targets < span.stop)
+            places = torch.where(here, targets - span.start + before, places)
+            before += span.stop - span.start
+        scores = torch.cat([self.scores(hidden, span) for span in ids], -1)
+        return F.cross_entropy(scores, places, reduction="none")
 
 
 class LinearPort(nn.Module):

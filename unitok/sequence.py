@@ -19,7 +19,9 @@ from .trunk.rule import FOREVER, Visibility, visibility
 IGNORE = -100
 """Target of a position where nothing is predicted."""
 
-Runs = tuple[tuple[slice, int], ...]
+Ids = slice | tuple[slice, ...]
+"""Ids that can stand somewhere: one range, or several."""
+Runs = tuple[tuple[Ids, int], ...]
 """(ids that can stand there, number of positions) of runs of positions."""
 
 
@@ -90,7 +92,7 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
     """Puts segments in a row, keeping count of groups and of the order coordinate."""
     inputs, targets, groups, until, places, stands, weights = [], [], [], [], [], [], []
     elsewhere = False
-    runs: list[tuple[slice, int]] = []
+    runs: list[tuple[Ids, int]] = []
     features: list[tuple[str, int, torch.Tensor]] = []
     group = order = start = 0
     for part in segments:
@@ -150,8 +152,8 @@ class PackedBatch:
     """Port -> (flat positions (M,), (M, F) or (M,)): what stands beside the ids."""
     at: torch.Tensor
     """(N,) int64: flat positions where something is predicted, those of one span after those of another."""
-    spans: tuple[tuple[slice, int], ...]
-    """(ids that can stand there, number of them) of the N positions; no slice comes twice."""
+    spans: Runs
+    """(ids that can stand there, number of them) of the N positions; no ids come twice."""
     targets: torch.Tensor
     """(N,) int64 ids."""
     tasks: torch.Tensor
@@ -201,7 +203,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
     tasks, choices = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     stands = torch.zeros(*shape, 3) if any(one.stands is not None for row in rows for one in row) else None
     weights = torch.ones(shape)
-    spans: dict[tuple[int, int], int] = {}
+    spans: dict[tuple[tuple[int, int], ...], tuple[int, Ids]] = {}
     features: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for r, row in enumerate(rows):
         start = 0
@@ -213,7 +215,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
                 stands[r, here] = item.places if item.stands is None else item.stands
             documents[r, here], tasks[r, here], weights[r, here] = number, item.task, item.weights
             for ids, n in item.runs:
-                choices[r, start : start + n] = spans.setdefault((ids.start, ids.stop), len(spans))
+                choices[r, start : start + n] = spans.setdefault(_ranges(ids), (len(spans), ids))[0]
                 start += n
             for port, first, values in item.features:
                 features.setdefault(port, []).append((r * shape[1] + here.start + first, values))
@@ -230,13 +232,18 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
         stands=stands,
         features={port: _joined(parts) for port, parts in features.items()},
         at=at,
-        spans=tuple((slice(*ids), n) for ids, n in zip(spans, counts, strict=True) if n),
+        spans=tuple((ids, n) for (_, ids), n in zip(spans.values(), counts, strict=True) if n),
         targets=targets.flatten()[at],
         tasks=tasks.flatten()[at],
         weights=weights.flatten()[at],
         causal=all(len(row) == 1 and bool((row[0].groups.diff() > 0).all()) for row in rows)
         and not bool((until < FOREVER).any()),
     )
+
+
+def _ranges(ids: Ids) -> tuple[tuple[int, int], ...]:
+    """As numbers, which can be compared."""
+    return tuple((one.start, one.stop) for one in (ids if isinstance(ids, tuple) else (ids,)))
 
 
 def _joined(parts: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from unitok.config import TRUNK_PRESETS, PortConfig, TrunkConfig
@@ -115,6 +116,16 @@ def test_rotary_scores_depend_on_differences_only() -> None:
     assert score([5, 2, 3], [4, 1, 1]) == pytest.approx(score([9, 7, 8], [8, 6, 6]), abs=1e-4)
     for place in ([4, 2, 3], [5, 1, 3], [5, 2, 1]):
         assert abs(score([5, 2, 3], [5, 2, 3]) - score([5, 2, 3], place)) > 1e-3, "each axis must count"
+
+
+def test_losses_over_several_ranges_leave_out_all_other_ids() -> None:
+    torch.manual_seed(0)
+    port, hidden, targets = IdPort(40, 8, tied=False), torch.randn(6, 8), torch.tensor([3, 4, 5, 20, 21, 35])
+    ranges = (slice(3, 6), slice(20, 22), slice(35, 36))
+    allowed = torch.cat([torch.arange(one.start, one.stop) for one in ranges])
+    others = torch.ones(40, dtype=torch.bool).index_fill(0, allowed, False)
+    right = F.cross_entropy(port.head(hidden).masked_fill(others, -torch.inf), targets, reduction="none")
+    torch.testing.assert_close(port.losses(hidden, targets, ranges), right)
 
 
 def test_scores_and_losses_of_a_span_are_those_of_a_slice() -> None:

@@ -15,8 +15,11 @@ from tokenizers_vq.layout import Layout
 
 from ..config import ObjectiveSettings, PortConfig
 from ..sampling import GivenSettings, SampleSettings
-from ..sequence import Runs, Segment
+from ..sequence import Segment
 from ..vocabulary import Vocabulary
+
+CodeRuns = tuple[tuple[slice, int], ...]
+"""(codes that can stand there, number of positions) of runs of positions of an image."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Draw:
     """Share of the training that lies behind, in [0, 1]."""
 
 
-def code_runs(layout: Layout, vocabulary: Vocabulary) -> Runs:
+def code_runs(layout: Layout, vocabulary: Vocabulary) -> CodeRuns:
     """The ids that can stand at each grid of a layout."""
     start = vocabulary.image_start
     if not layout.books:
@@ -37,7 +40,7 @@ def code_runs(layout: Layout, vocabulary: Vocabulary) -> Runs:
     return tuple((slice(start + first, start + first + size), n) for (first, size), n in books)
 
 
-def runs_in_order(layout: Layout, vocabulary: Vocabulary, order: torch.Tensor) -> Runs:
+def runs_in_order(layout: Layout, vocabulary: Vocabulary, order: torch.Tensor) -> CodeRuns:
     """The ids that can stand at each place, in an order (L,) of the places."""
     runs = code_runs(layout, vocabulary)
     if not layout.books:
