@@ -14,6 +14,7 @@ from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece
 
+from .best_of import BestOf, candidate_seeds, check_best_of
 from .engine import Engine, Job, Watch, job_for, prompts_needed
 
 GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
@@ -65,36 +66,59 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
     return max(map(length, job.prompts)), known + longest + sum(length(pieces) + longest for pieces, _ in job.then)
 
 
-def draw_codes(
-    model: UniTok,
-    captions: list[str],
-    settings: SampleSettings,
-    seeds: list[int],
-    text_ids: Callable[[str], list[int]] | None = None,
-    *,
-    batch_size: int = 32,
-    watch: Watch | None = None,
-) -> torch.Tensor:
-    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. No row depends on the others.
-    For `text_ids` see `draw`."""
-    jobs = _drawing(model, captions, settings, seeds, text_ids)
-    return torch.stack([written[0] for written in run(model, jobs, batch_size=batch_size, watch=watch)])
-
-
-def _drawing(
+@torch.inference_mode()
+def draw_codes_each(
     model: UniTok,
     captions: Sequence[str],
     settings: SampleSettings,
     seeds: Sequence[int],
-    text_ids: Callable[[str], list[int]] | None,
-) -> list[Job]:
-    """A caption that is too long is refused before anything is drawn."""
-    pairs = zip(captions, seeds, strict=True)
-    text_ids = text_ids or model.text_ids
-    return [job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings) for caption, seed in pairs]
+    text_ids: Callable[[str], list[int]] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    watch: Watch | None = None,
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """(place of its caption, codes (L,)) of the pictures that are finished together; arguments as of `draw`. A caption
+    that is too long is refused before anything is drawn."""
+    check_best_of(model, settings)
+    ids = [(text_ids or model.text_ids)(caption) for caption in captions]
+    pairs = [
+        (caption, one)
+        for caption, seed in zip(ids, seeds, strict=True)
+        for one in candidate_seeds(seed, settings.best_of)
+    ]
+    jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
+    best = BestOf(model, ids, settings.best_of)
+    with autocast(model.device, precision):
+        engine = engine_for(model, jobs, batch_size, watch)
+    while engine.busy:
+        found: list[tuple[int, torch.Tensor]] = []
+        with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
+            while engine.busy and not found:
+                found = best.take([(number, written[0]) for number, written in engine.step()])
+        yield found
 
 
-@torch.inference_mode()
+def draw_codes(
+    model: UniTok,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    text_ids: Callable[[str], list[int]] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    watch: Watch | None = None,
+) -> torch.Tensor:
+    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. No row depends on the others.
+    Arguments as of `draw`."""
+    parts = draw_codes_each(
+        model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision, watch=watch
+    )
+    found = dict(pair for part in parts for pair in part)
+    return torch.stack([found[place] for place in range(len(captions))])
+
+
 def draw_each(
     model: UniTok,
     captions: Sequence[str],
@@ -106,17 +130,16 @@ def draw_each(
     text_ids: Callable[[str], list[int]] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
-    jobs = _drawing(model, captions, settings, seeds, text_ids)
-    with autocast(model.device, precision):
-        engine = engine_for(model, jobs, batch_size)
-    while engine.busy:
-        finished: list[tuple[int, list[torch.Tensor]]] = []
-        with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
-            while engine.busy and not finished:
-                finished = engine.step()
-        codes = torch.stack([written[0] for _, written in finished])
-        pictures = to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu()
-        yield from zip((number for number, _ in finished), pictures, strict=True)
+    parts = draw_codes_each(model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision)
+    for part in parts:
+        pictures = _decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        yield from zip((place for place, _ in part), pictures, strict=True)
+
+
+@torch.inference_mode()
+def _decoded(model: UniTok, codes: torch.Tensor, scales: int) -> torch.Tensor:
+    """Pictures (N, 3, H, W) uint8 of codes (N, L), of so many scales; 0: all."""
+    return to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scales or None)).cpu()
 
 
 def draw(
@@ -152,17 +175,14 @@ def draw(
     return torch.stack([found[place] for place in range(len(captions))])
 
 
-@torch.inference_mode()
 def draw_progress(
     model: UniTok, captions: list[str], settings: SampleSettings, seeds: list[int], *, precision: Precision = "fp32"
 ) -> torch.Tensor:
     """Pictures (N, K, 3, H, W) uint8 of a next-scale model: each as it is known after 1, 2, ... K scales. The last are
     those of `draw`."""
-    with autocast(model.device, precision):
-        codes = draw_codes(model, captions, settings, seeds)
+    codes = draw_codes(model, captions, settings, seeds, precision=precision)
     scales = range(1, 1 + (settings.scales or len(model.layout.scales)))
-    pictures = [to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scale)) for scale in scales]
-    return torch.stack(pictures, 1).cpu()
+    return torch.stack([_decoded(model, codes, scale) for scale in scales], 1)
 
 
 def write_texts(

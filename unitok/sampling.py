@@ -13,6 +13,8 @@ from .config import ModelConfig
 
 MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000
 """Beyond these a number is a slip: all pictures of a caption are alike, or noise."""
+MOST_DRAWINGS = 1000
+"""Of one picture, to choose the best from."""
 
 
 @dataclass
@@ -38,6 +40,8 @@ class SampleSettings:
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
     """Random order, masked token: draw codes in an order of the seed's own."""
+    best_of: int = 1
+    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -54,6 +58,7 @@ class SampleSettings:
             _all(self.top_p, 0, 1), f"--top-p is {shown(self.top_p)}: choose a value in (0, 1], or 0 to keep all codes"
         )
         problems.check_range("--steps", self.steps, 1, 2**16)
+        problems.check_range("--best-of", self.best_of, 1, MOST_DRAWINGS)
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -129,6 +134,8 @@ class GivenSettings:
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None
     """Random order, masked token: draw the codes in an order of the seed's own."""
+    best_of: int | None = None
+    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily."""
 
 
 NONE_GIVEN = GivenSettings()

@@ -1,0 +1,80 @@
+"""The best of several drawings of a caption: the one from which the model itself reads the caption most readily."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tokenizers_vq.errors import UserError
+from unitok.model import UniTok
+from unitok.objectives.base import Draw
+from unitok.sampling import SampleSettings
+from unitok.seeding import fold
+from unitok.sequence import lay_out
+from unitok.tasks import documents
+
+READS = "image_to_text"
+
+
+def check_best_of(model: UniTok, settings: SampleSettings) -> None:
+    """Raises UserError unless the model can read what these settings draw."""
+    if settings.best_of == 1:
+        return
+    learned = model.config.tasks
+    if learned and READS not in learned:
+        raise UserError(
+            f"--best_of {settings.best_of} takes a model that reads captions, this one learned {', '.join(learned)}: "
+            f"train it with --tasks.{READS}.share above 0, or leave --best_of out"
+        )
+    if settings.scales:
+        raise UserError("--scales draws previews, which cannot be read: leave --best_of or --scales out")
+
+
+def candidate_seeds(seed: int, number: int) -> list[int]:
+    """Seeds of so many drawings; the first is the picture's own, so one drawing is what it is without a choice."""
+    return [seed, *(fold(seed, "best of", candidate) for candidate in range(1, number))]
+
+
+class BestOf:
+    """Collects the drawings of each caption, and gives back the best when all are there.
+
+    Args:
+        model: reads.
+        captions: ids of each caption.
+        number: drawings of each; those of caption i are jobs i * number, ..., i * number + number - 1.
+    """
+
+    def __init__(self, model: UniTok, captions: Sequence[list[int]], number: int) -> None:
+        self.model, self.captions, self.number = model, captions, number
+        self._drawn: dict[int, dict[int, torch.Tensor]] = {}
+        """Caption -> candidate -> codes."""
+
+    def take(self, finished: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor]]:
+        """From (job, codes (L,)) that were drawn to (caption, codes) of the captions that this completes."""
+        if self.number == 1:
+            return list(finished)
+        for job, codes in finished:
+            place, candidate = divmod(job, self.number)
+            self._drawn.setdefault(place, {})[candidate] = codes
+        best = []
+        for place in [place for place, drawn in self._drawn.items() if len(drawn) == self.number]:
+            drawn = self._drawn.pop(place)
+            codes = torch.stack([drawn[candidate] for candidate in range(self.number)])
+            scores = reading_scores(self.model, codes, self.captions[place])
+            best.append((place, codes[scores.argmax()]))
+        return best
+
+
+@torch.inference_mode()
+def reading_scores(model: UniTok, codes: torch.Tensor, caption: list[int]) -> torch.Tensor:
+    """(N,) float32: log-probability in nats of a caption, as read from each of the pictures (N, L)."""
+    number = len(codes)
+    records = [{"image": one, "caption": caption} for one in codes]
+    draws = [Draw(torch.Generator())] * number  # nothing about a caption that is learned is random
+    made = documents([READS] * number, records, draws, model.modalities(), {}, {READS: 0})
+    batch = lay_out([[one] for one in made], pad=model.vocabulary.pad).to(model.device)
+    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), None, batch.features, batch.stands)
+    [(ids, _)] = batch.spans  # one text
+    losses = model.ids.losses(hidden.flatten(0, 1)[batch.at], batch.targets, ids)
+    return -torch.zeros(number, device=losses.device).index_add(0, batch.at // batch.inputs.shape[1], losses)
