@@ -133,7 +133,7 @@ def read_picture(picture: np.ndarray | torch.Tensor) -> list[Found]:
     Raises:
         UserError: Another type or shape.
     """
-    ink = 255.0 - _pixels(picture)  # (N, N, 3)
+    ink = 255.0 - pixels(picture)  # (N, N, 3)
     return [_identify(ink, piece, others) for piece, others in _pieces(ink)]
 
 
@@ -163,7 +163,7 @@ def same_kind(thing: Found, kind: Kind) -> bool:
     return (thing.size, thing.colour, thing.shape) == (kind.size, kind.colour, kind.shape)
 
 
-def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
+def pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
     """As (N, N, 3) float64."""
     array = picture.detach().cpu().movedim(0, -1).numpy() if isinstance(picture, torch.Tensor) else picture
     square = array.ndim == 3 and array.shape[0] == array.shape[1] >= MIN_SIZE and array.shape[2] == 3

@@ -56,7 +56,7 @@ SHARES = {
     3: (0.22, 0.24, 0.0, 0.3, 0.24),
 }
 """Share of each kind by the number of objects after the edit: nothing is left before "add" where there is one, and none
-more fits before "remove" where there are three. Each kind has 13 to 27 % of the edits in both splits."""
+more fits before "remove" where there are three. Each kind has 15 to 23 % of the edits in both splits."""
 DISTANCE = 0.25
 """How far "move" moves, as a share of the canvas: four steps of the lattice."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
