@@ -31,8 +31,8 @@ LABELS: dict[str, tuple[int, int, int]] = {
 LABELS_RIGHT = 0.75
 """Least share of an object in a label map that is right; a shift by a pixel at 32 leaves 0.6 to 0.8."""
 OUTLINE_RIGHT = 0.5
-"""Least share of an object's outline that is right: it is a pixel wide, so that a shift by half a pixel at 32 leaves 0.4
-to 0.6 and one by a pixel 0.2 to 0.3."""
+"""Least share of an object's outline that is right: it is a pixel wide, so a shift by half a pixel at 32 leaves 0.4 to
+0.6, and one by a pixel 0.2 to 0.3."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ...seeding import fold
-from .checker import Found, read_picture, same_kind
+from .checker import read_picture, same_kind
 from .naming import GROUP, NAMINGS, PLURALS, THING, Draw, near_names, one_of, pick, standing, such, unique_names
 from .scenes import (
     RELATIONS,
@@ -30,7 +30,6 @@ from .scenes import (
     Object,
     Scene,
     box,
-    describe,
     holds,
     kinds_of,
     parse,

@@ -12,9 +12,9 @@
     where is the red circle                                  top
 
 "The" names one object of the scene, see `naming.py`. A relation is asked only of two objects that stand clearly along
-one axis, and a false one is false in every sense: of an object that is left of another and a little above it, "right of"
-and "below" are asked as false, "above" is not asked. Likewise "where" is asked only of what stands clearly towards one
-side or in the middle, and objects are compared only where they clearly differ.
+one axis, and a false one is false in every sense: of an object that is left of another and a little above it, "right
+of" and "below" are asked as false, "above" is not asked. Likewise "where" is asked only of what stands clearly towards
+one side or in the middle, and objects are compared only where they clearly differ.
 
 The words of a question say little about its answer. "yes" and "no" are drawn first, the words after that. A false "is
 there" differs in one word from an object of the scene, and where the scene has several objects, half of these take all
@@ -119,7 +119,9 @@ def _count(scene: Scene, draw: Draw) -> tuple[str, str]:
         for name in RELATIONS
         if (things := standing(name, other, scene)) is not None
     }
-    counts = pick([one for one in ({"objects are there": len(kinds)}, by_shape, by_size, by_both, by_place) if one], draw)
+    counts = pick(
+        [one for one in ({"objects are there": len(kinds)}, by_shape, by_size, by_both, by_place) if one], draw
+    )
     number = pick([n for n in sorted(set(counts.values())) for _ in range(COUNT_WEIGHTS[n])], draw)
     what = pick([what for what, n in counts.items() if n == number], draw)
     return f"how many {what}", NUMBERS[number]
