@@ -52,8 +52,8 @@ class MapVerdict:
     """Of the pixels that belong to an object here or in the right picture, those that are equal; of the object where
     this is least, with all that is drawn nearest to it."""
     right: bool
-    """Whether that is enough (`OUTLINE_RIGHT`, `LABELS_RIGHT`), and more than with another shape or size of an object:
-    the outlines of a small circle and a small square share 0.8 of their pixels."""
+    """Whether that is enough (`OUTLINE_RIGHT`, `LABELS_RIGHT`), and not more with another shape or size of an object.
+    The outlines of a small circle and a small square share 0.8 of their pixels at 32, and all of them at 24."""
 
 
 # --- making ---------------------------------------------------------------------------------------------------------
@@ -163,5 +163,5 @@ def _verdict(drawn: np.ndarray, scene: Scene, lines: bool, enough: float) -> Map
         others = [(shape, length) for shape in SHAPES for length in SIZES]
         others.remove((thing.kind.shape, thing.kind.size))
         least = min(least, own)
-        right = right and own >= enough and own > max(share(*other) for other in others)
+        right = right and own >= enough and own >= max(share(*other) for other in others)
     return MapVerdict(least, right)

@@ -54,7 +54,7 @@ NUMBERS = ("zero", "one", "two", "three")
 ALONE = (0.15, 0.2, 0.2, 0.0, 0.0, 0.45)
 """Share of each kind of question about a scene of one object, which has no relation."""
 SEVERAL = (0.18, 0.12, 0.1, 0.22, 0.25, 0.13)
-"""The same for two and three objects. With `ALONE`, each kind has 12 to 22 % of the questions in both splits."""
+"""The same for two and three objects. With `ALONE`, each kind has 11 to 21 % of the questions in both splits."""
 COUNT_WEIGHTS = (1, 1, 8, 8)
 """How often "how many circles" is asked for the answer zero, one, two, three where a scene allows several answers."""
 SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
@@ -235,8 +235,8 @@ def kind_of(text: str) -> str | None:
 def answer_of(text: str, scene: Scene) -> str | None:
     """The answer to a question as the scene gives it; `ask` has no part in it.
 
-    None when the text is no question of the language, asks about "the" object where there is none or several such, or
-    has no clear answer: two objects alike in what they are compared by, or a place between two answers.
+    None when the text is no question of the language, asks about "the" object where there is none or several such, asks
+    which of two that are alike, or asks for a place between two answers.
     """
     kind = kind_of(text)
     if kind is None:
