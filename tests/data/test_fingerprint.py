@@ -16,6 +16,7 @@ from PIL import Image
 
 from unitok.data import open_data
 from unitok.data.fingerprint import SAMPLES, spread
+from unitok.data.shapes.dataset import RECORDS
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,8 @@ def test_contents_make_the_fingerprint(
 
 def test_rendered_data_have_one_too() -> None:
     prints = [open_data(spec, 32).fingerprint() for spec in ("shapes", "shapes@val", "shapes?seed=1", "shapes?limit=9")]
+    tasks = [open_data(f"shapes?task={task}", 32).fingerprint() for task in RECORDS]
+    assert len({*prints, *tasks}) == 3 + len(RECORDS) and tasks[0] == prints[0], "the first one is the default"
     assert len(set(prints)) == 4 and open_data("shapes", 32).fingerprint() == prints[0]
     assert open_data("shapes", 48).fingerprint() != prints[0]
 

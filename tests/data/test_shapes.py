@@ -12,7 +12,11 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.open import open_data
+from unitok.data.shapes.conditions import condition
+from unitok.data.shapes.dataset import RECORDS, ShapesDataset
+from unitok.data.shapes.edits import edit
+from unitok.data.shapes.grounding import ground
 from unitok.data.shapes.scenes import (
     BORDER,
     COLOURS,
@@ -36,7 +40,15 @@ from unitok.data.shapes.scenes import (
     sample_scene,
     split_of,
 )
+from unitok.data.shapes.stories import story
 
+FIELDS = {
+    "question": {"question", "answer"},
+    "edit": {"source", "instruction"},
+    "story": {"parts"},
+    "ground": {"phrase", "boxes", "description", "box", "named"},
+    "condition": {"source", "instruction"},
+}
 TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
 VAL = [sample_scene(0, "val", i) for i in range(3000)]
 
@@ -254,6 +266,52 @@ def test_records() -> None:
     assert torch.equal(record.image.permute(1, 2, 0), torch.from_numpy(render(data.scene(123), 32)))
     again = ShapesDataset(size=32, split="train", seed=0)[123].image
     assert again is not None and torch.equal(record.image, again)
+
+
+def test_records_of_tasks() -> None:
+    """Caption and picture are those of the scene; the fields of the task stand beside them."""
+    for split in ("train", "val"):
+        plain = ShapesDataset(split=split)
+        for task in RECORDS:
+            data = ShapesDataset(split=split, task=task)
+            for index in range(20):
+                record, again = data[index], data[index]
+                assert record.caption == plain[index].caption and record.image is not None
+                if task != "condition":
+                    assert torch.equal(record.image, data.picture(data.scene(index)))
+                assert repr(record.fields) == repr(again.fields)
+                assert set(record.fields) == FIELDS[task]
+    assert ShapesDataset(split="val").name == "shapes:val:seed0"
+    assert ShapesDataset(split="val", task="edit").name == "shapes:val:edit:seed0"
+
+
+def test_pictures_of_tasks_are_those_of_their_texts() -> None:
+    data = {task: ShapesDataset(size=64, split="val", task=task) for task in RECORDS}
+    for index in range(10):
+        scene, picture = data["edit"].scene(index), data["edit"].picture
+        edited, told = data["edit"][index], story(data["edit"].scene(index), 0, index, "val")
+        made = edit(scene, 0, index, "val")
+        assert edited.fields["instruction"] == made.instruction
+        assert torch.equal(edited.fields["source"], picture(made.before))
+        parts = data["story"][index].fields["parts"]
+        assert [kind for kind, _ in parts] == ["text", "image"] * 3
+        assert [text for _, text in parts[::2]] == [step.text for step in told]
+        assert all(torch.equal(part[1], picture(step.scene)) for part, step in zip(parts[1::2], told, strict=True))
+        grounded, right = data["ground"][index].fields, ground(scene, 0, index)
+        assert grounded == {**vars(right), "box": [right.box]}
+        drawn, way = data["condition"][index], condition(scene, 0, index, 64)
+        assert drawn.image is not None and drawn.fields["instruction"] == way.instruction
+        assert (drawn.image.permute(1, 2, 0).numpy() == way.target).all()
+        assert (drawn.fields["source"].permute(1, 2, 0).numpy() == way.source).all()
+
+
+def test_an_unknown_task_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError) as caught:
+        open_data("shapes?task=paint", 32)
+    assert str(caught.value) == (
+        "shapes: task is 'paint': choose one of question, edit, story, ground, condition, as in shapes?task=edit"
+    )
+    assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 
 
 def test_val_is_finite() -> None:

@@ -20,6 +20,7 @@ from unitok.data.spec import DataSpec, parse_spec
         ("a@2x/pictures", DataSpec("a@2x/pictures")),
         ("photo@2x.parquet", DataSpec("photo@2x.parquet")),
         ("vqa/?question=q&answer={a}", DataSpec("vqa/", None, {"question": "q", "answer": "{a}"})),
+        ("shapes@val?task=story&limit=400", DataSpec("shapes", "val", {"task": "story", "limit": "400"})),
         ("p/?caption={a} & {b}? yes&limit=2", DataSpec("p/", None, {"caption": "{a} & {b}? yes", "limit": "2"})),
     ],
 )
@@ -34,7 +35,7 @@ def test_every_form_is_read_and_written_back(text: str, spec: DataSpec) -> None:
         (
             "p/?captoin=text",
             "'captoin': choose from answer, caption, config, image, instruction, kind, label, limit, outside, phrase, "
-            "question, seed, size",
+            "question, seed, size, task",
         ),
         ("p/?limit=3&limit=4", "'limit' is given twice"),
         ("p/?limit=", "'limit' has no value"),

@@ -113,9 +113,9 @@ def _open(
 
 
 def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
-    from .shapes.dataset import ShapesDataset
+    from .shapes.dataset import DEFAULT, ShapesDataset
 
-    spec.check_keys("size", "seed", "limit")
+    spec.check_keys("size", "seed", "limit", "task")
     side = spec.integer("size", size[0] if size else 32)
     if size is not None and size != (side, side):
         raise UserError(
@@ -125,7 +125,8 @@ def _open_shapes(spec: DataSpec, size: tuple[int, int] | None) -> RecordDataset:
     split = spec.split or "train"
     # A longer "val" is the split again, with other places and mostly other captions.
     length = spec.integer("limit", 0) if split == "val" else 0
-    return ShapesDataset(size=side, split=split, seed=spec.integer("seed", 0), length=length or None)
+    task = spec.options.get("task", DEFAULT)
+    return ShapesDataset(size=side, split=split, seed=spec.integer("seed", 0), length=length or None, task=task)
 
 
 def _open_records(

@@ -1,1 +1,1 @@
-"""The rendered data set `shapes`: scenes, their captions, and who reads scenes back from pictures."""
+"""The rendered data set `shapes`: scenes, their captions, exact examples of tasks, and who judges pictures."""

@@ -30,6 +30,7 @@ from .scenes import (
     coverage,
     describe,
     holds,
+    in_order,
     parse,
 )
 
@@ -57,6 +58,9 @@ MARGIN = 0.03
 pixels and 0.117 at 32. What lies between two shapes is none."""
 SIZE_TOLERANCE = 1.2
 """A size is told up to this factor in the diameter; an object between small and large has no size."""
+PLACE_TOLERANCE = 1.5 / 32
+"""Up to this share of the canvas, along each axis, an object counts as being where it should; it is less than a step of
+the lattice."""
 MOST = 6
 """Only so many pieces, the largest, are looked at. No caption has half as many, so nothing right is lost."""
 
@@ -129,21 +133,37 @@ def read_picture(picture: np.ndarray | torch.Tensor) -> list[Found]:
     Raises:
         UserError: Another type or shape.
     """
-    ink = 255.0 - _pixels(picture)  # (N, N, 3)
+    ink = 255.0 - pixels(picture)  # (N, N, 3)
     return [_identify(ink, piece, others) for piece, others in _pieces(ink)]
 
 
 def caption_from_picture(picture: np.ndarray | torch.Tensor) -> str | None:
     """The canonical caption of a picture as the checker reads it, or None when it is not clearly a scene."""
+    scene = scene_of(read_picture(picture))
+    return None if scene is None else describe(scene)
+
+
+def scene_of(found: list[Found]) -> Scene | None:
+    """The scene of found objects, or None when they are not clearly one."""
     objects = []
-    for thing in read_picture(picture):
+    for thing in found:
         if thing.size is None or thing.colour is None or thing.shape is None:
             return None
         objects.append(Object(Kind(thing.size, thing.colour, thing.shape), thing.x, thing.y))
-    return describe(Scene(tuple(objects))) if 1 <= len(objects) <= 3 else None
+    return in_order(objects) if 1 <= len(objects) <= 3 else None
 
 
-def _pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
+def same_place(thing: Found, x: float, y: float) -> bool:
+    """Whether a found object stands at a place, up to `PLACE_TOLERANCE`."""
+    return max(abs(thing.x - x), abs(thing.y - y)) <= PLACE_TOLERANCE
+
+
+def same_kind(thing: Found, kind: Kind) -> bool:
+    """Whether a found object is of a kind; one with an attribute that cannot be told is of none."""
+    return (thing.size, thing.colour, thing.shape) == (kind.size, kind.colour, kind.shape)
+
+
+def pixels(picture: np.ndarray | torch.Tensor) -> np.ndarray:
     """As (N, N, 3) float64."""
     array = picture.detach().cpu().movedim(0, -1).numpy() if isinstance(picture, torch.Tensor) else picture
     square = array.ndim == 3 and array.shape[0] == array.shape[1] >= MIN_SIZE and array.shape[2] == 3

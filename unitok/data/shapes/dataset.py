@@ -1,17 +1,26 @@
-"""Rendered scenes as a data set."""
+"""Rendered scenes as a data set, with the fields of a task beside caption and picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from tokenizers_vq.errors import Problems
 
 from ..fingerprint import digest
 from ..records import LeftOut, Record
+from .conditions import condition
+from .edits import edit
+from .grounding import ground
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
+from .stories import story
+
+DEFAULT = "question"
+Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
 class ShapesDataset:
@@ -22,6 +31,7 @@ class ShapesDataset:
         split: "train" or "val".
         seed: Another seed gives other scenes; the split of combinations stays the same.
         length: Number of scenes, None for the default of the split.
+        task: What a record has beside its caption and picture, one of `RECORDS`.
 
     Raises:
         UserError: A value outside its range.
@@ -29,20 +39,31 @@ class ShapesDataset:
 
     left_out: Sequence[LeftOut] = ()
 
-    def __init__(self, size: int = 32, split: str = "train", seed: int = 0, length: int | None = None) -> None:
+    def __init__(
+        self,
+        size: int = 32,
+        split: str = "train",
+        seed: int = 0,
+        length: int | None = None,
+        task: str = DEFAULT,
+    ) -> None:
         problems = Problems()
         problems.check(size >= MIN_SIZE, f"shapes: size is {size}: choose {MIN_SIZE} or more pixels, such as 32 or 64")
         problems.check(split in SPLITS, f"shapes: split is {split!r}: choose train or val, as in shapes@val")
         problems.check(length is None or length > 0, f"shapes: length is {length}: choose a number above 0")
+        known = ", ".join(RECORDS)
+        problems.check(task in RECORDS, f"shapes: task is {task!r}: choose one of {known}, as in shapes?task=edit")
         problems.raise_if_any()
         self.size = size
         self.split = split
         self.seed = seed
+        self.task = task
         self._length = length or (TRAIN_LENGTH if split == "train" else VAL_LENGTH)
 
     @property
     def name(self) -> str:
-        return f"shapes:{self.split}:seed{self.seed}"
+        task = "" if self.task == DEFAULT else f":{self.task}"
+        return f"shapes:{self.split}{task}:seed{self.seed}"
 
     @property
     def endless(self) -> bool:
@@ -59,17 +80,68 @@ class ShapesDataset:
 
     def __getitem__(self, index: int) -> Record:
         scene = self.scene(index)
-        image = torch.from_numpy(render(scene, self.size)).permute(2, 0, 1).contiguous()  # (3, size, size) uint8
-        question = ask(scene, self.seed, index)
-        fields = {"question": question.text, "answer": question.answer}
+        image, fields = RECORDS[self.task](self, scene, index)
         return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image, fields=fields)
 
+    def picture(self, scene: Scene) -> torch.Tensor:
+        """(3, size, size) uint8."""
+        return _tensor(render(scene, self.size))
+
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the settings and of a few rendered scenes, which tell of a change of the renderer."""
+        """SHA-256 (hex) of the settings and of a few records, which tell of a change of the renderer or of a task."""
 
         def drawn(index: int) -> bytes:
             record = self[index]
-            assert record.image is not None and record.caption is not None
-            return repr((record.caption, record.fields)).encode() + record.image.numpy().tobytes()
+            return repr((record.caption, _plain(record.fields), _plain(record.image))).encode()
 
         return digest([self.name, self.size, len(self)], len(self), drawn)
+
+
+def _question(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    question = ask(scene, data.seed, index)
+    return data.picture(scene), {"question": question.text, "answer": question.answer}
+
+
+def _edit(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    made = edit(scene, data.seed, index, data.split)
+    return data.picture(scene), {"source": data.picture(made.before), "instruction": made.instruction}
+
+
+def _story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    steps = story(scene, data.seed, index, data.split)
+    parts = [part for step in steps for part in (("text", step.text), ("image", data.picture(step.scene)))]
+    return data.picture(scene), {"parts": parts}
+
+
+def _ground(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    made = ground(scene, data.seed, index)
+    return data.picture(scene), {**vars(made), "box": [made.box]}
+
+
+def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    made = condition(scene, data.seed, index, data.size)
+    return _tensor(made.target), {"source": _tensor(made.source), "instruction": made.instruction}
+
+
+RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
+    DEFAULT: _question,
+    "edit": _edit,
+    "story": _story,
+    "ground": _ground,
+    "condition": _condition,
+}
+"""Picture and further fields of a record, for each value of `task`; a picture is that of the scene but for "condition",
+where it is what the instruction asks for."""
+
+
+def _tensor(picture: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(picture).permute(2, 0, 1).contiguous()
+
+
+def _plain(value: Any) -> Any:
+    """Values of fields with their pictures as bytes, which `repr` writes in full."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

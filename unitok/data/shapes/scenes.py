@@ -35,7 +35,7 @@ import numpy as np
 from ...seeding import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 # Far apart from each other also when mixed with the white background, as blurred edges are (at least 19 degrees as seen
 # from white, at least 110 in RGB distance). Pink and grey are missing because they are red and black, blurred.
@@ -251,6 +251,32 @@ def _clear(places: list[list[float]], first_axis: int) -> bool:
     return True
 
 
+def is_clear(subject: Object, other: Object) -> bool:
+    """Whether one axis dominates, as it does in captions."""
+    across, along = sorted([abs(subject.x - other.x), abs(subject.y - other.y)])
+    return across <= SLANT * along
+
+
+def is_orderly(scene: Scene) -> bool:
+    """Whether no colour comes twice, borders and gaps are kept, and each relation of the caption is clear."""
+    things = scene.objects
+    extents = [box(thing.kind.shape, SIZES[thing.kind.size]) for thing in things]
+    return (
+        len({thing.kind.colour for thing in things}) == len(things)
+        and _apart([[thing.x, thing.y] for thing in things], extents)
+        and all(is_clear(things[0], other) for other in things[1:])
+    )
+
+
+def in_order(objects: Iterable[Object]) -> Scene:
+    """The scene of these objects, in caption order."""
+    return Scene(tuple(sorted(objects, key=lambda thing: (*caption_order(thing.kind), thing.x, thing.y))))
+
+
+def kinds_of(scene: Scene) -> tuple[Kind, ...]:
+    return tuple(thing.kind for thing in scene.objects)
+
+
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +345,7 @@ def holds(name: str, dx: float, dy: float) -> bool:
 
 def describe(scene: Scene) -> str:
     """The canonical caption of a scene, whatever the order of its objects."""
-    subject, *others = sorted(scene.objects, key=lambda thing: (*caption_order(thing.kind), thing.x, thing.y))
+    subject, *others = in_order(scene.objects).objects
     return str(subject.kind) + " and".join(f" {relation(subject, other)} {other.kind}" for other in others)
 
 
