@@ -60,7 +60,8 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
     def length(pieces: Sequence[Piece]) -> int:
         return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
 
-    longest = max(model.config.text_length + 1, model.layout.length)
+    written = [modalities[name].longest + 1 for name in (job.modality, *(name for _, name in job.then))]
+    longest = max(model.config.text_length + 1, model.layout.length, *written)
     known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
     return max(map(length, job.prompts)), known + longest + sum(length(pieces) + longest for pieces, _ in job.then)
 
@@ -94,7 +95,6 @@ def _drawing(
     return [job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings) for caption, seed in pairs]
 
 
-@torch.inference_mode()
 def draw_each(
     model: UniTok,
     captions: Sequence[str],
@@ -107,6 +107,14 @@ def draw_each(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
     jobs = _drawing(model, captions, settings, seeds, text_ids)
+    return draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision)
+
+
+@torch.inference_mode()
+def draw_jobs(
+    model: UniTok, jobs: Sequence[Job], settings: SampleSettings, *, batch_size: int = 32, precision: Precision = "fp32"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings."""
     with autocast(model.device, precision):
         engine = engine_for(model, jobs, batch_size)
     while engine.busy:
@@ -231,16 +239,10 @@ def _texts_about(
     batch_size: int,
     precision: Precision,
 ) -> list[str]:
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
     seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
     for part in _parts(len(pictures), batch_size):
-        codes = model.image_tokenizer.encode(to_float(pictures[part]).to(model.device)).cpu()
-        records: list[dict[str, Any]] = [{"image": image} for image in codes]
+        records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
         with autocast(model.device, precision):
@@ -251,3 +253,17 @@ def _texts_about(
 def _parts(number: int, size: int) -> Iterator[slice]:
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))
+
+
+def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:
+    """Codes (N, L), on the CPU, of pictures (N, 3, H, W) uint8.
+
+    Raises:
+        UserError: pictures of another size than the model's.
+    """
+    height, width = model.image_tokenizer.image_size
+    if pictures.shape[1:] != (3, height, width):
+        raise UserError(
+            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
+        )
+    return model.image_tokenizer.encode(to_float(pictures).to(model.device)).cpu()

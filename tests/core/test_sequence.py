@@ -16,7 +16,8 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.quantizer_config import VQ
 from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
-from unitok.modalities import BoxModality, text_segment
+from unitok.boxes import BoxModality
+from unitok.modalities import text_segment
 from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw, Objective
