@@ -52,8 +52,13 @@ def job_for(
     modality: str = "image",
     known: torch.Tensor | None = None,
 ) -> Job:
-    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out."""
+    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out.
+
+    Raises:
+        UserError: a field that is missing, or more guidance scales than the task has conditions.
+    """
     drops = conditions(task)
+    settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
     return Job(prompts, modality, seed, settings, known)
 

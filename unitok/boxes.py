@@ -46,6 +46,24 @@ def is_box(value: Any) -> bool:
 BOX_RULE = "give [left, top, right, bottom] from 0 to 1, left up to right and top up to bottom"
 
 
+def cropped(box: Box, window: Box) -> list[float] | None:
+    """A box in what a window keeps of a picture, both as shares of the picture, as shares of what is kept; None where
+    nothing of it is kept."""
+    left, top, right, bottom = window
+    sides = [(box[0] - left) / (right - left), (box[1] - top) / (bottom - top)]
+    sides += [(box[2] - left) / (right - left), (box[3] - top) / (bottom - top)]
+    kept = [min(max(side, 0.0), 1.0) for side in sides]
+    gone = any(kept[i] == kept[i + 2] and sides[i] < sides[i + 2] for i in (0, 1))
+    return None if gone or any(sides[i + 2] < 0 or sides[i] > 1 for i in (0, 1)) else kept
+
+
+def uncropped(box: Box, window: Box) -> list[float]:
+    """The inverse of `cropped`."""
+    left, top, right, bottom = window
+    width, height = right - left, bottom - top
+    return [left + box[0] * width, top + box[1] * height, left + box[2] * width, top + box[3] * height]
+
+
 @dataclass(frozen=True)
 class BoxModality:
     """One box, or a list of them in the order given, four ids each: begin, then id by id, and the end of a text."""

@@ -15,8 +15,8 @@ from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.quantizer_config import VQ
-from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.boxes import BoxModality
+from unitok.config import ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.modalities import text_segment
 from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective, objective_class

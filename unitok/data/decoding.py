@@ -101,6 +101,12 @@ def fit_window(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, 
     return left, top, left + width, top + height
 
 
+def fit_shares(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The same as shares of the picture."""
+    left, top, right, bottom = fit_window(picture, size)
+    return left / picture[1], top / picture[0], right / picture[1], bottom / picture[0]
+
+
 def upright_size(data: bytes) -> tuple[int, int]:
     """(H, W) of a picture file, upright, without decoding it; of one that `decode` takes."""
     with warnings.catch_warnings():

@@ -25,10 +25,10 @@ import torch
 
 from tokenizers_vq.errors import UserError, shown
 
-from ..boxes import BOX_RULE, is_box
+from ..boxes import BOX_RULE, cropped, is_box
 from .captions import CaptionError, value_text
 from .cells import TableCells
-from .decoding import MAX_PIXELS, PictureError, decode, fit_window, upright_size
+from .decoding import MAX_PIXELS, PictureError, decode, fit_shares, upright_size
 from .fingerprint import digest
 from .records import TEXT_FIELDS, LeftOut, Record
 from .text_files import LINE_LIMIT, TextError, decode_text, parse_foreign_json
@@ -141,7 +141,7 @@ class RecordsFile:
             data = self._bytes_of(values["image"], index)
             image = decode(data, self.size, max_pixels=self.max_pixels)
             if self.size is not None and not fields.keys().isdisjoint(BOXED):
-                window = _shares(upright_size(data), self.size)
+                window = fit_shares(upright_size(data), self.size)
                 fields |= {field: _cropped(fields[field], window) for field in BOXED if field in fields}
         if self.caption_needed and not caption:
             raise CaptionError("has no caption")
@@ -193,32 +193,16 @@ def named_value(value: Any) -> list[str | list[float]]:
     return [part if isinstance(part, str) else _box(part) for part in parts]
 
 
-Shares = tuple[float, float, float, float]
-
-
-def _shares(picture: tuple[int, int], size: tuple[int, int]) -> Shares:
-    """What is kept of a picture (H, W) that is fitted to a size (H, W), as shares of it."""
-    height, width = picture
-    left, top, right, bottom = fit_window(picture, size)
-    return left / width, top / height, right / width, bottom / height
-
-
-def _cropped(value: Any, window: Shares) -> Any:
-    """Boxes of a picture as those of what is kept of it; strings beside them stay."""
-    if isinstance(value, list) and not is_box(value):
-        return [_cropped(one, window) for one in value]
+def _cropped(value: Any, window: tuple[float, float, float, float]) -> Any:
+    """Boxes of a picture, in lists or alone, as those of what a window keeps of it; strings beside them stay."""
     if isinstance(value, str):
         return value
-    left, top, right, bottom = window
-    sides = [
-        (side - first) / (last - first)
-        for side, first, last in zip(value, (left, top) * 2, (right, bottom) * 2, strict=True)
-    ]
-    seen = [min(max(side, 0.0), 1.0) for side in sides]
-    for first, last in ((0, 2), (1, 3)):
-        if seen[first] == seen[last] and sides[first] < sides[last]:
-            raise CaptionError(
-                f"has a box {shown(value)} outside of what is read of the picture, whose centre is cropped: crop the "
-                "picture, or leave the record out"
-            )
-    return seen
+    if not is_box(value):
+        return [_cropped(one, window) for one in value]
+    kept = cropped(value, window)
+    if kept is None:
+        raise CaptionError(
+            f"has a box {shown(value)} outside of what is read of the picture, whose centre is cropped: crop the "
+            "picture, or leave the record out"
+        )
+    return kept
