@@ -79,9 +79,10 @@ class BoxModality:
     ) -> list[list[Segment]]:
         segments = []
         for value, segment in zip(values, self.given(values), strict=True):
-            ids, vocabulary = self.ids(value), self.vocabulary
-            runs = ((vocabulary[LOCATION], len(ids)), (_end(vocabulary), 1))
-            segments.append([replace(segment, target=torch.tensor([*ids, vocabulary.eos]), runs=runs)])
+            ids, location, end = self.ids(value), self.vocabulary[LOCATION], _end(self.vocabulary)
+            either: tuple[Ids, int] = ((location, end), 1)  # one more box, or none
+            runs = ((either, (location, 3)) * (len(ids) // 4)) + (either,)
+            segments.append([replace(segment, target=torch.tensor([*ids, end.start]), runs=runs)])
         return segments
 
     def ids(self, boxes: Box | Sequence[Box]) -> list[int]:
