@@ -16,6 +16,7 @@ def sample(
     prompts: list[str],
     model: Path,
     captions: Path | None = None,
+    layout: Path | None = None,
     n: int = 4,
     out: Path = Path("runs/samples"),
     seed: int = 0,
@@ -35,6 +36,9 @@ def sample(
         prompts: Captions to draw.
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
         captions: File with one caption per line, instead of or in addition to the captions given.
+        layout: File with a caption with boxes, instead of captions: a JSON list such as ["a red circle", [0.1, 0.2,
+            0.5, 0.6], " left of a square", [0.6, 0.2, 0.9, 0.5]], boxes as left, top, right, bottom from 0 to 1. For a
+            model that learned it (--tasks.layout_to_image.share).
         n: Pictures for each caption, with the seeds seed, seed + 1, ...
         out: Folder for the results.
         seed: Seed of the first picture of each caption.
@@ -58,10 +62,22 @@ def sample(
                 if line.strip():
                     lines.setdefault(line.strip(), number)
             wanted += lines
-    problems.check(bool(wanted), 'nothing to draw: give captions, as in unitok sample --model DIR "a red circle"')
+    if layout is not None:
+        problems.check(layout.is_file(), f"--layout {layout} is not a file")
+        problems.check(not wanted, "--layout has a caption of its own: leave the other captions out")
+        problems.check(not progress, "--progress shows captions, not layouts: leave it out")
+    problems.check(
+        bool(wanted) or layout is not None,
+        'nothing to draw: give captions, as in unitok sample --model DIR "a red circle"',
+    )
     problems.check(n >= 1, f"--n is {n}: choose 1 or more")
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
     problems.raise_if_any()
+    if layout is not None:
+        from .given_commands import sample_layout
+
+        sample_layout(layout, model, n, out, seed, given, batch_size, precision, device)
+        return
 
     from rich.console import Console
     from rich.progress import track
@@ -102,7 +118,6 @@ def sample(
 def caption(
     pictures: list[Path],
     model: Path,
-    question: str | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 0.0,
@@ -111,13 +126,11 @@ def caption(
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Write captions of pictures, or answers to a question about them, one line each: file, tab, text. What would break
-    the line is written as in Python.
+    """Write captions of pictures, one line each: file, tab, caption. What would break the line is written as in Python.
 
     Args:
         pictures: Picture files.
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
-        question: What to ask about each picture, of a model that learned to answer (--tasks.question).
         temperature: Divides the logits; 0 takes the most likely token each time.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
@@ -128,7 +141,6 @@ def caption(
 
     Example:
         unitok caption --model runs/demo/generator runs/samples/pictures/a-small-red-circle-s0.png
-        unitok caption --model runs/demo/generator cat.png --question "what colour is it"
     """
     problems = Problems()
     problems.check(bool(pictures), "nothing to caption: give picture files")
@@ -143,14 +155,12 @@ def caption(
     from unitok.device import pick_device
     from unitok.model import UniTok
 
-    from .pipeline import answer
     from .pipeline import caption as write_captions
+    from .reading import check_task
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
-    task, tasks = "question" if question is not None else "image_to_text", loaded.config.tasks
-    if tasks and task not in tasks:
-        raise UserError(f"{model} learned {', '.join(tasks)}, not {task}: train it with --tasks.{task}.share above 0")
+    check_task(loaded, model, "image_to_text")
     size = loaded.image_tokenizer.image_size
     images = []
     for path in pictures:
@@ -160,11 +170,7 @@ def caption(
             problems.check(False, f"{printable(str(path))} cannot be read as a picture: {error}")
     problems.raise_if_any()
     seeds = range(seed, seed + len(images))
-    if question is None:
-        texts = write_captions(loaded, torch.stack(images), settings, seeds, batch_size=batch_size, precision=precision)
-    else:
-        asked = [question] * len(images)
-        texts = answer(loaded, torch.stack(images), asked, settings, seeds, batch_size=batch_size, precision=precision)
+    texts = write_captions(loaded, torch.stack(images), settings, seeds, batch_size=batch_size, precision=precision)
     for path, text in zip(pictures, texts, strict=True):
         print(f"{printable(str(path))}\t{printable(' '.join(text.split()))}")
 

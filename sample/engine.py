@@ -7,7 +7,7 @@ stepping it.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,10 @@ from unitok.model import UniTok
 from unitok.objectives.base import Asked, Writer
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
-from unitok.sequence import Document, document, lay_out
+from unitok.sequence import lay_out
 from unitok.tasks import Piece, conditions, prompt
+
+from .prompts import Prompts, document_of
 
 Watch = Callable[[list[int], torch.Tensor], None]
 """Is shown (numbers of the jobs, their logits (b, n, V) before guidance, those of all conditions) of each step."""
@@ -50,8 +52,13 @@ def job_for(
     modality: str = "image",
     known: torch.Tensor | None = None,
 ) -> Job:
-    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out."""
+    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out.
+
+    Raises:
+        UserError: a field that is missing, or more guidance scales than the task has conditions.
+    """
     drops = conditions(task)
+    settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
     return Job(prompts, modality, seed, settings, known)
 
@@ -106,8 +113,7 @@ class Engine:
         """Of all logits of a writer's row so far: finite if they all were."""
         self.orders = torch.zeros(lanes, device=model.device)
         """Order coordinate at which each lane's value begins."""
-        self._prompts: OrderedDict[Any, tuple[torch.Tensor, torch.Tensor, int]] = OrderedDict()
-        """Keys, values and next order of prompts that were encoded."""
+        self.prompts = Prompts(model, self.modalities, 2 * lanes)
         self._added = 0
         self._constants: dict[tuple[float, ...], torch.Tensor] = {}
 
@@ -206,40 +212,15 @@ class Engine:
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _fill(self, prompts: list[tuple[list[Piece], int]]) -> None:
-        """Puts prompts into empty lanes; equal ones are encoded once."""
-        keys = [_key(pieces) for pieces, _ in prompts]
-        fresh = {key: pieces for key, (pieces, _) in zip(keys, prompts, strict=True) if key not in self._prompts}
-        if fresh:
-            documents = [document(self._segments(pieces)) if pieces else None for pieces in fresh.values()]
-            self._encode(list(fresh), documents)
-        for key, (_, lane) in zip(keys, prompts, strict=True):
-            keys_of, values_of, order = self._prompts[key]
-            self._prompts.move_to_end(key)
-            self.cache.copy(lane, keys_of, values_of)
-            self.orders[lane] = order
-        while len(self._prompts) > 2 * self.cache.rows:
-            self._prompts.popitem(last=False)
-
-    def _encode(self, keys: list[Any], documents: list[Document | None]) -> None:
-        """Runs prompts through the model, shorter ones padded behind; nobody sees padding."""
-        some = [item for item in documents if item is not None]
-        if some:
-            batch = lay_out([[item] for item in some], pad=self.model.vocabulary.pad).to(self.model.device)
-            rows, length = batch.inputs.shape
-            cache = self.model.trunk.cache(rows, length)
-            cache.extend(range(rows), length)
-            self.model.hidden(batch.inputs, batch.places, batch.visibility(), cache, batch.features, batch.stands)
-        place = 0
-        for key, item in zip(keys, documents, strict=True):
-            n = 0 if item is None else len(item)
-            kept = (cache.keys[:, place, :, :n].clone(), cache.values[:, place, :, :n].clone()) if item else None
-            empty = self.cache.keys[:, 0, :, :0]
-            self._prompts[key] = (*(kept or (empty, empty)), 0 if item is None else item.order)
-            place += item is not None
+        """Puts prompts into empty lanes."""
+        encoded = self.prompts.take([pieces for pieces, _ in prompts])
+        for (_, lane), one in zip(prompts, encoded, strict=True):
+            self.cache.copy(lane, one.keys, one.values)
+            self.orders[lane] = one.order
 
     def _append(self, state: _Row, pieces: list[Piece]) -> None:
         """Runs further pieces through the lanes of a row that is running."""
-        item = document(self._segments(pieces))
+        item = document_of(pieces, self.modalities)
         device = self.model.device
         for lane in state.lanes:
             places = item.places.to(device)
@@ -248,9 +229,6 @@ class Engine:
             batch = lay_out([[item]], pad=self.model.vocabulary.pad).to(device)
             self.model.hidden(batch.inputs, places[None], seen, self.cache, batch.features)
             self.orders[lane] += item.order
-
-    def _segments(self, pieces: Sequence[Piece]) -> list[Any]:
-        return [segment for piece in pieces for segment in self.modalities[piece.modality].given([piece.value])]
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
@@ -328,12 +306,3 @@ class Engine:
                 self._constants.clear()
             self._constants[values] = torch.tensor(values, device=self.model.device)[:, None, None]
         return self._constants[values]
-
-
-def _key(pieces: Sequence[Piece]) -> tuple[Any, ...]:
-    """What makes two prompts equal."""
-    return tuple((piece.modality, _plain(piece.value)) for piece in pieces)
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value.tolist()) if isinstance(value, torch.Tensor) else repr(value)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import ImageDraw
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, parse_json, read_bytes
-from tokenizers_vq.images import save_grid, save_png
+from tokenizers_vq.images import save_grid, save_png, to_pil
 from unitok.data.decoding import decode
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
@@ -26,6 +27,8 @@ PICTURES, RECORDS = "pictures", "metadata.jsonl"
 SHEET, PROGRESS = "sheet.png", "progress.png"
 RECORDS_LIMIT = 2**30
 """Bytes of records that are read."""
+COLOURS = ("red", "blue", "green", "magenta", "orange", "cyan", "purple", "brown")
+"""Of boxes."""
 SHEET_LIMIT = 256
 """The contact sheet shows at most this many pictures."""
 
@@ -42,15 +45,23 @@ class PictureFolder:
     A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint, and a
     digest of itself and the picture. With
     `file_name` and `caption` in it, `pictures/` is a captioned data set like any other. A folder that was begun with
-    another model or other settings is refused.
+    another model or other settings is refused. `given` is what else the pictures are drawn from, as it stands in JSON.
     """
 
-    def __init__(self, folder: Path, model: str, fingerprint: str, settings: SampleSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        fingerprint: str,
+        settings: SampleSettings,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder, self.pictures = folder, folder / PICTURES
         self.origin: dict[str, Any] = {
             "model": model,
             "model_sha256": fingerprint,
             "settings": asdict(settings),
+            **(given or {}),
         }
         self.done: dict[Job, dict[str, Any]] = {}
         """Records by (caption, seed)."""
@@ -99,7 +110,8 @@ class PictureFolder:
                 decode(data)  # a record from before it held a digest
         except (OSError, ValueError):
             return None
-        if any(record[key] != self.origin[key] for key in ("model_sha256", "settings")):
+        own = {"file_name", "caption", "seed", "sha256", "model"}  # the same model may lie elsewhere now
+        if any(record.get(key) != self.origin.get(key) for key in {*record, *self.origin} - own):
             raise UserError(
                 f"--out {self.folder} already holds pictures of another model or other settings: choose another folder"
             )
@@ -148,3 +160,20 @@ class PictureFolder:
         scale = max(1, 96 // pictures.shape[-1])
         save_grid(self.folder / PROGRESS, pictures.flatten(0, 1), columns=pictures.shape[1], scale=scale)
         return self.folder / PROGRESS
+
+
+def save_boxes(
+    path: Path, picture: torch.Tensor, boxes: Sequence[Sequence[int]], labels: Sequence[str] | None = None
+) -> None:
+    """Writes a picture (3, H, W) uint8 with boxes [left, top, right, bottom] in pixels drawn on it, each in a colour of
+    its own, its label in its upper corner."""
+    shown = to_pil(picture)
+    pen, width = ImageDraw.Draw(shown), max(1, min(shown.size) // 200)
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        colour = COLOURS[number % len(COLOURS)]
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
+        if labels is not None:
+            pen.text((left + width + 1, top + width), labels[number], fill=colour)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, sync=False) as temporary:
+        shown.save(temporary, format="PNG")

@@ -61,12 +61,12 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
     def length(pieces: Sequence[Piece]) -> int:
         return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
 
-    longest = max(model.config.text_length + 1, model.layout.length)
+    written = [modalities[name].longest + 1 for name in (job.modality, *(name for _, name in job.then))]
+    longest = max(model.config.text_length + 1, model.layout.length, *written)
     known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
     return max(map(length, job.prompts)), known + longest + sum(length(pieces) + longest for pieces, _ in job.then)
 
 
-@torch.inference_mode()
 def draw_codes_each(
     model: UniTok,
     captions: Sequence[str],
@@ -89,14 +89,31 @@ def draw_codes_each(
     ]
     jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
     best = BestOf(model, ids, settings.best_of)
+    for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
+        with autocast(model.device, precision):
+            chosen = best.take(part)
+        if chosen:
+            yield chosen
+
+
+@torch.inference_mode()
+def finished(
+    model: UniTok,
+    jobs: Sequence[Job],
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    watch: Watch | None = None,
+) -> Iterator[list[tuple[int, torch.Tensor]]]:
+    """(number of the job, what it wrote first) of the jobs that are finished together."""
     with autocast(model.device, precision):
         engine = engine_for(model, jobs, batch_size, watch)
     while engine.busy:
-        found: list[tuple[int, torch.Tensor]] = []
+        found: list[tuple[int, list[torch.Tensor]]] = []
         with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
             while engine.busy and not found:
-                found = best.take([(number, written[0]) for number, written in engine.step()])
-        yield found
+                found = engine.step()
+        yield [(number, written[0]) for number, written in found]
 
 
 def draw_codes(
@@ -140,6 +157,21 @@ def draw_each(
 def _decoded(model: UniTok, codes: torch.Tensor, scales: int) -> torch.Tensor:
     """Pictures (N, 3, H, W) uint8 of codes (N, L), of so many scales; 0: all."""
     return to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scales or None)).cpu()
+
+
+def draw_jobs(
+    model: UniTok, jobs: Sequence[Job], settings: SampleSettings, *, batch_size: int = 32, precision: Precision = "fp32"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings.
+
+    Raises:
+        UserError: the best of several drawings is asked for, which is chosen by a caption.
+    """
+    if settings.best_of > 1:
+        raise UserError(f"--best_of {settings.best_of} chooses by the caption, and only captions have it: leave it out")
+    for part in finished(model, jobs, batch_size=batch_size, precision=precision):
+        pictures = _decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        yield from zip((number for number, _ in part), pictures, strict=True)
 
 
 def draw(
@@ -251,16 +283,10 @@ def _texts_about(
     batch_size: int,
     precision: Precision,
 ) -> list[str]:
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
     seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
     for part in _parts(len(pictures), batch_size):
-        codes = model.image_tokenizer.encode(to_float(pictures[part]).to(model.device)).cpu()
-        records: list[dict[str, Any]] = [{"image": image} for image in codes]
+        records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
         with autocast(model.device, precision):
@@ -271,3 +297,17 @@ def _texts_about(
 def _parts(number: int, size: int) -> Iterator[slice]:
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))
+
+
+def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:
+    """Codes (N, L), on the CPU, of pictures (N, 3, H, W) uint8.
+
+    Raises:
+        UserError: pictures of another size than the model's.
+    """
+    height, width = model.image_tokenizer.image_size
+    if pictures.shape[1:] != (3, height, width):
+        raise UserError(
+            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
+        )
+    return model.image_tokenizer.encode(to_float(pictures).to(model.device)).cpu()

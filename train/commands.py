@@ -152,10 +152,10 @@ def train_generator(
     folder.claim()
 
     from tokenizers_vq.base import load_tokenizer
+    from unitok.boxes import SPANS
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.modalities import LOCATION, LOCATIONS
-    from unitok.tasks import TASKS, needs
+    from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
@@ -173,8 +173,10 @@ def train_generator(
         fingerprint = images.fingerprint()
         vocabulary = Vocabulary.of(texts.size, images.codebook_size)
         learned = {task for source in dataset.sources for task in source.tasks}
-        if "boxes" in needs(learned):
-            vocabulary = vocabulary.grown(LOCATION, LOCATIONS)
+        used = modalities_of(learned)
+        spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
+        for name, size in spans.items():
+            vocabulary = vocabulary.grown(name, size)
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(

@@ -76,6 +76,7 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
                 values[field] for field in FIELDS if field in fields and FIELDS[field] == "text" and values.get(field)
             ]
             texts += [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
+            texts += [part for part in values.get("named", []) if isinstance(part, str)] if "named" in fields else []
             found = found or bool(texts)
             yield from texts
     if not found:

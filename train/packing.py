@@ -111,17 +111,20 @@ def encode_pixels(records: RecordBatch, encode: Callable[[torch.Tensor], torch.T
     for record in records.records:
         if record.image is not None:
             record.codes, record.image = encode(record.image[None])[0], None
-        for name, place in list(_pictures(record)):
+        for name, place, pixels in list(_pictures(record)):
+            codes = encode(pixels[None])[0]
             if place is None:
-                record.fields[name] = encode(record.fields[name][None])[0]
+                record.fields[name] = codes
             else:
-                record.fields[name][place] = ("image", encode(record.fields[name][place][1][None])[0])
+                record.fields[name][place] = codes if name in FIELDS else ("image", codes)
 
 
-def _pictures(record: Record) -> Iterator[tuple[str, int | None]]:
-    """(field, place in a list) of every further picture that is pixels."""
+def _pictures(record: Record) -> Iterator[tuple[str, int | None, torch.Tensor]]:
+    """(field, place in a list, pixels) of every further picture that is pixels."""
     for name, value in record.fields.items():
-        if FIELDS.get(name) == "image" and value.ndim == 3:
-            yield name, None
+        if isinstance(value, torch.Tensor) and value.ndim == 3:
+            yield name, None, value
         elif name == "parts":
-            yield from ((name, i) for i, (kind, one) in enumerate(value) if kind == "image" and one.ndim == 3)
+            yield from ((name, i, one) for i, (kind, one) in enumerate(value) if kind == "image" and one.ndim == 3)
+        elif FIELDS.get(name) == "image" and isinstance(value, list):
+            yield from ((name, i, one) for i, one in enumerate(value) if one.ndim == 3)

@@ -146,6 +146,12 @@ class TasksConfig:
     """Say where in a picture something is, as boxes."""
     interleaved: TaskConfig = field(default_factory=TaskConfig)
     """Write texts and draw pictures in the order of the record's parts."""
+    describe: TaskConfig = field(default_factory=TaskConfig)
+    """Say what is in a box of a picture."""
+    ground_caption: TaskConfig = field(default_factory=TaskConfig)
+    """Write the caption of a picture with a box behind each thing that it names."""
+    layout_to_image: TaskConfig = field(default_factory=TaskConfig)
+    """Draw the picture of a caption with boxes."""
     caption_dropout: float = 0.1
     """Share of records whose caption or instruction is replaced by an empty one, which guidance needs."""
     image_dropout: float = 0.0

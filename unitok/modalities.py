@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 
-from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.layout import Layout
 
 from .choose import choose
@@ -19,14 +18,14 @@ from .seeding import keyed_generator
 from .sequence import Segment
 from .vocabulary import Vocabulary
 
-LOCATION = "location"
-"""The span of a vocabulary that boxes are written in."""
-LOCATIONS = 256
-"""Steps along a side of an image."""
-
 
 class Modality(Protocol):
     """One kind of value. A value is what a record's field holds."""
+
+    @property
+    def longest(self) -> int:
+        """Ids that are written at most."""
+        ...
 
     def given(self, values: Sequence[Any]) -> list[Segment]:
         """A segment for each value that is read."""
@@ -52,8 +51,8 @@ class TextModality:
 
     vocabulary: Vocabulary
     encode: Callable[[str], list[int]]
-    length: int
-    """Longest text in tokens."""
+    longest: int
+    """Of a text, in tokens."""
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         return [text_segment(self.ids(value), self.vocabulary) for value in values]
@@ -73,7 +72,7 @@ class TextModality:
         return self.encode(value) if isinstance(value, str) else value
 
     def writer(self, rows: int, device: torch.device) -> Writer:
-        return TokenByToken("text", self.vocabulary, self.vocabulary.text_range, self.length, rows, device)
+        return TokenByToken("text", self.vocabulary, (self.vocabulary.text_range,), self.longest, rows, device)
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()
@@ -97,6 +96,10 @@ class ImageModality:
     settings: ObjectiveSettings | None = None
     """Of training; None: nothing is hidden or changed."""
 
+    @property
+    def longest(self) -> int:
+        return self.layout.length
+
     def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
         return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []
 
@@ -118,59 +121,22 @@ class ImageModality:
         return written
 
 
-@dataclass(frozen=True)
-class BoxModality:
-    """Boxes [left, top, right, bottom] as shares of the image, in the order given, four ids each: begin, then id by
-    id, and the end of a text."""
-
-    vocabulary: Vocabulary
-    length: int = 64
-    """Most ids."""
-
-    def given(self, values: Sequence[Sequence[Sequence[float]]]) -> list[Segment]:
-        return [text_segment(self.ids(value), self.vocabulary) for value in values]
-
-    def learned(
-        self, values: Sequence[Sequence[Sequence[float]]], draws: Sequence[Draw], followed: Sequence[bool]
-    ) -> list[list[Segment]]:
-        segments = []
-        for value, segment in zip(values, self.given(values), strict=True):
-            ids, vocabulary = self.ids(value), self.vocabulary
-            end = slice(vocabulary.eos, vocabulary.eos + 1)
-            runs = ((vocabulary[LOCATION], len(ids)), (end, 1))
-            segments.append([replace(segment, target=torch.tensor([*ids, vocabulary.eos]), runs=runs)])
-        return segments
-
-    def ids(self, boxes: Sequence[Sequence[float]]) -> list[int]:
-        """
-        Raises:
-            UserError: what is no list of boxes.
-        """
-        found = []
-        for box in boxes:
-            if len(box) != 4 or not all(isinstance(side, int | float) and 0 <= side <= 1 for side in box):
-                raise UserError(f"box {shown(list(box))} is no box: give [left, top, right, bottom] from 0 to 1")
-            found += [min(int(side * LOCATIONS), LOCATIONS - 1) for side in box]
-        return [self.vocabulary[LOCATION].start + number for number in found]
-
-    def value(self, written: torch.Tensor) -> list[list[float]]:
-        """The middles of the steps that ids name; four make a box, and what is left over is left out."""
-        sides = [(one - self.vocabulary[LOCATION].start + 0.5) / LOCATIONS for one in written.tolist()]
-        return [sides[i : i + 4] for i in range(0, len(sides) - 3, 4)]
-
-    def writer(self, rows: int, device: torch.device) -> Writer:
-        return TokenByToken("boxes", self.vocabulary, self.vocabulary[LOCATION], self.length, rows, device)
-
-
 class TokenByToken(Writer):
-    """Writes ids of one span, until the end or the greatest length."""
+    """Writes ids of some spans, the end among them, until the end or the greatest length."""
 
     def __init__(
-        self, key: str, vocabulary: Vocabulary, span: slice, length: int, rows: int, device: torch.device
+        self,
+        key: str,
+        vocabulary: Vocabulary,
+        spans: tuple[slice, ...],
+        length: int,
+        rows: int,
+        device: torch.device,
     ) -> None:
         super().__init__(rows)
-        self.key, self.vocabulary, self.span, self.length = key, vocabulary, span, length
-        self.ends_inside = span.start <= vocabulary.eos < span.stop
+        self.key, self.vocabulary, self.spans, self.length = key, vocabulary, spans, length
+        self.choice = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
+        """(V,) int64: the ids that scores are of."""
         self.ids = torch.full((rows, length), vocabulary.eos, device=device)
         self.uniform = torch.zeros(rows, length, device=device)
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -191,24 +157,23 @@ class TokenByToken(Writer):
         at = self.at[index]
         places = torch.zeros(len(rows), 1, 3, device=at.device)
         places[:, 0, 0] = at
-        end, here = slice(self.vocabulary.eos, self.vocabulary.eos + 1), slice(0, 1)
-        spans = ((self.span, here),) if self.ends_inside else ((self.span, here), (end, here))
-        return Asked(self.inputs[index][:, None], places, spans)
+        return Asked(self.inputs[index][:, None], places, tuple((span, slice(0, 1)) for span in self.spans))
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        logits = torch.cat(scores, -1)  # the end comes last
         at = self.at[index]
+        logits = self._open(torch.cat(scores, -1), index, at)
         chosen = choose(logits, self.uniform[index, at][:, None], list(map(self.settings, rows)))[0][:, 0]
-        ids = chosen + self.span.start
-        if not self.ends_inside:
-            ids = torch.where(chosen == self.span.stop - self.span.start, self.vocabulary.eos, ids)
-        ids = ids.masked_fill(self.ended[index], self.vocabulary.eos)
+        ids = self.choice[chosen].masked_fill(self.ended[index], self.vocabulary.eos)
         self.ids[index, at] = ids
         self.inputs[index] = ids
         self.ended[index] |= ids == self.vocabulary.eos
         self.at[index] = at + 1
         for row in rows:
             self.row(row).step += 1
+
+    def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Logits (b, 1, V), minus infinity for what cannot stand at the places `at` (b,) of the rows."""
+        return logits
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         full = [row for row in rows if self.row(row).step == self.length]

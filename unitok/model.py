@@ -18,8 +18,9 @@ from tokenizers_vq.hub import from_hub
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
+from .boxes import SPANS, BoxModality, GroundedTextModality
 from .config import ModelConfig, ObjectiveSettings, PortConfig
-from .modalities import LOCATION, BoxModality, ImageModality, Modality, TextModality
+from .modalities import ImageModality, Modality, TextModality
 from .objectives import get_objective
 from .objectives.base import Objective
 from .ports import IdPort, add_features, build_ports
@@ -231,9 +232,11 @@ def modalities(
         "text": TextModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings),
     }
-    if LOCATION in vocabulary:
-        found["box"] = BoxModality(vocabulary)
-    return found
+    boxes: dict[str, Modality] = {
+        "box": BoxModality(vocabulary),
+        "grounded": GroundedTextModality(vocabulary, encode, text_length),
+    }
+    return found | {name: one for name, one in boxes.items() if all(span in vocabulary for span in SPANS[name])}
 
 
 HEAD = "ids.head.weight"

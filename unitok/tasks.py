@@ -41,13 +41,18 @@ TASKS: dict[str, tuple[Part, ...]] = {
     "edit": (Part("source", drop="image"), Part("instruction", drop="text"), Part("image", learned=True)),
     "ground": (Part("image"), Part("phrase"), Part("boxes", learned=True)),
     "interleaved": (Part("parts", learned=True),),
+    "describe": (Part("image"), Part("box"), Part("description", learned=True)),
+    "ground_caption": (Part("image"), Part("named", learned=True)),
+    "layout_to_image": (Part("named", drop="text"), Part("image", learned=True)),
 }
 FIELDS = {
-    **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase"), "text"),
+    **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),
     **dict.fromkeys(("image", "source"), "image"),
-    "boxes": "box",
+    **dict.fromkeys(("boxes", "box"), "box"),
+    "named": "grounded",
 }
-"""Field of a record -> its modality. `parts` is a list of (modality, value)."""
+"""Field of a record -> its modality. An image may be a list of several, one segment each. `parts` is a list of
+(modality, value)."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -63,6 +68,11 @@ class Piece(NamedTuple):
 def needs(tasks: Collection[str]) -> set[str]:
     """The fields that records of these tasks must have."""
     return {part.field for task in tasks for part in TASKS[task]}
+
+
+def modalities_of(tasks: Collection[str]) -> set[str]:
+    """The modalities of the fields of these tasks; parts have their own."""
+    return {FIELDS[field] for field in needs(tasks) if field in FIELDS}
 
 
 def conditions(task: str) -> list[str]:
@@ -97,8 +107,9 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
         return [Piece(modality, one, part.learned) for modality, one in value]
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
-        return [Piece(modality, [], part.learned)] if modality == "text" else []
-    return [Piece(modality, value, part.learned)]
+        return [Piece(modality, [], part.learned)] if part.drop == "text" else []
+    values = value if modality == "image" and isinstance(value, list) else [value]
+    return [Piece(modality, one, part.learned) for one in values]
 
 
 def task_of_slot(slot: int, shares: Sequence[float]) -> int:

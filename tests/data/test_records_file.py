@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
@@ -23,6 +24,9 @@ LINES: dict[str, dict[str, Any]] = {
     "edit": {"source": "a.png", "instruction": "make it blue", "image": "b.png"},
     "ground": {"image": "a.png", "phrase": "the red circle", "boxes": [[0.1, 0.2, 0.5, 0.6]]},
     "interleaved": {"parts": [{"text": "Here it is."}, {"image": "a.png"}, {"text": "It is red."}]},
+    "describe": {"image": "a.png", "box": [0.1, 0.2, 0.5, 0.6], "description": "the red circle"},
+    "ground_caption": {"image": "a.png", "named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " on grey"]},
+    "layout_to_image": {"image": "a.png", "named": ["a red circle", [0, 0, 1, 1]]},
 }
 
 
@@ -51,6 +55,8 @@ def test_one_form_holds_every_task(folder: Path) -> None:
     edit, ground, interleaved = data[4], data[5], data[6]
     assert edit.fields["source"].unique().item() == 0 and edit.image is not None and edit.image.unique().item() == 100
     assert ground.fields["boxes"] == [[0.1, 0.2, 0.5, 0.6]]
+    assert data[7].fields == {"box": [0.1, 0.2, 0.5, 0.6], "description": "the red circle"}
+    assert data[8].fields == {"named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " on grey"]}, "white space parts words"
     kinds = [(kind, value if kind == "text" else tuple(value.shape)) for kind, value in interleaved.fields["parts"]]
     assert kinds == [("text", "Here it is."), ("image", (3, 8, 8)), ("text", "It is red.")]
 
@@ -66,6 +72,19 @@ def test_one_form_holds_every_task(folder: Path) -> None:
         ({"image": "../other.png"}, "names a file outside the data"),
         ({"image": "a.png", "boxes": [[0, 0, 2, 1]]}, "has a box [0, 0, 2, 1]: give [left, top, right, bottom]"),
         ({"image": "a.png", "boxes": []}, "has boxes []: give a list"),
+        (
+            {"image": "a.png", "boxes": [[0.5, 0, 0.2, 1]]},
+            "has a box [0.5, 0, 0.2, 1]: give [left, top, right, bottom] ",
+        ),
+        ({"image": "a.png", "box": [0, 0.5, 1, 0.2]}, "left up to right and top up to bottom"),
+        ({"image": "a.png", "box": [[0, 0, 1, 1]]}, "has a box [[0, 0, 1, 1]]: give"),
+        ('{"image": "a.png", "box": [0, 0, NaN, 1]}', "has a box [0, 0, nan, 1]: give"),
+        ({"image": "a.png", "named": "a circle"}, "has named 'a circle': give a list"),
+        ({"image": "a.png", "named": ["a circle", 7]}, "has 7 in named: give strings and boxes"),
+        ({"image": "a.png", "named": ["a circle", [0, 0, 1]]}, "has a box [0, 0, 1]: give"),
+        ('{"image": "a.png", "named": ["\\ud800"]}', "its named is not valid text"),
+        ({"image": "a.png", "source": ["a.png", 7]}, "names a picture 7: give a path"),
+        ({"image": "a.png", "source": []}, "has source []: give a list"),
         ({"parts": [{"text": "a", "image": "b.png"}]}, "has a part {'image': 'b.png', 'text': 'a'}: give"),
         ({"caption": {"a": 1}}, "its caption is a map"),
     ],
@@ -75,6 +94,42 @@ def test_a_line_that_cannot_be_used_is_a_record_with_a_problem(folder: Path, lin
     data = RecordsFile(write(folder, [line, LINES["question"]]), (8, 8))
     assert problem in str(data[0].problem)
     assert data[1].problem is None and data[1].fields["answer"] == "red"
+
+
+def test_a_problem_names_the_file_and_the_line(folder: Path) -> None:
+    bad = {"image": "a.png", "box": [1, 0, 0, 1]}
+    data = RecordsFile(write(folder, [LINES["question"], "", bad, {**bad, "name": "mine"}]), (8, 8))
+    assert [data[index].name for index in (1, 2)] == ["records.jsonl, line 3", "mine (records.jsonl, line 4)"]
+
+
+def test_boxes_follow_a_picture_that_is_cropped(folder: Path) -> None:
+    """A wide picture loses a quarter on each side, one that its EXIF turns, of its height as it is shown."""
+    Image.new("RGB", (32, 16)).save(folder / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 16)).save(folder / "turned.jpg", exif=exif)
+    box, gone = [0.3, 0.25, 0.5, 0.75], [0.0, 0.0, 0.2, 1.0]
+    lines: list[Any] = [
+        {"image": "wide.png", "boxes": [box, [0.0, 0.0, 0.5, 1.0]]},
+        {"image": "wide.png", "named": ["a", box, " b"]},
+        {"image": "turned.jpg", "box": [0.25, 0.3, 0.75, 0.5]},
+        {"image": "wide.png", "box": gone},
+        {"image": "wide.png", "box": [0.3, 0.5, 0.3, 0.5]},
+    ]
+    path = write(folder, lines)
+    data = RecordsFile(path, (8, 8))
+    near = [pytest.approx(side) for side in (0.1, 0.25, 0.5, 0.75)]
+    assert data[0].fields["boxes"] == [near, [0, 0, 0.5, 1]], "what sticks out is cut off"
+    assert data[1].fields["named"] == ["a", near, " b"]
+    assert data[2].fields["box"] == [pytest.approx(side) for side in (0.25, 0.1, 0.75, 0.5)]
+    assert "has a box [0.0, 0.0, 0.2, 1.0] outside of what is read of the picture" in str(data[3].problem)
+    assert data[4].problem is None, "a box may be a point"
+    assert RecordsFile(path)[0].fields["boxes"][0] == box, "at its own size nothing is cropped"
+
+
+def test_a_source_may_be_several_pictures(folder: Path) -> None:
+    record = RecordsFile(write(folder, [{**LINES["edit"], "source": ["a.png", "b.png"]}]), (8, 8))[0]
+    assert [picture.unique().item() for picture in record.fields["source"]] == [0, 100]
 
 
 def test_captions_can_be_demanded_and_names_given(folder: Path) -> None:

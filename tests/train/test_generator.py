@@ -237,9 +237,42 @@ def test_sources_stand_side_by_side(tmp_path: Path, train_small_generator: Any) 
     first, *_, last = (entry["loss"] for entry in log if entry["kind"] == "train")
     assert last < first
     model = UniTok.from_pretrained(tmp_path / "out")
-    assert model.config.tasks == learned and model.vocabulary["location"].stop == model.vocabulary.size
+    assert model.config.tasks == learned and model.config.vocabulary[-1] == ("location", 1000)
     with pytest.raises(UserError, match=r"holds other pictures or captions than those that the run"):
         train_small_generator(tmp_path / "out", data=sources[:2], steps=13, batch_size=24, resume=True)
+
+
+def test_pictures_and_boxes_are_learned_both_ways(tmp_path: Path, train_small_generator: Any) -> None:
+    """Descriptions of boxes, captions with boxes, layouts, and edits of two pictures, in one run from pixels."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("a", "b"):
+        save_png(folder / f"{name}.png", torch.randint(256, (3, 32, 48), dtype=torch.uint8))
+    named = ["a red circle", [0.3, 0.2, 0.5, 0.6], " left of a blue square", [0.6, 0.2, 0.8, 0.6]]
+    lines: dict[str, dict[str, Any]] = {
+        "describe": {"image": "a.png", "box": [0.3, 0.2, 0.5, 0.6], "description": "the red circle"},
+        "named": {"image": "a.png", "named": named},
+        "edit": {"source": ["a.png", "b.png"], "instruction": "put them together", "image": "b.png"},
+    }
+    for name, record in lines.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps(record) + "\n")
+    both = {"ground_caption": 0.5, "layout_to_image": 0.5}
+    sources = [
+        SourceConfig(data=str(folder / "describe.jsonl"), tasks={"describe": 1.0}),
+        SourceConfig(data=str(folder / "named.jsonl"), tasks=both, share=2.0),
+        SourceConfig(data=str(folder / "edit.jsonl"), tasks={"edit": 1.0}),
+    ]
+    log = train_small_generator(tmp_path / "out", data=sources, steps=6, batch_size=16)
+    learned = ("edit", "describe", "ground_caption", "layout_to_image")
+    assert {f"loss/{task}" for task in learned} <= {name for entry in log for name in entry}
+    first, *_, last = (entry["loss"] for entry in log if entry["kind"] == "train")
+    assert last < first
+    model = UniTok.from_pretrained(tmp_path / "out")
+    assert model.config.tasks == learned
+    assert model.config.vocabulary[-2:] == (("location", 1000), ("box", 1))
+    text = model.text_tokenizer
+    assert text.decode(text.encode(" left of a blue square")) == " left of a blue square"
+    assert len(text.encode("the red circle")) < len("the red circle"), "it learned the texts beside the boxes"
 
 
 def test_records_without_what_a_task_needs_are_refused(tmp_path: Path, train_small_generator: Any) -> None:

@@ -47,6 +47,20 @@ COMMANDS: dict[str, Command] = {
         "unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",), inline="sampling"
     ),
     "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),
+    "ask": Command(
+        "unitok.sample.reading_commands:ask", "Answer questions about a picture.", positional=("picture", "questions")
+    ),
+    "ground": Command(
+        "unitok.sample.reading_commands:ground",
+        "Say where in a picture something is, and what is in a box.",
+        positional=("picture", "phrase"),
+    ),
+    "edit": Command(
+        "unitok.sample.given_commands:edit",
+        "Draw a picture changed as an instruction says.",
+        positional=("picture", "instruction", "further"),
+        inline="sampling",
+    ),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),

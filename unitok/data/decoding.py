@@ -59,6 +59,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = {_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]}
 
 
 class PictureError(ValueError):
@@ -88,11 +89,31 @@ def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
     if picture.size == (width, height):
         return picture
-    scale = max(height / picture.height, width / picture.width)
-    box_width, box_height = min(width / scale, picture.width), min(height / scale, picture.height)
-    left, top = (picture.width - box_width) / 2, (picture.height - box_height) / 2
-    box = (left, top, left + box_width, top + box_height)
+    box = fit_window((picture.height, picture.width), size)
     return picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def fit_window(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of what `fit` keeps of a picture (H, W) at a size (H, W)."""
+    scale = max(size[0] / picture[0], size[1] / picture[1])
+    height, width = min(size[0] / scale, picture[0]), min(size[1] / scale, picture[1])
+    left, top = (picture[1] - width) / 2, (picture[0] - height) / 2
+    return left, top, left + width, top + height
+
+
+def fit_shares(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The same as shares of the picture."""
+    left, top, right, bottom = fit_window(picture, size)
+    return left / picture[1], top / picture[0], right / picture[1], bottom / picture[0]
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(H, W) of a picture file, upright, without decoding it; of one that `decode` takes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        turned = _turn(picture) in _SIDEWAYS
+    return (picture.width, picture.height) if turned else (picture.height, picture.width)
 
 
 def _open(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.Image:

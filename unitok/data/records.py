@@ -30,7 +30,7 @@ class Key:
     """Training step, from 0."""
 
 
-TEXT_FIELDS = ("question", "answer", "instruction", "phrase")
+TEXT_FIELDS = ("question", "answer", "instruction", "phrase", "description")
 """Texts of a record, besides its caption, that tasks are made of."""
 
 
@@ -49,7 +49,8 @@ class Record:
     """Why this record cannot be used; then image and codes are None."""
     fields: dict[str, Any] = field(default_factory=dict)
     """Further fields by name: texts (`TEXT_FIELDS`, and `label`, which measuring asks for), `source` (a picture as
-    `image`), `boxes` (lists of four shares), `parts` (pairs of "text" and a text, or "image" and a picture)."""
+    `image`, or a list of them), `box` (four shares), `boxes` (a list of them), `named` (strings and boxes), `parts`
+    (pairs of "text" and a text, or "image" and a picture)."""
 
 
 class RecordDataset(Protocol):

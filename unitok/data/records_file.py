@@ -4,11 +4,13 @@
     {"image": "a.png", "question": "what colour is the circle", "answer": "red"}
     {"source": "a.png", "instruction": "make it blue", "image": "b.png"}
     {"image": "a.png", "phrase": "the red circle", "boxes": [[0.1, 0.2, 0.5, 0.6]]}
+    {"image": "a.png", "box": [0.1, 0.2, 0.5, 0.6], "description": "a red circle"}
+    {"image": "a.png", "named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " left of a square", [0.6, 0.2, 0.9, 0.5]]}
     {"parts": [{"text": "Here is a circle."}, {"image": "a.png"}, {"text": "It is red."}]}
     {"caption": "a text without a picture"}
 
-Pictures are files beside the file of records. Boxes are [left, top, right, bottom] as shares of the picture as it is
-read. `name` names a record in messages.
+Pictures are files beside the file of records; `source` may be a list of them. Boxes are [left, top, right, bottom] as
+shares of the picture `image`, upright and whole: where it is cropped, they follow. `name` names a record in messages.
 """
 
 from __future__ import annotations
@@ -23,14 +25,17 @@ import torch
 
 from tokenizers_vq.errors import UserError, shown
 
+from ..boxes import BOX_RULE, cropped, is_box
 from .captions import CaptionError, value_text
 from .cells import TableCells
-from .decoding import MAX_PIXELS, PictureError, decode
+from .decoding import MAX_PIXELS, PictureError, decode, fit_shares, upright_size
 from .fingerprint import digest
 from .records import TEXT_FIELDS, LeftOut, Record
 from .text_files import LINE_LIMIT, TextError, decode_text, parse_foreign_json
 
-KEYS = ("name", "image", "caption", *TEXT_FIELDS, "source", "boxes", "parts")
+BOXED = ("boxes", "box", "named")
+"""Fields with boxes of the picture."""
+KEYS = ("name", "image", "caption", *TEXT_FIELDS, "source", "boxes", "box", "named", "parts")
 
 
 class RecordsFile:
@@ -61,22 +66,22 @@ class RecordsFile:
         self.path, self.size, self.max_pixels = Path(path), size, max_pixels
         self.name, self.caption_needed = str(path), caption_needed
         self.cells = TableCells([self.path.absolute().parent], outside)
-        starts: list[tuple[int, int]] = []
-        start, digested = 0, hashlib.sha256()
+        starts: list[tuple[int, int, int]] = []
+        start, number, digested = 0, 0, hashlib.sha256()
         try:
             with open(self.path, "rb") as file:
                 for line in iter(lambda: file.readline(LINE_LIMIT + 2), b""):
+                    number += 1
                     if len(line) > LINE_LIMIT + 1:
-                        raise UserError(
-                            f"{self.path}, line {len(starts) + 1} is longer than {LINE_LIMIT:,} bytes: cut it"
-                        )
+                        raise UserError(f"{self.path}, line {number} is longer than {LINE_LIMIT:,} bytes: cut it")
                     if line.strip():
-                        starts.append((start, len(line)))
+                        starts.append((start, len(line), number))
                     start += len(line)
                     digested.update(line)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}): check the file") from None
-        self._lines = np.array(starts, np.int64).reshape(-1, 2)
+        self._lines = np.array(starts, np.int64).reshape(-1, 3)
+        """(first byte, bytes, number) of each line that is not blank."""
         self._sha256 = digested.hexdigest()
 
     def __len__(self) -> int:
@@ -85,13 +90,13 @@ class RecordsFile:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} records, index is {index}")
-        name = f"{self.path.name} record {index + 1}"
+        name = where = f"{self.path.name}, line {self._lines[index][2]}"
         try:
             values = self._values(index)
             name = str(values.get("name") or name)[:200]
             return self._record(name, values, index)
         except (PictureError, CaptionError, TextError) as error:
-            return Record(name=name, problem=str(error))
+            return Record(name=where if name == where else f"{name} ({where})", problem=str(error))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the file, and of some of the pictures."""
@@ -105,7 +110,7 @@ class RecordsFile:
             return b""
 
     def _values(self, index: int) -> dict[str, Any]:
-        start, length = (int(number) for number in self._lines[index])
+        start, length, _ = (int(number) for number in self._lines[index])
         with open(self.path, "rb") as file:
             file.seek(start)
             line = file.read(length)
@@ -122,13 +127,22 @@ class RecordsFile:
         fields: dict[str, Any] = {
             field: value_text(values[field], field) for field in TEXT_FIELDS if values.get(field) is not None
         }
-        if values.get("boxes") is not None:
-            fields["boxes"] = _boxes(values["boxes"])
-        if values.get("source") is not None:
-            fields["source"] = self._picture(values["source"], index)
+        for field, read in (("boxes", _boxes), ("box", _box), ("named", named_value)):
+            if values.get(field) is not None:
+                fields[field] = read(values[field])
+        if (source := values.get("source")) is not None:
+            paths = _list(source, "source") if isinstance(source, list) else [source]
+            pictures = [self._picture(path, index) for path in paths]
+            fields["source"] = pictures if isinstance(source, list) else pictures[0]
         if values.get("parts") is not None:
             fields["parts"] = [self._part(part, index) for part in _list(values["parts"], "parts")]
-        image = self._picture(values["image"], index) if values.get("image") is not None else None
+        image = None
+        if values.get("image") is not None:
+            data = self._bytes_of(values["image"], index)
+            image = decode(data, self.size, max_pixels=self.max_pixels)
+            if self.size is not None and not fields.keys().isdisjoint(BOXED):
+                window = fit_shares(upright_size(data), self.size)
+                fields |= {field: _cropped(fields[field], window) for field in BOXED if field in fields}
         if self.caption_needed and not caption:
             raise CaptionError("has no caption")
         return Record(name=name, caption=caption, image=image, fields=fields)
@@ -141,9 +155,12 @@ class RecordsFile:
         raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
 
     def _picture(self, path: Any, index: int) -> torch.Tensor:
+        return decode(self._bytes_of(path, index), self.size, max_pixels=self.max_pixels)
+
+    def _bytes_of(self, path: Any, index: int) -> bytes:
         if not isinstance(path, str):
             raise PictureError(f"names a picture {shown(path)}: give a path")
-        return decode(self.cells.read({"path": path}, index), self.size, max_pixels=self.max_pixels)
+        return self.cells.read({"path": path}, index)
 
 
 def _list(value: Any, key: str) -> list[Any]:
@@ -152,9 +169,40 @@ def _list(value: Any, key: str) -> list[Any]:
     return value
 
 
+def _box(value: Any) -> list[float]:
+    if not is_box(value):
+        raise CaptionError(f"has a box {shown(value)}: {BOX_RULE}")
+    return [float(side) for side in value]
+
+
 def _boxes(value: Any) -> list[list[float]]:
-    for box in _list(value, "boxes"):
-        sides = box if isinstance(box, list) else []
-        if len(sides) != 4 or not all(type(side) in (int, float) and 0 <= side <= 1 for side in sides):
-            raise CaptionError(f"has a box {shown(box)}: give [left, top, right, bottom] from 0 to 1")
-    return [[float(side) for side in box] for box in value]
+    return [_box(box) for box in _list(value, "boxes")]
+
+
+def named_value(value: Any) -> list[str | list[float]]:
+    """A text with boxes in it: strings and boxes. Strings stay as they are, white space at their ends too.
+
+    Raises:
+        CaptionError: something else.
+    """
+    parts = _list(value, "named")
+    for part in parts:
+        if not isinstance(part, str | list):
+            raise CaptionError(f"has {shown(part)} in named: give strings and boxes")
+    value_text([part for part in parts if isinstance(part, str)], "named")
+    return [part if isinstance(part, str) else _box(part) for part in parts]
+
+
+def _cropped(value: Any, window: tuple[float, float, float, float]) -> Any:
+    """Boxes of a picture, in lists or alone, as those of what a window keeps of it; strings beside them stay."""
+    if isinstance(value, str):
+        return value
+    if not is_box(value):
+        return [_cropped(one, window) for one in value]
+    kept = cropped(value, window)
+    if kept is None:
+        raise CaptionError(
+            f"has a box {shown(value)} outside of what is read of the picture, whose centre is cropped: crop the "
+            "picture, or leave the record out"
+        )
+    return kept

@@ -1,0 +1,125 @@
+"""From one picture to answers and boxes, and from a box to words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError
+from unitok.boxes import Box, GroundedTextModality
+from unitok.device import Precision, autocast
+from unitok.model import UniTok
+from unitok.sampling import SampleSettings
+from unitok.tasks import modalities_of
+
+from .engine import job_for
+from .pipeline import GREEDY, codes_of, run, write_texts
+
+
+def check_task(model: UniTok, name: object, task: str) -> None:
+    """
+    Raises:
+        UserError: the model, which a user knows by that name, did not learn the task.
+    """
+    tasks = model.config.tasks
+    if task in tasks or (not tasks and modalities_of([task]) <= model.modalities().keys()):
+        return
+    learned = ", ".join(tasks) or "no tasks with boxes"
+    raise UserError(f"{name} learned {learned}, not {task}: train it with --tasks.{task}.share above 0")
+
+
+@torch.inference_mode()
+def ask(
+    model: UniTok,
+    picture: torch.Tensor,
+    questions: Sequence[str],
+    settings: SampleSettings = GREEDY,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> list[str]:
+    """Answers to several questions about one picture (3, H, W) uint8 of the model's size, which is read once.
+
+    Raises:
+        UserError: a question that is too long.
+    """
+    ids = [model.text_ids(question) for question in questions]
+    (codes,) = codes_of(model, picture[None])
+    with autocast(model.device, precision):
+        records = [{"image": codes, "question": question} for question in ids]
+        return write_texts(model, "question", records, settings, seeds, batch_size=batch_size)
+
+
+def ground(
+    model: UniTok,
+    picture: torch.Tensor,
+    phrase: str,
+    settings: SampleSettings = GREEDY,
+    seed: int = 0,
+    *,
+    precision: Precision = "fp32",
+) -> list[list[float]]:
+    """The boxes of what a phrase names, in a picture (3, H, W) uint8 of the model's size. A box is [left, top, right,
+    bottom], shares of the picture.
+
+    Raises:
+        UserError: a phrase that is too long.
+    """
+    record = {"phrase": model.text_ids(phrase)}
+    return _written(model, "ground", "box", picture, record, settings, seed, precision)
+
+
+def ground_caption(
+    model: UniTok,
+    picture: torch.Tensor,
+    settings: SampleSettings = GREEDY,
+    seed: int = 0,
+    *,
+    precision: Precision = "fp32",
+) -> list[str | list[float]]:
+    """The caption of a picture (3, H, W) uint8 of the model's size, with boxes: strings, and behind each thing that is
+    named its box, as those of `ground`."""
+    ids = _written(model, "ground_caption", "grounded", picture, {}, settings, seed, precision)
+    texts = model.modalities()["grounded"]
+    assert isinstance(texts, GroundedTextModality)
+    return texts.parts(ids, model.text_tokenizer.decode)
+
+
+def describe(
+    model: UniTok,
+    picture: torch.Tensor,
+    box: Box,
+    settings: SampleSettings = GREEDY,
+    seed: int = 0,
+    *,
+    precision: Precision = "fp32",
+) -> str:
+    """What is in a box, as those of `ground`, of a picture (3, H, W) uint8 of the model's size.
+
+    Raises:
+        UserError: what is no box.
+    """
+    ids = _written(model, "describe", "text", picture, {"box": box}, settings, seed, precision)
+    return model.text_tokenizer.decode(ids)
+
+
+@torch.inference_mode()
+def _written(
+    model: UniTok,
+    task: str,
+    modality: str,
+    picture: torch.Tensor,
+    record: Mapping[str, Any],
+    settings: SampleSettings,
+    seed: int,
+    precision: Precision,
+) -> Any:
+    """The value that a task about one picture ends with."""
+    (codes,) = codes_of(model, picture[None])
+    with autocast(model.device, precision):
+        job = job_for(task, {**record, "image": codes}, seed, settings, modality)
+        [[written]] = run(model, [job])
+    return model.modalities()[modality].value(written)

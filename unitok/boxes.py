@@ -1,0 +1,240 @@
+"""Boxes: alone, and in the middle of a text.
+
+A box is [left, top, right, bottom], each a share of the picture from 0 to 1. It is written as four ids of the span
+`location`, whose size says how many steps a side has. In a text an id of the span `box` stands before the four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError, shown
+
+from .modalities import TokenByToken, text_segment
+from .objectives.base import Draw, Writer
+from .sequence import Ids, Segment
+from .vocabulary import Vocabulary
+
+LOCATION, BOX = "location", "box"
+"""Spans of a vocabulary: the steps of a side, and the begin of a box in a text."""
+SPANS = {"box": {LOCATION: 1000}, "grounded": {LOCATION: 1000, BOX: 1}}
+"""Modality -> the spans that a new model needs for it, and their sizes."""
+MOST_BOXES = 16
+"""Boxes that are written at most."""
+
+Box = Sequence[float]
+"""[left, top, right, bottom]."""
+Grounded = Sequence["str | Box"]
+"""A text with boxes in it, in the order of reading; its strings make the text without."""
+
+
+def is_box(value: Any) -> bool:
+    """Whether a value is [left, top, right, bottom] from 0 to 1, neither upside down nor back to front."""
+    if not isinstance(value, list | tuple) or len(value) != 4:
+        return False
+    if not all(type(side) in (int, float) and 0 <= side <= 1 for side in value):
+        return False
+    left, top, right, bottom = value
+    return left <= right and top <= bottom
+
+
+BOX_RULE = "give [left, top, right, bottom] from 0 to 1, left up to right and top up to bottom"
+
+
+def cropped(box: Box, window: Box) -> list[float] | None:
+    """A box in what a window keeps of a picture, both as shares of the picture, as shares of what is kept; None where
+    nothing of it is kept."""
+    left, top, right, bottom = window
+    sides = [(box[0] - left) / (right - left), (box[1] - top) / (bottom - top)]
+    sides += [(box[2] - left) / (right - left), (box[3] - top) / (bottom - top)]
+    kept = [min(max(side, 0.0), 1.0) for side in sides]
+    gone = any(kept[i] == kept[i + 2] and sides[i] < sides[i + 2] for i in (0, 1))
+    return None if gone or any(sides[i + 2] < 0 or sides[i] > 1 for i in (0, 1)) else kept
+
+
+def uncropped(box: Box, window: Box) -> list[float]:
+    """The inverse of `cropped`."""
+    left, top, right, bottom = window
+    width, height = right - left, bottom - top
+    return [left + box[0] * width, top + box[1] * height, left + box[2] * width, top + box[3] * height]
+
+
+@dataclass(frozen=True)
+class BoxModality:
+    """One box, or a list of them in the order given, four ids each: begin, then id by id, and the end of a text."""
+
+    vocabulary: Vocabulary
+    longest: int = 4 * MOST_BOXES
+
+    def given(self, values: Sequence[Box | Sequence[Box]]) -> list[Segment]:
+        return [text_segment(self.ids(value), self.vocabulary) for value in values]
+
+    def learned(
+        self, values: Sequence[Box | Sequence[Box]], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        segments = []
+        for value, segment in zip(values, self.given(values), strict=True):
+            ids, location, end = self.ids(value), self.vocabulary[LOCATION], _end(self.vocabulary)
+            either: tuple[Ids, int] = ((location, end), 1)  # one more box, or none
+            runs = ((either, (location, 3)) * (len(ids) // 4)) + (either,)
+            segments.append([replace(segment, target=torch.tensor([*ids, end.start]), runs=runs)])
+        return segments
+
+    def ids(self, boxes: Box | Sequence[Box]) -> list[int]:
+        """
+        Raises:
+            UserError: what is no box, or no list of boxes.
+        """
+        one = len(boxes) > 0 and isinstance(boxes[0], int | float)
+        found: list[int] = []
+        for box in [boxes] if one else boxes:
+            if not is_box(box):
+                raise UserError(f"box {shown(box)} is no box: {BOX_RULE}")
+            found += location_ids(box, self.vocabulary)  # type: ignore[arg-type]
+        return found
+
+    def value(self, written: torch.Tensor) -> list[list[float]]:
+        ids = written.tolist()
+        return [box_of(ids[i : i + 4], self.vocabulary) for i in range(0, len(ids) - 3, 4)]
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        spans = (self.vocabulary[LOCATION], _end(self.vocabulary))
+        return BoxByBox("boxes", self.vocabulary, spans, self.longest, rows, device)
+
+
+@dataclass(frozen=True)
+class GroundedTextModality:
+    """Texts with boxes (as in Kosmos-2, arXiv:2306.14824), or ids of them: a box stands behind what it is around."""
+
+    vocabulary: Vocabulary
+    encode: Callable[[str], list[int]]
+    text_length: int
+    """Longest text in tokens, its boxes not counted."""
+
+    @property
+    def longest(self) -> int:
+        return self.text_length + 5 * MOST_BOXES
+
+    def given(self, values: Sequence[Grounded | list[int]]) -> list[Segment]:
+        return [text_segment(self.ids(value), self.vocabulary) for value in values]
+
+    def learned(
+        self, values: Sequence[Grounded | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        inside = self.vocabulary[LOCATION]
+        outside = (self.vocabulary.text_range, self.vocabulary[BOX])
+        segments = []
+        for segment in self.given(values):
+            target = [*segment.ids.tolist()[1:], self.vocabulary.eos]
+            runs: list[tuple[Ids, int]] = []
+            for in_box, some in groupby(inside.start <= one < inside.stop for one in target):
+                runs.append((inside if in_box else outside, len(list(some))))
+            segments.append([replace(segment, target=torch.tensor(target), runs=tuple(runs))])
+        return segments
+
+    def ids(self, value: Grounded | list[int]) -> list[int]:
+        """
+        Raises:
+            UserError: a part that is no text and no box.
+        """
+        found: list[int] = []
+        for part in value:
+            if isinstance(part, int):
+                found.append(part)
+            elif isinstance(part, str):
+                found += self.encode(part)
+            elif is_box(part):
+                found += [self.vocabulary[BOX].start, *location_ids(part, self.vocabulary)]
+            else:
+                raise UserError(f"{shown(part)} is no text and no box: {BOX_RULE}")
+        return found
+
+    def parts(self, ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str | list[float]]:
+        """The inverse of `ids`: strings, and boxes by the middles of their steps."""
+        found: list[str | list[float]] = []
+        text: list[int] = []
+        place = 0
+        while place < len(ids):
+            if ids[place] == self.vocabulary[BOX].start:
+                found += [decode(text)] if text else []
+                found.append(box_of(ids[place + 1 : place + 5], self.vocabulary))
+                text, place = [], place + 5
+            else:
+                text.append(ids[place])
+                place += 1
+        return [*found, decode(text)] if text else found
+
+    def value(self, written: torch.Tensor) -> list[int]:
+        return written.tolist()
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        spans = (self.vocabulary.text_range, self.vocabulary[BOX], self.vocabulary[LOCATION])
+        return BoxByBox("grounded", self.vocabulary, spans, self.longest, rows, device)
+
+
+def location_ids(box: Box, vocabulary: Vocabulary) -> list[int]:
+    """The steps that the sides of a box lie in."""
+    span = vocabulary[LOCATION]
+    steps = span.stop - span.start
+    return [span.start + min(int(side * steps), steps - 1) for side in box]
+
+
+def box_of(ids: Sequence[int], vocabulary: Vocabulary) -> list[float]:
+    """The middles of the steps that four ids name."""
+    span = vocabulary[LOCATION]
+    return [(one - span.start + 0.5) / (span.stop - span.start) for one in ids]
+
+
+def _end(vocabulary: Vocabulary) -> slice:
+    return slice(vocabulary.eos, vocabulary.eos + 1)
+
+
+class BoxByBox(TokenByToken):
+    """Writes boxes, and text around them if its spans have text. A box that is begun gets its four locations, the right
+    not left of the left and the bottom not above the top; none is begun that would not fit."""
+
+    def __init__(
+        self,
+        key: str,
+        vocabulary: Vocabulary,
+        spans: tuple[slice, ...],
+        length: int,
+        rows: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(key, vocabulary, spans, length, rows, device)
+        marked = BOX in vocabulary and vocabulary[BOX] in spans
+        self.begin = vocabulary[BOX if marked else LOCATION]
+        self.follow = 4 if marked else 3
+        """Locations behind the id that begins a box: the first side, where no mark stands before it."""
+        self.is_location = _within(self.choice, vocabulary[LOCATION])
+        self.begins = _within(self.choice, self.begin)
+        self.missing = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Locations that the box of each row still lacks; 0 outside of boxes."""
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        super()._begin(row, seed, known)
+        self.missing[row] = 0
+
+    def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        missing = self.missing[index][:, None]
+        opposite = self.ids[index, (at - 2).clamp(min=0)][:, None]
+        inside = self.is_location & ((missing > 2) | (self.choice >= opposite))
+        fits = at[:, None] + self.follow < self.length
+        outside = torch.where(self.begins, fits, ~self.is_location)
+        return logits.masked_fill(~torch.where(missing > 0, inside, outside)[:, None], float("-inf"))
+
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        super().take(rows, index, scores)
+        missing = self.missing[index]
+        begun = torch.where(_within(self.inputs[index], self.begin), self.follow, 0)
+        self.missing[index] = torch.where(missing > 0, missing - 1, begun)
+
+
+def _within(ids: torch.Tensor, span: slice) -> torch.Tensor:
+    return (ids >= span.start) & (ids < span.stop)
