@@ -106,13 +106,13 @@ def _lines(classes: np.ndarray) -> np.ndarray:
 
 
 def outline_verdict(picture: np.ndarray | torch.Tensor, scene: Scene) -> MapVerdict:
-    """Whether a picture is the outlines of a scene; a pixel darker than the middle grey is of a line.
+    """Whether a picture is the outlines of a scene; a pixel with all channels below the middle is of a line.
 
     Raises:
         UserError: a picture of another type or shape than `read_picture` takes.
     """
     array = pixels(picture)
-    return _verdict((array.mean(axis=2) < 128).astype(np.int64), scene, True, OUTLINE_RIGHT)
+    return _verdict((array.max(axis=2) < 128).astype(np.int64), scene, True, OUTLINE_RIGHT)
 
 
 def label_map_verdict(picture: np.ndarray | torch.Tensor, scene: Scene) -> MapVerdict:

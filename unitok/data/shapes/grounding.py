@@ -166,12 +166,21 @@ def boxes_right(written: Sequence[Sequence[float]], right: Sequence[Sequence[flo
     """Whether two lists hold the same boxes, in any order: as many, and one to one with at least this overlap."""
     if len(written) != len(right):
         return False
-    if not right:
-        return True
-    return any(
-        overlap(one, right[0]) >= iou and boxes_right([*written[:i], *written[i + 1 :]], right[1:], iou)
-        for i, one in enumerate(written)
-    )
+    near = [[j for j, one in enumerate(right) if overlap(box, one) >= iou] for box in written]
+    partner: dict[int, int] = {}
+    """Number of a right box -> that of the written one."""
+
+    def find(i: int, tried: set[int]) -> bool:
+        """A partner for a written box, for which others may have to change theirs."""
+        for j in near[i]:
+            if j not in tried:
+                tried.add(j)
+                if j not in partner or find(partner[j], tried):
+                    partner[j] = i
+                    return True
+        return False
+
+    return all(find(i, set()) for i in range(len(written)))
 
 
 def layout_verdict(picture: np.ndarray | torch.Tensor, named: Sequence[str | Sequence[float]]) -> list[bool]:

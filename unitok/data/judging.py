@@ -1,0 +1,105 @@
+"""Is what a model wrote for a record right? Texts and boxes are compared with the record's own; pictures are judged
+where record and instruction speak the language of `shapes`, whose checker reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .records import Record
+from .shapes.checker import check, read_picture, scene_of
+from .shapes.conditions import label_map_verdict, outline_verdict, painting_verdict
+from .shapes.edits import edit_verdict, kind_of_edit
+from .shapes.grounding import boxes_right, layout_verdict
+from .shapes.scenes import Scene, parse
+from .shapes.stories import story_verdict
+
+MAPS = {"draw the outlines": outline_verdict, "draw the labels": label_map_verdict}
+PAINT = "paint "
+
+
+def judge(task: str, record: Record, written: Any) -> bool | None:
+    """Whether a value is right; None where nothing can tell.
+
+    Args:
+        task: a row of the task table.
+        record: with the fields of the task; its pictures are pixels.
+        written: a text; boxes; strings and boxes; a picture (3, H, W) uint8; or pairs ("text", text) and
+            ("image", picture).
+    """
+    return JUDGES[task](record, written)
+
+
+def _same_text(field: str) -> Callable[[Record, Any], bool]:
+    def same(record: Record, written: str) -> bool:
+        right = record.caption if field == "caption" else record.fields[field]
+        return written.split() == (right or "").split()
+
+    return same
+
+
+def _drawn(record: Record, picture: torch.Tensor) -> bool | None:
+    return check(picture, record.caption).all if record.caption and parse(record.caption) else None
+
+
+def _edited(record: Record, picture: torch.Tensor) -> bool | None:
+    instruction = record.fields["instruction"]
+    if kind_of_edit(instruction):
+        before = _scene(record.fields["source"])
+        return None if before is None else edit_verdict(picture, before, instruction).all
+    if instruction in MAPS:
+        scene = _scene(record.fields["source"])
+        return None if scene is None else MAPS[instruction](picture, scene).right
+    if instruction.startswith(PAINT) and record.image is not None:
+        scene = _scene(record.image)
+        return None if scene is None else painting_verdict(picture, scene)
+    return None
+
+
+def _scene(picture: torch.Tensor | list[torch.Tensor]) -> Scene | None:
+    return scene_of(read_picture(picture)) if isinstance(picture, torch.Tensor) else None
+
+
+def _grounded(record: Record, boxes: Sequence[Sequence[float]]) -> bool:
+    return boxes_right(boxes, record.fields["boxes"])
+
+
+def _named(record: Record, written: Sequence[str | Sequence[float]]) -> bool:
+    right = record.fields["named"]
+    texts = ["".join(part for part in one if isinstance(part, str)).split() for one in (written, right)]
+    boxes = [[part for part in one if not isinstance(part, str)] for one in (written, right)]
+    return texts[0] == texts[1] and boxes_right(*boxes)
+
+
+def _laid_out(record: Record, picture: torch.Tensor) -> bool | None:
+    named = record.fields["named"]
+    caption = "".join(part for part in named if isinstance(part, str))
+    return all(layout_verdict(picture, named)) if parse(caption) else None
+
+
+def _told(record: Record, parts: Sequence[tuple[str, Any]]) -> bool | None:
+    """A story is right if it begins as the record's, has as many steps, and every step is right."""
+    first = next((value for kind, value in record.fields["parts"] if kind == "text"), "")
+    if parse(first) is None:
+        return None
+    texts = [value for kind, value in parts if kind == "text"]
+    pictures = [value for kind, value in parts if kind == "image"]
+    wanted = sum(kind == "image" for kind, _ in record.fields["parts"])
+    steps = story_verdict(texts, pictures)
+    return texts[:1] == [first] and len(steps) == wanted and all(step.all for step in steps)
+
+
+JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
+    "text_to_image": _drawn,
+    "image_to_text": _same_text("caption"),
+    "text_only": lambda record, written: None,
+    "question": _same_text("answer"),
+    "edit": _edited,
+    "ground": _grounded,
+    "interleaved": _told,
+    "describe": _same_text("description"),
+    "ground_caption": _named,
+    "layout_to_image": _laid_out,
+}
