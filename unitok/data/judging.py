@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..boxes import Box, Grounded
 from .records import Record
 from .shapes.checker import check, read_picture, scene_of
 from .shapes.conditions import label_map_verdict, outline_verdict, painting_verdict
@@ -66,11 +67,17 @@ def _grounded(record: Record, boxes: Sequence[Sequence[float]]) -> bool:
     return boxes_right(boxes, record.fields["boxes"])
 
 
-def _named(record: Record, written: Sequence[str | Sequence[float]]) -> bool:
-    right = record.fields["named"]
-    texts = ["".join(part for part in one if isinstance(part, str)).split() for one in (written, right)]
-    boxes = [[part for part in one if not isinstance(part, str)] for one in (written, right)]
-    return texts[0] == texts[1] and boxes_right(*boxes)
+def _named(record: Record, written: Grounded) -> bool:
+    right: Grounded = record.fields["named"]
+    return _words(written) == _words(right) and boxes_right(_boxes(written), _boxes(right))
+
+
+def _words(named: Grounded) -> list[str]:
+    return "".join(part for part in named if isinstance(part, str)).split()
+
+
+def _boxes(named: Grounded) -> list[Box]:
+    return [part for part in named if not isinstance(part, str)]
 
 
 def _laid_out(record: Record, picture: torch.Tensor) -> bool | None:
