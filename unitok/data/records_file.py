@@ -14,7 +14,7 @@ read. `name` names a record in messages.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,23 +127,30 @@ class RecordsFile:
         if values.get("source") is not None:
             fields["source"] = self._picture(values["source"], index)
         if values.get("parts") is not None:
-            fields["parts"] = [self._part(part, index) for part in _list(values["parts"], "parts")]
+            parts = _list(values["parts"], "parts")
+            fields["parts"] = [read_part(part, lambda path: self._picture(path, index)) for part in parts]
         image = self._picture(values["image"], index) if values.get("image") is not None else None
         if self.caption_needed and not caption:
             raise CaptionError("has no caption")
         return Record(name=name, caption=caption, image=image, fields=fields)
 
-    def _part(self, part: Any, index: int) -> tuple[str, Any]:
-        if isinstance(part, dict) and part.keys() == {"text"}:
-            return "text", value_text(part["text"], "text")
-        if isinstance(part, dict) and part.keys() == {"image"}:
-            return "image", self._picture(part["image"], index)
-        raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
-
     def _picture(self, path: Any, index: int) -> torch.Tensor:
         if not isinstance(path, str):
             raise PictureError(f"names a picture {shown(path)}: give a path")
         return decode(self.cells.read({"path": path}, index), self.size, max_pixels=self.max_pixels)
+
+
+def read_part(part: Any, picture: Callable[[Any], torch.Tensor]) -> tuple[str, Any]:
+    """A part of `parts`; `picture` reads what stands there for one.
+
+    Raises:
+        CaptionError: what is no part.
+    """
+    if isinstance(part, dict) and part.keys() == {"text"}:
+        return "text", value_text(part["text"], "text")
+    if isinstance(part, dict) and part.keys() == {"image"}:
+        return "image", picture(part["image"])
+    raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
 
 
 def _list(value: Any, key: str) -> list[Any]:
