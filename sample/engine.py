@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,20 @@ Watch = Callable[[list[int], torch.Tensor], None]
 """Is shown (numbers of the jobs, their logits (b, n, V) before guidance, those of all conditions) of each step."""
 
 
+class Turn(NamedTuple):
+    """A further value of a job."""
+
+    given: list[Piece]
+    """What is read before it."""
+    modality: str
+    settings: SampleSettings | None = None
+    """None: those of the job."""
+    known: torch.Tensor | None = None
+    """As of a job."""
+    more: bool = False
+    """It is the value before, which goes on behind the ids (n,) `known`; nothing is given."""
+
+
 @dataclass
 class Job:
     """Something to write."""
@@ -39,9 +53,17 @@ class Job:
     seed: int
     settings: SampleSettings
     known: torch.Tensor | None = None
-    """(L,) int64 codes that are given and stay, -1 for the others."""
-    then: list[tuple[list[Piece], str]] = field(default_factory=list)
-    """What follows: (given pieces, modality of what is written then)."""
+    """(L,) int64 codes that are given and stay, -1 for the others, or the ids (n,) that a passage begins with."""
+    then: Sequence[Turn] | Callable[[list[torch.Tensor]], Turn | None] = ()
+    """What follows, or what says so from all values that have been written; None: nothing."""
+    aside: bool = False
+    """Whether the prompts behind the first stay as they are: what is written and read goes on in the first alone. Then
+    guidance of a turn compares with them, and a turn with guidance 1 does not run them."""
+
+    def next(self, written: list[torch.Tensor]) -> Turn | None:
+        if callable(self.then):
+            return self.then(written)
+        return self.then[len(written) - 1] if len(written) <= len(self.then) else None
 
 
 def job_for(
@@ -65,9 +87,14 @@ def job_for(
 
 def prompts_needed(job: Job) -> list[int]:
     """The prompts of a job that its guidance compares, the one with all conditions first."""
-    if len(job.prompts) == 1 or job.settings.guidance_rises:
-        return list(range(len(job.prompts)))
-    return list(lane_weights(job.settings.guidance_scales(len(job.prompts) - 1)))
+    return list(range(len(job.prompts))) if job.aside else _compared(job.settings, len(job.prompts))
+
+
+def _compared(settings: SampleSettings, prompts: int) -> list[int]:
+    """Those of so many prompts that guidance compares."""
+    if prompts == 1 or settings.guidance_rises:
+        return list(range(prompts))
+    return list(lane_weights(settings.guidance_scales(prompts - 1)))
 
 
 @dataclass
@@ -76,18 +103,24 @@ class _Row:
 
     number: int
     job: Job
-    lanes: list[int]
-    """Rows of the cache: the one with all conditions, then those that guidance compares it with."""
-    which: list[int]
-    """The prompt that each lane holds."""
-    turn: int = 0
+    held: dict[int, int]
+    """Prompt -> row of the cache: the one with all conditions, then those that guidance compares it with."""
+    turn: Turn
+    which: list[int] = field(default_factory=list)
+    """The prompts that the turn compares."""
     begin: list[int] = field(default_factory=list)
     """Length of each lane when the turn began."""
     written: list[torch.Tensor] = field(default_factory=list)
 
     @property
-    def modality(self) -> str:
-        return self.job.modality if self.turn == 0 else self.job.then[self.turn - 1][1]
+    def lanes(self) -> list[int]:
+        """Those that the turn runs."""
+        return [self.held[which] for which in self.which]
+
+    @property
+    def extended(self) -> list[int]:
+        """Those that read what is written, and what is given with a turn."""
+        return list(self.held.values())[: 1 if self.job.aside else None]
 
 
 class Engine:
@@ -145,7 +178,8 @@ class Engine:
         done = []
         groups: dict[tuple[str, int], list[int]] = {}
         for row, state in self.running.items():
-            groups.setdefault((state.modality, self.writers[state.modality].phase(row)), []).append(row)
+            modality = state.turn.modality
+            groups.setdefault((modality, self.writers[modality].phase(row)), []).append(row)
         for (modality, _), rows in groups.items():
             done += self._run(self.writers[modality], sorted(rows))
         return done
@@ -164,24 +198,24 @@ class Engine:
             if len(which) > len(self.free):
                 break
             self.waiting.popleft()
-            taken.append(_Row(number, job, [self.free.pop() for _ in which], which))
-        self._fill(
-            [(row.job.prompts[which], lane) for row in taken for which, lane in zip(row.which, row.lanes, strict=True)]
-        )
+            first = Turn([], job.modality, job.settings, job.known)
+            taken.append(_Row(number, job, {one: self.free.pop() for one in which}, first))
+        self._fill([(row.job.prompts[which], lane) for row in taken for which, lane in row.held.items()])
         if taken and not self.running:
-            self.cache.align([lane for row in taken for lane in row.lanes])
+            self.cache.align([lane for row in taken for lane in row.held.values()])
         for row in taken:
-            self.running[row.lanes[0]] = row  # a writer's row is the job's first lane
-            self._begin(row.lanes[0], row)
+            self.running[row.extended[0]] = row  # a writer's row is the job's first lane
+            self._begin(row.extended[0], row)
 
     def _begin(self, row: int, state: _Row) -> None:
         """Begins the writing of a turn."""
-        if state.modality not in self.writers:
-            made = self.modalities[state.modality].writer(self.cache.rows, self.model.device)
-            self.writers[state.modality] = made
-        seed = state.job.seed if state.turn == 0 else fold(state.job.seed, "turn", state.turn)
-        known = state.job.known if state.turn == 0 else None
-        self.writers[state.modality].admit(row, seed, state.job.settings, known)
+        modality, settings = state.turn.modality, state.turn.settings or state.job.settings
+        if modality not in self.writers:
+            self.writers[modality] = self.modalities[modality].writer(self.cache.rows, self.model.device)
+        number = len(state.written)
+        seed = state.job.seed if number == 0 else fold(state.job.seed, "turn", number)
+        self.writers[modality].admit(row, seed, settings, state.turn.known)
+        state.which = _compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
         self.sums[row] = 0
 
@@ -193,19 +227,30 @@ class Engine:
                 "checkpoint), or --guidance or --temperature is beyond all measure (leave it out)"
             )
         written = writer.written(row).clone()
-        state.written.append(written)
-        if state.turn == len(state.job.then):
+        state.written[len(state.written) - state.turn.more :] = [written]
+        turn = state.job.next(state.written)
+        if turn is None:
             del self.running[row]
-            for lane in state.lanes:
+            lanes = list(state.held.values())
+            for lane in lanes:
                 self.cache.clear(lane)
-            self.free += state.lanes[::-1]
+            self.free += lanes[::-1]
             return [(state.number, state.written)]
-        # What was written is read as it is from here on: its own positions are given back, the clean copy comes.
-        value = self.modalities[state.modality].value(written)
+        # What was written is read as it is from here on: positions that are not are given back, the clean copy comes.
+        kept = writer.kept(row)
         for lane, begin in zip(state.lanes, state.begin, strict=True):
-            self.cache.rewind([lane], self.cache.lengths[lane] - begin)
-        self._append(state, [Piece(state.modality, value, False), *state.job.then[state.turn][0]])
-        state.turn += 1
+            self.cache.rewind([lane], self.cache.lengths[lane] - begin - kept)
+        if turn.more:
+            assert turn.known is not None and kept, "only a text can go on, behind ids that are new"
+            state.turn = turn
+            writer.more(row, turn.known)
+            return []
+        modality = state.turn.modality
+        value = [Piece(modality, self.modalities[modality].value(written), False)]
+        if kept:
+            self.orders[self.cache.index(state.extended)] += document_of(value, self.modalities).order
+        self._append(state, turn.given if kept else [*value, *turn.given])
+        state.turn = turn
         self._begin(row, state)
         return []
 
@@ -220,9 +265,11 @@ class Engine:
 
     def _append(self, state: _Row, pieces: list[Piece]) -> None:
         """Runs further pieces through the lanes of a row that is running."""
+        if not pieces:
+            return
         item = document_of(pieces, self.modalities)
         device = self.model.device
-        for lane in state.lanes:
+        for lane in state.extended:
             places = item.places.to(device)
             places[:, 0] += self.orders[lane]
             seen = self.cache.extend([lane], len(item), item.groups.to(device))
@@ -257,7 +304,7 @@ class Engine:
         """Last states (lanes, n, C) of what is asked for, in every lane; `of` says which of the rows a lane serves."""
         n = asked.ids.shape[1]
         which = self.cache.index(of)
-        seen = self.cache.extend(lanes, n)
+        seen = self.cache.extend(lanes, n, asked.groups)
         order = self.orders[self.cache.index(lanes)][:, None]
 
         def moved(places: torch.Tensor) -> torch.Tensor:

@@ -61,10 +61,11 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
     def length(pieces: Sequence[Piece]) -> int:
         return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
 
-    written = [modalities[name].longest + 1 for name in (job.modality, *(name for _, name in job.then))]
+    assert not callable(job.then), "what follows is not known before"
+    written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
     longest = max(model.config.text_length + 1, model.layout.length, *written)
     known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
-    return max(map(length, job.prompts)), known + longest + sum(length(pieces) + longest for pieces, _ in job.then)
+    return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
 
 def draw_codes_each(

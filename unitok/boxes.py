@@ -223,7 +223,7 @@ class BoxByBox(TokenByToken):
 
     def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         missing = self.missing[index][:, None]
-        opposite = self.ids[index, (at - 2).clamp(min=0)][:, None]
+        opposite = self.ids[index, (at - 1).clamp(min=0)][:, None]
         inside = self.is_location & ((missing > 2) | (self.choice >= opposite))
         fits = at[:, None] + self.follow < self.length
         outside = torch.where(self.begins, fits, ~self.is_location)
@@ -232,7 +232,7 @@ class BoxByBox(TokenByToken):
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
         super().take(rows, index, scores)
         missing = self.missing[index]
-        begun = torch.where(_within(self.inputs[index], self.begin), self.follow, 0)
+        begun = torch.where(_within(self.ids[index, self.at[index]], self.begin), self.follow, 0)
         self.missing[index] = torch.where(missing > 0, missing - 1, begun)
 
 

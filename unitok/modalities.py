@@ -15,8 +15,11 @@ from .choose import choose
 from .config import ObjectiveSettings
 from .objectives.base import Asked, Draw, Objective, Writer
 from .seeding import keyed_generator
-from .sequence import Segment
+from .sequence import Ids, Segment
 from .vocabulary import Vocabulary
+
+PASSAGE = "passage"
+"""The modality of the texts of a document of texts and images."""
 
 
 class Modality(Protocol):
@@ -60,13 +63,12 @@ class TextModality:
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
     ) -> list[list[Segment]]:
-        segments = []
-        for value in values:
-            ids = self.ids(value)
-            target = torch.tensor([*ids, self.vocabulary.eos])
-            runs = ((self.vocabulary.text_range, len(target)),)
-            segments.append([replace(text_segment(ids, self.vocabulary), target=target, runs=runs)])
-        return segments
+        return [[self._learned(value, self.vocabulary.eos, self.vocabulary.text_range)] for value in values]
+
+    def _learned(self, value: str | list[int], end: int, can_stand: Ids) -> Segment:
+        ids = self.ids(value)
+        target = torch.tensor([*ids, end])
+        return replace(text_segment(ids, self.vocabulary), target=target, runs=((can_stand, len(target)),))
 
     def ids(self, value: str | list[int]) -> list[int]:
         return self.encode(value) if isinstance(value, str) else value
@@ -76,6 +78,28 @@ class TextModality:
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()
+
+
+class PassageModality(TextModality):
+    """The texts of a document, in which texts and images alternate: the end of each says what follows, `boi` an image
+    and `eos` nothing."""
+
+    def learned(
+        self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
+    ) -> list[list[Segment]]:
+        ends = [self.vocabulary.boi if more else self.vocabulary.eos for more in followed]
+        can_stand = self.vocabulary.passage_ranges
+        return [[self._learned(value, end, can_stand)] for value, end in zip(values, ends, strict=True)]
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        return PassageWriter(self.vocabulary, self.longest, rows, device)
+
+    def value(self, written: torch.Tensor) -> list[int]:
+        return written.tolist()[: -1 if self.image_follows(written) else None]
+
+    def image_follows(self, written: torch.Tensor) -> bool:
+        """Whether a passage ended with an image to come."""
+        return written[-1:].tolist() == [self.vocabulary.boi]
 
 
 def text_segment(ids: list[int], vocabulary: Vocabulary) -> Segment:
@@ -122,57 +146,70 @@ class ImageModality:
 
 
 class TokenByToken(Writer):
-    """Writes ids of some spans, the end among them, until the end or the greatest length."""
+    """Writes ids of some spans behind those that are known, until the end or the greatest length."""
 
     def __init__(
-        self,
-        key: str,
-        vocabulary: Vocabulary,
-        spans: tuple[slice, ...],
-        length: int,
-        rows: int,
-        device: torch.device,
+        self, key: str, vocabulary: Vocabulary, spans: Sequence[slice], length: int, rows: int, device: torch.device
     ) -> None:
         super().__init__(rows)
-        self.key, self.vocabulary, self.spans, self.length = key, vocabulary, spans, length
+        self.key, self.vocabulary, self.spans, self.length = key, vocabulary, tuple(spans), length
         self.choice = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
         """(V,) int64: the ids that scores are of."""
-        self.ids = torch.full((rows, length), vocabulary.eos, device=device)
+        self.ends = torch.tensor([vocabulary.eos], device=device)
+        self.ids = torch.full((rows, 1 + length), vocabulary.eos, device=device)
+        """The begin of a text, then its ids."""
+        self.ids[:, 0] = vocabulary.bos
         self.uniform = torch.zeros(rows, length, device=device)
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.inputs = torch.full((rows,), vocabulary.bos, device=device)
+        """Ids that each row has."""
+        self.unread = [1] * rows
+        """Positions that each row runs next: the one of its last id, and of all before that are known and new."""
         self.ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self.look_every = 1 if device.type == "cpu" else 8
         """Steps between two looks at what has ended: a look waits for the device."""
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        assert known is None, "a text has no known part; what is known stands in its prompt"
         self.uniform[row] = torch.rand(self.length, generator=keyed_generator(seed, self.key)).to(self.at.device)
-        self.ids[row] = self.vocabulary.eos
-        self.inputs[row] = self.vocabulary.bos
-        self.at[row] = 0
+        self._put(row, 0, torch.zeros(0, dtype=torch.int64) if known is None else known)
+        self.unread[row] += 1  # the begin
+
+    def _put(self, row: int, at: int, ids: torch.Tensor) -> None:
+        """Puts known ids behind the first `at` ids of a row."""
+        end = at + len(ids)
+        assert end < self.length or not len(ids), "what is known leaves room for an end"
+        self.ids[row, 1 + at : 1 + end] = ids.to(self.at.device)
+        self.ids[row, 1 + end :] = self.vocabulary.eos
+        self.at[row] = end
         self.ended[row] = False
+        self.unread[row] = len(ids)
+        self.row(row).step = end
+
+    def phase(self, row: int) -> int:
+        return self.unread[row]
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        at = self.at[index]
-        places = torch.zeros(len(rows), 1, 3, device=at.device)
-        places[:, 0, 0] = at
-        return Asked(self.inputs[index][:, None], places, tuple((span, slice(0, 1)) for span in self.spans))
+        n = self.unread[rows[0]]
+        steps = self.at[index][:, None] + torch.arange(1 - n, 1, device=self.at.device)
+        places = torch.zeros(len(rows), n, 3, device=self.at.device)
+        places[..., 0] = steps
+        groups = torch.arange(n, device=self.at.device) if n > 1 else None
+        spans = tuple((span, slice(n - 1, n)) for span in self.spans)
+        return Asked(self.ids[index[:, None], steps], places, spans, groups=groups)
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
         at = self.at[index]
         logits = self._open(torch.cat(scores, -1), index, at)
         chosen = choose(logits, self.uniform[index, at][:, None], list(map(self.settings, rows)))[0][:, 0]
         ids = self.choice[chosen].masked_fill(self.ended[index], self.vocabulary.eos)
-        self.ids[index, at] = ids
-        self.inputs[index] = ids
-        self.ended[index] |= ids == self.vocabulary.eos
+        self.ids[index, 1 + at] = ids
+        self.ended[index] |= torch.isin(ids, self.ends)
         self.at[index] = at + 1
         for row in rows:
             self.row(row).step += 1
+            self.unread[row] = 1
 
     def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Logits (b, 1, V), minus infinity for what cannot stand at the places `at` (b,) of the rows."""
+        """Logits (b, 1, V) of rows `index` that have `at` (b,) ids, minus infinity for what cannot come next."""
         return logits
 
     def finished(self, rows: Sequence[int]) -> list[int]:
@@ -182,6 +219,32 @@ class TokenByToken(Writer):
         return sorted({*full, *(row for row in looked if ended[row])})
 
     def written(self, row: int) -> torch.Tensor:
-        """The ids before the end."""
-        ids = self.ids[row].cpu()
-        return ids[: int((ids != self.vocabulary.eos).long().cumprod(0).sum())]
+        """The ids before the end, those that were known too."""
+        ids = self.ids[row, 1:].cpu()
+        return ids[: int((~torch.isin(ids, self.ends.cpu())).long().cumprod(0).sum())]
+
+    def kept(self, row: int) -> int:
+        """The begin and all ids, if an end was written behind them: then the last of them has been run too."""
+        written = TokenByToken.written(self, row)
+        return len(written) + 1 if self.row(row).step > len(written) else 0
+
+    def more(self, row: int, ids: torch.Tensor) -> None:
+        self._put(row, len(TokenByToken.written(self, row)), ids)
+
+
+class PassageWriter(TokenByToken):
+    """Writes a passage and what follows it. One of the greatest length ends there, in one of both ways."""
+
+    def __init__(self, vocabulary: Vocabulary, length: int, rows: int, device: torch.device) -> None:
+        super().__init__("text", vocabulary, vocabulary.passage_ranges, length + 1, rows, device)
+        self.ends = torch.tensor([vocabulary.eos, vocabulary.boi], device=device)
+        self.inside = ~torch.isin(self.choice, self.ends)
+
+    def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        return logits.masked_fill((at == self.length - 1)[:, None, None] & self.inside, -torch.inf)
+
+    def written(self, row: int) -> torch.Tensor:
+        """The ids before the end, and `boi` where that was the end."""
+        ids = super().written(row)
+        end = self.ids[row, 1 + len(ids)].cpu()[None]
+        return torch.cat([ids, end]) if end.item() == self.vocabulary.boi else ids

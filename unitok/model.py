@@ -20,7 +20,7 @@ from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
 from .config import ModelConfig, ObjectiveSettings, PortConfig
-from .modalities import ImageModality, Modality, TextModality
+from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective
 from .objectives.base import Objective
 from .ports import IdPort, add_features, build_ports
@@ -230,6 +230,7 @@ def modalities(
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
     found: dict[str, Modality] = {
         "text": TextModality(vocabulary, encode, text_length),
+        PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings),
     }
     boxes: dict[str, Modality] = {

@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .modalities import Modality
+from .modalities import PASSAGE, Modality
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -104,12 +104,27 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
             f"or set tasks.{task}.share to 0"
         )
     if part.field == "parts":
-        return [Piece(modality, one, part.learned) for modality, one in value]
+        return in_turn(value, part.learned)
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
         return [Piece(modality, [], part.learned)] if part.drop == "text" else []
     values = value if modality == "image" and isinstance(value, list) else [value]
     return [Piece(modality, one, part.learned) for one in values]
+
+
+def in_turn(parts: Sequence[tuple[str, Any]], learned: bool = False) -> list[Piece]:
+    """The pieces of a document of texts and images, in which they alternate: a text stands before the first image and
+    behind each, if need be an empty one. So whether an image follows, or the end, is always said at the end of a text.
+    Two texts in a row are one."""
+    found = [Piece(PASSAGE, "", learned)]
+    for modality, value in parts:
+        if modality != "text":
+            found += [Piece(modality, value, learned), Piece(PASSAGE, "", learned)]
+        elif len(value):
+            before = found[-1].value
+            both = f"{before} {value}" if isinstance(value, str) else [*before, *value]
+            found[-1] = Piece(PASSAGE, both if len(before) else value, learned)
+    return found
 
 
 def task_of_slot(slot: int, shares: Sequence[float]) -> int:

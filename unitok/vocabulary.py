@@ -114,6 +114,12 @@ class Vocabulary:
         return slice(self._starts["text"], self.eos + 1)
 
     @property
+    def passage_ranges(self) -> tuple[slice, slice]:
+        """Ids that may be written in a passage: the text ids, the end of the document, and the begin of the image that
+        follows."""
+        return self.text_range, slice(self.boi, self.boi + 1)
+
+    @property
     def image_range(self) -> slice:
         """Ids of image codes."""
         return self["image"]

@@ -18,7 +18,7 @@ from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw
 from unitok.objectives.masked_token import USUAL
-from unitok.sample.engine import Engine, Job, job_for
+from unitok.sample.engine import Engine, Job, Turn, job_for
 from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
@@ -257,7 +257,7 @@ def test_what_is_written_is_read_as_it_is_by_what_follows(make_model: Callable[.
     model.config.text_length = 5
     met: list[torch.Tensor] = []
     settings = SampleSettings(guidance=1.0, temperature=0.0, steps=3)
-    job = Job([[Piece("text", [5, 6], False)]], "image", 0, settings, then=[([], "text"), ([], "image")])
+    job = Job([[Piece("text", [5, 6], False)]], "image", 0, settings, then=[Turn([], "text"), Turn([], "image")])
     engine = Engine(model, 1, 300, watch=lambda _, logits: met.append(logits[0]))
     engine.add(job)
     written: list[torch.Tensor] = []
@@ -292,7 +292,7 @@ def test_boxes_are_written_until_their_end(make_model: Callable[..., UniTok]) ->
     assert first.tolist() != second.tolist()
     with torch.no_grad():
         model.ids.head.weight[model.vocabulary.eos] = 100 * model.trunk.norm.weight
-    job = Job([[Piece("text", [5], False)]], "box", 0, settings, then=[([], "text")])
+    job = Job([[Piece("text", [5], False)]], "box", 0, settings, then=[Turn([], "text")])
     assert len(run(model, [job])[0]) == 2, "what follows reads the boxes"
 
 

@@ -61,6 +61,15 @@ COMMANDS: dict[str, Command] = {
         positional=("picture", "instruction", "further"),
         inline="sampling",
     ),
+    "generate": Command(
+        "unitok.sample.document_commands:generate",
+        "Go on with documents of texts and pictures.",
+        positional=("documents",),
+        inline="sampling",
+    ),
+    "chat": Command(
+        "unitok.sample.document_commands:chat", "Write texts and pictures in turn with a model.", inline="sampling"
+    ),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),

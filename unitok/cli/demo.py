@@ -51,6 +51,8 @@ def demo(
     started = time.time()
     if objective not in OBJECTIVES:
         raise UserError(f"--objective is {shown(objective)}: choose one of {', '.join(OBJECTIVES)}")
+    if pictures < 4:
+        raise UserError(f"--pictures is {pictures}: choose 4 or more")
     from unitok.eval.reports.output import claim_folder
 
     claim_folder(out)

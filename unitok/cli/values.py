@@ -23,11 +23,12 @@ LONGEST_PATH, LONGEST_NAME = 4095, 255
 
 RANGES: dict[str, tuple[int, int]] = {
     "batch_size": (1, 2**16),
+    "context": (1, 2**24),
     "image_size": (1, 2**14),
     "limit": (1, 2**40),
     "max_bad": (0, 1),
     "n": (1, 2**20),
-    "pictures": (4, 2**20),
+    "pictures": (0, 2**20),
     "positions": (1, 2**50),
     "resamples": (100, 10**6),
     "seed": (-(2**53), 2**53),

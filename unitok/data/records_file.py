@@ -16,7 +16,7 @@ shares of the picture `image`, upright and whole: where it is cropped, they foll
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ class RecordsFile:
             pictures = [self._picture(path, index) for path in paths]
             fields["source"] = pictures if isinstance(source, list) else pictures[0]
         if values.get("parts") is not None:
-            fields["parts"] = [self._part(part, index) for part in _list(values["parts"], "parts")]
+            parts = _list(values["parts"], "parts")
+            fields["parts"] = [read_part(part, lambda path: self._picture(path, index)) for part in parts]
         image = None
         if values.get("image") is not None:
             data = self._bytes_of(values["image"], index)
@@ -147,13 +148,6 @@ class RecordsFile:
             raise CaptionError("has no caption")
         return Record(name=name, caption=caption, image=image, fields=fields)
 
-    def _part(self, part: Any, index: int) -> tuple[str, Any]:
-        if isinstance(part, dict) and part.keys() == {"text"}:
-            return "text", value_text(part["text"], "text")
-        if isinstance(part, dict) and part.keys() == {"image"}:
-            return "image", self._picture(part["image"], index)
-        raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
-
     def _picture(self, path: Any, index: int) -> torch.Tensor:
         return decode(self._bytes_of(path, index), self.size, max_pixels=self.max_pixels)
 
@@ -161,6 +155,19 @@ class RecordsFile:
         if not isinstance(path, str):
             raise PictureError(f"names a picture {shown(path)}: give a path")
         return self.cells.read({"path": path}, index)
+
+
+def read_part(part: Any, picture: Callable[[Any], torch.Tensor]) -> tuple[str, Any]:
+    """A part of `parts`; `picture` reads what stands there for one.
+
+    Raises:
+        CaptionError: what is no part.
+    """
+    if isinstance(part, dict) and part.keys() == {"text"}:
+        return "text", value_text(part["text"], "text")
+    if isinstance(part, dict) and part.keys() == {"image"}:
+        return "image", picture(part["image"])
+    raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
 
 
 def _list(value: Any, key: str) -> list[Any]:

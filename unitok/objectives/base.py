@@ -132,7 +132,7 @@ class Objective(ABC):
 
 @dataclass
 class Asked:
-    """Positions that a writer wants to be run, n for each of b rows. They see one another and all before them."""
+    """Positions that a writer wants to be run, n for each of b rows. They see all before them."""
 
     ids: torch.Tensor
     """(b, n) int64."""
@@ -142,6 +142,8 @@ class Asked:
     """(ids, positions among the n) of all that is to be scored."""
     keep: bool = True
     """Whether what comes later sees them."""
+    groups: torch.Tensor | None = None
+    """(n,) int64: who of them sees whom; None: they all see one another."""
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     """Port -> (b, n, F) or (b, n)."""
     stands: torch.Tensor | None = None
@@ -155,7 +157,8 @@ class Writer(ABC):
         self.rows: list[Row | None] = [None] * rows
 
     def admit(self, row: int, seed: int, settings: SampleSettings, known: torch.Tensor | None = None) -> None:
-        """Begins a value in a row. `known` (L,) int64 are codes that are given and stay, -1 for the others."""
+        """Begins a value in a row. `known` int64 is given and stays: codes (L,) of an image, -1 for the others, or ids
+        (n,) that a text begins with."""
         self.rows[row] = Row(seed, settings)
         self._begin(row, seed, known)
 
@@ -190,6 +193,15 @@ class Writer(ABC):
     @abstractmethod
     def written(self, row: int) -> torch.Tensor:
         """What was written, (L,) int64."""
+
+    def kept(self, row: int) -> int:
+        """How many of the positions that a finished value ran are those of the value as it is given; 0: it is read
+        again."""
+        return 0
+
+    def more(self, row: int, ids: torch.Tensor) -> None:
+        """Goes on with a finished value behind further ids (n,) int64, if it is a text."""
+        raise NotImplementedError
 
 
 @dataclass
