@@ -13,7 +13,7 @@ from unitok.data.mixture import Mixture
 from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset
 from unitok.model import TEXT_TOKENIZER
-from unitok.tasks import FIELDS, needs
+from unitok.tasks import FIELDS, is_several, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
 from .config import RunConfig, SourceConfig
@@ -72,9 +72,10 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
     for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
         for record in batch.records:
             values = {"caption": record.caption, **record.fields}
-            texts = [
-                values[field] for field in FIELDS if field in fields and FIELDS[field] == "text" and values.get(field)
-            ]
+            texts: list[str] = []
+            for field, modality in FIELDS.items():
+                if field in fields and modality == "text" and values.get(field):
+                    texts += values[field] if is_several(field, values[field]) else [values[field]]
             texts += [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
             texts += [part for part in values.get("named", []) if isinstance(part, str)] if "named" in fields else []
             found = found or bool(texts)

@@ -105,18 +105,26 @@ def has_pixels(records: RecordBatch) -> bool:
 
 
 def encode_pixels(records: RecordBatch, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Replaces all pixels by their codes. `encode`: uint8 (B, 3, H, W) to (B, L) on the CPU."""
+    """Replaces all pixels by their codes. `encode`: uint8 (B, 3, H, W) to (B, L) on the CPU; all pictures of a batch
+    are of one size, and encoded in one go."""
+    own = [record for record in records.records if record.image is not None]
+    further = [(record, *where) for record in records.records for where in _pictures(record)]
+    pixels = [*(records.images if records.images is not None else ())]
+    number = len(pixels)
+    pixels += [record.image for record in own if record.image is not None]
+    pixels += [one for *_, one in further]
+    if not pixels:
+        return
+    codes = encode(torch.stack(pixels))
     if records.images is not None:
-        records.codes, records.images = encode(records.images), None
-    for record in records.records:
-        if record.image is not None:
-            record.codes, record.image = encode(record.image[None])[0], None
-        for name, place, pixels in list(_pictures(record)):
-            codes = encode(pixels[None])[0]
-            if place is None:
-                record.fields[name] = codes
-            else:
-                record.fields[name][place] = codes if name in FIELDS else ("image", codes)
+        records.codes, records.images = codes[:number], None
+    for record, found in zip(own, codes[number:], strict=False):
+        record.codes, record.image = found, None
+    for (record, name, place, _), found in zip(further, codes[number + len(own) :], strict=True):
+        if place is None:
+            record.fields[name] = found
+        else:
+            record.fields[name][place] = found if name in FIELDS else ("image", found)
 
 
 def _pictures(record: Record) -> Iterator[tuple[str, int | None, torch.Tensor]]:

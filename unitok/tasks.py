@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate, groupby, takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +51,8 @@ FIELDS = {
     **dict.fromkeys(("boxes", "box"), "box"),
     "named": "grounded",
 }
-"""Field of a record -> its modality. An image may be a list of several, one segment each. `parts` is a list of
-(modality, value)."""
+"""Field of a record -> its modality. A text or an image may be a list of several; where fields side by side are lists,
+their values come in turn: question, answer, question, answer. `parts` is a list of (modality, value)."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -85,15 +85,36 @@ def pieces(task: str, record: Mapping[str, Any], without: Collection[str] = ()) 
     """What a record's document is made of. `without` names conditions that are left out.
 
     Raises:
-        UserError: the record lacks a field of the task.
+        UserError: the record lacks a field of the task, or has not as many of one as of the other.
     """
-    return [piece for part in TASKS[task] for piece in _pieces(task, part, record, without)]
+    return _in_order(task, TASKS[task], record, without)
 
 
 def prompt(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
     """What stands before the first part of a task that is learned."""
-    given = takewhile(lambda part: not part.learned, TASKS[task])
-    return [piece for part in given for piece in _pieces(task, part, record, without)]
+    return _in_order(task, tuple(takewhile(lambda part: not part.learned, TASKS[task])), record, without)
+
+
+def _in_order(task: str, parts: Sequence[Part], record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
+    found: list[Piece] = []
+    for several, side_by_side in groupby(parts, lambda part: is_several(part.field, record.get(part.field))):
+        some = list(side_by_side)
+        columns = [_pieces(task, part, record, without) for part in some]
+        if several and len(some) > 1:
+            numbers = {part.field: len(column) for part, column in zip(some, columns, strict=True)}
+            if len(set(numbers.values())) > 1:
+                said = " and ".join(f"{number} of {field}" for field, number in numbers.items())
+                raise UserError(f"{record.get('name', 'a record')} has {said}: give as many of one as of the other")
+            found += [piece for row in zip(*columns, strict=True) for piece in row]
+        else:
+            found += [piece for column in columns for piece in column]
+    return found
+
+
+def is_several(field: str, value: Any) -> bool:
+    """Whether a field holds several texts or images; a list of numbers is one text as ids."""
+    listed = isinstance(value, list) and FIELDS.get(field) in ("text", "image")
+    return listed and bool(value) and not isinstance(value[0], int)
 
 
 def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
@@ -108,7 +129,7 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
         return [Piece(modality, [], part.learned)] if part.drop == "text" else []
-    values = value if modality == "image" and isinstance(value, list) else [value]
+    values = value if is_several(part.field, value) else [value]
     return [Piece(modality, one, part.learned) for one in values]
 
 

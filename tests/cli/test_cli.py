@@ -118,6 +118,8 @@ def test_recipes_are_accepted(recipe: Path) -> None:
         elif group == "generators":
             assert [str(path) for path in values[group]] == value
             assert all((RECIPES.parent / path).is_file() for path in value)
+        elif group == "data" and isinstance(value, list):
+            assert [(one.data, one.share, one.tasks) for one in values[group]] == [tuple(one.values()) for one in value]
         elif not isinstance(value, dict):
             assert str(values[group]) == str(value)
 
@@ -135,8 +137,8 @@ def test_module_runs_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
-        "choose one of train, import-tokenizer, encode, sample, caption, ask, ground, edit, generate, chat, eval, compare, "
-        "compare-tokenizers, demo\n"
+        "choose one of train, import-tokenizer, encode, sample, caption, ask, ground, edit, generate, chat, "
+        "eval, compare, compare-tokenizers, demo\n"
     )
 
 

@@ -17,6 +17,7 @@ from unitok.data.shapes.conditions import condition
 from unitok.data.shapes.dataset import RECORDS, ShapesDataset
 from unitok.data.shapes.edits import edit
 from unitok.data.shapes.grounding import ground
+from unitok.data.shapes.questions import answer_of
 from unitok.data.shapes.scenes import (
     BORDER,
     COLOURS,
@@ -43,6 +44,7 @@ from unitok.data.shapes.scenes import (
 from unitok.data.shapes.stories import story
 
 FIELDS = {
+    "questions": {"question", "answer"},
     "question": {"question", "answer"},
     "edit": {"source", "instruction"},
     "story": {"parts"},
@@ -302,6 +304,9 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         drawn, way = data["condition"][index], condition(scene, 0, index, 64)
         assert drawn.image is not None and drawn.fields["instruction"] == way.instruction
         assert (drawn.image.permute(1, 2, 0).numpy() == way.target).all()
+        asked = data["questions"][index].fields
+        assert 4 <= len(set(asked["question"])) == len(asked["answer"]) <= 8
+        assert [answer_of(text, scene) for text in asked["question"]] == asked["answer"]
         assert (drawn.fields["source"].permute(1, 2, 0).numpy() == way.source).all()
 
 
@@ -309,7 +314,8 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, edit, story, ground, condition, as in shapes?task=edit"
+        "shapes: task is 'paint': choose one of question, questions, edit, story, ground, condition, as in "
+        "shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 

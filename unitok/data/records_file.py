@@ -125,7 +125,7 @@ class RecordsFile:
     def _record(self, name: str, values: dict[str, Any], index: int) -> Record:
         caption = value_text(values.get("caption"), "caption") or None
         fields: dict[str, Any] = {
-            field: value_text(values[field], field) for field in TEXT_FIELDS if values.get(field) is not None
+            field: _texts(values[field], field) for field in TEXT_FIELDS if values.get(field) is not None
         }
         for field, read in (("boxes", _boxes), ("box", _box), ("named", named_value)):
             if values.get(field) is not None:
@@ -168,6 +168,11 @@ def read_part(part: Any, picture: Callable[[Any], torch.Tensor]) -> tuple[str, A
     if isinstance(part, dict) and part.keys() == {"image"}:
         return "image", picture(part["image"])
     raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
+
+
+def _texts(value: Any, key: str) -> str | list[str]:
+    """A text, or a list of several, as the questions to one picture and their answers."""
+    return [value_text(one, key) for one in value] if isinstance(value, list) else value_text(value, key)
 
 
 def _list(value: Any, key: str) -> list[Any]:

@@ -20,6 +20,8 @@ from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe,
 from .stories import story
 
 DEFAULT = "question"
+QUESTIONS = 8
+"""To one picture, where a record has several; equal ones are asked once."""
 Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
@@ -102,6 +104,12 @@ def _question(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     return data.picture(scene), {"question": question.text, "answer": question.answer}
 
 
+def _questions(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    asked = [ask(scene, data.seed, QUESTIONS * index + number) for number in range(QUESTIONS)]
+    found = {question.text: question.answer for question in asked}
+    return data.picture(scene), {"question": list(found), "answer": list(found.values())}
+
+
 def _edit(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = edit(scene, data.seed, index, data.split)
     return data.picture(scene), {"source": data.picture(made.before), "instruction": made.instruction}
@@ -125,6 +133,7 @@ def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     DEFAULT: _question,
+    "questions": _questions,
     "edit": _edit,
     "story": _story,
     "ground": _ground,
