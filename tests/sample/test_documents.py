@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
+from unitok.modalities import PassageWriter
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.objectives.base import Draw
@@ -130,6 +131,23 @@ def test_documents_do_not_depend_on_their_batch(make_model: Callable[..., UniTok
     assert len({str(kinds(document)) for document in together}) > 1, "of several shapes"
     assert same(written(model, beginnings[1:2], [1], **settings)[0], together[1])
     for one, other in zip(written(model, beginnings, [0, 1, 5], 2, **settings), together, strict=True):
+        assert same(one, other)
+
+
+def test_a_document_is_the_same_where_ends_of_texts_are_looked_for_seldom(
+    make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where a text runs on behind its end for some steps: what it ran too much is given back."""
+    model = lean(make_model(), picture=4.0, end=4.0)
+    often = written(model, [[], [("text", "a red")]], [0, 1], pictures=2)
+    begin = PassageWriter.__init__
+
+    def seldom(self: PassageWriter, *given: Any) -> None:
+        begin(self, *given)
+        self.look_every = 8
+
+    monkeypatch.setattr(PassageWriter, "__init__", seldom)
+    for one, other in zip(often, written(model, [[], [("text", "a red")]], [0, 1], pictures=2), strict=True):
         assert same(one, other)
 
 
