@@ -76,6 +76,12 @@ COMMANDS: dict[str, Command] = {
     "eval generator": Command(
         "unitok.eval.commands:eval_generator", "Measure a model: FID, KID, CLIPScore, captions.", inline="sampling"
     ),
+    "eval tasks": Command(
+        "unitok.eval.task_commands:eval_tasks",
+        "Measure every task that a model learned, by exact scores.",
+        positional=("data",),
+        inline="sampling",
+    ),
     "eval suite": Command(
         "unitok.eval.suite_commands:eval_suite", "A whole protocol: seeds, guidance sweep, nearest training pictures."
     ),

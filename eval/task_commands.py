@@ -1,0 +1,102 @@
+"""`unitok eval tasks`. Free of torch until it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tokenizers_vq.errors import Problems, UserError
+from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
+
+from .commands import check_counts, finish
+
+if TYPE_CHECKING:
+    from unitok.data.records import CaptionsWanted, RecordDataset
+
+    from .report import Section
+
+
+def eval_tasks(
+    data: list[str],
+    model: Path,
+    out: Path = Path("runs/eval-tasks"),
+    limit: int | None = None,
+    max_bad: float = 0.01,
+    sampling: GivenSettings = NONE_GIVEN,
+    seed: int = 0,
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Measure every task that a model learned: the share of records for which what it writes is exactly right.
+
+    A data set is used for each learned task whose fields its records have; captions, for which all have what it takes,
+    are measured on the first. Texts and boxes are compared with those of
+    the record (boxes by an overlap of at least one half); pictures are judged where an exact checker reads them, on
+    `shapes`. Prints a table and writes report.json, report.html and items.jsonl; `unitok eval compare` puts reports
+    side by side, such as that of a model that learned one task alone.
+
+    Args:
+        data: Data sets, SOURCE[@SPLIT][?key=value&...] each.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        out: Folder for the report.
+        limit: Records used of each data set; null for all (of endless data, 1000).
+        max_bad: Share of broken pictures that is left out; more of them stop the measurement.
+        sampling: How pictures are drawn.
+        seed: The i-th record is written with seed + i.
+        batch_size: Records at a time; changes the speed, not the numbers.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval tasks "shapes@val?task=edit&limit=400" "shapes@val?task=ground&limit=400" --model runs/shapes/tasks
+    """
+    given = SampleSettings.given(sampling)
+    started = time.time()
+    check_counts(batch_size, limit)
+    problems = Problems()
+    problems.check(bool(data), 'no data given: name some, as in "shapes@val?task=edit&limit=400"')
+    problems.raise_if_any()
+
+    from unitok.data.open import open_data
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+    from unitok.sample.pipeline import settings_for
+    from unitok.tasks import needs
+
+    from .reports.output import claim_folder
+    from .tasks import check_learned, measure_task, tasks_of
+
+    loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    check_learned(loaded, str(model))
+    settings = settings_for(loaded, given)
+    size = loaded.image_tokenizer.image_size
+    captions: CaptionsWanted = "optional" if "caption" in needs(loaded.config.tasks) else False
+    opened = [open_data(one, size, captions=captions) for one in data]
+    pairs: list[tuple[RecordDataset, str]] = []
+    for dataset in opened:
+        done = {task for _, task in pairs if needs([task]) <= {"caption", "image"}}  # more of the same tells nothing
+        pairs += [(dataset, task) for task in tasks_of(loaded, dataset) if task not in done]
+    if not pairs:
+        learned = ", ".join(loaded.config.tasks)
+        raise UserError(f"the records of {', '.join(data)} have the fields of no task that {model} learned: {learned}")
+    claim_folder(out)
+    sections: list[Section] = []
+    for dataset, task in pairs:
+        section = measure_task(
+            loaded,
+            task,
+            dataset,
+            settings=settings,
+            seed=seed,
+            limit=limit,
+            max_bad=max_bad,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        if section is not None:  # of several data sets for one task, the later ones are numbered
+            before = sum(one.name.partition(" ")[0] == task for one in sections)
+            sections.append(replace(section, name=f"{task} {before + 1}") if before else section)
+    finish("Tasks", sections, out, started, {"model": str(model)})

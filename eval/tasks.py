@@ -1,0 +1,202 @@
+"""Every task that a model learned, by exact scores: from records to a section of a report for each task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError
+from unitok.data.judging import MAPS, PAINT, judge
+from unitok.data.records import Record, RecordDataset
+from unitok.data.shapes.edits import kind_of_edit
+from unitok.data.shapes.questions import kind_of
+from unitok.device import Precision
+from unitok.model import UniTok
+from unitok.sample.performing import perform
+from unitok.sampling import SampleSettings
+from unitok.tasks import FIELDS, TASKS, needs
+
+from .metrics.intervals import with_intervals
+from .pictures import MAX_BAD, count_pictures, progress, read_records
+from .provenance import Fact, Provenance
+from .report import Figure, Item, Number, Section
+
+SHOWN = 32
+"""Items in a figure."""
+FIRST = 16
+"""Records that are looked at for the fields of a task."""
+TITLES = {
+    "text_to_image": "Drawing from captions",
+    "image_to_text": "Captions",
+    "question": "Questions",
+    "edit": "Edits",
+    "ground": "Boxes of what is named",
+    "interleaved": "Documents",
+    "describe": "What is in a box",
+    "ground_caption": "Captions with boxes",
+    "layout_to_image": "Drawing from layouts",
+}
+
+
+def _kind_of_instruction(text: str) -> str | None:
+    """That of an edit, or what is to be made of a picture."""
+    painted = PAINT.strip() if text.startswith(PAINT) else None
+    return kind_of_edit(text) or painted or (text if text in MAPS else None)
+
+
+KINDS = {"question": kind_of, "instruction": _kind_of_instruction}
+"""Field -> what tells the kind of its text on `shapes`."""
+
+
+def tasks_of(model: UniTok, dataset: RecordDataset) -> list[str]:
+    """The tasks that a model learned and the first records of a data set have one value of each field for."""
+    records = [dataset[index] for index in range(min(FIRST, len(dataset)))]
+    found = []
+    for task in model.config.tasks or TASKS:
+        fields = needs([task])
+        if task in TITLES and any(fields <= _held(record) for record in records):
+            found.append(task)
+    return found
+
+
+def _held(record: Record) -> set[str]:
+    own = {name for name, value in (("caption", record.caption), ("image", record.image)) if value is not None}
+    texts = {field for field, modality in FIELDS.items() if modality == "text"}
+    return own | {field for field, value in record.fields.items() if field not in texts or isinstance(value, str)}
+
+
+def measure_task(
+    model: UniTok,
+    task: str,
+    dataset: RecordDataset,
+    *,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    max_bad: float = MAX_BAD,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> Section | None:
+    """The share of records for which what the model writes is exactly right, with its parts by kind. None where nothing
+    can tell, as for pictures that no checker reads.
+
+    Args:
+        model: has learned the task.
+        task: a row of the task table.
+        dataset: records with pictures and the fields of the task.
+        settings: how pictures are drawn; default: the model's own.
+        seed: of the first record; the next has the next.
+        limit: records used; None for all (of an endless data set, 1000).
+        max_bad: share of broken pictures that is left out; more of them are an error.
+        batch_size: records at a time; changes the speed, not the numbers.
+        precision: see `unitok.device`.
+
+    Raises:
+        UserError: a record lacks a field of the task.
+    """
+    settings = settings or SampleSettings.of(model.config)
+    values: list[dict[str, Fact]] = []
+    items: list[Item] = []
+    batch: list[Record] = []
+    records = progress(read_records(dataset, limit, max_bad), task, count_pictures(dataset, limit))
+
+    def score() -> None:
+        seeds = range(seed + len(values), seed + len(values) + len(batch))
+        written = perform(model, task, batch, settings, seeds, batch_size=batch_size, precision=precision)
+        for record, value in zip(batch, written, strict=True):
+            right = judge(task, record, value)
+            if right is None:
+                continue
+            kind = _kind(task, record)
+            row: dict[str, Fact] = {"item": record.name, "exact": int(right)}
+            if kind is not None:
+                row[f"exact_by_kind.{kind}"] = int(right)
+            values.append(row)
+            if len(items) < SHOWN:
+                items.append(_item(task, record, value, right))
+        batch.clear()
+
+    for record in records:
+        batch.append(record)
+        if len(batch) == batch_size:
+            score()
+    if batch:
+        score()
+    if not values:
+        return None
+    facts: Provenance = {
+        "data": dataset.name,
+        "records": len(values),
+        "seed": seed,
+        "items_sha256": hashlib.sha256("\n".join(str(row["item"]) for row in values).encode()).hexdigest(),
+        "model_sha256": model.fingerprint(),
+        "settings": str(settings),
+        "precision": precision,
+        "intervals over": "records",
+    }
+    numbers = {"exact": Number("Exactly right", _share(values, "exact"), "%", "higher", facts)}
+    kinds = sorted({key for row in values for key in row if key.startswith("exact_by_kind.")})
+    if kinds:
+        by_kind = {key.partition(".")[2]: _share(values, key) for key in kinds}
+        numbers["exact_by_kind"] = Number("Exactly right, by kind", by_kind, "%", "higher", facts)
+    figure = Figure("What was given, and what the model wrote", items)
+    return Section(
+        task, f"{TITLES[task]}: {dataset.name}", with_intervals(numbers, values, "item"), [figure], values=values
+    )
+
+
+def _share(values: Sequence[Mapping[str, Fact]], key: str) -> float:
+    found = [float(row[key] or 0) for row in values if row.get(key) is not None]
+    return sum(found) / len(found)
+
+
+def _kind(task: str, record: Record) -> str | None:
+    """The kind of the first text of a task that has one."""
+    fields = (part.field for part in TASKS[task] if part.field in KINDS)
+    return next((KINDS[field](record.fields[field]) for field in fields), None)
+
+
+def _item(task: str, record: Record, written: Any, right: bool) -> Item:
+    """The pictures that are given and drawn, and the texts that are given and written."""
+    pictures: list[Tensor] = []
+    texts: list[str] = []
+    held: dict[str, Any] = {"caption": record.caption, "image": record.image, **record.fields}
+    for part in TASKS[task]:
+        if part.learned:
+            continue
+        value = held[part.field]
+        if FIELDS[part.field] == "image":
+            pictures += value if isinstance(value, list) else [value]
+        else:
+            texts.append(_said(value))
+    wanted = next(held[part.field] for part in TASKS[task] if part.learned)
+    document = "parts" in held and wanted is held["parts"]
+    if isinstance(written, Tensor):
+        pictures.append(written)
+    elif document:
+        pictures += [value for kind, value in written if kind == "image"]
+        texts += [value for kind, value in written if kind == "text"]
+    else:
+        texts.append(_said(written) or "(empty)")
+    wrong = "" if right or isinstance(written, Tensor) or document else f"right is: {_said(wanted)}"
+    return Item(pictures or [torch.full((3, 8, 8), 255, dtype=torch.uint8)], " / ".join(texts), right, wrong)
+
+
+def _said(value: Any) -> str:
+    """A value as one line."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float | int):
+        return f"{value:.2f}"
+    parts = [_said(one) for one in value]
+    return f"[{', '.join(parts)}]" if all(isinstance(one, float | int) for one in value) else " ".join(parts)
+
+
+def check_learned(model: UniTok, name: str) -> None:
+    """Raises UserError for a model that learned nothing with a score."""
+    if model.config.tasks and not set(model.config.tasks) & TITLES.keys():
+        raise UserError(f"{name} learned {', '.join(model.config.tasks)}, none of which has a score")

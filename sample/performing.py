@@ -1,0 +1,115 @@
+"""Any task on any record: from the fields that are given to what the model writes, which `data.judging` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import to_uint8
+from unitok.boxes import GroundedTextModality
+from unitok.data.records import Record
+from unitok.device import Precision, autocast
+from unitok.model import UniTok
+from unitok.sampling import SampleSettings
+from unitok.tasks import FIELDS, TASKS
+
+from .documents import DocumentWriter, write_documents
+from .engine import job_for
+from .pipeline import GREEDY, codes_of, run
+
+MARGIN = 1
+"""Pictures that a document may have more than its record: then it did not end where it should."""
+
+
+@torch.inference_mode()
+def perform(
+    model: UniTok,
+    task: str,
+    records: Sequence[Record],
+    settings: SampleSettings | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> list[Any]:
+    """What a model writes for each record: a text; boxes; strings and boxes; a picture (3, H, W) uint8; or pairs
+    ("text", text) and ("image", picture) of a document that begins with the record's first text.
+
+    Args:
+        model: has learned the task.
+        task: a row of the task table.
+        records: with the fields that the task gives, pictures as pixels of the model's size.
+        settings: how pictures are drawn; default: the model's own. Texts and boxes: the most likely id each time.
+        seeds: of each record; default 0, 1, ...
+        batch_size: records at a time; changes the speed, not what is written.
+        precision: see `unitok.device`.
+
+    Raises:
+        UserError: a record lacks a field, or has a text that is too long.
+    """
+    settings = settings or SampleSettings.of(model.config)
+    seeds = range(len(records)) if seeds is None else seeds
+    given = [_given(model, task, record) for record in records]
+    if "parts" in _fields(task):
+        return _documents(model, given, settings, seeds, batch_size, precision)
+    learned = next(part.field for part in TASKS[task] if part.learned)
+    modality = FIELDS[learned]
+    how = settings if modality == "image" else GREEDY
+    jobs = [job_for(task, one, seed, how, modality) for one, seed in zip(given, seeds, strict=True)]
+    with autocast(model.device, precision):
+        written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
+    return [_shown(model, modality)(one) for one in written]
+
+
+def _fields(task: str) -> list[str]:
+    return [part.field for part in TASKS[task]]
+
+
+def _given(model: UniTok, task: str, record: Record) -> dict[str, Any]:
+    """The fields that a task gives, pictures as codes."""
+    found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
+    given = {part.field for part in TASKS[task] if not part.learned or part.field == "parts"}
+    for field in given & found.keys():
+        if FIELDS.get(field) == "image" and found[field] is not None:
+            several = isinstance(found[field], list)
+            codes = list(codes_of(model, torch.stack(found[field] if several else [found[field]])))
+            found[field] = codes if several else codes[0]
+    return {field: value for field, value in found.items() if field in given | {"name"} and value is not None}
+
+
+def _shown(model: UniTok, modality: str) -> Callable[[torch.Tensor], Any]:
+    """How what was written in a modality is shown."""
+    reader = model.modalities()[modality]
+    if modality == "image":
+        return lambda codes: to_uint8(model.image_tokenizer.decode(codes[None]))[0].cpu()
+    if modality == "text":
+        return lambda ids: model.text_tokenizer.decode(ids.tolist())
+    if isinstance(reader, GroundedTextModality):
+        return lambda ids: reader.parts(ids.tolist(), model.text_tokenizer.decode)
+    return reader.value
+
+
+def _documents(
+    model: UniTok,
+    given: Sequence[dict[str, Any]],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    batch_size: int,
+    precision: Precision,
+) -> list[Any]:
+    """Documents that go on from the first text of each record, as long as the model finds right."""
+    if any("parts" not in one for one in given):
+        raise UserError("a record has no parts, which the task interleaved needs: add them to the data")
+    most = max((sum(kind == "image" for kind, _ in one["parts"]) for one in given), default=0) + MARGIN
+    writer = DocumentWriter(model, replace(settings, guidance=1.0), GREEDY, pictures=most)
+    begun = [[part for part in one["parts"] if part[0] == "text"][:1] for one in given]
+    found = dict(write_documents(writer, begun, seeds, batch_size=batch_size, precision=precision))
+    show = _shown(model, "image")
+    return [
+        [(kind, show(value) if kind == "image" else value) for kind, value in found[place]]
+        for place in range(len(given))
+    ]
