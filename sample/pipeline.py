@@ -94,7 +94,6 @@ def _drawing(
     return [job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings) for caption, seed in pairs]
 
 
-@torch.inference_mode()
 def draw_each(
     model: UniTok,
     captions: Sequence[str],
@@ -107,6 +106,15 @@ def draw_each(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
     jobs = _drawing(model, captions, settings, seeds, text_ids)
+    return draw_jobs(model, jobs, batch_size=batch_size, precision=precision)
+
+
+@torch.inference_mode()
+def draw_jobs(
+    model: UniTok, jobs: Sequence[Job], *, batch_size: int = 32, precision: Precision = "fp32"
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of the job, picture (3, H, W) uint8) as pictures are finished, of jobs that write one picture each and
+    equally many scales."""
     with autocast(model.device, precision):
         engine = engine_for(model, jobs, batch_size)
     while engine.busy:
@@ -115,7 +123,7 @@ def draw_each(
             while engine.busy and not finished:
                 finished = engine.step()
         codes = torch.stack([written[0] for _, written in finished])
-        pictures = to_uint8(model.image_tokenizer.decode(codes, up_to_scale=settings.scales or None)).cpu()
+        pictures = to_uint8(model.image_tokenizer.decode(codes)).cpu()
         yield from zip((number for number, _ in finished), pictures, strict=True)
 
 
@@ -231,14 +239,10 @@ def _texts_about(
     batch_size: int,
     precision: Precision,
 ) -> list[str]:
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
+    check_size(model, pictures)
     seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
-    for part in _parts(len(pictures), batch_size):
+    for part in parts(len(pictures), batch_size):
         codes = model.image_tokenizer.encode(to_float(pictures[part]).to(model.device)).cpu()
         records: list[dict[str, Any]] = [{"image": image} for image in codes]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
@@ -248,6 +252,18 @@ def _texts_about(
     return texts
 
 
-def _parts(number: int, size: int) -> Iterator[slice]:
+def check_size(model: UniTok, pictures: torch.Tensor) -> None:
+    """
+    Raises:
+        UserError: pictures that are not (N, 3, H, W) of the model's size.
+    """
+    height, width = model.image_tokenizer.image_size
+    if pictures.shape[1:] != (3, height, width):
+        raise UserError(
+            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
+        )
+
+
+def parts(number: int, size: int) -> Iterator[slice]:
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))

@@ -83,8 +83,10 @@ def decode(data: bytes, size: tuple[int, int] | None = None, *, max_pixels: int 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale a picture to cover (H, W) and crop the centre; antialiased bicubic, one resampling."""
+def fit(
+    picture: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Scale a picture to cover (H, W) and crop the centre; antialiased, one resampling."""
     height, width = size
     if picture.size == (width, height):
         return picture
@@ -92,7 +94,7 @@ def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     box_width, box_height = min(width / scale, picture.width), min(height / scale, picture.height)
     left, top = (picture.width - box_width) / 2, (picture.height - box_height) / 2
     box = (left, top, left + box_width, top + box_height)
-    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return picture.resize((width, height), resample, box=box, reducing_gap=3.0)
 
 
 def _open(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> Image.Image:
