@@ -279,7 +279,7 @@ class Engine:
         """Last states (lanes, n, C) of what is asked for, in every lane; `of` says which of the rows a lane serves."""
         n = asked.ids.shape[1]
         which = self.cache.index(of)
-        seen = self.cache.extend(lanes, n)
+        seen = self.cache.extend(lanes, n, asked.groups)
         order = self.orders[self.cache.index(lanes)][:, None]
 
         def moved(places: torch.Tensor) -> torch.Tensor:

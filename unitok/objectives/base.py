@@ -129,7 +129,7 @@ class Objective(ABC):
 
 @dataclass
 class Asked:
-    """Positions that a writer wants to be run, n for each of b rows. They see one another and all before them."""
+    """Positions that a writer wants to be run, n for each of b rows. They see all before them, and one another."""
 
     ids: torch.Tensor
     """(b, n) int64."""
@@ -143,6 +143,8 @@ class Asked:
     """Port -> (b, n, F) or (b, n)."""
     stands: torch.Tensor | None = None
     """(b, n, 3): where the ids stand, if elsewhere than at their places."""
+    groups: torch.Tensor | None = None
+    """(n,) int64: they see one another by these groups; None: all do. Known codes so come in one pass."""
 
 
 class Writer(ABC):
