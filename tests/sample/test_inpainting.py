@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ from tokenizers_vq.layout import Layout
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
+from unitok.objectives.masked_token import USUAL
+from unitok.objectives.orders import pass_sizes, spread_order
+from unitok.sample.engine import job_for
 from unitok.sample.inpainting import Sides, extend, extend_all, inpaint, plan
 from unitok.sample.masks import fit_mask, touched
-from unitok.sample.pipeline import draw
+from unitok.sample.pipeline import draw, draw_codes, run
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.vocabulary import Vocabulary
@@ -48,15 +52,11 @@ def test_what_is_known_stays_to_the_bit_and_the_rest_is_drawn(
     outside = ~masks[:, None].expand_as(given)
     assert found.dtype == torch.uint8 and torch.equal(found[outside], given[outside])
     assert not torch.equal(found[~outside], given[~outside])
-    for row in range(3):  # whatever the batch
-        alone = inpaint(model, given[row : row + 1], masks[row : row + 1], CAPTIONS[row : row + 1], SETTINGS, [4 + row])
-        assert torch.equal(alone[0], found[row])
-    assert torch.equal(found, inpaint(model, given, masks, CAPTIONS, SETTINGS, [4, 5, 6], batch_size=2))
-    other_seeds = inpaint(model, given, masks, CAPTIONS, SETTINGS, [7, 8, 9])
-    other_captions = inpaint(model, given, masks, CAPTIONS[::-1], SETTINGS, [4, 5, 6])
-    for row in range(3):
-        assert not torch.equal(found[row], other_seeds[row])
-    assert not torch.equal(found[0], other_captions[0])
+    alone = inpaint(model, given[1:2], masks[1:2], CAPTIONS[1:2], SETTINGS, [5])
+    assert torch.equal(alone[0], found[1]), "whatever the batch"
+    other = inpaint(model, given[1:].flip(0), masks[1:].flip(0), ["a cat", CAPTIONS[1]], SETTINGS, [6, 9])
+    assert not torch.equal(other[0], found[2]), "by another caption"
+    assert not torch.equal(other[1], found[1]), "by another seed"
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -102,16 +102,15 @@ def test_a_mask_is_scaled_and_cropped_with_its_picture() -> None:
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 def test_a_canvas_is_drawn_around_a_picture(make_model: Callable[..., UniTok], objective: str) -> None:
     model = make_model(objective)
-    (given,) = pictures(1, 33, 40)
-    sides = Sides(left=7, right=18, top=0, bottom=20)
+    (given,) = pictures(1, 33, 36)
+    sides = Sides(left=3, right=0, top=0, bottom=18)
     found = extend_all(model, given, sides, "a red circle", SETTINGS, [0, 1])
-    assert found.shape == (2, 3, 33 + 20, 7 + 40 + 18) and found.dtype == torch.uint8
+    assert found.shape == (2, 3, 33 + 18, 3 + 36) and found.dtype == torch.uint8
     for canvas in found:
-        assert torch.equal(canvas[:, :33, 7:47], given)
-    for part in (found[..., :7], found[..., 47:], found[..., 33:, :]):
+        assert torch.equal(canvas[:, :33, 3:], given)
+    for part in (found[..., :3], found[..., 33:, :]):
         assert not torch.equal(part[0], part[1]), "by their seeds"
     assert torch.equal(extend(model, given, sides, "a red circle", SETTINGS, 1), found[1])
-    assert not torch.equal(extend(model, given, sides, "a blue square", SETTINGS, 1), found[1])
 
 
 def test_windows_begin_beside_the_picture_and_know_a_part_of_what_they_show(make_model: Callable[..., UniTok]) -> None:
@@ -172,3 +171,47 @@ def test_a_tokenizer_whose_codes_have_no_place_is_refused() -> None:
         UserError, match=r"the codes of this model's tokenizer \(queries\) have no place in the picture"
     ):
         extend(model, pictures(1)[0], Sides(4), "a")
+
+
+@pytest.mark.parametrize("objective", ["next_token", "random_order", "masked_token"])
+def test_known_codes_that_come_in_one_pass_are_as_those_that_were_drawn(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    """The codes that a picture began with are given; the same seed then ends it in the same way."""
+    model = make_model(objective)
+    length = model.layout.length
+    settings = SampleSettings(guidance=2.0, steps=USUAL)
+    whole = draw_codes(model, CAPTIONS, settings, [0, 1, 2])
+    order, last = torch.arange(length), 21
+    if objective == "masked_token":  # its last pass
+        order, last = spread_order(model.layout), pass_sizes(length, USUAL)[-1]
+        settings = SampleSettings(guidance=2.0, steps=1)
+    known = whole.clone()
+    known[:, order[-last:]] = -1
+    runs: list[int] = []
+    jobs = [
+        job_for("text_to_image", {"caption": caption}, seed, settings, known=row)
+        for seed, (caption, row) in enumerate(zip(CAPTIONS, known, strict=True))
+    ]
+    found = run(model, jobs, watch=lambda numbers, logits: runs.append(logits.shape[1]))
+    assert torch.equal(torch.stack([codes for (codes,) in found]), whole)
+    assert sum(runs) == last, "nothing is scored where all is known"
+
+
+def test_codes_that_are_known_cost_no_step_of_their_own(
+    make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model("next_token")
+    lengths: list[int] = []
+    hidden = model.hidden
+
+    def counted(ids: torch.Tensor, *more: Any, **named: Any) -> torch.Tensor:
+        lengths.append(ids.shape[1])
+        return hidden(ids, *more, **named)
+
+    monkeypatch.setattr(model, "hidden", counted)
+    known = torch.arange(64)
+    known[[10, 11, 20]] = -1
+    job = job_for("text_to_image", {"caption": "a"}, 0, SampleSettings(guidance=1.0), known=known)
+    run(model, [job])
+    assert lengths[1:] == [11, 1, 9], "behind the prompt; nothing is run behind the last code that is drawn"

@@ -115,8 +115,8 @@ class CodeByCode(Writer):
         return self._asked(Asked(ids, self.places[target], spans, groups=groups), at, target, before)
 
     def _asked(self, asked: Asked, at: torch.Tensor, target: torch.Tensor, before: torch.Tensor) -> Asked:
-        """What is asked for, with what stands beside it: codes (b, n) that each position has before it, its place, and
-        the place of the code before."""
+        """What is asked for, with what stands beside it. Of every position, (b, n): how many codes it has before, the
+        place of the code that it predicts, and that of the code that it carries."""
         return asked
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
