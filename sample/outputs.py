@@ -45,7 +45,8 @@ class PictureFolder:
     A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint, and a
     digest of itself and the picture. With
     `file_name` and `caption` in it, `pictures/` is a captioned data set like any other. A folder that was begun with
-    another model or other settings is refused. `given` is what else the pictures are drawn from, as it stands in JSON.
+    another model, other settings or another source picture is refused. `given` is what else the pictures are drawn
+    from, as it stands in JSON: a source picture by its digest, the part of it that stays.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class PictureFolder:
         """The record of a line whose picture is there as it was written, else None.
 
         Raises:
-            UserError: it is a record of another model or of other settings.
+            UserError: it is a record of another model, of other settings, or made from something else.
         """
         try:
             record = parse_json(line, RECORDS)
@@ -113,7 +114,8 @@ class PictureFolder:
         own = {"file_name", "caption", "seed", "sha256", "model"}  # the same model may lie elsewhere now
         if any(record.get(key) != self.origin.get(key) for key in {*record, *self.origin} - own):
             raise UserError(
-                f"--out {self.folder} already holds pictures of another model or other settings: choose another folder"
+                f"--out {self.folder} already holds pictures of another model or other settings, or made from another "
+                "picture or mask: choose another folder"
             )
         return record
 
@@ -136,22 +138,24 @@ class PictureFolder:
         self.done[caption, seed] = record
         self.names.add(name)
 
-    def finish(self, jobs: Iterable[Job], n: int) -> Path:
-        """Brings the records into the order of the jobs, if some were drawn again, and writes the contact sheet."""
+    def finish(self, jobs: Iterable[Job], n: int, given: Mapping[str, torch.Tensor] | None = None) -> Path:
+        """Brings the records into the order of the jobs, if some were drawn again, and writes the contact sheet. The
+        sheet begins with the `given` pictures, each under its label."""
         if self._mended:
             wanted = dict.fromkeys(jobs)
             others = [job for job in self.done if job not in wanted]
             self.done = {job: self.done[job] for job in [*others, *wanted]}
             self._write_records(self.done)
-        return self._write_sheet(n)
+        return self._write_sheet(n, given or {})
 
-    def _write_sheet(self, n: int) -> Path:
+    def _write_sheet(self, n: int, given: Mapping[str, torch.Tensor]) -> Path:
         """The labelled contact sheet of the first pictures, about square; the n pictures of a caption stay together."""
         records = list(self.done.values())[:SHEET_LIMIT]
-        pictures = torch.stack([decode((self.pictures / record["file_name"]).read_bytes()) for record in records])
-        labels = [f"{record['caption']} (seed {record['seed']})" for record in records]
+        drawn = [decode((self.pictures / record["file_name"]).read_bytes()) for record in records]
+        pictures = torch.stack([*given.values(), *drawn])
+        labels = [*given, *(f"{record['caption']} (seed {record['seed']})" for record in records)]
         scale = max(1, 144 // pictures.shape[-1])  # small pictures are enlarged, so that their labels fit below
-        columns = n * max(1, round((len(records) / n / n) ** 0.5))
+        columns = len(given) + n * max(1, round((len(records) / n / n) ** 0.5))
         save_grid(self.folder / SHEET, pictures, columns=columns, labels=labels, scale=scale)
         return self.folder / SHEET
 

@@ -286,7 +286,7 @@ def _texts_about(
 ) -> list[str]:
     seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
-    for part in _parts(len(pictures), batch_size):
+    for part in parts(len(pictures), batch_size):
         records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
@@ -295,7 +295,19 @@ def _texts_about(
     return texts
 
 
-def _parts(number: int, size: int) -> Iterator[slice]:
+def check_size(model: UniTok, pictures: torch.Tensor) -> None:
+    """
+    Raises:
+        UserError: pictures that are not (N, 3, H, W) of the model's size.
+    """
+    height, width = model.image_tokenizer.image_size
+    if pictures.shape[1:] != (3, height, width):
+        raise UserError(
+            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
+        )
+
+
+def parts(number: int, size: int) -> Iterator[slice]:
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))
 
@@ -306,9 +318,5 @@ def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:
     Raises:
         UserError: pictures of another size than the model's.
     """
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
+    check_size(model, pictures)
     return model.image_tokenizer.encode(to_float(pictures).to(model.device)).cpu()

@@ -46,6 +46,18 @@ COMMANDS: dict[str, Command] = {
     "sample": Command(
         "unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",), inline="sampling"
     ),
+    "inpaint": Command(
+        "unitok.sample.edit_commands:inpaint",
+        "Draw a part of a picture anew, by a caption.",
+        positional=("picture",),
+        inline="sampling",
+    ),
+    "extend": Command(
+        "unitok.sample.edit_commands:extend",
+        "Draw a larger picture around one, by a caption.",
+        positional=("picture",),
+        inline="sampling",
+    ),
     "caption": Command("unitok.sample.commands:caption", "Write captions for pictures.", positional=("pictures",)),
     "ask": Command(
         "unitok.sample.reading_commands:ask", "Answer questions about a picture.", positional=("picture", "questions")

@@ -84,13 +84,15 @@ def decode(data: bytes, size: tuple[int, int] | None = None, *, max_pixels: int 
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale a picture to cover (H, W) and crop the centre; antialiased bicubic, one resampling."""
+def fit(
+    picture: Image.Image, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """Scale a picture to cover (H, W) and crop the centre; antialiased, one resampling."""
     height, width = size
     if picture.size == (width, height):
         return picture
     box = fit_window((picture.height, picture.width), size)
-    return picture.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    return picture.resize((width, height), resample, box=box, reducing_gap=3.0)
 
 
 def fit_window(picture: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -132,7 +132,7 @@ class Objective(ABC):
 
 @dataclass
 class Asked:
-    """Positions that a writer wants to be run, n for each of b rows. They see all before them."""
+    """Positions that a writer wants to be run, n for each of b rows. They see all before them, and one another."""
 
     ids: torch.Tensor
     """(b, n) int64."""
@@ -142,12 +142,12 @@ class Asked:
     """(ids, positions among the n) of all that is to be scored."""
     keep: bool = True
     """Whether what comes later sees them."""
-    groups: torch.Tensor | None = None
-    """(n,) int64: who of them sees whom; None: they all see one another."""
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     """Port -> (b, n, F) or (b, n)."""
     stands: torch.Tensor | None = None
     """(b, n, 3): where the ids stand, if elsewhere than at their places."""
+    groups: torch.Tensor | None = None
+    """(n,) int64: they see one another by these groups; None: all do. Known codes so come in one pass."""
 
 
 class Writer(ABC):

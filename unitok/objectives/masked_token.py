@@ -63,7 +63,7 @@ class MaskedToken(Objective):
             if settings is not None:
                 order = order_in_training(home, draw, settings, ALWAYS_PERMUTED)
                 passes = _number_of_passes(draw)
-            before, groups = _passes(length, passes)
+            before, _, groups = _passes(tuple(pass_sizes(length, passes)))
             nothing, before = before < 0, order[before.clamp(min=0)]
             inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
             inputs[0] = vocabulary.boi
@@ -83,22 +83,26 @@ def _number_of_passes(draw: Draw) -> int:
 
 
 @lru_cache(maxsize=256)
-def _passes(length: int, passes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of every position in training, (L,) each: which code of the order it carries, -1 for none, and its pass."""
+def _passes(sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of every position of passes of these sizes, (n,) each: which code of the order it carries, -1 for none; which it
+    predicts; and its pass. A pass that predicts fewer codes than it carries has positions that look from where they
+    stand, and whose scores nobody asks for."""
     before: list[int] = []
+    target: list[int] = []
     groups: list[int] = []
-    last = 0
-    for number, size in enumerate(pass_sizes(length, passes)):
-        start = len(before)
-        before += [start - last + i if i < last else -1 for i in range(size)]
-        groups += [number] * size
-        last = size
-    return torch.tensor(before), torch.tensor(groups)
+    start, last = 0, 0
+    for number, size in enumerate(sizes):
+        positions = range(max(size, last))
+        before += [start - last + i if i < last else -1 for i in positions]
+        target += [start + i if i < size else start - last + i for i in positions]
+        groups += [number] * len(positions)
+        start, last = start + size, size
+    return torch.tensor(before), torch.tensor(target), torch.tensor(groups)
 
 
 class PassByPass(Writer):
     """Draws the codes of a pass at once, in the order of `spread_order`, or in one of the seed's own. Known codes come
-    first, for all others to see them."""
+    first, all of them in one run of the model, for all others to see them."""
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
         super().__init__(rows)
@@ -106,14 +110,13 @@ class PassByPass(Writer):
         self.places = layout.coordinates().to(device)
         self.home = spread_order(layout)
         self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
-        self.known = torch.full_like(self.codes, -1)
         self.uniform = torch.zeros(rows, layout.length, device=device)
         self.order = torch.zeros_like(self.codes)
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
         """Codes that each row has."""
         self.sizes: list[list[int]] = [[]] * rows
-        self.forced: set[int] = set()
-        """Rows with known codes."""
+        self.given: list[list[int]] = [[]] * rows
+        """Sizes of the passes of known codes, with which each row begins."""
         self.outside = _outside(layout, vocabulary, device)
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
@@ -121,26 +124,33 @@ class PassByPass(Writer):
         self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, "masked_token")).to(device)
         self.at[row] = 0
         order = order_in_drawing(self.home, "masked_token", seed, settings, known)
-        sizes = pass_sizes(length, settings.steps)
-        self.known[row] = -1
-        self.forced.discard(row)
+        number = 0
         if known is not None:
-            self.forced.add(row)
-            self.known[row] = known.to(device)
-            sizes = _parted(sizes, int((known >= 0).sum()))
-        self.sizes[row] = sizes
+            self.codes[row] = known.to(device)
+            number = int((known >= 0).sum())
+        # The unknown ones have as many passes as a whole picture: they stand close together as often as not.
+        self.given[row] = _first_passes(length, number)
+        self.sizes[row] = self.given[row] + (pass_sizes(length - number, settings.steps) if number < length else [])
         self.order[row] = order.to(device)
 
     def phase(self, row: int) -> int:
-        """Rows that carry equally many codes, and draw equally many."""
+        """Rows that carry equally many codes, and draw equally many, or of which equally many are known."""
+        if self._reads(row):
+            return -sum(self.given[row])
         carried, drawn = self._now(row)
         return carried * (self.layout.length + 1) + drawn
+
+    def _reads(self, row: int) -> bool:
+        """Whether a row runs its known codes now."""
+        return self.row(row).step == 0 and bool(self.given[row])
 
     def _now(self, row: int) -> tuple[int, int]:
         step, sizes = self.row(row).step, self.sizes[row]
         return (sizes[step - 1] if step else 0), sizes[step]
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        if self._reads(rows[0]):
+            return self._ask_known(rows, index)
         carried, drawn = self._now(rows[0])
         order, at, vocabulary = self.order[index], self.at[index][:, None], self.vocabulary
         before = order.gather(1, at + torch.arange(-carried, 0, device=at.device))
@@ -149,8 +159,7 @@ class PassByPass(Writer):
         mask = ids.new_full((len(rows), max(0, drawn - carried)), vocabulary.mask)
         if not carried:
             mask[:, 0] = vocabulary.boi
-        # A pass that draws fewer than it carries, as behind known codes, has positions whose scores nobody asks for.
-        looks = torch.cat([target, before[:, drawn:]], 1)
+        looks = torch.cat([target, before[:, drawn:]], 1)  # behind known codes a pass may draw fewer than it carries
         stands = torch.cat([before, target[:, carried:]], 1)
         return Asked(
             torch.cat([ids, mask], 1),
@@ -160,14 +169,27 @@ class PassByPass(Writer):
             stands=self.places[stands],
         )
 
+    def _ask_known(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        """All passes of known codes at once: what each carries is there already."""
+        before, target, groups = (one.to(index.device) for one in _passes(tuple(self.given[rows[0]])))
+        order, nothing = self.order[index], before < 0
+        carried, looks = order[:, before.clamp(min=0)], order[:, target]
+        ids = self.codes[index].gather(1, carried) + self.vocabulary.image_start
+        ids = ids.masked_fill(nothing, self.vocabulary.mask)
+        ids[:, 0] = self.vocabulary.boi
+        stands = self.places[torch.where(nothing, looks, carried)]
+        return Asked(ids, self.places[looks], (), features={PORT: looks}, stands=stands, groups=groups)
+
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        if self._reads(rows[0]):
+            self.at[index] += sum(self.given[rows[0]])
+            for row in rows:
+                self.row(row).step = len(self.given[row])
+            return
         drawn = self._now(rows[0])[1]
         target = self.order[index].gather(1, self.at[index][:, None] + torch.arange(drawn, device=index.device))
         logits = scores[0] if self.outside is None else scores[0].masked_fill(self.outside[target], -torch.inf)
         codes = choose(logits, self.uniform[index].gather(1, target), list(map(self.settings, rows)))[0]
-        if not self.forced.isdisjoint(rows):
-            known = self.known[index].gather(1, target)
-            codes = torch.where(known >= 0, known, codes)
         self.codes[index[:, None], target] = codes
         self.at[index] += drawn
         for row in rows:
@@ -180,14 +202,13 @@ class PassByPass(Writer):
         return self.codes[row]
 
 
-def _parted(sizes: list[int], known: int) -> list[int]:
-    """The same passes, none of which draws both known and unknown codes."""
-    found, start = [], 0
-    for size in sizes:
-        first = min(max(known - start, 0), size)
-        found += [part for part in (first, size - first) if part]
-        start += size
-    return found
+def _first_passes(length: int, codes: int) -> list[int]:
+    """Sizes of the usual passes, up to so many codes."""
+    sizes, left = [], codes
+    for size in pass_sizes(length, USUAL):
+        sizes.append(min(size, left))
+        left -= sizes[-1]
+    return [size for size in sizes if size]
 
 
 def _outside(layout: Layout, vocabulary: Vocabulary, device: torch.device) -> torch.Tensor | None:

@@ -47,7 +47,7 @@ class NextToken(Objective):
 
 
 class CodeByCode(Writer):
-    """Writes one code a step."""
+    """Writes one code a step, in raster order. Known codes come in the same pass as the next one that is drawn."""
 
     def __init__(self, key: str, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
         super().__init__(rows)
@@ -60,48 +60,79 @@ class CodeByCode(Writer):
         self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
         self.known = torch.full_like(self.codes, -1)
         self.uniform = torch.zeros(rows, layout.length, device=device)
+        self.order = torch.zeros_like(self.codes)
+        self.order_on_host: list[list[int]] = [[]] * rows
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
         """Codes that each row has."""
-        self.inputs = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.ends: list[list[int]] = [[]] * rows
+        """How many it has after each step."""
         self.forced: set[int] = set()
         """Rows with known codes."""
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        self.uniform[row] = torch.rand(self.layout.length, generator=keyed_generator(seed, self.key)).to(self.at.device)
+        device, length = self.at.device, self.layout.length
+        self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, self.key)).to(device)
+        order = self._order(row, seed, known)
+        self.order[row], self.order_on_host[row] = order.to(device), order.tolist()
         self.at[row] = 0
-        self.inputs[row] = self.vocabulary.boi
-        self.known[row] = -1 if known is None else known.to(self.at.device)
+        self.known[row] = -1
+        self.ends[row] = list(range(1, length + 1))
         self.forced.discard(row)
         if known is not None:
             self.forced.add(row)
+            self.known[row] = known.to(device)
+            self.codes[row] = self.known[row].clamp(min=0)
+            drawn = (known.cpu()[order] < 0).nonzero()[:, 0] + 1
+            self.ends[row] = drawn.tolist() or [length]  # nothing stands behind the last one that is drawn
+
+    def _order(self, row: int, seed: int, known: torch.Tensor | None) -> torch.Tensor:
+        """(L,) int64: the places in the order in which they are written."""
+        return torch.arange(self.layout.length)
 
     def phase(self, row: int) -> int:
-        here = self.span_of[self.row(row).step]
-        return self.spans.index((here.start, here.stop))
+        """Rows that run equally many codes and draw from the same ids."""
+        here = self.span_of[self.order_on_host[row][self.ends[row][self.row(row).step] - 1]]
+        return self._run(row) * len(self.spans) + self.spans.index((here.start, here.stop))
+
+    def _run(self, row: int) -> int:
+        """Codes of this step: known ones, and the one that is drawn."""
+        step, ends = self.row(row).step, self.ends[row]
+        return ends[step] - (ends[step - 1] if step else 0)
+
+    def _span(self, row: int) -> tuple[int, int]:
+        return self.spans[self.phase(row) % len(self.spans)]
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        places = self.places[self.at[index]][:, None]  # (b, 1, 3)
-        return Asked(self.inputs[index][:, None], places, ((slice(*self.spans[self.phase(rows[0])]), slice(0, 1)),))
+        n, at, order = self._run(rows[0]), self.at[index][:, None], self.order[index]
+        groups = None
+        if n > 1:
+            groups = torch.arange(n, device=at.device)
+            at = at + groups
+        target, before = order.gather(1, at), order.gather(1, (at - 1).clamp(min=0))  # (b, n)
+        ids = self.codes[index].gather(1, before) + self.vocabulary.image_start
+        ids = ids.masked_fill(at == 0, self.vocabulary.boi)
+        spans = ((slice(*self._span(rows[0])), slice(n - 1, n)),)
+        return self._asked(Asked(ids, self.places[target], spans, groups=groups), at, target, before)
+
+    def _asked(self, asked: Asked, at: torch.Tensor, target: torch.Tensor, before: torch.Tensor) -> Asked:
+        """What is asked for, with what stands beside it. Of every position, (b, n): how many codes it has before, the
+        place of the code that it predicts, and that of the code that it carries."""
+        return asked
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        start = self.spans[self.phase(rows[0])][0] - self.vocabulary.image_start
-        at = self._place(index)
-        chosen = choose(scores[0], self.uniform[index, at][:, None], list(map(self.settings, rows)))[0][:, 0] + start
+        start = self._span(rows[0])[0] - self.vocabulary.image_start
+        self.at[index] += self._run(rows[0])
+        place = self.order[index, self.at[index] - 1]
+        chosen = choose(scores[0], self.uniform[index, place][:, None], list(map(self.settings, rows)))[0][:, 0] + start
         if not self.forced.isdisjoint(rows):
-            known = self.known[index, at]
+            known = self.known[index, place]  # where all are
             chosen = torch.where(known >= 0, known, chosen)
-        self.codes[index, at] = chosen
-        self.inputs[index] = chosen + self.vocabulary.image_start
-        self.at[index] += 1
+        self.codes[index, place] = chosen
         for row in rows:
             self.row(row).step += 1
 
-    def _place(self, index: torch.Tensor) -> torch.Tensor:
-        """(b,) int64: the place in the layout that each row writes now."""
-        return self.at[index]
-
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == self.layout.length]
+        return [row for row in rows if self.row(row).step == len(self.ends[row])]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]

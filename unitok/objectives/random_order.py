@@ -7,6 +7,7 @@ predicted from others on all sides of it, and yet in the end in the order in whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -71,26 +72,10 @@ class InOrder(CodeByCode):
 
     def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
         super().__init__("random_order", layout, vocabulary, rows, device)
-        self.order = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
-        self.order_on_host: list[list[int]] = [[]] * rows
 
-    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        super()._begin(row, seed, known)
-        order = order_in_drawing(torch.arange(self.layout.length), "random_order", seed, self.row(row).settings, known)
-        self.order_on_host[row] = order.tolist()
-        self.order[row] = order.to(self.order.device)
+    def _order(self, row: int, seed: int, known: torch.Tensor | None) -> torch.Tensor:
+        return order_in_drawing(super()._order(row, seed, known), "random_order", seed, self.row(row).settings, known)
 
-    def phase(self, row: int) -> int:
-        here = self.span_of[self.order_on_host[row][self.row(row).step]]
-        return self.spans.index((here.start, here.stop))
-
-    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        at = self.at[index]
-        stands = self.places[self.order[index, (at - 1).clamp(min=0)]] * (at > 0)[:, None]  # (b, 3)
-        spans = ((slice(*self.spans[self.phase(rows[0])]), slice(0, 1)),)
-        target = self.order[index, at][:, None]
-        places = self.places[target]  # (b, 1, 3)
-        return Asked(self.inputs[index][:, None], places, spans, features={PORT: target}, stands=stands[:, None])
-
-    def _place(self, index: torch.Tensor) -> torch.Tensor:
-        return self.order[index, self.at[index]]
+    def _asked(self, asked: Asked, at: torch.Tensor, target: torch.Tensor, before: torch.Tensor) -> Asked:
+        stands = self.places[before] * (at > 0)[..., None]  # (b, n, 3)
+        return replace(asked, features={PORT: target}, stands=stands)

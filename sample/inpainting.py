@@ -1,0 +1,250 @@
+"""Pictures of which a part is known: a hole is filled, or a larger canvas is drawn around them.
+
+What is known comes back to the bit. Codes whose places lie in it are given to the model and stay, the others are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.images import to_float
+from unitok.device import Precision
+from unitok.model import UniTok
+from unitok.sampling import SampleSettings
+from unitok.seeding import fold
+
+from .engine import Job, job_for
+from .masks import check_places, touched
+from .pipeline import check_size, draw_jobs
+
+LONGEST_SIDE = 2**14
+"""Pixels that a side of a picture is extended by."""
+MOST_WINDOWS = 4096
+"""Windows of a canvas that are drawn."""
+
+
+def inpaint(
+    model: UniTok,
+    pictures: torch.Tensor,
+    masks: torch.Tensor,
+    captions: Sequence[str],
+    settings: SampleSettings | None = None,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> torch.Tensor:
+    """Pictures (N, 3, H, W) uint8, drawn anew where the masks say so. All other pixels are those that were given.
+
+    Args:
+        model: draws.
+        pictures: (N, 3, H, W) uint8 of the model's size.
+        masks: (N, H, W) bool, true where a picture is drawn anew.
+        captions: of the whole pictures, one for each.
+        settings: how codes are chosen; default: the model's own.
+        seeds: default 0, 1, ... They fix each picture, alone or in any batch.
+        batch_size: pictures drawn at a time; changes the speed, not the pictures.
+        precision: see `unitok.device`.
+        text_ids: see `unitok.sample.pipeline.draw`.
+
+    Raises:
+        UserError: pictures or masks of another size, a mask without a pixel, a tokenizer whose codes have no place, a
+            caption that is too long, or logits that are not finite.
+    """
+    settings = settings or SampleSettings.of(model.config)
+    seeds = range(len(captions)) if seeds is None else seeds
+    drawn = inpaint_each(
+        model, pictures, masks, captions, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids
+    )
+    found = dict(drawn)
+    return torch.stack([found[place] for place in range(len(captions))])
+
+
+def inpaint_each(
+    model: UniTok,
+    pictures: torch.Tensor,
+    masks: torch.Tensor,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
+    jobs = _jobs(model, pictures, masks, captions, settings, seeds, text_ids or model.text_ids)
+    for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):
+        yield number, torch.where(masks[number], drawn, pictures[number])
+
+
+def _jobs(
+    model: UniTok,
+    pictures: torch.Tensor,
+    masks: torch.Tensor,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    text_ids: Callable[[str], list[int]],
+) -> list[Job]:
+    check_places(model.image_tokenizer)
+    check_size(model, pictures)
+    if masks.shape != (len(pictures), *pictures.shape[2:]):
+        raise UserError(
+            f"masks are {tuple(masks.shape)}, the pictures need {(len(pictures), *pictures.shape[2:])}: give each "
+            "picture a mask of its size"
+        )
+    for number, mask in enumerate(masks):
+        if not mask.any():
+            raise UserError(f"mask {number} is empty, so there is nothing to draw: mark the pixels to be drawn anew")
+    # One at a time: convolutions round differently in another batch, and a picture must not depend on its batch.
+    images = to_float(pictures).to(model.device).split(1)
+    codes = torch.cat([model.image_tokenizer.encode(image) for image in images]).cpu()
+    known = codes.masked_fill(touched(masks, model.layout), -1)
+    return [
+        job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings, known=given)
+        for caption, seed, given in zip(captions, seeds, known, strict=True)
+    ]
+
+
+class Sides(NamedTuple):
+    """Pixels that a picture is extended by."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+
+class Window(NamedTuple):
+    """A part of a canvas, of the model's size, by its first row and column."""
+
+    top: int
+    left: int
+
+
+def extend(
+    model: UniTok,
+    picture: torch.Tensor,
+    sides: Sides,
+    caption: str,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    *,
+    precision: Precision = "fp32",
+) -> torch.Tensor:
+    """One of the canvases of `extend_all`, (3, H', W') uint8."""
+    return extend_all(model, picture, sides, caption, settings, [seed], precision=precision)[0]
+
+
+def extend_all(
+    model: UniTok,
+    picture: torch.Tensor,
+    sides: Sides,
+    caption: str,
+    settings: SampleSettings | None = None,
+    seeds: Sequence[int] = (0,),
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> torch.Tensor:
+    """A picture with more around it, once for each seed: (N, 3, H', W') uint8, the picture itself unchanged in it.
+
+    Windows of the model's size are drawn over the canvas in steps of half a window, each with the same caption. Those
+    beside the picture come first, so that each window knows a part of what it shows.
+
+    Args:
+        model: draws.
+        picture: (3, H, W) uint8, at least of the model's size.
+        sides: pixels to add.
+        caption: what every window shows.
+        settings: how codes are chosen; default: the model's own.
+        seeds: they fix each canvas, alone or in any batch.
+        batch_size: canvases drawn at a time; changes the speed, not the canvases.
+        precision: see `unitok.device`.
+
+    Raises:
+        UserError: a picture smaller than the model's, sides that are negative, all zero or too long, a tokenizer whose
+            codes have no place, a caption that is too long, or logits that are not finite.
+    """
+    check_places(model.image_tokenizer)
+    sides = Sides(*sides)
+    windows, around = plan(model, picture.shape[1:], sides)
+    _, height, width = picture.shape
+    # What is not known yet continues the border, for the codes beside it to be made from likely neighbours.
+    border = (around.left, around.right, around.top, around.bottom)
+    whole = F.pad(picture[None].float(), border, mode="replicate").to(torch.uint8)
+    canvases = whole.repeat(len(seeds), 1, 1, 1)
+    empty = torch.ones(whole.shape[2:], dtype=torch.bool)
+    empty[around.top : around.top + height, around.left : around.left + width] = False
+    rows, columns = model.image_tokenizer.image_size
+    for number, (top, left) in enumerate(windows):
+        here = (..., slice(top, top + rows), slice(left, left + columns))
+        canvases[here] = inpaint(
+            model,
+            canvases[here],
+            empty[here].repeat(len(seeds), 1, 1),
+            [caption] * len(seeds),
+            settings,
+            [fold(seed, "window", number) for seed in seeds],
+            batch_size=batch_size,
+            precision=precision,
+        )
+        empty[here] = False
+    top, left = around.top - sides.top, around.left - sides.left
+    return canvases[..., top : around.top + height + sides.bottom, left : around.left + width + sides.right]
+
+
+def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window], Sides]:
+    """The windows over the canvas of a picture (H, W), in the order in which they are drawn, and by how much the canvas
+    is larger than the picture: `sides`, and up to where the grid of codes ends that begins at the picture's corner.
+
+    Raises:
+        UserError: a picture smaller than the model's, or sides that are negative, all zero or too long.
+    """
+    problems = Problems()
+    for name, pixels in sides._asdict().items():
+        problems.check_range(f"--{name}", pixels, 0, LONGEST_SIDE)
+    problems.check(any(sides), "nothing to extend: give --left, --right, --top or --bottom in pixels")
+    (height, width), (rows, columns) = size, model.image_tokenizer.image_size
+    problems.check(
+        height >= rows and width >= columns,
+        f"the picture is {width} wide and {height} high, and this model draws windows of {columns}x{rows}: enlarge it, "
+        "or give one of at least that size",
+    )
+    problems.raise_if_any()
+    stride = model.image_tokenizer.stride
+    above, down, below = _along(height, rows, stride, sides.top, sides.bottom)
+    before, across, behind = _along(width, columns, stride, sides.left, sides.right)
+    distances = {
+        Window(top, left): far_down + far_across
+        for top, far_down in down.items()
+        for left, far_across in across.items()
+        if far_down + far_across
+    }
+    if len(distances) > MOST_WINDOWS:
+        raise UserError(
+            f"the canvas needs {len(distances)} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose "
+            "smaller sides"
+        )
+    return sorted(distances, key=lambda window: (distances[window], window)), Sides(before, behind, above, below)
+
+
+def _along(length: int, window: int, stride: int, before: int, after: int) -> tuple[int, dict[int, int], int]:
+    """Of one axis: pixels before the picture, first pixel of each window -> how far it sticks out of the picture, and
+    pixels behind the picture. All windows stand on the grid of codes that begins at the picture's first pixel."""
+    before = -(-before // stride) * stride
+    end = -(-(before + length + after) // stride) * stride
+    step = max(1, window // stride // 2) * stride
+    firsts = {0, end - window, *range(before % step, end - window + 1, step)}
+    return (
+        before,
+        {first: max(0, before - first, first + window - before - length) for first in firsts},
+        end - before - length,
+    )
