@@ -21,6 +21,7 @@ from unitok.modalities import text_segment
 from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw, Objective
+from unitok.objectives.masked_token import PASSES
 from unitok.objectives.next_scale import NextScale
 from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.ports import IdPort, add_features, build_ports
@@ -163,15 +164,13 @@ def test_masked_token_sees_the_codes_of_the_passes_before() -> None:
     segments = objective.learned(
         codes, layout, VOCABULARY, draws_of(300, progress=0.0), settled("masked_token", code_dropout=0)
     )
-    passes = set()
     for segment in segments:
         order = segment.features
         assert order.sort().values.tolist() == list(range(64)), "each place is predicted once"
         assert torch.equal(segment.target, order % 16 + VOCABULARY.image_start)
         assert torch.equal(segment.places, places[order]), "a position looks from the place that it predicts"
         sizes = segment.groups.bincount().tolist()
-        assert sizes == sorted(sizes) and segment.ids[0] == VOCABULARY.boi
-        passes.add(len(sizes))
+        assert sizes == pass_sizes(64, PASSES) == sorted(sizes) and segment.ids[0] == VOCABULARY.boi
         start = 0
         for number in range(1, len(sizes)):
             here = segment.groups == number
@@ -180,7 +179,6 @@ def test_masked_token_sees_the_codes_of_the_passes_before() -> None:
             assert torch.equal(segment.ids[carried], before % 16 + VOCABULARY.image_start), "all of the pass before"
             assert torch.equal(segment.stands[carried], places[before]), "where they stand"
             start += sizes[number - 1]
-    assert min(passes) == 8 and max(passes) == 64
     (drawn,) = objective.learned(codes[:1], layout, VOCABULARY, draws_of(1))
     assert torch.equal(drawn.features, spread_order(layout)) and drawn.groups.max() == 15, "read as it is drawn"
 

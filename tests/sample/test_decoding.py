@@ -17,7 +17,7 @@ from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw
-from unitok.objectives.masked_token import USUAL
+from unitok.objectives.masked_token import PASSES
 from unitok.sample.engine import Engine, Job, Turn, job_for
 from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
 from unitok.sampling import SampleSettings
@@ -45,7 +45,7 @@ def test_logits_met_while_decoding_equal_teacher_forcing(
 ) -> None:
     model = make_model(objective, kv_heads=key_heads)
     met: list[torch.Tensor] = []
-    settings = SampleSettings(guidance=1, steps=USUAL)
+    settings = SampleSettings(guidance=1, steps=PASSES)
     codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
     assert codes.min() >= 0 and codes.max() < model.vocabulary.codebook_size
     if objective == "next_scale":

@@ -16,7 +16,7 @@ from tokenizers_vq.layout import Layout
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.objectives.masked_token import USUAL
+from unitok.objectives.masked_token import PASSES
 from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.sample.engine import job_for
 from unitok.sample.inpainting import Sides, extend, extend_all, inpaint, plan
@@ -180,11 +180,11 @@ def test_known_codes_that_come_in_one_pass_are_as_those_that_were_drawn(
     """The codes that a picture began with are given; the same seed then ends it in the same way."""
     model = make_model(objective)
     length = model.layout.length
-    settings = SampleSettings(guidance=2.0, steps=USUAL)
+    settings = SampleSettings(guidance=2.0, steps=PASSES)
     whole = draw_codes(model, CAPTIONS, settings, [0, 1, 2])
     order, last = torch.arange(length), 21
     if objective == "masked_token":  # its last pass
-        order, last = spread_order(model.layout), pass_sizes(length, USUAL)[-1]
+        order, last = spread_order(model.layout), pass_sizes(length, PASSES)[-1]
         settings = SampleSettings(guidance=2.0, steps=1)
     known = whole.clone()
     known[:, order[-last:]] = -1

@@ -26,8 +26,9 @@ from .orders import order_in_drawing, order_in_training, pass_sizes, spread_orde
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
-USUAL, FEWEST, MOST = 16, 8, 64
-"""Passes of an image in training: the usual number for half of them, the others draw one, evenly by its logarithm."""
+PASSES = 16
+"""Of an image in training, and unless the user says otherwise in drawing. Other numbers in training beside it cost a
+third more nats and a quarter of the scenes (docs/log.md, 2026-11-25)."""
 ALWAYS_PERMUTED = 0.1
 """Share of the images that come in any order to the end of the training: known codes may stand anywhere."""
 
@@ -38,7 +39,7 @@ class MaskedToken(Objective):
 
     name = "masked_token"
     settings = MappingProxyType({"code_dropout": 0.8, "permuted_until": 0.2, "ordered_from": 0.5})
-    sampling = MappingProxyType({"guidance": 1.5, "top_p": 0.6, "steps": USUAL})
+    sampling = MappingProxyType({"guidance": 1.5, "top_p": 0.6, "steps": PASSES})
     passes = True
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
@@ -57,14 +58,12 @@ class MaskedToken(Objective):
         carried = ids
         if settings is not None and settings.code_dropout:
             carried = ids.masked_fill(hidden_places(length, settings.code_dropout, draws), vocabulary.mask)
+        earlier, _, groups = _passes(tuple(pass_sizes(length, PASSES)))
+        nothing = earlier < 0
         segments = []
         for row, draw in enumerate(draws):
-            order, passes = home, USUAL
-            if settings is not None:
-                order = order_in_training(home, draw, settings, ALWAYS_PERMUTED)
-                passes = _number_of_passes(draw)
-            before, _, groups = _passes(tuple(pass_sizes(length, passes)))
-            nothing, before = before < 0, order[before.clamp(min=0)]
+            order = home if settings is None else order_in_training(home, draw, settings, ALWAYS_PERMUTED)
+            before = order[earlier.clamp(min=0)]
             inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
             inputs[0] = vocabulary.boi
             runs = runs_in_order(layout, vocabulary, order)
@@ -75,11 +74,6 @@ class MaskedToken(Objective):
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return PassByPass(layout, vocabulary, rows, device)
-
-
-def _number_of_passes(draw: Draw) -> int:
-    usual, share = torch.rand(2, generator=draw.generator).tolist()
-    return USUAL if usual < 0.5 else round(FEWEST * (MOST / FEWEST) ** share)
 
 
 @lru_cache(maxsize=256)
@@ -205,7 +199,7 @@ class PassByPass(Writer):
 def _first_passes(length: int, codes: int) -> list[int]:
     """Sizes of the usual passes, up to so many codes."""
     sizes, left = [], codes
-    for size in pass_sizes(length, USUAL):
+    for size in pass_sizes(length, PASSES):
         sizes.append(min(size, left))
         left -= sizes[-1]
     return [size for size in sizes if size]
