@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.data.judging import MAPS, PAINT, judge
+from unitok.data.judging import JUDGES, MAPS, PAINT, can_judge, judge
 from unitok.data.records import Record, RecordDataset
 from unitok.data.shapes.edits import kind_of_edit
 from unitok.data.shapes.questions import kind_of
@@ -18,7 +19,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, needs
+from unitok.tasks import FIELDS, TASKS
 
 from .metrics.intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, progress, read_records
@@ -53,20 +54,9 @@ KINDS = {"question": kind_of, "instruction": _kind_of_instruction}
 
 
 def tasks_of(model: UniTok, dataset: RecordDataset) -> list[str]:
-    """The tasks that a model learned and the first records of a data set have one value of each field for."""
+    """The tasks that a model learned and the first records of a data set are judged by."""
     records = [dataset[index] for index in range(min(FIRST, len(dataset)))]
-    found = []
-    for task in model.config.tasks or TASKS:
-        fields = needs([task])
-        if task in TITLES and any(fields <= _held(record) for record in records):
-            found.append(task)
-    return found
-
-
-def _held(record: Record) -> set[str]:
-    own = {name for name, value in (("caption", record.caption), ("image", record.image)) if value is not None}
-    texts = {field for field, modality in FIELDS.items() if modality == "text"}
-    return own | {field for field, value in record.fields.items() if field not in texts or isinstance(value, str)}
+    return [task for task in model.config.tasks or TASKS if any(can_judge(task, record) for record in records)]
 
 
 def measure_task(
@@ -108,9 +98,7 @@ def measure_task(
         seeds = range(seed + len(values), seed + len(values) + len(batch))
         written = perform(model, task, batch, settings, seeds, batch_size=batch_size, precision=precision)
         for record, value in zip(batch, written, strict=True):
-            right = judge(task, record, value)
-            if right is None:
-                continue
+            right = bool(judge(task, record, value))
             kind = _kind(task, record)
             row: dict[str, Fact] = {"item": record.name, "exact": int(right)}
             if kind is not None:
@@ -120,7 +108,7 @@ def measure_task(
                 items.append(_item(task, record, value, right))
         batch.clear()
 
-    for record in records:
+    for record in filter(partial(can_judge, task), records):
         batch.append(record)
         if len(batch) == batch_size:
             score()
@@ -198,5 +186,5 @@ def _said(value: Any) -> str:
 
 def check_learned(model: UniTok, name: str) -> None:
     """Raises UserError for a model that learned nothing with a score."""
-    if model.config.tasks and not set(model.config.tasks) & TITLES.keys():
+    if model.config.tasks and JUDGES.keys().isdisjoint(model.config.tasks):
         raise UserError(f"{name} learned {', '.join(model.config.tasks)}, none of which has a score")

@@ -106,7 +106,7 @@ def train_generator(
     text_length: int = 128,
     optim: OptimConfig,
     run: RunConfig,
-    val_data: str | None = None,
+    val_data: str | list[str] | None = None,
     resume: bool = False,
 ) -> None:
     """Train one transformer over text and image codes: it draws captions, captions pictures, answers questions.
@@ -134,7 +134,7 @@ def train_generator(
         text_length: Longest text in tokens; longer ones are cut in training.
         optim: Optimizer.
         run: Length, hardware, and intervals of logging, evaluation and saving.
-        val_data: Captioned pictures to measure on, such as shapes@val.
+        val_data: Pictures to measure on, such as shapes@val, or a list of such, for several tasks.
         resume: Go on from the newest checkpoint in the output folder.
 
     Example:
@@ -166,7 +166,7 @@ def train_generator(
     with join(run.device, run.threads) as world:
         images = load_tokenizer(image_tokenizer)
         dataset = open_sources(data, tasks, images.image_size)
-        validation = open_data(val_data, images.image_size, captions="optional") if val_data else None
+        validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
         texts = world.from_main(
             lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
         )
@@ -199,6 +199,10 @@ def train_generator(
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
+
+
+def _listed(data: str | list[str] | None) -> list[str]:
+    return [] if data is None else [data] if isinstance(data, str) else data
 
 
 def encode(

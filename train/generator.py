@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid
 from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
+from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
 from unitok.data.mixture import Mixture, sources_of
-from unitok.data.records import RecordBatch, RecordDataset
+from unitok.data.records import Record, RecordBatch, RecordDataset
 from unitok.data.shards import CodesDataset
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
+from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import TASKS, needs
@@ -31,6 +33,8 @@ from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
 
 GRID_PICTURES = 16
+EXAMINED = 32
+"""Records of each validation data set that are judged: enough to see a task being learned."""
 
 
 class GeneratorTrainee:
@@ -47,11 +51,11 @@ class GeneratorTrainee:
         tasks: TasksConfig,
         objective_settings: ObjectiveSettings,
         dataset: RecordDataset,
-        validation: RecordDataset | None,
+        validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
     ) -> None:
-        for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), validation):
+        for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
         self._world, self._tasks, self._precision = world, tasks, run.precision
         self.parts = tuple(TASKS)
@@ -75,8 +79,9 @@ class GeneratorTrainee:
         )
         self._clean = modalities(*arguments)
         micro_batch = run.micro_batch_for(world.size)
-        self._validation = Validation(validation, run.eval_pictures, micro_batch, world) if validation else None
-        shown = first_records(validation or dataset, GRID_PICTURES).captions
+        self._validation = [Validation(one, run.eval_pictures, micro_batch, world) for one in validation]
+        self._examined: dict[str, list[Record]] | None = None
+        shown = first_records(validation[0] if validation else dataset, GRID_PICTURES).captions
         self._shown = [text for text in shown if len(text_tokenizer.encode(text)) <= config.text_length] or [""]
 
     @property
@@ -133,8 +138,9 @@ class GeneratorTrainee:
 
     @torch.no_grad()
     def evaluate(self, pictures: int) -> dict[str, float]:
-        """The loss of every task on every validation record that has its fields, nothing dropped, hidden or changed."""
-        if self._validation is None:
+        """The loss of every task on every validation record that has its fields, nothing dropped, hidden or changed;
+        and the share of a few records for which what is written is exactly right."""
+        if not self._validation:
             return {}
         was_training = self.unitok.training
         self.unitok.eval()
@@ -142,27 +148,51 @@ class GeneratorTrainee:
         for batch in self._validation_tasks(pictures):
             sums["losses"] = sums["losses"] + self.unitok(batch.batch).cpu()
             sums["counts"] = sums["counts"] + batch.counts
+        exact = self._exact(pictures)
         self.unitok.train(was_training)
         numbers = self._means(self._world.sum_all(sums))
         weights = {f"loss/{name}": task.weight for name, task in self._tasks.items()}
-        return {"loss": sum(weights[name] * value for name, value in numbers.items()), **numbers}
+        return {"loss": sum(weights[name] * value for name, value in numbers.items()), **numbers, **exact}
 
     def _validation_tasks(self, pictures: int) -> Iterator[TaskBatch]:
-        assert self._validation is not None
-        for records in self._validation.batches(pictures):
-            self._with_codes(records)
-            for number, task in enumerate(TASKS):
-                able = _those_with(records, needs([task])) if task in self._learned else None
-                if able is not None:
-                    packer = replace(
-                        self._packer,
-                        modalities=self._clean,
-                        dropout={},
-                        task=task,
-                        sources=sources_of(self._validation.dataset),
-                        seed=fold("validation", number),
-                    )
-                    yield packer.pack(able).to(self._world.device)
+        for validation in self._validation:
+            for records in validation.batches(pictures):
+                self._with_codes(records)
+                for number, task in enumerate(TASKS):
+                    able = _those_with(records, needs([task])) if task in self._learned else None
+                    if able is not None:
+                        packer = replace(
+                            self._packer,
+                            modalities=self._clean,
+                            dropout={},
+                            task=task,
+                            sources=sources_of(validation.dataset),
+                            seed=fold("validation", number),
+                        )
+                        yield packer.pack(able).to(self._world.device)
+
+    def _exact(self, pictures: int) -> dict[str, float]:
+        """Task -> share of the first records that have its fields for which what the model writes is right."""
+        if self._examined is None:
+            self._examined = {}
+            for validation in self._validation:
+                data = validation.dataset
+                records = [data[index] for index in range(min(EXAMINED, len(data)))]
+                for task in sorted(self._learned - self._examined.keys()):
+                    able = [record for record in records if can_judge(task, record)]
+                    if able:
+                        self._examined[task] = able
+        found = {}
+        for task, records in self._examined.items():
+            mine = records[: max(1, pictures)][self._world.rank :: self._world.size]
+            written = perform(self.unitok, task, mine, precision=self._precision)
+            verdicts = [judge(task, record, value) for record, value in zip(mine, written, strict=True)]
+            known = [verdict for verdict in verdicts if verdict is not None]
+            found[task] = torch.tensor([sum(known), len(known)], dtype=torch.double)
+        if not found:
+            return {}
+        counts = {task: tuple(one.tolist()) for task, one in self._world.sum_all(found).items()}
+        return {f"exact/{task}": right / count for task, (right, count) in counts.items() if count}
 
     def draw(self, path: Path) -> None:
         """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw."""

@@ -205,6 +205,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
         out: Path,
         *,
         data: Any = "shapes",
+        val_data: Any = "shapes@val?limit=8",
         objective: Any = "next_token",
         resume: bool = False,
         text_tokenizer: str | None = None,
@@ -217,7 +218,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
     ) -> Any:
         train_generator(
             data=data,
-            val_data="shapes@val?limit=8",
+            val_data=val_data,
             out=out,
             image_tokenizer=tokenizer,
             objective=objective,

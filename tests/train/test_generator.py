@@ -18,11 +18,13 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
 from unitok.config import ModelConfig, ObjectiveSettings, TaskConfig, TasksConfig, TrunkConfig
 from unitok.data.loader import make_loader
+from unitok.data.records import Record
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.sample.pipeline import draw, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
+from unitok.train import generator
 from unitok.train.commands import encode
 from unitok.train.config import RunConfig, SourceConfig
 from unitok.train.data import open_sources
@@ -127,7 +129,7 @@ def make_trainee(folder: Path, data: str = "shapes?limit=64", dropout: float = 0
     tasks, settings = TasksConfig(), objective_class(objective).settled(ObjectiveSettings())
     dataset = open_sources(data, tasks, image_tokenizer.image_size)
     run, world = RunConfig(), World(torch.device("cpu"))
-    trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, tasks, settings, dataset, None, run, world)
+    trainee = GeneratorTrainee(config, image_tokenizer, text_tokenizer, tasks, settings, dataset, [], run, world)
     return trainee, dataset
 
 
@@ -240,6 +242,34 @@ def test_sources_stand_side_by_side(tmp_path: Path, train_small_generator: Any) 
     assert model.config.tasks == learned and model.config.vocabulary[-1] == ("location", 1000)
     with pytest.raises(UserError, match=r"holds other pictures or captions than those that the run"):
         train_small_generator(tmp_path / "out", data=sources[:2], steps=13, batch_size=24, resume=True)
+
+
+def test_every_task_has_a_loss_and_an_exact_score(
+    tmp_path: Path, train_small_generator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is right is counted, over all records that can be judged, of several validation sets."""
+    met: dict[str, int] = {}
+
+    def tell(task: str, record: Record, value: Any) -> bool:
+        met[task] = met.get(task, 0) + 1
+        return met[task] % 4 > 0
+
+    monkeypatch.setattr(generator, "judge", tell)
+    log = train_small_generator(
+        tmp_path / "out",
+        data=[
+            SourceConfig(data="shapes", tasks={"text_to_image": 0.5, "question": 0.5}),
+            SourceConfig(data="shapes?task=edit", tasks={"edit": 1.0}),
+        ],
+        val_data=["shapes@val?limit=8", "shapes@val?task=edit&limit=12"],
+        steps=2,
+        eval_pictures=12,
+    )
+    last = next(entry for entry in reversed(log) if entry["kind"] == "val")
+    assert {name: value for name, value in last.items() if name.startswith("exact/")} == {
+        "exact/text_to_image": 0.75, "exact/question": 0.75, "exact/edit": 0.75
+    }  # fmt: skip
+    assert {"loss/text_to_image", "loss/question", "loss/edit"} <= last.keys()
 
 
 def test_pictures_and_boxes_are_learned_both_ways(tmp_path: Path, train_small_generator: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..boxes import Box, Grounded
+from ..tasks import FIELDS, TASKS, needs
 from .records import Record
 from .shapes.checker import check, read_picture, scene_of
 from .shapes.conditions import label_map_verdict, outline_verdict, painting_verdict
@@ -101,7 +102,6 @@ def _told(record: Record, parts: Sequence[tuple[str, Any]]) -> bool | None:
 JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
     "text_to_image": _drawn,
     "image_to_text": _same_text("caption"),
-    "text_only": lambda record, written: None,
     "question": _same_text("answer"),
     "edit": _edited,
     "ground": _grounded,
@@ -110,3 +110,16 @@ JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
     "ground_caption": _named,
     "layout_to_image": _laid_out,
 }
+"""Task -> its judge. A text out of nothing is never wrong: `text_only` has none."""
+
+
+def can_judge(task: str, record: Record) -> bool:
+    """Whether a record has the fields of a task, one value each, pictures as pixels, and what is written for it can be
+    judged."""
+    held = {"caption": record.caption, "image": record.image, **record.fields}
+    several = {field for field, value in held.items() if FIELDS.get(field) == "text" and isinstance(value, list)}
+    fields = {field for field, value in held.items() if value is not None} - several
+    if task not in JUDGES or not needs([task]) <= fields:
+        return False
+    learned = next(part.field for part in TASKS[task] if part.learned)
+    return judge(task, record, held[learned]) is not None
