@@ -35,7 +35,7 @@ WORDS = (
 def tiny_tokenizer(objective: str = "next_token", seed: int = 0) -> ImageTokenizer:
     """8x8 codes, or for `next_scale` maps of 1, 2, 4 and 8 a side."""
     torch.manual_seed(seed)
-    scales = (1, 2, 4, 8) if objective == "next_scale" else ()
+    scales = (1, 2, 4, 8) if objective in ("next_scale", "var") else ()
     return build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), scales=scales)).eval()
 
 

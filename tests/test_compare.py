@@ -27,12 +27,12 @@ def configs(tmp_path: Path) -> list[Path]:
     for objective in ("next_token", "masked_token", "next_scale"):
         values = {
             "data": "shapes",
-            "image_tokenizer": str(tmp_path / ("scales" if objective == "next_scale" else "grid")),
+            "image_tokenizer": str(tmp_path / ("scales" if objective in ("next_scale", "var") else "grid")),
             "out": "unused",
             "preset": "debug",
             "objective": objective,
             "text_vocabulary": 300,
-            "run": {"batch_size": 4 if objective == "next_scale" else 8, "log_every": 1},
+            "run": {"batch_size": 4 if objective in ("next_scale", "var") else 8, "log_every": 1},
         }
         files.append(tmp_path / f"{objective}.yaml")
         files[-1].write_text(yaml.safe_dump(values))

@@ -25,7 +25,7 @@ def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.Monk
     module.demo(tmp_path / "demo", objective=objective)
     assert [command for command, _ in ran] == ["train tokenizer", "encode", "train generator"]
     tokenizer, encode, generator = (values for _, values in ran)
-    assert bool(tokenizer["tokenizer"].scales) == (objective == "next_scale")
+    assert bool(tokenizer["tokenizer"].scales) == (objective in ("next_scale", "var"))
     assert generator["objective"] == objective and generator["optim"].muon
     assert encode["image_tokenizer"] == generator["image_tokenizer"] == tokenizer["out"]
     assert Path(generator["data"]) == encode["out"]

@@ -65,7 +65,7 @@ def test_commands_run_in_order(pictures: Path, objective: str, capsys: pytest.Ca
         words += shlex.split(SMALLER.get(name, ""))
         if name == "train generator":
             words += ["--objective", objective]
-        if name == "train tokenizer" and objective == "next_scale":
+        if name == "train tokenizer" and objective in ("next_scale", "var"):
             words += ["--tokenizer.scales", "[1, 2, 4, 8]"]
         assert main(words) == 0, words
     capsys.readouterr()

@@ -132,26 +132,32 @@ class MultiScaleQuantizer(nn.Module):
         return torch.cat(seen, 1)
 
     @torch.no_grad()
-    def rewrite(self, codes: Tensor, layout: Layout, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def rewrite(self, codes: Tensor, layout: Layout, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The pictures of codes (B, L) written anew, with mistakes in every map that the next maps correct: codes
-        (B, L) without the map's own mistake, and (B, L, D), as of `seen_before`, with those of all maps before.
+        (B, L) without the map's own mistake; (B, L, D), as of `seen_before`, with those of all maps before; and the
+        codes (B, L) with their mistakes.
 
         `noise` (B, L, D) is added to the vectors that are looked up; 1 is the root mean square of the picture's vectors
         of that scale. (Codes drawn near the right one: RQ-Transformer, arXiv:2203.01941.)
         """
         goal, total = self.total(codes, layout), self.blank(len(codes), layout, codes.device)
         parts = layout.split(codes)
-        right, seen = [], []
+        right, seen, wrong = [], [], []
         for scale, shake in enumerate(noise.split(layout.lengths, 1)):
             seen.append(self.shrink(total, scale, layout))
             rest = goal - total if self.config.scale_residual else goal
             down = _area(rest, layout.scales[scale])  # (B, D, h_k, w_k)
             right.append(self.book.nearest(down) if self.config.scale_residual else parts[scale])
-            if scale + 1 < len(layout.scales):  # nothing is written after the last map
-                shake = to_grid(shake.flatten(0, 1), len(codes), *layout.scales[scale])
-                wrong = self.book.nearest(down + shake * down.square().mean((1, 2, 3), keepdim=True).sqrt())
-                total = self.add(total, wrong, scale, layout)
-        return torch.cat(right, 1), torch.cat(seen, 1)
+            shake = to_grid(shake.flatten(0, 1), len(codes), *layout.scales[scale])
+            wrong.append(self.book.nearest(down + shake * down.square().mean((1, 2, 3), keepdim=True).sqrt()))
+            total = self.add(total, wrong[-1], scale, layout)
+        return torch.cat(right, 1), torch.cat(seen, 1), torch.cat(wrong, 1)
+
+    @torch.no_grad()
+    def placed(self, seen: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
+        """(B, n, D): what is seen on the grid of a scale (B, n, D), its codes (B, n) put in their places."""
+        vectors = self.book.vectors(codes, layout.scales[scale]).flatten(2).transpose(1, 2)
+        return seen + vectors if self.config.scale_residual else vectors
 
     # --- parts -----------------------------------------------------------------------------------------------------
 

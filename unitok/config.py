@@ -14,11 +14,11 @@ from tokenizers_vq.schema import read_dataclass
 
 from .vocabulary import Vocabulary
 
-FORMAT = 3
-"""Version of the model folder's layout. Formats 1 and 2 (unitok 0.1) are read too."""
+FORMAT = 4
+"""Version of the model folder's layout. Formats 1 to 3 (unitok 0.1) are read too."""
 
-BEFORE_FORMAT_3 = {"masked_token": "maskgit"}
-"""Objectives by the names that they had."""
+RENAMED = {3: {"masked_token": "maskgit"}, 4: {"next_scale": "var"}}
+"""Format -> objectives that have had another name since."""
 
 
 @dataclass
@@ -278,8 +278,9 @@ class ModelConfig:
             )
         if version == 1:
             data = _from_format_1(data, where)
-        if version < 3 and isinstance(data.get("objective"), str):
-            data["objective"] = BEFORE_FORMAT_3.get(data["objective"], data["objective"])
+        for since, names in RENAMED.items():
+            if version < since and isinstance(data.get("objective"), str):
+                data["objective"] = names.get(data["objective"], data["objective"])
         return read_dataclass(cls, data, where)
 
 

@@ -101,8 +101,8 @@ def modalities_of(
     objective: str, settings: ObjectiveSettings | None = None
 ) -> tuple[dict[str, Modality], torch.Tensor]:
     """(modalities, codes of an image) of an objective."""
-    tokenizer = SCALED if objective == "next_scale" else TOKENIZER
-    layout = SCALED.layout if objective == "next_scale" else LAYOUT
+    tokenizer = SCALED if objective in ("next_scale", "var") else TOKENIZER
+    layout = SCALED.layout if objective in ("next_scale", "var") else LAYOUT
     codes = torch.tensor([3, 1, 4, 1, 5])[: layout.length]
     return modalities(VOCABULARY, list, 9, layout, get_objective(objective, tokenizer), settings), codes
 
@@ -119,8 +119,8 @@ def dependences(document: Document, others: list[Document], objective: str) -> t
     batch = lay_out([[document, *others]], pad=VOCABULARY.pad)
     torch.manual_seed(0)
     config = TrunkConfig(width=32, depth=2, heads=2)
-    layout = SCALED.layout if objective == "next_scale" else LAYOUT
-    ports = get_objective(objective, SCALED if objective == "next_scale" else TOKENIZER).ports(layout)
+    layout = SCALED.layout if objective in ("next_scale", "var") else LAYOUT
+    ports = get_objective(objective, SCALED if objective in ("next_scale", "var") else TOKENIZER).ports(layout)
     table, trunk = IdPort(VOCABULARY.size, 32, tied=False).double(), Transformer(config).double()
     x = add_features(table(batch.inputs), build_ports(ports, 32).double(), batch.features).detach().requires_grad_()
     hidden = trunk(x, batch.places, batch.visibility(), None, batch.stands)

@@ -79,7 +79,7 @@ def draws_of(count: int, seed: int = 0, progress: float = 1.0) -> list[Draw]:
 
 
 def tokenizer_of(objective: str) -> tuple[Any, Layout]:
-    return (SCALED, SCALED.layout) if objective == "next_scale" else (TOKENIZER, LAYOUT)
+    return (SCALED, SCALED.layout) if objective in ("next_scale", "var") else (TOKENIZER, LAYOUT)
 
 
 def documents_of(

@@ -53,7 +53,7 @@ def test_the_loss_falls_and_the_folder_is_a_model(
     log = train_small_generator(
         out,
         objective=objective,
-        tokenizer=scaled_tokenizer_folder if objective == "next_scale" else tiny_tokenizer_folder,
+        tokenizer=scaled_tokenizer_folder if objective in ("next_scale", "var") else tiny_tokenizer_folder,
         steps=40,
         batch_size=16,
         tasks=TasksConfig(caption_dropout=0),

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import read_json
 
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, objective_class
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not RECIPES.is_dir():  # in a checkout they stand at the top level
@@ -39,8 +39,8 @@ def demo(
 
     Args:
         out: Folder for everything.
-        objective: How the generator draws: next_token, masked_token, next_scale, random_order or maskgit, by the recipe
-            of that name; next_scale trains a tokenizer with several scales for it.
+        objective: How the generator draws, by the recipe of that name: next_token, masked_token, next_scale, random_order,
+            maskgit or var; next_scale and var train a tokenizer with several scales for it.
         pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
             and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.
@@ -58,8 +58,8 @@ def demo(
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    own, second = recipes / f"{objective}_tokenizer.yaml", recipes / f"{objective}.yaml"
-    first = own if own.is_file() else recipes / "tokenizer.yaml"
+    first = recipes / ("scales_tokenizer.yaml" if objective_class(objective).sets_scales else "tokenizer.yaml")
+    second = recipes / f"{objective}.yaml"
     _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
     _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
     words: list[object] = ["--config", second, "--run.seed", seed]

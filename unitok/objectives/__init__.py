@@ -22,6 +22,7 @@ OBJECTIVES = {
     "next_scale": ".next_scale:NextScale",
     "random_order": ".random_order:RandomOrder",
     "maskgit": ".maskgit:MaskGIT",
+    "var": ".var:VAR",
 }
 """Name -> where its class stands."""
 

@@ -1,18 +1,20 @@
-"""Next scale: all codes of a scale at once, from all coarser scales (VAR, arXiv:2404.02905; with a caption before it
-as in STAR, 2406.10797)."""
+"""Next scale: map by map, coarse to fine, and the places of a map that have one parent in turn.
+
+VAR (arXiv:2404.02905) draws all codes of a map at once. Where the coarser map leaves open in which of its four children
+an object lies, two children then have it, or none. Here the four are never drawn together: a map comes in four passes,
+each of which sees what the passes before have drawn around its places. (docs/log.md, 2026-11-25.)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
 
-from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.multi_scale import MultiScaleQuantizer
 
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig
@@ -20,36 +22,22 @@ from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
-from .base import Asked, Draw, Objective, Writer, hidden_places
+from .base import Asked, Draw, Writer, hidden_places
+from .var import PORT, VAR
 
-PORT = "image"
-"""Where the reconstruction comes in."""
+AROUND = 9
+"""Places of a map that a position sees: its own and those around it."""
 
 
-class NextScale(Objective):
-    """Input: the reconstruction from the coarser scales, shrunk to this one's grid, the code nearest to it, and which
-    scale it is. Target: this scale's codes. Each scale is a group."""
+class NextScale(VAR):
+    """Input: the picture so far on this scale's grid, around the place, and which of it is drawn; the code nearest to
+    what is seen at the place itself; and which scale it is. Target: this scale's codes. Each pass is a group."""
 
     name = "next_scale"
-    settings = MappingProxyType({"code_dropout": 0.0, "code_noise": 0.0})
-    sets_scales = True
-
-    def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
-        self.quantizer, self.scales = quantizer, scales
-        self._whitening = _whitening(quantizer)
-
-    @classmethod
-    def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> NextScale:
-        quantizer = image_tokenizer.quantizer
-        if not isinstance(quantizer, MultiScaleQuantizer):
-            raise UserError(
-                "objective next_scale needs a tokenizer with several scales, this one has a single grid: train one "
-                "with --tokenizer.scales, or choose next_token or masked_token"
-            )
-        return cls(quantizer, len(image_tokenizer.layout.scales))
+    sampling = MappingProxyType({"guidance": 1.75, "top_p": 0.5})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
-        return {PORT: PortConfig("linear", self.quantizer.width + self.scales)}
+        return {PORT: PortConfig("linear", AROUND * (self.quantizer.width + 1) + self.scales)}
 
     def learned(
         self,
@@ -59,73 +47,101 @@ class NextScale(Objective):
         draws: Sequence[Draw],
         settings: ObjectiveSettings | None = None,
     ) -> list[Segment]:
-        if settings is not None and settings.code_noise and len(codes):
-            width = self.quantizer.width
-            sizes = [settings.code_noise * torch.rand((), generator=draw.generator) for draw in draws]
-            found = [torch.randn(layout.length, width, generator=draw.generator) for draw in draws]
-            noise = torch.stack([size * one for size, one in zip(sizes, found, strict=True)])
-            codes, seen = self.quantizer.rewrite(codes, layout, noise)
+        if not len(codes):
+            return []
+        drawn = codes
+        if settings is not None and settings.code_noise:
+            codes, seen, drawn = self.quantizer.rewrite(codes, layout, self.noise(layout, draws, settings.code_noise))
         else:
             seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
-        ids, groups = vocabulary.image_ids(codes).cpu(), self.groups(layout)
-        inputs, features = self.inputs(seen, groups, vocabulary).cpu(), self.mark(seen, groups).cpu()
+        order, passes = in_turn(layout)
+        groups = torch.empty_like(passes).scatter(0, order, passes)  # the pass of every place
+        features = []
+        for scale, (some, there, mine) in enumerate(
+            zip(seen.split(layout.lengths, 1), layout.split(drawn), groups.split(layout.lengths), strict=True)
+        ):
+            found = some.new_zeros(*some.shape[:2], self.ports(layout)[PORT].size)
+            for number in mine.unique().tolist():
+                here = mine == number
+                found[:, here] = self.around(some, there, mine < number, scale, layout)[:, here]
+            features.append(found)
+        ids, inputs = vocabulary.image_ids(codes).cpu(), self.inputs(seen, self.groups(layout), vocabulary).cpu()
+        values = torch.cat(features, 1).cpu()
         if settings is not None and settings.code_dropout:
             hidden = hidden_places(layout.length, settings.code_dropout, draws)
-            inputs, features = inputs.masked_fill(hidden, vocabulary.mask), features.masked_fill(hidden[..., None], 0.0)
-        places, runs = layout.coordinates(), ((vocabulary.image_range, layout.length),)
-        return [Segment(inputs[b], groups, places, ids[b], runs, features[b], PORT) for b in range(len(ids))]
+            inputs, values = inputs.masked_fill(hidden, vocabulary.mask), values.masked_fill(hidden[..., None], 0.0)
+        ids, inputs, values, places = ids[:, order], inputs[:, order], values[:, order], layout.coordinates()[order]
+        runs = ((vocabulary.image_range, layout.length),)
+        return [Segment(inputs[b], passes, places, ids[b], runs, values[b], PORT) for b in range(len(ids))]
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
-        the codes of all scales."""
+        """The whole reconstruction on the finest grid, all of it drawn, marked as of no scale."""
         if not len(codes):
             return []
         vocabulary.image_ids(codes)  # all of them are codes
-        last = len(layout.scales) - 1
+        last, finest = len(layout.scales) - 1, layout.split(codes)[-1]
         whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
-        ids = (self._nearest(whole) + vocabulary.image_start).cpu()
-        features = F.pad(self._white(whole), (0, self.scales)).cpu()
+        ids = (self.nearest(whole) + vocabulary.image_start).cpu()
+        features = self.neighbours(whole, torch.ones(finest.shape[1], dtype=torch.bool), layout.grid)
+        features = F.pad(features, (0, self.scales)).cpu()
         places, groups = Layout((layout.grid,)).coordinates(), torch.zeros_like(ids[0])
         return [Segment(ids[b], groups, places, features=features[b], port=PORT) for b in range(len(ids))]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
-        return ScaleByScale(self, layout, vocabulary, rows, device)
+        return InTurn(self, layout, vocabulary, rows, device)
 
-    def groups(self, layout: Layout) -> torch.Tensor:
-        """(L,) int64: the scale of every position."""
-        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
+    def around(
+        self, seen: torch.Tensor, codes: torch.Tensor, known: torch.Tensor, scale: int, layout: Layout
+    ) -> torch.Tensor:
+        """Features (B, n, F) of the places of a scale, of which those that are `known` (n,) have codes (B, n); the
+        others are as seen (B, n, D) from the coarser scales."""
+        placed = self.quantizer.placed(seen, codes, scale, layout)
+        now = torch.where(known.to(seen.device)[:, None], placed, seen)
+        number = F.one_hot(torch.tensor(scale), self.scales).to(seen).expand(*seen.shape[:2], -1)
+        return torch.cat([self.neighbours(now, known, layout.scales[scale]), number], -1)
 
-    def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
-        """Ids (B, n): of the code nearest to what is seen (B, n, D); for the first scale, which sees nothing, the mask
-        token. Pictures that are drawn and pictures that are read so share the embeddings of the codes."""
-        return (self._nearest(seen) + vocabulary.image_start).masked_fill(scale == 0, vocabulary.mask)
-
-    def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,)."""
-        number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
-        return torch.cat([self._white(seen), number], -1)
-
-    def _nearest(self, seen: torch.Tensor) -> torch.Tensor:
-        """Codes (B, n) of what is seen (B, n, D)."""
-        if not len(seen):
-            return torch.zeros(seen.shape[:2], dtype=torch.int64, device=seen.device)
-        return self.quantizer.book.nearest(seen.transpose(1, 2)[:, :, None])
-
-    def _white(self, seen: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(seen.device.type, enabled=False):  # bf16 would round away what whitening brings out
-            return seen.float() @ self._whitening.to(seen.device)
+    def neighbours(self, seen: torch.Tensor, known: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(B, n, 9 (D + 1)): what is seen (B, n, D), whitened, and whether it is known (n,), at each place of a grid
+        and at those around it, row by row; zeros outside of the grid."""
+        mark = known.to(seen)[:, None].expand(*seen.shape[:2], 1)
+        values = torch.cat([self.white(seen), mark.float()], -1)
+        image = values.transpose(1, 2).unflatten(2, grid)  # (B, D + 1, h, w)
+        return F.unfold(image, 3, padding=1).unflatten(1, (-1, AROUND)).permute(0, 3, 2, 1).flatten(2)
 
 
-class ScaleByScale(Writer):
-    """Writes all codes of a scale in one pass, coarse to fine."""
+@cache
+def in_turn(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(L,) int64 places in the order in which they are drawn, and the pass of each. Of every 2x2 places that have one
+    parent, those across come first."""
+    order, passes, start, number = [], [], 0, 0
+    for height, width in layout.scales:
+        turn = torch.tensor([[0, 2], [3, 1]])[torch.arange(height)[:, None] % 2, torch.arange(width) % 2].flatten()
+        for kind in turn.unique().tolist():
+            here = (turn == kind).nonzero()[:, 0]
+            order.append(start + here)
+            passes.append(torch.full_like(here, number))
+            number += 1
+        start += height * width
+    return torch.cat(order), torch.cat(passes)
+
+
+class InTurn(Writer):
+    """Writes map by map, each in its passes."""
 
     def __init__(
         self, objective: NextScale, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device
     ) -> None:
         super().__init__(rows)
         self.objective, self.layout, self.vocabulary = objective, layout, vocabulary
-        self.places = layout.coordinates().to(device).split(layout.lengths)
-        self.groups = objective.groups(layout).to(device).split(layout.lengths)
+        order, passes = in_turn(layout)
+        self.order = order.to(device).split(passes.bincount().tolist())
+        """Of every pass: the places that it draws."""
+        scale_of = objective.groups(layout)
+        self.scales = [int(scale_of[here[0]]) for here in self.order]
+        """Of every pass."""
+        self.starts = [sum(layout.lengths[:scale]) for scale in range(len(layout.scales) + 1)]
+        self.places = layout.coordinates().to(device)
+        self.marks = scale_of.to(device)
         self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
         self.known = torch.full_like(self.codes, -1)
         self.uniform = torch.zeros(rows, layout.length, device=device)
@@ -144,52 +160,47 @@ class ScaleByScale(Writer):
 
     def settings(self, row: int) -> SampleSettings:
         state = self.row(row)
-        return state.at(state.step, len(self.layout.scales))
+        return state.at(self.scales[state.step], len(self.layout.scales))
 
     def phase(self, row: int) -> int:
         return self.row(row).step
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        scale = self.phase(rows[0])
-        groups, n = self.groups[scale], self.layout.lengths[scale]
+        step = self.phase(rows[0])
+        scale, here = self.scales[step], self.order[step]
+        start, stop = self.starts[scale], self.starts[scale + 1]
+        known = torch.zeros(stop - start, dtype=torch.bool, device=here.device)
+        for before in self.order[self.scales.index(scale) : step]:
+            known[before - start] = True
         seen = self.objective.quantizer.shrink(self.total[index], scale, self.layout)  # (b, n, D)
-        ids = self.objective.inputs(seen, groups, self.vocabulary)
-        features = {PORT: self.objective.mark(seen, groups)}
-        places = self.places[scale].expand(len(rows), -1, -1)
-        return Asked(ids, places, ((self.vocabulary.image_range, slice(0, n)),), features=features)
+        values = self.objective.around(seen, self.codes[index, start:stop], known, scale, self.layout)
+        ids = self.objective.inputs(seen, self.marks[start:stop], self.vocabulary)[:, here - start]
+        places = self.places[here].expand(len(rows), -1, -1)
+        spans = ((self.vocabulary.image_range, slice(0, len(here))),)
+        return Asked(ids, places, spans, features={PORT: values[:, here - start]})
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        scale = self.phase(rows[0])
-        start = sum(self.layout.lengths[:scale])
-        span = slice(start, start + self.layout.lengths[scale])
-        codes = choose(scores[0], self.uniform[index, span], list(map(self.settings, rows)))[0]
+        step = self.phase(rows[0])
+        scale, here, at = self.scales[step], self.order[step], index[:, None]
+        codes = choose(scores[0], self.uniform[at, here], list(map(self.settings, rows)))[0]
         if not self.forced.isdisjoint(rows):
-            known = self.known[index, span]
+            known = self.known[at, here]
             codes = torch.where(known >= 0, known, codes)
-        self.codes[index, span] = codes
-        self.total[index] = self.objective.quantizer.add(self.total[index], codes, scale, self.layout)
+        self.codes[at, here] = codes
+        if step + 1 == len(self.scales) or self.scales[step + 1] > scale:
+            whole = self.codes[index, self.starts[scale] : self.starts[scale + 1]]
+            self.total[index] = self.objective.quantizer.add(self.total[index], whole, scale, self.layout)
         for row in rows:
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        scales = len(self.layout.scales)
-        return [row for row in rows if self.row(row).step == (self.row(row).settings.scales or scales)]
+        return [row for row in rows if self._whole(row) == (self.row(row).settings.scales or len(self.layout.scales))]
+
+    def _whole(self, row: int) -> int:
+        """Scales that a row has in full."""
+        step = self.row(row).step
+        return self.scales[step] if step < len(self.scales) else len(self.layout.scales)
 
     def written(self, row: int) -> torch.Tensor:
         """The codes of the scales so far."""
-        return self.codes[row, : sum(self.layout.lengths[: self.row(row).step])]
-
-
-def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:
-    """(D, D) float32, from the right: makes the covariance of the code vectors the identity.
-
-    A tokenizer's latents are far longer in some directions than in others (a hundred times, where the long ones hold
-    colours and the short ones edges), and a model that sees them as they are learns to read shapes last, if bf16 has
-    left anything of them.
-    """
-    with torch.no_grad():
-        codes = torch.arange(quantizer.codebook_size, device=next(quantizer.parameters()).device)
-        vectors = quantizer.book.vectors(codes[None], (1, len(codes)))[0, :, 0].double().cpu()  # (D, codebook)
-    variances, directions = torch.linalg.eigh(torch.cov(vectors))
-    least = max(variances.max().item() * 1e-6, torch.finfo(torch.float64).tiny)  # no noise where there is nothing
-    return (directions * variances.clamp(min=least).rsqrt()).float()
+        return self.codes[row, : self.starts[self._whole(row)]]

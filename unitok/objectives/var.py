@@ -1,0 +1,198 @@
+"""VAR's form of next scale: all codes of a scale at once, from all coarser scales (arXiv:2404.02905; with a caption
+before it as in STAR, 2406.10797)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MappingProxyType
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+
+from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.layout import Layout
+from tokenizers_vq.multi_scale import MultiScaleQuantizer
+
+from ..choose import choose
+from ..config import ObjectiveSettings, PortConfig
+from ..sampling import SampleSettings
+from ..seeding import keyed_generator
+from ..sequence import Segment
+from ..vocabulary import Vocabulary
+from .base import Asked, Draw, Objective, Writer, hidden_places
+
+PORT = "image"
+"""Where the reconstruction comes in."""
+
+
+class VAR(Objective):
+    """Input: the reconstruction from the coarser scales, shrunk to this one's grid, the code nearest to it, and which
+    scale it is. Target: this scale's codes. Each scale is a group."""
+
+    name = "var"
+    settings = MappingProxyType({"code_dropout": 0.4, "code_noise": 0.5})
+    sets_scales = True
+
+    def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
+        self.quantizer, self.scales = quantizer, scales
+        self._whitening = _whitening(quantizer)
+
+    @classmethod
+    def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
+        quantizer = image_tokenizer.quantizer
+        if not isinstance(quantizer, MultiScaleQuantizer):
+            raise UserError(
+                f"objective {cls.name} needs a tokenizer with several scales, this one has a single grid: train one "
+                "with --tokenizer.scales, or choose next_token or masked_token"
+            )
+        return cls(quantizer, len(image_tokenizer.layout.scales))
+
+    def ports(self, layout: Layout) -> dict[str, PortConfig]:
+        return {PORT: PortConfig("linear", self.quantizer.width + self.scales)}
+
+    def learned(
+        self,
+        codes: torch.Tensor,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        draws: Sequence[Draw],
+        settings: ObjectiveSettings | None = None,
+    ) -> list[Segment]:
+        if settings is not None and settings.code_noise and len(codes):
+            noise = self.noise(layout, draws, settings.code_noise)
+            codes, seen, _ = self.quantizer.rewrite(codes, layout, noise)
+        else:
+            seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
+        ids, groups = vocabulary.image_ids(codes).cpu(), self.groups(layout)
+        inputs, features = self.inputs(seen, groups, vocabulary).cpu(), self.mark(seen, groups).cpu()
+        if settings is not None and settings.code_dropout:
+            hidden = hidden_places(layout.length, settings.code_dropout, draws)
+            inputs, features = inputs.masked_fill(hidden, vocabulary.mask), features.masked_fill(hidden[..., None], 0.0)
+        places, runs = layout.coordinates(), ((vocabulary.image_range, layout.length),)
+        return [Segment(inputs[b], groups, places, ids[b], runs, features[b], PORT) for b in range(len(ids))]
+
+    def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
+        """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
+        the codes of all scales."""
+        if not len(codes):
+            return []
+        vocabulary.image_ids(codes)  # all of them are codes
+        last = len(layout.scales) - 1
+        whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
+        ids = (self.nearest(whole) + vocabulary.image_start).cpu()
+        features = F.pad(self.white(whole), (0, self.scales)).cpu()
+        places, groups = Layout((layout.grid,)).coordinates(), torch.zeros_like(ids[0])
+        return [Segment(ids[b], groups, places, features=features[b], port=PORT) for b in range(len(ids))]
+
+    def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
+        return ScaleByScale(self, layout, vocabulary, rows, device)
+
+    def noise(self, layout: Layout, draws: Sequence[Draw], most: float) -> torch.Tensor:
+        """(B, L, D): noise of each image, up to a strength that it draws."""
+        sizes = [most * torch.rand((), generator=draw.generator) for draw in draws]
+        found = [torch.randn(layout.length, self.quantizer.width, generator=draw.generator) for draw in draws]
+        return torch.stack([size * one for size, one in zip(sizes, found, strict=True)])
+
+    def groups(self, layout: Layout) -> torch.Tensor:
+        """(L,) int64: the scale of every position."""
+        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
+
+    def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """Ids (B, n): of the code nearest to what is seen (B, n, D); for the first scale, which sees nothing, the mask
+        token. Pictures that are drawn and pictures that are read so share the embeddings of the codes."""
+        return (self.nearest(seen) + vocabulary.image_start).masked_fill(scale == 0, vocabulary.mask)
+
+    def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,)."""
+        number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
+        return torch.cat([self.white(seen), number], -1)
+
+    def nearest(self, seen: torch.Tensor) -> torch.Tensor:
+        """Codes (B, n) of what is seen (B, n, D)."""
+        if not len(seen):
+            return torch.zeros(seen.shape[:2], dtype=torch.int64, device=seen.device)
+        return self.quantizer.book.nearest(seen.transpose(1, 2)[:, :, None])
+
+    def white(self, seen: torch.Tensor) -> torch.Tensor:
+        """Vectors (..., D), whitened."""
+        with torch.autocast(seen.device.type, enabled=False):  # bf16 would round away what whitening brings out
+            return seen.float() @ self._whitening.to(seen.device)
+
+
+class ScaleByScale(Writer):
+    """Writes all codes of a scale in one pass, coarse to fine."""
+
+    def __init__(self, objective: VAR, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+        super().__init__(rows)
+        self.objective, self.layout, self.vocabulary = objective, layout, vocabulary
+        self.places = layout.coordinates().to(device).split(layout.lengths)
+        self.groups = objective.groups(layout).to(device).split(layout.lengths)
+        self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
+        self.known = torch.full_like(self.codes, -1)
+        self.uniform = torch.zeros(rows, layout.length, device=device)
+        self.total = objective.quantizer.blank(rows, layout, device)  # (rows, D, h, w)
+        self.forced: set[int] = set()
+        """Rows with known codes."""
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        device = self.codes.device
+        self.uniform[row] = torch.rand(self.layout.length, generator=keyed_generator(seed, "next_scale")).to(device)
+        self.total[row] = 0
+        self.known[row] = -1 if known is None else known.to(device)
+        self.forced.discard(row)
+        if known is not None:
+            self.forced.add(row)
+
+    def settings(self, row: int) -> SampleSettings:
+        state = self.row(row)
+        return state.at(state.step, len(self.layout.scales))
+
+    def phase(self, row: int) -> int:
+        return self.row(row).step
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        scale = self.phase(rows[0])
+        groups, n = self.groups[scale], self.layout.lengths[scale]
+        seen = self.objective.quantizer.shrink(self.total[index], scale, self.layout)  # (b, n, D)
+        ids = self.objective.inputs(seen, groups, self.vocabulary)
+        features = {PORT: self.objective.mark(seen, groups)}
+        places = self.places[scale].expand(len(rows), -1, -1)
+        return Asked(ids, places, ((self.vocabulary.image_range, slice(0, n)),), features=features)
+
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        scale = self.phase(rows[0])
+        start = sum(self.layout.lengths[:scale])
+        span = slice(start, start + self.layout.lengths[scale])
+        codes = choose(scores[0], self.uniform[index, span], list(map(self.settings, rows)))[0]
+        if not self.forced.isdisjoint(rows):
+            known = self.known[index, span]
+            codes = torch.where(known >= 0, known, codes)
+        self.codes[index, span] = codes
+        self.total[index] = self.objective.quantizer.add(self.total[index], codes, scale, self.layout)
+        for row in rows:
+            self.row(row).step += 1
+
+    def finished(self, rows: Sequence[int]) -> list[int]:
+        scales = len(self.layout.scales)
+        return [row for row in rows if self.row(row).step == (self.row(row).settings.scales or scales)]
+
+    def written(self, row: int) -> torch.Tensor:
+        """The codes of the scales so far."""
+        return self.codes[row, : sum(self.layout.lengths[: self.row(row).step])]
+
+
+def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:
+    """(D, D) float32, from the right: makes the covariance of the code vectors the identity.
+
+    A tokenizer's latents are far longer in some directions than in others (a hundred times, where the long ones hold
+    colours and the short ones edges), and a model that sees them as they are learns to read shapes last, if bf16 has
+    left anything of them.
+    """
+    with torch.no_grad():
+        codes = torch.arange(quantizer.codebook_size, device=next(quantizer.parameters()).device)
+        vectors = quantizer.book.vectors(codes[None], (1, len(codes)))[0, :, 0].double().cpu()  # (D, codebook)
+    variances, directions = torch.linalg.eigh(torch.cov(vectors))
+    least = max(variances.max().item() * 1e-6, torch.finfo(torch.float64).tiny)  # no noise where there is nothing
+    return (directions * variances.clamp(min=least).rsqrt()).float()
