@@ -154,7 +154,7 @@ def spoil_span(folder: Path, name: str, size: int) -> None:
     spoil_config(folder, vocabulary=[[n, size if n == name else s] for n, s in data["vocabulary"]])
 
 
-@pytest.mark.parametrize("objective", ["next_token", "next_scale"])
+@pytest.mark.parametrize("objective", ["next_token", "var"])
 @pytest.mark.parametrize("tied", [False, True])
 @torch.inference_mode()
 def test_folders_of_format_1_open(
@@ -176,6 +176,7 @@ def test_folders_of_format_1_open(
     sizes = dict(data.pop("vocabulary"))
     del data["tasks"]
     features = sum(port["size"] for port in data.pop("ports").values())
+    data["objective"] = {"var": "next_scale"}.get(objective, objective)  # the name that it had
     data |= {"format": 1, "text_size": sizes["text"], "codebook_size": sizes["image"], "features": features}
     (tmp_path / "config.json").write_text(json.dumps(data))
     loaded = UniTok.from_pretrained(tmp_path)
@@ -186,16 +187,24 @@ def test_folders_of_format_1_open(
     assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
 
 
+@pytest.mark.parametrize(
+    ("version", "name", "now"), [(2, "masked_token", "maskgit"), (2, "next_scale", "var"), (3, "next_scale", "var")]
+)
 @torch.inference_mode()
-def test_masked_token_of_older_formats_is_maskgit(
-    make_model: Callable[..., UniTok], without_digests: Callable[[Path], None], tmp_path: Path
+def test_an_objective_of_older_formats_has_its_name_of_today(
+    make_model: Callable[..., UniTok],
+    without_digests: Callable[[Path], None],
+    tmp_path: Path,
+    version: int,
+    name: str,
+    now: str,
 ) -> None:
-    model = make_model("maskgit")
+    model = make_model(now)
     model.save_pretrained(tmp_path)
     without_digests(tmp_path)
-    spoil_config(tmp_path, format=2, objective="masked_token")
+    spoil_config(tmp_path, format=version, objective=name)
     loaded = UniTok.from_pretrained(tmp_path)
-    assert loaded.config.objective == "maskgit"
+    assert loaded.config.objective == now
     settings = SampleSettings(guidance=2.0, steps=4)
     assert torch.equal(*(draw_codes(one, ["a red circle"], settings, [0]) for one in (model, loaded)))
 
@@ -247,7 +256,7 @@ def test_a_vocabulary_that_is_none_is_refused(
         ),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
-        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 3"),
+        (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 4"),
         (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are image_tokenizer"),
         (lambda folder: spoil_span(folder, "image", 7), "the model knows 7 image codes"),
         (lambda folder: spoil_span(folder, "text", 7), "the model knows 7 text ids"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from unitok.model import modalities
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw, Objective
 from unitok.objectives.masked_token import PASSES
-from unitok.objectives.next_scale import NextScale
+from unitok.objectives.next_scale import NextScale, in_turn
 from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.ports import IdPort, add_features, build_ports
 from unitok.seeding import keyed_generator
@@ -271,7 +272,7 @@ def test_next_scale_sees_all_directions_of_the_latents_alike() -> None:
 def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> None:
     layout, quantizer = SCALED.layout, SCALED.quantizer
     codes = torch.randint(16, (40, 21), generator=torch.Generator().manual_seed(0))
-    objective = get_objective("next_scale", SCALED)
+    objective = get_objective("var", SCALED)
 
     def segments(noise: float, rows: slice = slice(0, 40), seed: int = 0) -> Images:
         return learned(objective, codes[rows], layout, draws_of(40, seed)[rows], code_noise=noise)
@@ -297,8 +298,8 @@ def test_code_noise_changes_what_is_continued_and_the_targets_correct_it() -> No
     assert len(segments(1.5, slice(0, 0)).targets) == 0
 
 
-def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> None:
-    objective = get_objective("next_scale", SCALED)
+def test_var_sees_the_running_reconstruction_and_predicts_the_map() -> None:
+    objective = get_objective("var", SCALED)
     layout = SCALED.layout
     codes = torch.randint(16, (2, 21))
     segments = learned(objective, codes, layout, [])
@@ -326,6 +327,71 @@ def test_next_scale_sees_the_running_reconstruction_and_predicts_the_map() -> No
     assert at.tolist() == list(range(3, 24)) and torch.equal(features, segments.features[0])
     assert batch.places[0, 3:, 0].tolist() == [3] + [4] * 4 + [5] * 16
     assert batch.places[0, 3:5, 1:].tolist() == [[1.5, 1.5], [0.5, 0.5]], "rows and columns of the finest grid"
+
+
+def test_next_scale_draws_the_children_of_a_place_in_turn() -> None:
+    layout = SCALED.layout
+    order, passes = in_turn(layout)
+    assert sorted(order.tolist()) == list(range(21)) and passes.tolist() == sorted(passes.tolist())
+    assert passes.bincount().tolist() == [1, 1, 1, 1, 1, 4, 4, 4, 4]
+    for number in range(1, 9):
+        places = order[passes == number] - (5 if number > 4 else 1)
+        side = 4 if number > 4 else 2
+        parents = [(int(place) // side // 2, int(place) % side // 2) for place in places]
+        assert len(set(parents)) == len(parents), "no two of one parent at once"
+    wide = in_turn(Layout(((1, 1), (1, 4))))[1]
+    assert wide.tolist() == [0, 1, 1, 2, 2]
+
+
+def test_next_scale_sees_what_is_drawn_around_a_place() -> None:
+    """A position sees the map so far in the 3x3 places around it: codes drawn before, else the coarser maps."""
+    objective, layout, quantizer = get_objective("next_scale", SCALED), SCALED.layout, SCALED.quantizer
+    codes = torch.randint(16, (2, 21))
+    order, passes = in_turn(layout)
+    (image, _) = objective.learned(codes, layout, VOCABULARY, draws_of(2))
+    assert torch.equal(image.target, codes[0, order] + VOCABULARY.image_start) and torch.equal(image.groups, passes)
+    assert torch.equal(image.places, layout.coordinates()[order])
+    assert image.features is not None and objective.ports(layout)["image"].size == 9 * 4 + 3 == image.features.shape[1]
+    seen = quantizer.seen_before(codes, layout)[0]
+    straight = torch.linalg.inv(_whitening())
+    around = image.features[:, :36].unflatten(1, (9, 4))
+    vectors = quantizer.placed(seen[None, 5:], codes[:1, 5:], 2, layout)[0]
+    for at in range(5, 21):  # the last map, 4 x 4
+        place = int(order[at]) - 5
+        for number, (dy, dx) in enumerate(itertools.product((-1, 0, 1), repeat=2)):
+            row, column = place // 4 + dy, place % 4 + dx
+            if not (0 <= row < 4 and 0 <= column < 4):
+                assert not around[at, number].any(), "nothing lies outside"
+                continue
+            there = 4 * row + column
+            drawn = int(passes[order.tolist().index(5 + there)]) < int(passes[at])
+            assert around[at, number, 3] == float(drawn)
+            wanted = vectors[there] if drawn else seen[5 + there]
+            torch.testing.assert_close(around[at, number, :3] @ straight, wanted, atol=1e-4, rtol=1e-4)
+    assert (image.features[:, 36:].argmax(1) == objective.groups(layout)[order]).all()
+    (read, _) = objective.given(codes, layout, VOCABULARY)
+    assert read.features is not None and not read.features[:, 36:].any(), "a picture that is read is of no scale"
+    marks = read.features[:, :36].unflatten(1, (9, 4))[..., 3]
+    assert marks[:, 4].all() and marks.sum() == 4 * 4 + 8 * 6 + 4 * 9, "all of it is drawn"
+
+
+def test_noise_changes_what_next_scale_sees_of_earlier_maps_and_passes() -> None:
+    layout = SCALED.layout
+    codes = torch.randint(16, (40, 21), generator=torch.Generator().manual_seed(0))
+    objective = get_objective("next_scale", SCALED)
+
+    def segments(noise: float, rows: slice = slice(0, 40), seed: int = 0) -> Images:
+        return learned(objective, codes[rows], layout, draws_of(40, seed)[rows], code_noise=noise, code_dropout=0)
+
+    plain, noisy = segments(0.0), segments(1.5)
+    assert plain.features is not None and noisy.features is not None
+    changed = (noisy.features != plain.features).any(-1)
+    assert not changed[:, 0].any() and changed[:, 1:].float().mean() > 0.5, "the first map continues nothing"
+    assert torch.equal(segments(1.5).features, noisy.features)
+    alone = segments(1.5, slice(3, 4))
+    torch.testing.assert_close(alone.features, noisy.features[3:4])
+    assert torch.equal(alone.targets, noisy.targets[3:4]), "batch mates change nothing"
+    assert objective.learned(codes[:0], layout, VOCABULARY, []) == []
 
 
 def test_next_scale_refuses_a_single_grid() -> None:

@@ -38,7 +38,7 @@ def full_pass(model: UniTok, text: str, image: list[Any]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("key_heads", [1, 2])
-@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale", "random_order"])
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale", "random_order", "var"])
 @torch.inference_mode()
 def test_logits_met_while_decoding_equal_teacher_forcing(
     make_model: Callable[..., UniTok], objective: str, key_heads: int
@@ -48,8 +48,9 @@ def test_logits_met_while_decoding_equal_teacher_forcing(
     settings = SampleSettings(guidance=1, steps=PASSES)
     codes = draw_codes(model, CAPTIONS, settings, [0, 1, 2], watch=lambda _, logits: met.append(logits))
     assert codes.min() >= 0 and codes.max() < model.vocabulary.codebook_size
-    if objective == "next_scale":
-        assert [logits.shape[1] for logits in met] == [1, 4, 16, 64]
+    maps = {"var": [1, 4, 16, 64], "next_scale": [1, *[1] * 4, *[4] * 4, *[16] * 4]}
+    if objective in maps:
+        assert [logits.shape[1] for logits in met] == maps[objective]
     draws = [Draw(torch.Generator())] * 3
     images = model.objective.learned(codes, model.layout, model.vocabulary, draws)
     for row, text in enumerate(CAPTIONS):
@@ -93,13 +94,16 @@ def test_a_random_order_is_that_of_its_seed_and_equals_teacher_forcing(make_mode
 
 
 @torch.inference_mode()
-def test_next_scale_takes_a_pass_for_each_scale_and_draws_previews(
-    make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("objective", "sizes"), [("var", [1, 4, 16, 64]), ("next_scale", [1, *[1] * 4, *[4] * 4, *[16] * 4])]
+)
+def test_scales_are_drawn_in_passes_and_previews_are_what_comes_first(
+    make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch, objective: str, sizes: list[int]
 ) -> None:
-    model = make_model("next_scale")
+    model = make_model(objective)
     passes = count_passes(model, monkeypatch)
     whole = draw_codes(model, CAPTIONS, SampleSettings(guidance=2), [0, 1, 2])
-    assert [length for _, length in passes[1:]] == [1, 4, 16, 64], "the prompts, then one pass a scale"
+    assert [length for _, length in passes[1:]] == sizes, "the prompts, then the passes"
     coarse = draw_codes(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])
     assert torch.equal(coarse, whole[:, :5])
     preview = draw(model, CAPTIONS, SampleSettings(guidance=2, scales=2), [0, 1, 2])

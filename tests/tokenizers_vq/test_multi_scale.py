@@ -93,10 +93,12 @@ def test_without_residuals_each_map_is_the_picture_on_its_grid() -> None:
     seen = quantizer.seen_before(codes, layout)
     wanted = quantizer.shrink(quantizer.vectors(codes[:, :30], layout), 4, layout)  # after 1 + 4 + 9 + 16 codes
     torch.testing.assert_close(seen[:, 30:66], wanted)
-    written, told = quantizer.rewrite(codes, layout, torch.zeros(3, 130, 6))
+    written, told, _ = quantizer.rewrite(codes, layout, torch.zeros(3, 130, 6))
     assert torch.equal(written, codes) and torch.equal(told[:, :1], seen[:, :1])
-    noisy, changed = quantizer.rewrite(codes, layout, torch.randn(3, 130, 6))
-    assert torch.equal(noisy, codes), "a mistake in one map leaves the others as they are"
+    noisy, changed, wrong = quantizer.rewrite(codes, layout, torch.randn(3, 130, 6))
+    assert (wrong != codes).float().mean() > 0.5 and torch.equal(noisy, codes), (
+        "a mistake in one map leaves the others as they are"
+    )
     assert (changed != seen).any(-1)[:, 1:].float().mean() > 0.5
 
 

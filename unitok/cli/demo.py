@@ -39,8 +39,8 @@ def demo(
 
     Args:
         out: Folder for everything.
-        objective: How the generator draws, by the recipe of that name: next_token, masked_token, next_scale, random_order,
-            maskgit or var; next_scale and var train a tokenizer with several scales for it.
+        objective: How the generator draws, by the recipe of that name: next_token, masked_token, next_scale,
+            random_order, maskgit or var; next_scale and var train a tokenizer with several scales for it.
         pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
             and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.

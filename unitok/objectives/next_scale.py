@@ -34,6 +34,7 @@ class NextScale(VAR):
     what is seen at the place itself; and which scale it is. Target: this scale's codes. Each pass is a group."""
 
     name = "next_scale"
+    settings = MappingProxyType({"code_dropout": 0.4, "code_noise": 0.5})
     sampling = MappingProxyType({"guidance": 1.75, "top_p": 0.5})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:

@@ -32,7 +32,7 @@ class VAR(Objective):
     scale it is. Target: this scale's codes. Each scale is a group."""
 
     name = "var"
-    settings = MappingProxyType({"code_dropout": 0.4, "code_noise": 0.5})
+    settings = MappingProxyType({"code_dropout": 0.0, "code_noise": 0.0})
     sets_scales = True
 
     def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
