@@ -11,6 +11,7 @@ from unitok.cli import demo as module
 from unitok.cli.arguments import parse
 from unitok.cli.commands import COMMANDS
 from unitok.objectives import OBJECTIVES
+from unitok.tasks import TASKS
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -29,3 +30,26 @@ def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.Monk
     assert generator["objective"] == objective and generator["optim"].muon
     assert encode["image_tokenizer"] == generator["image_tokenizer"] == tokenizer["out"]
     assert Path(generator["data"]) == encode["out"]
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+def test_all_tasks_are_learned_by_any_objective(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        module,
+        "_run",
+        lambda command, words, out: ran.append(
+            parse(command, COMMANDS[command], [*map(str, words), "--out", str(out)])[1]
+        ),
+    )
+    monkeypatch.setattr(module, "_measure", lambda *_: None)
+    module.demo(tmp_path / "demo", objective=objective, tasks="all")
+    tokenizer, generator = ran
+    assert tokenizer["data"] == "shapes?task=condition" and "task=condition" in tokenizer["val_data"]
+    assert bool(tokenizer["tokenizer"].scales) == (objective == "next_scale")
+    assert generator["objective"] == objective and generator["image_tokenizer"] == tokenizer["out"]
+    learned = {task for source in generator["data"] for task, share in source.tasks.items() if share}
+    assert learned == TASKS.keys() - {"text_only"}
+    assert (generator["sampling"].guidance is None) == (objective != "next_token")

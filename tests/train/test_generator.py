@@ -49,7 +49,7 @@ def test_the_loss_falls_and_the_folder_is_a_model(
     capsys: pytest.CaptureFixture[str],
     objective: str,
 ) -> None:
-    out = tmp_path / "out"
+    out, settings = tmp_path / "out", objective_class(objective).settings
     log = train_small_generator(
         out,
         objective=objective,
@@ -57,11 +57,12 @@ def test_the_loss_falls_and_the_folder_is_a_model(
         steps=40,
         batch_size=16,
         tasks=TasksConfig(caption_dropout=0),
+        objective_settings=ObjectiveSettings(code_noise=0.0 if "code_noise" in settings else None),
     )
     validation = [entry for entry in log if entry["kind"] == "val"][-1]
     for task in TASKS[:2]:
         first, last = ([entry[f"loss/{task}"] for entry in log if entry["kind"] == "train"][place] for place in (0, -1))
-        assert last < first - 0.5 and validation[f"loss/{task}"] < first
+        assert last < first - 0.4 and validation[f"loss/{task}"] < first
     printed = capsys.readouterr()
     assert "parameters: " in printed.err and f"model: {out}" in printed.out
     model = UniTok.from_pretrained(out)

@@ -9,8 +9,9 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.files import read_json
@@ -21,13 +22,19 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 if not RECIPES.is_dir():  # in a checkout they stand at the top level
     RECIPES = RECIPES.parents[1] / "recipes"
 
+DEFAULT = "next_token"
 ENCODED = 24_000
 """Pictures that the generator learns from."""
+CONDITIONS = "shapes?task=condition"
+"""What the tokenizer of all tasks learns from: pictures, outlines and label maps."""
+EXAMS = ("edit", "condition", "story", "ground")
+"""Records of `shapes` that tasks are measured on, besides captions and questions."""
 
 
 def demo(
     out: Path = Path("runs/demo"),
-    objective: str = "next_token",
+    objective: str = DEFAULT,
+    tasks: Literal["drawing", "all"] = "drawing",
     pictures: int = 192,
     seed: int = 0,
 ) -> None:
@@ -35,12 +42,14 @@ def demo(
 
     Trains a tokenizer and a generator with the recipes in recipes/shapes, draws held-out captions, captions held-out
     pictures, measures both, and writes report.html and report.json. Needs no data and no network; about ten minutes on
-    two CPU cores. After an interruption the same command goes on.
+    two CPU cores, and with --tasks all about an hour and a half. After an interruption the same command goes on.
 
     Args:
         out: Folder for everything.
         objective: How the generator draws, by the recipe of that name: next_token, masked_token, next_scale,
             random_order, maskgit or var; next_scale and var train a tokenizer with several scales for it.
+        tasks: drawing: drawing and captions. all: also questions, edits, boxes, layouts, stories, outlines and label
+            maps, by recipes/shapes/tasks.yaml; each is measured by its exact score.
         pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
             and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.
@@ -58,13 +67,21 @@ def demo(
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    first = recipes / ("scales_tokenizer.yaml" if objective_class(objective).sets_scales else "tokenizer.yaml")
-    second = recipes / f"{objective}.yaml"
-    _run("train tokenizer", ["--config", first, "--run.seed", seed], tokenizer)
-    _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
-    words: list[object] = ["--config", second, "--run.seed", seed]
-    _run("train generator", [*words, "--data", codes, "--image_tokenizer", tokenizer], generator)
-    _measure(out, tokenizer, generator, pictures, seed, started)
+    scales, everything = objective_class(objective).sets_scales, tasks == "all"
+    first = "scales_tokenizer.yaml" if scales else "tasks_tokenizer.yaml" if everything else "tokenizer.yaml"
+    seeded = ["--run.seed", seed]
+    if everything:
+        held_out = ["--val_data", f"{CONDITIONS.replace('shapes', 'shapes@val')}&limit=256"]
+        _run("train tokenizer", ["--config", recipes / first, "--data", CONDITIONS, *held_out, *seeded], tokenizer)
+        words: list[object] = ["--config", recipes / "tasks.yaml", *seeded]
+        if objective != DEFAULT:  # which has the settings of the recipe
+            words += ["--objective", objective, "--sampling.guidance", "null", "--sampling.top_p", "null"]
+    else:
+        _run("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
+        _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
+        words = ["--config", recipes / f"{objective}.yaml", *seeded, "--data", codes]
+    _run("train generator", [*words, "--image_tokenizer", tokenizer], generator)
+    _measure(out, tokenizer, generator, pictures, seed, started, everything)
 
 
 def _run(command: str, words: list[object], out: Path) -> None:
@@ -78,7 +95,9 @@ def _run(command: str, words: list[object], out: Path) -> None:
     run(command, argv)
 
 
-def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float) -> None:
+def _measure(
+    out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float, everything: bool
+) -> None:
     from unitok.eval.captioning import measure_captioning
     from unitok.eval.generation import measure_generation
     from unitok.eval.measure import measure_tokenizer
@@ -86,10 +105,12 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     from unitok.eval.questions import has_questions, measure_questions
     from unitok.eval.report import Report
     from unitok.eval.reports.output import print_report, write_report
+    from unitok.eval.tasks import measure_task, tasks_of
 
     from ..data.open import open_data
     from ..device import pick_device
     from ..model import UniTok
+    from ..tasks import needs
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(generator, device)
@@ -102,6 +123,12 @@ def _measure(out: Path, tokenizer: Path, generator: Path, pictures: int, seed: i
     ]
     if has_questions(model, held_out):
         sections.append(measure_questions(model, held_out, limit=pictures, batch_size=100))
+    for exam in EXAMS if everything else ():
+        records = open_data(f"shapes@val?task={exam}&limit={pictures}", model.image_tokenizer.image_size)
+        for task in tasks_of(model, records):
+            if not needs([task]) <= {"caption", "image"}:
+                section = measure_task(model, task, records, seed=seed, batch_size=100)
+                sections += [replace(section, name=f"{task} ({exam})")] if section is not None else []
     runs: dict[str, Any] = {path.name: read_json(path / "run.json") for path in (tokenizer, generator)}
     facts = {
         "seconds": round(time.time() - started, 1),
