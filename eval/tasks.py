@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
+from unitok.boxes import Box, is_box
 from unitok.data.judging import JUDGES, MAPS, PAINT, can_judge, judge
 from unitok.data.records import Record, RecordDataset
 from unitok.data.shapes.edits import kind_of_edit
@@ -28,6 +30,8 @@ from .report import Figure, Item, Number, Section
 
 SHOWN = 32
 """Items in a figure."""
+FRAME = torch.tensor([255, 0, 255], dtype=torch.uint8)
+"""Colour of boxes; no object has it."""
 FIRST = 16
 """Records that are looked at for the fields of a task."""
 TITLES = {
@@ -131,7 +135,8 @@ def measure_task(
     if kinds:
         by_kind = {key.partition(".")[2]: _share(values, key) for key in kinds}
         numbers["exact_by_kind"] = Number("Exactly right, by kind", by_kind, "%", "higher", facts)
-    figure = Figure("What was given, and what the model wrote", items)
+    file = re.sub(r"[^a-z0-9]+", "-", f"{task} {dataset.name}".lower()) + ".png"
+    figure = Figure("What was given, and what the model wrote", items, file=file)
     return Section(
         task, f"{TITLES[task]}: {dataset.name}", with_intervals(numbers, values, "item"), [figure], values=values
     )
@@ -152,6 +157,7 @@ def _item(task: str, record: Record, written: Any, right: bool) -> Item:
     """The pictures that are given and drawn, and the texts that are given and written."""
     pictures: list[Tensor] = []
     texts: list[str] = []
+    boxes: list[Box] = []
     held: dict[str, Any] = {"caption": record.caption, "image": record.image, **record.fields}
     for part in TASKS[task]:
         if part.learned:
@@ -161,6 +167,7 @@ def _item(task: str, record: Record, written: Any, right: bool) -> Item:
             pictures += value if isinstance(value, list) else [value]
         else:
             texts.append(_said(value))
+            boxes += _boxes(value)
     wanted = next(held[part.field] for part in TASKS[task] if part.learned)
     document = "parts" in held and wanted is held["parts"]
     if isinstance(written, Tensor):
@@ -170,18 +177,38 @@ def _item(task: str, record: Record, written: Any, right: bool) -> Item:
         texts += [value for kind, value in written if kind == "text"]
     else:
         texts.append(_said(written) or "(empty)")
+        boxes += _boxes(written)
+    pictures = [_framed(picture, boxes) for picture in pictures]
     wrong = "" if right or isinstance(written, Tensor) or document else f"right is: {_said(wanted)}"
     return Item(pictures or [torch.full((3, 8, 8), 255, dtype=torch.uint8)], " / ".join(texts), right, wrong)
 
 
 def _said(value: Any) -> str:
-    """A value as one line."""
+    """A text, also one with boxes, as one line; boxes are drawn into the picture."""
     if isinstance(value, str):
         return value
-    if isinstance(value, float | int):
-        return f"{value:.2f}"
-    parts = [_said(one) for one in value]
-    return f"[{', '.join(parts)}]" if all(isinstance(one, float | int) for one in value) else " ".join(parts)
+    if is_box(value):
+        return "[]"
+    return " ".join(filter(None, map(_said, value))) or "none"
+
+
+def _boxes(value: Any) -> list[Box]:
+    """The boxes in a value."""
+    if isinstance(value, str):
+        return []
+    return [value] if is_box(value) else [box for one in value for box in _boxes(one)]
+
+
+def _framed(picture: Tensor, boxes: Sequence[Box]) -> Tensor:
+    """A picture (3, H, W) uint8 with frames of a pixel where the boxes are."""
+    height, width = picture.shape[1:]
+    framed = picture.clone()
+    for left, top, right, bottom in boxes:
+        rows = slice(round(top * (height - 1)), round(bottom * (height - 1)) + 1)
+        columns = slice(round(left * (width - 1)), round(right * (width - 1)) + 1)
+        for edge in ((rows.start, columns), (rows.stop - 1, columns), (rows, columns.start), (rows, columns.stop - 1)):
+            framed[(slice(None), *edge)] = FRAME[:, None]
+    return framed
 
 
 def check_learned(model: UniTok, name: str) -> None:

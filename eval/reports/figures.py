@@ -198,7 +198,8 @@ def _ordered(count: int) -> list[tuple[float, ...]]:
 
 def sheet(figure: Figure) -> Tensor:
     """The first items of a figure as one picture uint8 (3, H, W): a column for each item, a row for each of the labels,
-    the legend below. A figure without labels that is one picture stays as it is."""
+    the legend below. Without labels the text of each item stands below its column, green where it is right and red
+    where it is wrong; one picture without labels stays as it is."""
     items = figure.items[:SHEET_ITEMS]
     if not figure.labels and len(items) == 1 and len(items[0].pictures) == 1:
         return items[0].pictures[0]
@@ -210,7 +211,9 @@ def sheet(figure: Figure) -> Tensor:
     left = 10 + round(max((font.getlength(line) for lines in texts for line in lines), default=0))
     rows = max(len(item.pictures) for item in items)
     legend = 34 if figure.legend is not None else 0
-    size = (left + len(items) * (across + gap), rows * (down + gap) + legend)
+    below = [[] if figure.labels else wrap(f"{item.text} {item.detail}".strip(), font, across) for item in items]
+    room = 18 * max(map(len, below))
+    size = (left + len(items) * (across + gap), rows * (down + gap) + room + legend)
     words = figure.legend.text if figure.legend is not None else ""
     image = Image.new("RGB", (max(size[0], round(font.getlength(words)) + 280), size[1]), "white")
     draw = ImageDraw.Draw(image)
@@ -222,6 +225,9 @@ def sheet(figure: Figure) -> Tensor:
             at = (left + column * (across + gap), row * (down + gap))
             image.paste(enlarged, at)
             draw.rectangle((*at, at[0] + across - 1, at[1] + down - 1), outline="#cccccc")
+        at = (left + column * (across + gap) + 2, rows * (down + gap))
+        colour = {True: "#1a7f37", False: "#cf222e", None: "black"}[item.right]
+        draw.multiline_text(at, "\n".join(below[column]), fill=colour, font=font)
     if figure.legend is not None:
         bar = to_pil(figure.legend.pictures[0])
         top = size[1] - legend + 10
