@@ -370,9 +370,9 @@ def test_next_scale_sees_what_is_drawn_around_a_place() -> None:
             torch.testing.assert_close(around[at, number, :3] @ straight, wanted, atol=1e-4, rtol=1e-4)
     assert (image.features[:, 36:].argmax(1) == objective.groups(layout)[order]).all()
     (read, _) = objective.given(codes, layout, VOCABULARY)
-    assert read.features is not None and not read.features[:, 36:].any(), "a picture that is read is of no scale"
-    marks = read.features[:, :36].unflatten(1, (9, 4))[..., 3]
-    assert marks[:, 4].all() and marks.sum() == 4 * 4 + 8 * 6 + 4 * 9, "all of it is drawn"
+    assert read.port == "read" and read.features is not None and read.features.shape == (16, 27)
+    assert not read.features[0].unflatten(0, (9, 3))[:4].any(), "nothing lies above and left of the first place"
+    torch.testing.assert_close(read.features[0, 24:], read.features[5, 12:15]), "its last neighbour is the sixth place"
 
 
 def test_noise_changes_what_next_scale_sees_of_earlier_maps_and_passes() -> None:

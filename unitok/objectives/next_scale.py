@@ -25,6 +25,9 @@ from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Writer, hidden_places
 from .var import PORT, VAR
 
+READ = "read"
+"""Where a picture that is read comes in. Through a port of its own: through that of pictures that are drawn, a model
+learned to read from what is around a place, and not to draw from it (docs/log.md, 2026-11-25)."""
 AROUND = 9
 """Places of a map that a position sees: its own and those around it."""
 
@@ -38,7 +41,11 @@ class NextScale(VAR):
     sampling = MappingProxyType({"guidance": 1.75, "top_p": 0.5})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
-        return {PORT: PortConfig("linear", AROUND * (self.quantizer.width + 1) + self.scales)}
+        width = self.quantizer.width
+        return {
+            PORT: PortConfig("linear", AROUND * (width + 1) + self.scales),
+            READ: PortConfig("linear", AROUND * width),
+        }
 
     def learned(
         self,
@@ -76,17 +83,16 @@ class NextScale(VAR):
         return [Segment(inputs[b], passes, places, ids[b], runs, values[b], PORT) for b in range(len(ids))]
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """The whole reconstruction on the finest grid, all of it drawn, marked as of no scale."""
+        """The whole reconstruction on the finest grid, around each place, and the code nearest to it."""
         if not len(codes):
             return []
         vocabulary.image_ids(codes)  # all of them are codes
-        last, finest = len(layout.scales) - 1, layout.split(codes)[-1]
+        last = len(layout.scales) - 1
         whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
         ids = (self.nearest(whole) + vocabulary.image_start).cpu()
-        features = self.neighbours(whole, torch.ones(finest.shape[1], dtype=torch.bool), layout.grid)
-        features = F.pad(features, (0, self.scales)).cpu()
+        features = neighbours(self.white(whole), layout.grid).cpu()
         places, groups = Layout((layout.grid,)).coordinates(), torch.zeros_like(ids[0])
-        return [Segment(ids[b], groups, places, features=features[b], port=PORT) for b in range(len(ids))]
+        return [Segment(ids[b], groups, places, features=features[b], port=READ) for b in range(len(ids))]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return InTurn(self, layout, vocabulary, rows, device)
@@ -97,17 +103,16 @@ class NextScale(VAR):
         """Features (B, n, F) of the places of a scale, of which those that are `known` (n,) have codes (B, n); the
         others are as seen (B, n, D) from the coarser scales."""
         placed = self.quantizer.placed(seen, codes, scale, layout)
-        now = torch.where(known.to(seen.device)[:, None], placed, seen)
-        number = F.one_hot(torch.tensor(scale), self.scales).to(seen).expand(*seen.shape[:2], -1)
-        return torch.cat([self.neighbours(now, known, layout.scales[scale]), number], -1)
+        now = self.white(torch.where(known.to(seen.device)[:, None], placed, seen))
+        mark = known.to(now)[:, None].expand(*now.shape[:2], 1)
+        number = F.one_hot(torch.tensor(scale), self.scales).to(now).expand(*now.shape[:2], -1)
+        return torch.cat([neighbours(torch.cat([now, mark], -1), layout.scales[scale]), number], -1)
 
-    def neighbours(self, seen: torch.Tensor, known: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """(B, n, 9 (D + 1)): what is seen (B, n, D), whitened, and whether it is known (n,), at each place of a grid
-        and at those around it, row by row; zeros outside of the grid."""
-        mark = known.to(seen)[:, None].expand(*seen.shape[:2], 1)
-        values = torch.cat([self.white(seen), mark.float()], -1)
-        image = values.transpose(1, 2).unflatten(2, grid)  # (B, D + 1, h, w)
-        return F.unfold(image, 3, padding=1).unflatten(1, (-1, AROUND)).permute(0, 3, 2, 1).flatten(2)
+
+def neighbours(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """(B, n, 9 F): the values (B, n, F) at each place of a grid and at those around it, row by row; zeros outside."""
+    image = values.transpose(1, 2).unflatten(2, grid)  # (B, F, h, w)
+    return F.unfold(image, 3, padding=1).unflatten(1, (-1, AROUND)).permute(0, 3, 2, 1).flatten(2)
 
 
 @cache
