@@ -33,10 +33,10 @@ def eval_tasks(
     """Measure every task that a model learned: the share of records for which what it writes is exactly right.
 
     A data set is used for each learned task whose fields its records have; captions, for which all have what it takes,
-    are measured on the first. Texts and boxes are compared with those of
-    the record (boxes by an overlap of at least one half); pictures are judged where an exact checker reads them, on
-    `shapes`. Prints a table and writes report.json, report.html and items.jsonl; `unitok eval compare` puts reports
-    side by side, such as that of a model that learned one task alone.
+    are measured on the first. Where records have a box, what is in it is also drawn anew, the rest known. Texts and
+    boxes are compared with those of the record (boxes by an overlap of at least one half); pictures are judged where an
+    exact checker reads them, on `shapes`. Prints a table and writes report.json, report.html, a sheet of each task and
+    items.jsonl; `unitok eval compare` puts reports side by side, such as that of a model that learned one task alone.
 
     Args:
         data: Data sets, SOURCE[@SPLIT][?key=value&...] each.
@@ -63,11 +63,12 @@ def eval_tasks(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.sample.masks import has_places
     from unitok.sample.pipeline import settings_for
     from unitok.tasks import needs
 
     from .reports.output import claim_folder
-    from .tasks import check_learned, measure_task, tasks_of
+    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     check_learned(loaded, str(model))
@@ -99,4 +100,19 @@ def eval_tasks(
         if section is not None:  # of several data sets for one task, the later ones are numbered
             before = sum(one.name.partition(" ")[0] == task for one in sections)
             sections.append(replace(section, name=f"{task} {before + 1}") if before else section)
+    holes = DRAWS in (loaded.config.tasks or [DRAWS]) and has_places(loaded.image_tokenizer)
+    for dataset in opened if holes else ():
+        inpainted = measure_inpainting(
+            loaded,
+            dataset,
+            settings=settings,
+            seed=seed,
+            limit=limit,
+            max_bad=max_bad,
+            batch_size=batch_size,
+            precision=precision,
+        )
+        if inpainted is not None:
+            sections.append(inpainted)
+            break
     finish("Tasks", sections, out, started, {"model": str(model)})

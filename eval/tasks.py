@@ -19,17 +19,23 @@ from unitok.data.shapes.edits import kind_of_edit
 from unitok.data.shapes.questions import kind_of
 from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.sample.inpainting import inpaint
+from unitok.sample.masks import without
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
 from unitok.tasks import FIELDS, TASKS
 
 from .metrics.intervals import with_intervals
-from .pictures import MAX_BAD, count_pictures, progress, read_records
+from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .provenance import Fact, Provenance
 from .report import Figure, Item, Number, Section
 
 SHOWN = 32
 """Items in a figure."""
+DRAWS = "text_to_image"
+"""The task by which a part of a picture is drawn."""
+MARGIN = 1
+"""Pixels by which a box is grown before it is drawn anew: nothing of what was in it is left."""
 FRAME = torch.tensor([255, 0, 255], dtype=torch.uint8)
 """Colour of boxes; no object has it."""
 FIRST = 16
@@ -140,6 +146,71 @@ def measure_task(
     return Section(
         task, f"{TITLES[task]}: {dataset.name}", with_intervals(numbers, values, "item"), [figure], values=values
     )
+
+
+def can_inpaint(record: Record) -> bool:
+    """Whether a record has a box, and a caption by which the whole picture can be judged."""
+    return "box" in record.fields and can_judge(DRAWS, record)
+
+
+def measure_inpainting(
+    model: UniTok,
+    dataset: RecordDataset,
+    *,
+    settings: SampleSettings | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    max_bad: float = MAX_BAD,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> Section | None:
+    """Draws what is in the box of each record anew, by its caption: the share of pictures that are right as a whole,
+    and of those whose known pixels came back to the bit. None where no record has a box and can be judged. Arguments as
+    of `measure_task`."""
+    settings = settings or SampleSettings.of(model.config)
+    values: list[dict[str, Fact]] = []
+    items: list[Item] = []
+    records = progress(read_records(dataset, limit, max_bad), "inpainting", count_pictures(dataset, limit))
+    for pictures, batch in picture_batches(filter(can_inpaint, records), batch_size):
+        boxes = [_boxes(record.fields["box"])[0] for record in batch]
+        masks = torch.stack([_mask(box, picture) for box, picture in zip(boxes, pictures, strict=True)])
+        seeds = range(seed + len(values), seed + len(values) + len(batch))
+        captions = [record.caption or "" for record in batch]
+        drawn = inpaint(model, pictures, masks, captions, settings, seeds, batch_size=batch_size, precision=precision)
+        for record, before, mask, after in zip(batch, pictures, masks, drawn, strict=True):
+            right = bool(judge(DRAWS, record, after))
+            kept = bool((before == after)[:, ~mask].all())
+            values.append({"item": record.name, "exact": int(right), "known_kept": int(kept)})
+            if len(items) < SHOWN:
+                items.append(Item([before, without(before, mask), after], record.caption or "", right))
+    if not values:
+        return None
+    facts: Provenance = {
+        "data": dataset.name,
+        "records": len(values),
+        "seed": seed,
+        "model_sha256": model.fingerprint(),
+        "settings": str(settings),
+        "precision": precision,
+        "intervals over": "records",
+    }
+    numbers = {
+        "exact": Number("Exactly right", _share(values, "exact"), "%", "higher", facts),
+        "known_kept": Number("Known pixels equal to the bit", _share(values, "known_kept"), "%", "higher", facts),
+    }
+    figure = Figure("Picture, what is known of it, and what was drawn", items, file="inpaint.png")
+    title = f"Inpainting: {dataset.name}"
+    return Section("inpaint", title, with_intervals(numbers, values, "item"), [figure], values=values)
+
+
+def _mask(box: Box, picture: Tensor) -> Tensor:
+    """(H, W) bool: a box and a margin."""
+    height, width = picture.shape[1:]
+    left, top, right, bottom = box
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    rows = slice(max(0, int(top * height) - MARGIN), int(bottom * height) + 1 + MARGIN)
+    mask[rows, max(0, int(left * width) - MARGIN) : int(right * width) + 1 + MARGIN] = True
+    return mask
 
 
 def _share(values: Sequence[Mapping[str, Fact]], key: str) -> float:

@@ -45,13 +45,18 @@ def fit_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.array(fit(picture, size, Image.Resampling.BOX)) > 0)
 
 
+def has_places(tokenizer: ImageTokenizer) -> bool:
+    """Whether each code stands for a part of the picture."""
+    height, width = tokenizer.image_size
+    return tokenizer.layout.grid == (height // tokenizer.stride, width // tokenizer.stride)
+
+
 def check_places(tokenizer: ImageTokenizer) -> None:
     """
     Raises:
         UserError: codes of this tokenizer stand for the whole picture, so that no part of it can be drawn alone.
     """
-    height, width = tokenizer.image_size
-    if tokenizer.layout.grid != (height // tokenizer.stride, width // tokenizer.stride):
+    if not has_places(tokenizer):
         raise UserError(
             "the codes of this model's tokenizer (queries) have no place in the picture, so no part of it can be drawn "
             "alone: take a model whose tokenizer has a grid"

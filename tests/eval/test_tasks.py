@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unitok.boxes import SPANS
 from unitok.cli.main import main
@@ -16,7 +17,7 @@ from unitok.data.judging import JUDGES
 from unitok.data.open import open_data
 from unitok.data.records import Record
 from unitok.eval import tasks as scored
-from unitok.eval.tasks import TITLES, measure_task, tasks_of
+from unitok.eval.tasks import TITLES, measure_inpainting, measure_task, tasks_of
 from unitok.model import UniTok
 from unitok.tasks import FIELDS, TASKS
 from unitok.vocabulary import Vocabulary
@@ -83,6 +84,21 @@ def test_numbers_by_kind_are_shares_of_their_kind(model: UniTok, monkeypatch: py
     assert section.numbers["exact_by_kind"].interval["remove"] == (1, 1)
 
 
+def test_inpainting_is_right_where_the_box_is_drawn_right(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_data("shapes@val?task=ground&limit=12", 32)
+
+    def redrawn(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """The first half as they were, of the others the object is gone."""
+        gone = torch.where(masks[:, None], 255, pictures).to(torch.uint8)
+        return torch.cat([pictures[:6], gone[6:]])
+
+    monkeypatch.setattr(scored, "inpaint", redrawn)
+    section = measure_inpainting(model, data)
+    assert section is not None and section.numbers["exact"].value == 0.5 and section.numbers["known_kept"].value == 1
+    assert [row["exact"] for row in section.values] == [1] * 6 + [0] * 6
+    assert measure_inpainting(model, open_data("shapes@val?limit=4", 32)) is None, "no boxes"
+
+
 def test_command_performs_every_task(model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save_pretrained(tmp_path / "model")
     out = tmp_path / "out"
@@ -91,6 +107,7 @@ def test_command_performs_every_task(model: UniTok, tmp_path: Path, capsys: pyte
     assert TITLES.keys() | {"edit 2"} == {key for key in report if key.partition(" ")[0] in TASKS}
     assert all(0 <= report[task]["exact"] <= 1 for task in TITLES)
     assert report["provenance"]["edit.exact"]["records"] == 2
+    assert report["inpaint"]["known_kept"] == 1 and (out / "inpaint.png").exists()
     assert "Documents: shapes:val:story" in capsys.readouterr().out and (out / "report.html").exists()
 
 
