@@ -370,9 +370,10 @@ def test_next_scale_sees_what_is_drawn_around_a_place() -> None:
             torch.testing.assert_close(around[at, number, :3] @ straight, wanted, atol=1e-4, rtol=1e-4)
     assert (image.features[:, 36:].argmax(1) == objective.groups(layout)[order]).all()
     (read, _) = objective.given(codes, layout, VOCABULARY)
-    assert read.port == "read" and read.features is not None and read.features.shape == (16, 27)
-    assert not read.features[0].unflatten(0, (9, 3))[:4].any(), "nothing lies above and left of the first place"
-    torch.testing.assert_close(read.features[0, 24:], read.features[5, 12:15]), "its last neighbour is the sixth place"
+    assert read.features is not None and read.features.shape == (16, 39)
+    (plain, _) = get_objective("var", SCALED).given(codes, layout, VOCABULARY)
+    assert plain.features is not None and torch.equal(read.features[:, 16:19], plain.features[:, :3])
+    assert not read.features[:, :16].any() and not read.features[:, 19:].any(), "a place alone, of no scale"
 
 
 def test_noise_changes_what_next_scale_sees_of_earlier_maps_and_passes() -> None:

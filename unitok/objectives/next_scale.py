@@ -8,6 +8,7 @@ each of which sees what the passes before have drawn around its places. (docs/lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 
@@ -25,9 +26,6 @@ from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Writer, hidden_places
 from .var import PORT, VAR
 
-READ = "read"
-"""Where a picture that is read comes in. Through a port of its own: through that of pictures that are drawn, a model
-learned to read from what is around a place, and not to draw from it (docs/log.md, 2026-11-25)."""
 AROUND = 9
 """Places of a map that a position sees: its own and those around it."""
 
@@ -41,11 +39,7 @@ class NextScale(VAR):
     sampling = MappingProxyType({"guidance": 1.75, "top_p": 0.5})
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
-        width = self.quantizer.width
-        return {
-            PORT: PortConfig("linear", AROUND * (width + 1) + self.scales),
-            READ: PortConfig("linear", AROUND * width),
-        }
+        return {PORT: PortConfig("linear", AROUND * (self.quantizer.width + 1) + self.scales)}
 
     def learned(
         self,
@@ -83,16 +77,16 @@ class NextScale(VAR):
         return [Segment(inputs[b], passes, places, ids[b], runs, values[b], PORT) for b in range(len(ids))]
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """The whole reconstruction on the finest grid, around each place, and the code nearest to it."""
-        if not len(codes):
-            return []
-        vocabulary.image_ids(codes)  # all of them are codes
-        last = len(layout.scales) - 1
-        whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
-        ids = (self.nearest(whole) + vocabulary.image_start).cpu()
-        features = neighbours(self.white(whole), layout.grid).cpu()
-        places, groups = Layout((layout.grid,)).coordinates(), torch.zeros_like(ids[0])
-        return [Segment(ids[b], groups, places, features=features[b], port=READ) for b in range(len(ids))]
+        """The whole reconstruction on the finest grid, at each place alone, marked as of no scale. (With the places
+        around it, reading is learned sooner and drawing much later: docs/log.md, 2026-11-25.)"""
+        width, size = self.quantizer.width, self.ports(layout)[PORT].size
+        before = AROUND // 2 * (width + 1)
+        segments = super().given(codes, layout, vocabulary)
+        return [
+            replace(one, features=F.pad(one.features[:, :width], (before, size - before - width)))
+            for one in segments
+            if one.features is not None
+        ]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return InTurn(self, layout, vocabulary, rows, device)
