@@ -153,6 +153,7 @@ def train_generator(
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.boxes import SPANS
+    from unitok.data.mixture import without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.tasks import TASKS, modalities_of
@@ -166,13 +167,17 @@ def train_generator(
     with join(run.device, run.threads) as world:
         images = load_tokenizer(image_tokenizer)
         dataset = open_sources(data, tasks, images.image_size)
+        idle = without_a_slot(dataset.sources, run.batch_size)
+        for task in idle if world.is_main else ():
+            share = f"{task} has so small a share that none of the {run.batch_size} records of a step belongs to it"
+            print(f"warning: {share}, so it is not learned: raise its share, or --run.batch_size", file=sys.stderr)
         validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
         texts = world.from_main(
             lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
         )
         fingerprint = images.fingerprint()
         vocabulary = Vocabulary.of(texts.size, images.codebook_size)
-        learned = {task for source in dataset.sources for task in source.tasks}
+        learned = {task for source in dataset.sources for task in source.tasks} - set(idle)
         used = modalities_of(learned)
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
         for name, size in spans.items():

@@ -273,6 +273,16 @@ def test_every_task_has_a_loss_and_an_exact_score(
     assert {"loss/text_to_image", "loss/question", "loss/edit"} <= last.keys()
 
 
+def test_a_task_without_a_record_in_a_step_is_said_and_not_claimed(
+    tmp_path: Path, train_small_generator: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [SourceConfig(data="shapes", tasks={"text_to_image": 0.9, "image_to_text": 0.09, "question": 0.01})]
+    train_small_generator(tmp_path / "out", data=sources, steps=1, batch_size=16)
+    said = "warning: question has so small a share that none of the 16 records of a step belongs to it"
+    assert said in capsys.readouterr().err
+    assert UniTok.from_pretrained(tmp_path / "out").config.tasks == ("text_to_image", "image_to_text")
+
+
 def test_pictures_and_boxes_are_learned_both_ways(tmp_path: Path, train_small_generator: Any) -> None:
     """Descriptions of boxes, captions with boxes, layouts, and edits of two pictures, in one run from pixels."""
     folder = tmp_path / "data"

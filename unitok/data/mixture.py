@@ -93,5 +93,11 @@ def pair_of_slot(slot: int, sources: Sequence[Source]) -> tuple[int, str]:
     return number, task
 
 
+def without_a_slot(sources: Sequence[Source], slots: int) -> list[str]:
+    """The tasks that none of so many slots of the global batch belongs to, which are then not trained."""
+    served = {pair_of_slot(slot, sources)[1] for slot in range(slots)}
+    return sorted({task for _, task, share in pairs_of(sources) if share > 0} - served)
+
+
 def source_of_slot(slot: int, sources: Sequence[Source]) -> int:
     return 0 if len(sources) == 1 else pair_of_slot(slot, sources)[0]
