@@ -20,11 +20,10 @@ from tokenizers_vq.layout import Layout
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig
 from ..sampling import SampleSettings
-from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Writer, hidden_places
-from .var import PORT, VAR
+from .var import PORT, VAR, ScaleByScale
 
 AROUND = 9
 """Places of a map that a position sees: its own and those around it."""
@@ -125,14 +124,14 @@ def in_turn(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(order), torch.cat(passes)
 
 
-class InTurn(Writer):
+class InTurn(ScaleByScale):
     """Writes map by map, each in its passes."""
 
     def __init__(
         self, objective: NextScale, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device
     ) -> None:
-        super().__init__(rows)
-        self.objective, self.layout, self.vocabulary = objective, layout, vocabulary
+        super().__init__(objective, layout, vocabulary, rows, device)
+        self.around = objective.around
         order, passes = in_turn(layout)
         self.order = order.to(device).split(passes.bincount().tolist())
         """Of every pass: the places that it draws."""
@@ -140,30 +139,11 @@ class InTurn(Writer):
         self.scales = [int(scale_of[here[0]]) for here in self.order]
         """Of every pass."""
         self.starts = [sum(layout.lengths[:scale]) for scale in range(len(layout.scales) + 1)]
-        self.places = layout.coordinates().to(device)
-        self.marks = scale_of.to(device)
-        self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
-        self.known = torch.full_like(self.codes, -1)
-        self.uniform = torch.zeros(rows, layout.length, device=device)
-        self.total = objective.quantizer.blank(rows, layout, device)  # (rows, D, h, w)
-        self.forced: set[int] = set()
-        """Rows with known codes."""
-
-    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        device = self.codes.device
-        self.uniform[row] = torch.rand(self.layout.length, generator=keyed_generator(seed, "next_scale")).to(device)
-        self.total[row] = 0
-        self.known[row] = -1 if known is None else known.to(device)
-        self.forced.discard(row)
-        if known is not None:
-            self.forced.add(row)
+        self.coordinates = layout.coordinates().to(device)
 
     def settings(self, row: int) -> SampleSettings:
         state = self.row(row)
         return state.at(self.scales[state.step], len(self.layout.scales))
-
-    def phase(self, row: int) -> int:
-        return self.row(row).step
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         step = self.phase(rows[0])
@@ -173,9 +153,9 @@ class InTurn(Writer):
         for before in self.order[self.scales.index(scale) : step]:
             known[before - start] = True
         seen = self.objective.quantizer.shrink(self.total[index], scale, self.layout)  # (b, n, D)
-        values = self.objective.around(seen, self.codes[index, start:stop], known, scale, self.layout)
-        ids = self.objective.inputs(seen, self.marks[start:stop], self.vocabulary)[:, here - start]
-        places = self.places[here].expand(len(rows), -1, -1)
+        values = self.around(seen, self.codes[index, start:stop], known, scale, self.layout)
+        ids = self.objective.inputs(seen, self.groups[scale], self.vocabulary)[:, here - start]
+        places = self.coordinates[here].expand(len(rows), -1, -1)
         spans = ((self.vocabulary.image_range, slice(0, len(here))),)
         return Asked(ids, places, spans, features={PORT: values[:, here - start]})
 
