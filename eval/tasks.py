@@ -126,16 +126,7 @@ def measure_task(
         score()
     if not values:
         return None
-    facts: Provenance = {
-        "data": dataset.name,
-        "records": len(values),
-        "seed": seed,
-        "items_sha256": hashlib.sha256("\n".join(str(row["item"]) for row in values).encode()).hexdigest(),
-        "model_sha256": model.fingerprint(),
-        "settings": str(settings),
-        "precision": precision,
-        "intervals over": "records",
-    }
+    facts = _facts(model, dataset, values, seed, settings, precision)
     numbers = {"exact": Number("Exactly right", _share(values, "exact"), "%", "higher", facts)}
     kinds = sorted({key for row in values for key in row if key.startswith("exact_by_kind.")})
     if kinds:
@@ -185,15 +176,7 @@ def measure_inpainting(
                 items.append(Item([before, without(before, mask), after], record.caption or "", right))
     if not values:
         return None
-    facts: Provenance = {
-        "data": dataset.name,
-        "records": len(values),
-        "seed": seed,
-        "model_sha256": model.fingerprint(),
-        "settings": str(settings),
-        "precision": precision,
-        "intervals over": "records",
-    }
+    facts = _facts(model, dataset, values, seed, settings, precision)
     numbers = {
         "exact": Number("Exactly right", _share(values, "exact"), "%", "higher", facts),
         "known_kept": Number("Known pixels equal to the bit", _share(values, "known_kept"), "%", "higher", facts),
@@ -211,6 +194,26 @@ def _mask(box: Box, picture: Tensor) -> Tensor:
     rows = slice(max(0, int(top * height) - MARGIN), int(bottom * height) + 1 + MARGIN)
     mask[rows, max(0, int(left * width) - MARGIN) : int(right * width) + 1 + MARGIN] = True
     return mask
+
+
+def _facts(
+    model: UniTok,
+    dataset: RecordDataset,
+    values: Sequence[Mapping[str, Fact]],
+    seed: int,
+    settings: SampleSettings,
+    precision: Precision,
+) -> Provenance:
+    return {
+        "data": dataset.name,
+        "records": len(values),
+        "seed": seed,
+        "items_sha256": hashlib.sha256("\n".join(str(row["item"]) for row in values).encode()).hexdigest(),
+        "model_sha256": model.fingerprint(),
+        "settings": str(settings),
+        "precision": precision,
+        "intervals over": "records",
+    }
 
 
 def _share(values: Sequence[Mapping[str, Fact]], key: str) -> float:
