@@ -13,7 +13,7 @@ from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig, TrunkConfig
+from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings
 
@@ -152,7 +152,7 @@ def train_generator(
     folder.claim()
 
     from tokenizers_vq.base import load_tokenizer
-    from unitok.boxes import SPANS
+    from unitok.boxes import LOCATION, SPANS, WAVES
     from unitok.data.mixture import without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
@@ -182,6 +182,9 @@ def train_generator(
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
         for name, size in spans.items():
             vocabulary = vocabulary.grown(name, size)
+        ports = get_objective(objective, images).ports(images.layout)
+        if LOCATION in spans:
+            ports[LOCATION] = PortConfig("waves", WAVES)
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
@@ -190,11 +193,11 @@ def train_generator(
             vocabulary.spans,
             text_length,
             fingerprint,
-            get_objective(objective, images).ports(images.layout),
+            ports,
             tuple(task for task in TASKS if task in learned),
             dataclasses.asdict(drawn),
         )
-        counts = trunk.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))
+        counts = trunk.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
         _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
         logits = run.micro_batch_for(world.size) * images.layout.length * images.codebook_size
         check_memory(counts["total"], logits, "a generator")

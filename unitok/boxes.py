@@ -24,6 +24,8 @@ LOCATION, BOX = "location", "box"
 """Spans of a vocabulary: the steps of a side, and the begin of a box in a text."""
 SPANS = {"box": {LOCATION: 1000}, "grounded": {LOCATION: 1000, BOX: 1}}
 """Modality -> the spans that a new model needs for it, and their sizes."""
+WAVES = 32
+"""Of the locations: steps near one another have much in common."""
 MOST_BOXES = 16
 """Boxes that are written at most."""
 

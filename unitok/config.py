@@ -71,7 +71,7 @@ class TrunkConfig:
         return self.hidden or -(-self.width * 8 // 3 // 64) * 64
 
     def parameters(self, vocabulary_size: int, features: int = 0) -> dict[str, int]:
-        """Parameter counts by part, without building anything; `features` is the sum of the sizes of the ports."""
+        """Parameter counts by part, without building anything; `features` is the number of vectors of the ports."""
         attention = self.width * self.head_size * (2 * self.heads + 2 * self.key_heads) + 2 * self.head_size
         block = attention + 3 * self.width * self.inner + 2 * self.width
         counts = {
@@ -219,20 +219,31 @@ class ObjectiveSettings:
         problems.raise_if_any()
 
 
+PORT_KINDS = ("linear", "table", "waves")
+
+
 @dataclass
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table"]
-    """Vectors through a linear map, or numbers with a learned vector each."""
+    kind: Literal["linear", "table", "waves"]
+    """Vectors through a linear map, or numbers with a learned vector each; or waves, for a span of the vocabulary whose
+    ids are steps of a scale (`unitok/ports.py`)."""
     size: int
-    """Length of the vectors, or the number of numbers."""
+    """Length of the vectors, the number of numbers, or the number of waves."""
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(self.kind in ("linear", "table"), f"port kind is {shown(self.kind)}: choose linear or table")
-        problems.check_range("port size", self.size, 1, 2**22)
+        problems.check(
+            self.kind in PORT_KINDS, f"port kind is {shown(self.kind)}: choose one of {', '.join(PORT_KINDS)}"
+        )
+        problems.check_range("port size", self.size, 2 if self.kind == "waves" else 1, 2**22)
         problems.raise_if_any()
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of the trunk's width that it learns."""
+        return 4 * (self.size // 2) if self.kind == "waves" else self.size
 
 
 @dataclass
@@ -248,7 +259,7 @@ class ModelConfig:
     image_tokenizer: str = ""
     """Fingerprint of the image tokenizer that the model was trained with."""
     ports: dict[str, PortConfig] = field(default_factory=dict)
-    """What stands beside ids, by name; the objective's business."""
+    """What stands beside ids, by name: the objective's business, and waves of spans."""
     tasks: tuple[str, ...] = ()
     """What the model was trained to do; empty in models of format 1."""
     sampling: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
 from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
-from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
 from tokenizers_vq.hub import from_hub
 from tokenizers_vq.layout import Layout
@@ -65,14 +65,20 @@ class UniTok(nn.Module):
         problems.raise_if_any()
         self.objective: Objective = get_objective(config.objective, image_tokenizer)
         ports = self.objective.ports(image_tokenizer.layout)
-        if config.ports != ports:
+        waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
+        unknown = sorted(name for name in waves if name not in self.vocabulary)
+        if unknown:
+            raise UserError(f"the model has waves of {', '.join(map(shown, unknown))}, its vocabulary no such span")
+        own = {name: port for name, port in config.ports.items() if name not in waves}
+        if own != ports:
             raise UserError(
-                f"the model takes {_said(config.ports)} beside its ids, its objective and tokenizer make "
+                f"the model takes {_said(own)} beside its ids, its objective and tokenizer make "
                 f"{_said(ports)}: use the tokenizer it was trained with"
             )
         self.text_tokenizer = text_tokenizer
-        self.ids = IdPort(self.vocabulary.size, config.trunk.width, config.trunk.tied_head)
-        self.ports = build_ports(config.ports, config.trunk.width)
+        scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
+        self.ids = IdPort(self.vocabulary.size, config.trunk.width, config.trunk.tied_head, scales)
+        self.ports = build_ports(own, config.trunk.width)
         self.trunk = Transformer(config.trunk)
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
 

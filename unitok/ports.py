@@ -6,7 +6,9 @@ id comes in through a port of its own, and is added.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -20,10 +22,49 @@ DEVIATION = 0.02
 """Of fresh weights."""
 
 
-class IdPort(nn.Module):
-    """Ids in and out: a table of vectors, and a head, which may be the same table."""
+class Waves(nn.Module):
+    """What the steps of a scale have in common with those near them, in and out: a linear map of cosines and sines of
+    the step, with half a wave to `waves` / 4 waves on the whole scale. A table alone would learn each step by itself.
 
-    def __init__(self, size: int, width: int, tied: bool) -> None:
+    Args:
+        span: ids of the steps, in order.
+        waves: cosines and sines together, even.
+        width: C.
+    """
+
+    steps: torch.Tensor
+    """(n + 1, F): of each step, and zeros for what is none."""
+
+    def __init__(self, span: slice, waves: int, width: int) -> None:
+        super().__init__()
+        self.span = span
+        n = span.stop - span.start
+        turns = (torch.arange(n)[:, None] + 0.5) / n * math.pi * torch.arange(1, waves // 2 + 1)  # (n, F / 2)
+        steps = torch.cat([turns.cos(), turns.sin()], 1)
+        self.register_buffer("steps", torch.cat([steps, torch.zeros_like(steps[:1])]), persistent=False)
+        self.read = nn.Linear(2 * (waves // 2), width, bias=False)
+        self.write = nn.Linear(width, 2 * (waves // 2), bias=False)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=DEVIATION)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (...) to what is added to their vectors, (..., C)."""
+        step = torch.where((ids >= self.span.start) & (ids < self.span.stop), ids - self.span.start, -1)
+        return self.read(self.steps[step])
+
+    def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
+        """What is added to the logits of some steps, (..., n), from states (..., C)."""
+        steps = self.steps[ids.start - self.span.start : ids.stop - self.span.start]
+        return F.linear(self.write(hidden), steps.to(hidden.dtype))
+
+
+class IdPort(nn.Module):
+    """Ids in and out: a table of vectors, and a head, which may be the same table. `waves`: ids of spans that are steps
+    of a scale, and their numbers of waves, by name."""
+
+    def __init__(
+        self, size: int, width: int, tied: bool, waves: Mapping[str, tuple[slice, int]] = MappingProxyType({})
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, width)
         self.head = nn.Linear(width, size, bias=False)
@@ -31,14 +72,23 @@ class IdPort(nn.Module):
         nn.init.normal_(self.head.weight, std=DEVIATION)
         if tied:
             self.head.weight = self.embedding.weight
+        self.waves = nn.ModuleDict({name: Waves(span, number, width) for name, (span, number) in waves.items()})
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to vectors (..., C)."""
-        return self.embedding(ids)
+        x = self.embedding(ids)
+        for waves in self.waves.values():
+            x = x + waves(ids)
+        return x
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
-        return F.linear(hidden, self.head.weight[ids]).float()
+        found = F.linear(hidden, self.head.weight[ids]).float()
+        for module in self.waves.values():
+            waves = cast("Waves", module)
+            if waves.span.start <= ids.start and ids.stop <= waves.span.stop:
+                found = found + waves.scores(hidden, ids).float()
+        return found
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among

@@ -51,8 +51,9 @@ FIELDS = {
     **dict.fromkeys(("boxes", "box"), "box"),
     "named": "grounded",
 }
-"""Field of a record -> its modality. A text or an image may be a list of several; where fields side by side are lists,
-their values come in turn: question, answer, question, answer. `parts` is a list of (modality, value)."""
+"""Field of a record -> its modality. A text, an image, a box or the boxes of a phrase may be a list of several; where
+fields side by side are lists, their values come in turn: question, answer, question, answer. `parts` is a list of
+(modality, value)."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -112,9 +113,13 @@ def _in_order(task: str, parts: Sequence[Part], record: Mapping[str, Any], witho
 
 
 def is_several(field: str, value: Any) -> bool:
-    """Whether a field holds several texts or images; a list of numbers is one text as ids."""
-    listed = isinstance(value, list) and FIELDS.get(field) in ("text", "image")
-    return listed and bool(value) and not isinstance(value[0], int)
+    """Whether a field holds several values; a list of numbers is one text as ids, or one box."""
+    if not isinstance(value, list) or not value or FIELDS.get(field) not in ("text", "image", "box"):
+        return False
+    first = value[0]
+    if field == "boxes":  # one value is a list already
+        return isinstance(first, list) and not (first and isinstance(first[0], int | float))
+    return not isinstance(first, int | float)
 
 
 def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:

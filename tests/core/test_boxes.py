@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 
 from tokenizers_vq.errors import UserError
 from unitok.boxes import MOST_BOXES, BoxModality, GroundedTextModality, cropped, is_box, uncropped
+from unitok.config import PortConfig
 from unitok.model import UniTok
 from unitok.objectives.base import Draw, Writer
+from unitok.ports import IdPort
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
 from unitok.vocabulary import Vocabulary
@@ -180,6 +183,46 @@ def test_rows_that_are_used_again_begin_outside_of_boxes() -> None:
     lifted = [torch.full((1, 1, ids.stop - ids.start), 9.0 * (ids.start == BOX)) for ids, _ in spans]
     writer.take([0], index, lifted)
     assert random_walk(writer, range(2), settings, {}) == fresh
+
+
+def test_steps_of_a_side_share_what_their_neighbours_learn() -> None:
+    """One step of training on a box moves the scores of near boxes towards it, more than those of far ones."""
+    torch.manual_seed(0)
+    port = IdPort(VOCABULARY.size, 32, False, {"location": (LOCATION, 16)}).double()
+    hidden = torch.randn(1, 32, dtype=torch.double)
+    before = port.scores(hidden, LOCATION)[0]
+    port.losses(hidden, torch.tensor([LOCATION.start + 20]), LOCATION).sum().backward()
+    with torch.no_grad():
+        for weight in port.waves.parameters():
+            weight -= 0.01 * weight.grad if weight.grad is not None else 0
+    gain = port.scores(hidden, LOCATION)[0] - before
+    assert gain[20] > gain[22] > gain[26] > 0 > gain[[0, 10, 35, 49]].max()
+    vectors = port(torch.arange(LOCATION.start, LOCATION.stop)) - port.embedding.weight[LOCATION]
+    near, far = F.cosine_similarity(vectors[20], vectors[21], 0), F.cosine_similarity(vectors[20], vectors[40], 0)
+    assert near > 0.8 > far
+    others = torch.arange(LOCATION.start)
+    assert torch.equal(port(others), port.embedding(others)), "other ids are as they were"
+
+
+def test_waves_are_of_a_span_and_stand_in_the_folder(make_model: Callable[..., UniTok], tmp_path: Any) -> None:
+    plain = grown(make_model(), ("location", 50)).config
+    config = replace(plain, ports={**plain.ports, "location": PortConfig("waves", 8)})
+    old = make_model()
+    model = UniTok(config, old.image_tokenizer, old.text_tokenizer)
+    learned = sum(weight.numel() for part in (model.ids, model.ports, model.trunk) for weight in part.parameters())
+    features = sum(port.vectors for port in config.ports.values())
+    assert config.trunk.parameters(model.vocabulary.size, features)["total"] == learned
+    model.save_pretrained(tmp_path / "model")
+    again = UniTok.from_pretrained(tmp_path / "model")
+    assert again.fingerprint() == model.fingerprint() and torch.equal(
+        again.ids.waves["location"].steps[-1], torch.zeros(8)
+    )
+    with pytest.raises(UserError, match="the model has waves of 'place', its vocabulary no such span"):
+        UniTok(
+            replace(plain, ports={**plain.ports, "place": PortConfig("waves", 8)}),
+            old.image_tokenizer,
+            old.text_tokenizer,
+        )
 
 
 def test_old_models_keep_their_steps_and_learn_no_texts_with_boxes(

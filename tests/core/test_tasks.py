@@ -27,6 +27,9 @@ def test_a_list_of_pictures_beside_one_text_stays_together() -> None:
 
 
 def test_a_list_of_numbers_is_one_text() -> None:
+    box = [0.0, 0.0, 1.0, 1.0]
+    assert is_several("box", [box]) and not is_several("box", box)
+    assert is_several("boxes", [[box], []]) and is_several("boxes", [[], [box]]) and not is_several("boxes", [])
     assert is_several("question", ["a"]) and is_several("question", [[1, 2], [3]])
     assert (
         not is_several("question", [1, 2]) and not is_several("question", []) and not is_several("boxes", [[0.0] * 4])

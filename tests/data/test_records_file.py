@@ -71,13 +71,15 @@ def test_one_form_holds_every_task(folder: Path) -> None:
         ({"image": 7}, "names a picture 7: give a path"),
         ({"image": "../other.png"}, "names a file outside the data"),
         ({"image": "a.png", "boxes": [[0, 0, 2, 1]]}, "has a box [0, 0, 2, 1]: give [left, top, right, bottom]"),
-        ({"image": "a.png", "boxes": []}, "has boxes []: give a list"),
+        ({"image": "a.png", "boxes": {}}, "has boxes {}: give a list"),
+        ({"image": "a.png", "boxes": [[0, 0, 1, 1], []]}, "has a box []: give [left, top, right, bottom]"),
+        ({"image": "a.png", "boxes": [[], [0, 0, 1, 1]]}, "has a box 0: give [left, top, right, bottom]"),
         (
             {"image": "a.png", "boxes": [[0.5, 0, 0.2, 1]]},
             "has a box [0.5, 0, 0.2, 1]: give [left, top, right, bottom] ",
         ),
         ({"image": "a.png", "box": [0, 0.5, 1, 0.2]}, "left up to right and top up to bottom"),
-        ({"image": "a.png", "box": [[0, 0, 1, 1]]}, "has a box [[0, 0, 1, 1]]: give"),
+        ({"image": "a.png", "box": [[0, 0, 1, 1], 1]}, "has a box 1: give"),
         ('{"image": "a.png", "box": [0, 0, NaN, 1]}', "has a box [0, 0, nan, 1]: give"),
         ({"image": "a.png", "named": "a circle"}, "has named 'a circle': give a list"),
         ({"image": "a.png", "named": ["a circle", 7]}, "has 7 in named: give strings and boxes"),
@@ -125,6 +127,22 @@ def test_boxes_follow_a_picture_that_is_cropped(folder: Path) -> None:
     assert "has a box [0.0, 0.0, 0.2, 1.0] outside of what is read of the picture" in str(data[3].problem)
     assert data[4].problem is None, "a box may be a point"
     assert RecordsFile(path)[0].fields["boxes"][0] == box, "at its own size nothing is cropped"
+
+
+def test_phrases_and_descriptions_may_be_several(folder: Path) -> None:
+    """Also none of the boxes of a phrase: there may be no such thing."""
+    Image.new("RGB", (32, 16)).save(folder / "wide.png")
+    a, b = [0.3, 0.25, 0.5, 0.75], [0.5, 0.0, 0.5, 1.0]
+    lines: list[Any] = [
+        {"image": "wide.png", "phrase": ["the cat", "the dogs", "the cow"], "boxes": [[a], [a, b], []]},
+        {"image": "wide.png", "description": ["a cat", "a dog"], "box": [a, b]},
+        {"image": "wide.png", "phrase": "the cow", "boxes": []},
+    ]
+    data = RecordsFile(write(folder, lines), (8, 8))
+    near = [pytest.approx(side) for side in (0.1, 0.25, 0.5, 0.75)]
+    assert data[0].fields["boxes"] == [[near], [near, [0.5, 0, 0.5, 1]], []]
+    assert data[1].fields["box"] == [near, [0.5, 0, 0.5, 1]]
+    assert data[2].fields["boxes"] == []
 
 
 def test_a_source_may_be_several_pictures(folder: Path) -> None:

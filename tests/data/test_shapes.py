@@ -16,7 +16,7 @@ from unitok.data.open import open_data
 from unitok.data.shapes.conditions import condition
 from unitok.data.shapes.dataset import RECORDS, ShapesDataset
 from unitok.data.shapes.edits import edit
-from unitok.data.shapes.grounding import ground
+from unitok.data.shapes.grounding import box_of, boxes_of, ground
 from unitok.data.shapes.questions import answer_of
 from unitok.data.shapes.scenes import (
     BORDER,
@@ -49,6 +49,7 @@ FIELDS = {
     "edit": {"source", "instruction"},
     "story": {"parts"},
     "ground": {"phrase", "boxes", "description", "box", "named"},
+    "groundings": {"phrase", "boxes", "description", "box", "named"},
     "condition": {"source", "instruction"},
 }
 TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
@@ -300,7 +301,12 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         assert [text for _, text in parts[::2]] == [step.text for step in told]
         assert all(torch.equal(part[1], picture(step.scene)) for part, step in zip(parts[1::2], told, strict=True))
         grounded, right = data["ground"][index].fields, ground(scene, 0, index)
-        assert grounded == {**vars(right), "box": [right.box]}
+        assert grounded == vars(right)
+        several = data["groundings"][index].fields
+        assert 3 <= len(set(several["phrase"])) == len(several["boxes"]) <= 6
+        assert [boxes_of(phrase, scene) for phrase in several["phrase"]] == several["boxes"]
+        pairs = zip(several["description"], several["box"], strict=True)
+        assert dict(pairs).items() <= {str(o.kind): box_of(o) for o in scene.objects}.items()
         drawn, way = data["condition"][index], condition(scene, 0, index, 64)
         assert drawn.image is not None and drawn.fields["instruction"] == way.instruction
         assert (drawn.image.permute(1, 2, 0).numpy() == way.target).all()
@@ -314,7 +320,7 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, questions, edit, story, ground, condition, as in "
+        "shapes: task is 'paint': choose one of question, questions, edit, story, ground, groundings, condition, as in "
         "shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..boxes import Box, Grounded
-from ..tasks import FIELDS, TASKS, needs
+from ..tasks import FIELDS, TASKS, is_several, needs
 from .records import Record
 from .shapes.checker import check, read_picture, scene_of
 from .shapes.conditions import label_map_verdict, outline_verdict, painting_verdict
@@ -117,7 +117,7 @@ def can_judge(task: str, record: Record) -> bool:
     """Whether a record has the fields of a task, one value each, pictures as pixels, and what is written for it can be
     judged."""
     held = {"caption": record.caption, "image": record.image, **record.fields}
-    several = {field for field, value in held.items() if FIELDS.get(field) == "text" and isinstance(value, list)}
+    several = {field for field, value in held.items() if FIELDS.get(field) != "image" and is_several(field, value)}
     fields = {field for field, value in held.items() if value is not None} - several
     if task not in JUDGES or not needs([task]) <= fields:
         return False

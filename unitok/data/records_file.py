@@ -26,6 +26,7 @@ import torch
 from tokenizers_vq.errors import UserError, shown
 
 from ..boxes import BOX_RULE, cropped, is_box
+from ..tasks import is_several
 from .captions import CaptionError, value_text
 from .cells import TableCells
 from .decoding import MAX_PIXELS, PictureError, decode, fit_shares, upright_size
@@ -33,8 +34,6 @@ from .fingerprint import digest
 from .records import TEXT_FIELDS, LeftOut, Record
 from .text_files import LINE_LIMIT, TextError, decode_text, parse_foreign_json
 
-BOXED = ("boxes", "box", "named")
-"""Fields with boxes of the picture."""
 KEYS = ("name", "image", "caption", *TEXT_FIELDS, "source", "boxes", "box", "named", "parts")
 
 
@@ -127,7 +126,7 @@ class RecordsFile:
         fields: dict[str, Any] = {
             field: _texts(values[field], field) for field in TEXT_FIELDS if values.get(field) is not None
         }
-        for field, read in (("boxes", _boxes), ("box", _box), ("named", named_value)):
+        for field, read in BOXED.items():
             if values.get(field) is not None:
                 fields[field] = read(values[field])
         if (source := values.get("source")) is not None:
@@ -187,8 +186,16 @@ def _box(value: Any) -> list[float]:
     return [float(side) for side in value]
 
 
-def _boxes(value: Any) -> list[list[float]]:
-    return [_box(box) for box in _list(value, "boxes")]
+def _one_or_several(value: Any) -> Any:
+    """A box, or a list of those of several descriptions."""
+    return [_box(one) for one in value] if is_several("box", value) else _box(value)
+
+
+def _boxes(value: Any) -> Any:
+    """The boxes of a phrase, also none, or a list of those of several phrases."""
+    if not isinstance(value, list):
+        raise CaptionError(f"has boxes {shown(value)}: give a list")
+    return [_boxes(one) for one in value] if is_several("boxes", value) else [_box(one) for one in value]
 
 
 def named_value(value: Any) -> list[str | list[float]]:
@@ -218,3 +225,7 @@ def _cropped(value: Any, window: tuple[float, float, float, float]) -> Any:
             "picture, or leave the record out"
         )
     return kept
+
+
+BOXED: dict[str, Callable[[Any], Any]] = {"boxes": _boxes, "box": _one_or_several, "named": named_value}
+"""Fields with boxes of the picture, and who reads each."""

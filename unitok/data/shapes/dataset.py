@@ -22,6 +22,8 @@ from .stories import story
 DEFAULT = "question"
 QUESTIONS = 8
 """To one picture, where a record has several; equal ones are asked once."""
+PHRASES = 6
+"""The same for phrases that boxes are asked of."""
 Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
@@ -123,7 +125,20 @@ def _story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 def _ground(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = ground(scene, data.seed, index)
-    return data.picture(scene), {**vars(made), "box": [made.box]}
+    return data.picture(scene), vars(made)
+
+
+def _groundings(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    made = [ground(scene, data.seed, PHRASES * index + number) for number in range(PHRASES)]
+    phrases = {one.phrase: one.boxes for one in made}
+    described = {one.description: one.box for one in made}
+    return data.picture(scene), {
+        "phrase": list(phrases),
+        "boxes": list(phrases.values()),
+        "description": list(described),
+        "box": list(described.values()),
+        "named": made[0].named,
+    }
 
 
 def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
@@ -137,6 +152,7 @@ RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     "edit": _edit,
     "story": _story,
     "ground": _ground,
+    "groundings": _groundings,
     "condition": _condition,
 }
 """Picture and further fields of a record, for each value of `task`; a picture is that of the scene but for "condition",
