@@ -39,9 +39,9 @@ def configs(tmp_path: Path) -> list[Path]:
     return files
 
 
-def words(files: list[Path], out: Path) -> list[str]:
+def words(files: list[Path], out: Path, positions: str = "3000") -> list[str]:
     listed = json.dumps([str(file) for file in files])
-    options = ["--val_data", "shapes@val", "--positions", "3000", "--limit", "8", "--steps", "[2, 4]"]
+    options = ["--val_data", "shapes@val", "--positions", positions, "--limit", "8", "--steps", "[2, 4]"]
     return ["compare", "--generators", listed, *options, "--out", str(out), "--batch_size", "4"]
 
 
@@ -65,6 +65,20 @@ def test_each_objective_gets_the_same_compute(configs: list[Path], tmp_path: Pat
     with Image.open(out / "compare.png") as plot:
         assert plot.size[0] > plot.size[1]
     assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_several_lengths_show_what_training_brings(configs: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(words(configs[:2], out, "[3000, 1000, 3000]")) == 0
+    report = json.loads((out / "report.json").read_text())
+    names = {"next_token_1000", "next_token_3000", "masked_token_1000, 4 passes", "masked_token_3000, 2 passes"}
+    assert names <= report.keys() and report["positions"] == "1000, 3000"
+    assert report["steps_next_token_3000"] / report["steps_next_token_1000"] == pytest.approx(3, abs=0.6)
+    assert "exact_captions" in report["masked_token_1000, 2 passes"] and report["training_seconds_next_token_1000"] > 0
+    with Image.open(out / "training.png") as plot:
+        assert plot.size[0] > 2 * plot.size[1], "three panels"
+    assert main(words(configs[:2], tmp_path / "other", "[]")) == 2
+    assert main(words(configs[:2], tmp_path / "other", "[3000, 0]")) == 2
 
 
 def test_what_cannot_be_compared_is_refused(

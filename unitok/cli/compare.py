@@ -30,7 +30,7 @@ def compare(
     generators: list[Path],
     val_data: str,
     out: Path = Path("runs/compare"),
-    positions: int = 4_000_000,
+    positions: int | list[int] = 4_000_000,
     steps: list[int] | None = None,
     limit: int = 200,
     batch_size: int = 50,
@@ -41,13 +41,14 @@ def compare(
     Each generator is a configuration of `unitok train generator`. All must have the same trunk; they may differ in
     objective, image tokenizer, batch and what else the objective needs. Compute is counted in sequence positions: a
     configuration with longer sequences or larger batches takes fewer steps. Writes report.json, report.html and
-    compare.png. After an interruption the same command goes on.
+    compare.png. With several numbers of positions each generator is trained once for each of them, and training.png
+    shows what longer training brings. After an interruption the same command goes on.
 
     Args:
         generators: YAML files of unitok train generator; the file's name names the generator.
         val_data: Captions to draw, with the pictures to compare with, such as shapes@val.
         out: Folder for the models and the report.
-        positions: Sequence positions that each generator is trained on.
+        positions: Sequence positions that each generator is trained on, or a list of such numbers.
         steps: Numbers of passes that masked_token and maskgit are drawn with; default: 8, 16, 32.
         limit: Captions drawn, and pictures captioned, by each.
         batch_size: Pictures drawn at a time when quality and time are measured; time is also measured one by one.
@@ -58,7 +59,9 @@ def compare(
     """
     problems = Problems()
     problems.check(len(generators) > 1, f"--generators has {len(generators)}: give two files or more to compare")
-    for name, value in (("positions", positions), ("limit", limit), ("batch_size", batch_size)):
+    lengths = sorted({positions} if isinstance(positions, int) else set(positions))
+    problems.check(bool(lengths), "--positions has no number: give one or more")
+    for name, value in (*(("positions", one) for one in lengths), ("limit", limit), ("batch_size", batch_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     for path in generators:
         problems.check(path.is_file(), f"--generators {path} is not a file")
@@ -70,12 +73,16 @@ def compare(
 
     started = time.time()
     claim_folder(out)
-    plans = [_plan(path, out / path.stem, positions) for path in generators]
+    plans = [
+        _plan(path, out / (path.stem if len(lengths) == 1 else f"{path.stem}_{length}"), length)
+        for path in generators
+        for length in lengths
+    ]
     _check_alike(plans)
     for plan in plans:
         _train(plan)
     rows = [row for plan in plans for row in _measure(plan, val_data, steps or [8, 16, 32], limit, batch_size, seed)]
-    _report(rows, plans, out, positions, time.time() - started)
+    _report(rows, plans, out, time.time() - started)
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ class Plan:
 
     config: Path
     folder: Path
+    positions: int
     values: dict[str, Any]
     """Arguments of `train_generator`, as the file says."""
     length: float
@@ -95,8 +103,8 @@ class Plan:
 class Row:
     """One way to draw with one generator."""
 
+    plan: Plan
     name: str
-    objective: str
     seconds: float
     """Per picture, in a batch."""
     alone: float
@@ -143,7 +151,7 @@ def _plan(config: Path, folder: Path, positions: int) -> Plan:
         share * sum(sizes.get(piece.modality, len)(piece.value) for one in some for piece in one) / len(some)
         for share, some in rows
     ) / sum(share for share, _ in rows)
-    return Plan(config, folder, values, length, max(1, round(positions / length / values["run"].batch_size)))
+    return Plan(config, folder, positions, values, length, max(1, round(positions / length / values["run"].batch_size)))
 
 
 def _check_alike(plans: list[Plan]) -> None:
@@ -192,7 +200,7 @@ def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_siz
         )
         section.name, section.title = name, f"{name} ({plan.steps} steps)"
         seconds, alone = _seconds(model, way, batch_size), _seconds(model, way, 1)
-        rows.append(Row(name, model.config.objective, seconds, alone, section))
+        rows.append(Row(plan, name, seconds, alone, section))
     if "image_to_text" in model.config.tasks:
         captions = measure_captioning(model, dataset, limit=limit, batch_size=batch_size)
         rows[0].section.numbers["exact_captions"] = captions.numbers["exact"]
@@ -211,7 +219,7 @@ def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
     return best / batch_size
 
 
-def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, seconds: float) -> None:
+def _report(rows: list[Row], plans: list[Plan], out: Path, seconds: float) -> None:
     import torch
 
     from unitok.eval.report import Figure, Item, Number, Report
@@ -222,41 +230,73 @@ def _report(rows: list[Row], plans: list[Plan], out: Path, positions: int, secon
     for row in rows:
         row.section.numbers["seconds"] = Number(f"Seconds per picture, {torch.get_num_threads()} threads", row.seconds)
         row.section.numbers["seconds_alone"] = Number("Seconds per picture, one by one", row.alone)
-    plot = out / "compare.png"
-    _plot(rows, plot)
-    picture = Item([decode(plot.read_bytes())], "Quality against time: up and left is better, for FID down and left")
-    rows[0].section.figures.insert(0, Figure("Comparison", [picture]))
-    run = read_json(plans[0].folder / "run.json")
+    lengths = sorted({plan.positions for plan in plans})
+    _plot([row for row in rows if row.plan.positions == lengths[-1]], out / "compare.png")
+    said = {"compare.png": "Quality against time to draw: up and left is better, for FID down and left"}
+    runs = {plan.folder: read_json(plan.folder / "run.json") for plan in plans}
+    if len(lengths) > 1:
+        _plot_training(rows, out / "training.png")
+        said["training.png"] = "Quality against training; generators that draw in passes with the most of them"
+    pictures = [Item([decode((out / name).read_bytes())], text) for name, text in said.items()]
+    rows[0].section.figures.insert(0, Figure("Comparison", pictures))
     facts: dict[str, Any] = {
         "seconds": round(seconds, 1),
-        "positions": positions,
-        "hardware": json.dumps(run["hardware"]),
+        "positions": ", ".join(map(str, lengths)),
+        "hardware": json.dumps(runs[plans[0].folder]["hardware"]),
     }
-    facts |= {f"steps_{plan.folder.name}": plan.steps for plan in plans}
+    for plan in plans:
+        name = plan.folder.name
+        facts |= {f"steps_{name}": plan.steps, f"training_seconds_{name}": runs[plan.folder]["seconds"]}
     report = Report("unitok compare", [row.section for row in rows], facts)
     print_report(report)
     write_report(report, out)
     print(out / "report.html")
 
 
+Curves = dict[str, list[tuple[float, float]]]
+"""Name -> points."""
+
+
 def _plot(rows: list[Row], path: Path) -> None:
+    shown = {key: label for key, label in QUALITY.items() if all(key in row.section.numbers for row in rows)}
+    panels: dict[str, Curves] = {label: {} for label in shown.values()}
+    for key, label in shown.items():
+        for row in rows:
+            panels[label].setdefault(row.plan.config.stem, []).append((row.seconds, _value(row.section.numbers[key])))
+    _save_curves(panels, "seconds per picture, in a batch", path)
+
+
+def _plot_training(rows: list[Row], path: Path) -> None:
+    """Each generator by its last way to draw, that with the most passes; captions stand with its first."""
+    panels: dict[str, Curves] = {}
+    for key, label in {**QUALITY, "exact_captions": "exact captions, %"}.items():
+        points = {
+            (row.plan.config.stem, row.plan.positions): _value(row.section.numbers[key])
+            for row in rows
+            if key in row.section.numbers
+        }
+        for (name, positions), value in points.items():
+            panels.setdefault(label, {}).setdefault(name, []).append((positions / 1e6, value))
+    _save_curves(panels, "millions of positions trained on", path)
+
+
+def _save_curves(panels: dict[str, Curves], along: str, path: Path) -> None:
+    """A panel for each label, side by side, with a curve for each name; the axis `along` is logarithmic."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
     from tokenizers_vq.files import atomic_path
 
-    shown = {key: label for key, label in QUALITY.items() if all(key in row.section.numbers for row in rows)}
-    figure = Figure(figsize=(6 * len(shown), 4.5), dpi=100)
-    for place, (key, label) in enumerate(shown.items()):
-        axes = figure.add_subplot(1, len(shown), place + 1)
-        for objective in dict.fromkeys(row.objective for row in rows):
-            mine = sorted((row.seconds, _value(row.section.numbers[key])) for row in rows if row.objective == objective)
-            axes.plot(*zip(*mine, strict=True), "o-", label=objective)
+    figure = Figure(figsize=(6 * len(panels), 4.5), dpi=100)
+    for place, (label, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        for name, points in curves.items():
+            axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
-        axes.set_xlabel("seconds per picture, in a batch")
+        axes.set_xlabel(along)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend()
