@@ -15,7 +15,8 @@ from unitok.data.records import Record
 from unitok.device import Precision, autocast
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS
+from unitok.tasks import FIELDS, TASKS, is_several
+from unitok.text import CaptionEncoder
 
 from .documents import DocumentWriter, write_documents
 from .engine import job_for
@@ -42,18 +43,20 @@ def perform(
     Args:
         model: has learned the task.
         task: a row of the task table.
-        records: with the fields that the task gives, pictures as pixels of the model's size.
+        records: with the fields that the task gives, pictures as pixels of the model's size. Texts that are too long
+            are cut, as in training.
         settings: how pictures are drawn; default: the model's own. Texts and boxes: the most likely id each time.
         seeds: of each record; default 0, 1, ...
         batch_size: records at a time; changes the speed, not what is written.
         precision: see `unitok.device`.
 
     Raises:
-        UserError: a record lacks a field, or has a text that is too long.
+        UserError: a record lacks a field.
     """
     settings = settings or SampleSettings.of(model.config)
     seeds = range(len(records)) if seeds is None else seeds
-    given = [_given(model, task, record) for record in records]
+    encode = CaptionEncoder(model.text_tokenizer, model.config.text_length)
+    given = [_given(model, task, record, encode) for record in records]
     if "parts" in _fields(task):
         return _documents(model, given, settings, seeds, batch_size, precision)
     learned = next(part.field for part in TASKS[task] if part.learned)
@@ -69,8 +72,8 @@ def _fields(task: str) -> list[str]:
     return [part.field for part in TASKS[task]]
 
 
-def _given(model: UniTok, task: str, record: Record) -> dict[str, Any]:
-    """The fields that a task gives, pictures as codes."""
+def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> dict[str, Any]:
+    """The fields that a task gives, pictures as codes, texts as ids."""
     found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
     given = {part.field for part in TASKS[task] if not part.learned or part.field == "parts"}
     for field in given & found.keys():
@@ -78,6 +81,9 @@ def _given(model: UniTok, task: str, record: Record) -> dict[str, Any]:
             several = isinstance(found[field], list)
             codes = list(codes_of(model, torch.stack(found[field] if several else [found[field]])))
             found[field] = codes if several else codes[0]
+        elif FIELDS.get(field) == "text" and found[field] is not None:
+            several = is_several(field, found[field])
+            found[field] = [encode(one) for one in found[field]] if several else encode(found[field])
     return {field: value for field, value in found.items() if field in given | {"name"} and value is not None}
 
 
