@@ -12,7 +12,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenizers_vq.errors import UserError
 
+from ..epochs import EpochOrder
 from ..seeding import fold, keyed_generator
 from .mixture import Source, source_of_slot, sources_of
 from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
@@ -33,18 +33,13 @@ Finish = Callable[[RecordBatch], RecordBatch]
 """Last work on a batch, such as packing it into sequences; it may return a subclass that holds the result."""
 
 
-@lru_cache(maxsize=8)  # a step touches at most the end of one epoch and the start of the next, of each source
-def _epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
-    return torch.randperm(length, generator=keyed_generator(seed, "order", epoch))
-
-
 class StepSampler(Sampler[list[Key]]):
     """Yields the keys of one micro-batch after the other, for one rank, without end.
 
-    Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each shuffled by its own key;
-    no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and micro-batches
-    contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several sources each
-    has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
+    Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each in an order of its own
+    (`EpochOrder`); no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and
+    micro-batches contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several
+    sources each has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
 
     Args:
         sources: the data sets that are read side by side.
@@ -72,9 +67,10 @@ class StepSampler(Sampler[list[Key]]):
                 f"batch_size {batch_size} is not a multiple of {world} process(es) x micro_batch {micro_batch} = "
                 f"{world * micro_batch}: change one of them"
             )
-        self.sources, self.seed = sources, seed
+        self.sources = sources
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.world, self.start_step = rank, world, start_step
+        self._orders = [EpochOrder(fold_source(seed, n), source.length) for n, source in enumerate(sources)]
         self._places: list[tuple[int, int]] = []
         """(source, how many slots before it are of that source) of every slot."""
         self._counts = [0] * len(sources)
@@ -91,9 +87,8 @@ class StepSampler(Sampler[list[Key]]):
     def _key(self, step: int, slot: int) -> Key:
         number, before = self._places[slot]
         source = self.sources[number]
-        epoch, index = divmod(step * self._counts[number] + before, source.length)
-        if not source.endless:
-            index = int(_epoch_order(fold_source(self.seed, number), epoch, source.length)[index])
+        place = step * self._counts[number] + before
+        epoch, index = divmod(place, source.length) if source.endless else self._orders[number].at(place)
         return Key(epoch, source.first + index, slot, step)
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -219,10 +214,10 @@ def read_in_order(
         UserError: (while iterating) pictures of different sizes.
     """
     stop = len(dataset) if stop is None else stop
-    batches = [
+    batches = (
         [Key(0, index, index - first) for index in range(first, min(first + batch_size, stop))]
         for first in range(start, stop, batch_size)
-    ]
+    )
     return _unwrap(_data_loader(_Batches(dataset, 0), batches, workers))
 
 
