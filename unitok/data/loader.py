@@ -214,8 +214,17 @@ def read_in_order(
         UserError: (while iterating) pictures of different sizes.
     """
     stop = len(dataset) if stop is None else stop
+    return read_spans(dataset, [(start, stop)], batch_size=batch_size, workers=workers)
+
+
+def read_spans(
+    dataset: RecordDataset, spans: Iterable[tuple[int, int]], *, batch_size: int, workers: int = 0
+) -> Iterator[RecordBatch]:
+    """As `read_in_order`, of several spans (start, stop) one after the other. The next one is asked for when the
+    workers need it, which is before the records of the last one have all been seen."""
     batches = (
         [Key(0, index, index - first) for index in range(first, min(first + batch_size, stop))]
+        for start, stop in spans
         for first in range(start, stop, batch_size)
     )
     return _unwrap(_data_loader(_Batches(dataset, 0), batches, workers))
@@ -274,12 +283,18 @@ class BadPictures:
                 logger.warning("skipped %s: %s", name, reason)
         self._check()
 
-    def _check(self) -> None:
-        lost, total = len(self.reasons) + len(self.left_out), self.length + len(self.left_out)
+    def check_all(self, count: int) -> None:
+        """The same of all broken records, of which other processes and earlier runs met some."""
+        self._check(max(count, len(self.reasons)))
+
+    def _check(self, count: int | None = None) -> None:
+        broken = len(self.reasons) if count is None else count
+        lost, total = broken + len(self.left_out), self.length + len(self.left_out)
         if lost > self.limit * total:
-            name, reason = next(iter([*self.left_out[:1], *self.reasons.values()]))
+            known = next(iter([*self.left_out[:1], *self.reasons.values()]), None)
+            first = f" (the first: {known[0]}: {known[1]})" if known else ""
             raise UserError(
-                f"{lost} of {total} pictures cannot be used, more than max_bad {self.limit:g} allows (the first: "
-                f"{name}: {reason}): raise max_bad to go on with this run (training: with --resume), or repair or "
+                f"{lost} of {total} pictures cannot be used, more than max_bad {self.limit:g} allows{first}: "
+                "raise max_bad to go on with this run (training: with --resume), or repair or "
                 "remove them and start again in another --out"
             )
