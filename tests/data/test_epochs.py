@@ -66,6 +66,25 @@ def test_groups_change_nothing_for_ranks_and_resuming(monkeypatch: pytest.Monkey
     assert [key.index for key in next(iter(resumed))] == indices(7)
 
 
+def test_shards_are_taken_a_window_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every epoch each record once, from at most `WINDOW` shards at a time; `ahead` names the shards in time."""
+    monkeypatch.setattr(epochs, "WINDOW", 3)
+    shards = [5, 1, 7, 4, 4, 9, 2]
+    of = [number for number, count in enumerate(shards) for _ in range(count)]
+    order = EpochOrder(0, 32, shards)
+    found = [order.at(place) for place in range(96)]
+    seen = [[index for at, index in found if at == epoch] for epoch in range(3)]
+    assert all(sorted(one) == list(range(32)) for one in seen) and seen[0] != seen[1] != seen[2]
+    for epoch, indices in enumerate(seen):
+        turns = list(dict.fromkeys(tuple(order.ahead(32 * epoch + place)) for place in range(32)))
+        assert len(turns) == 3 and turns[0][3:] == turns[1][:3] and turns[1][3:] == turns[2][:1]
+        assert turns[2][1:] == tuple(order.ahead(32 * (epoch + 1))[:3]), "the next epoch's first"
+        for place, index in enumerate(indices):
+            assert of[index] in order.ahead(32 * epoch + place)[:3]
+        firsts = sum(shards[number] for number in turns[0][:3])
+        assert {of[index] for index in indices[:firsts]} == set(turns[0][:3])
+
+
 class Billion:
     name, endless, left_out = "a billion", False, ()
 

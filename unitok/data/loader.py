@@ -70,7 +70,10 @@ class StepSampler(Sampler[list[Key]]):
         self.sources = sources
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.world, self.start_step = rank, world, start_step
-        self._orders = [EpochOrder(fold_source(seed, n), source.length) for n, source in enumerate(sources)]
+        self._orders = [
+            EpochOrder(fold_source(seed, number), 1 if source.endless else source.length, source.shards)
+            for number, source in enumerate(sources)
+        ]
         self._places: list[tuple[int, int]] = []
         """(source, how many slots before it are of that source) of every slot."""
         self._counts = [0] * len(sources)
@@ -93,6 +96,9 @@ class StepSampler(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in itertools.count(self.start_step):
+            for source, order, count in zip(self.sources, self._orders, self._counts, strict=True):
+                if source.prefetch is not None:
+                    source.prefetch(order.ahead(step * count))
             keys = self.keys(step)
             for start in range(0, len(keys), self.micro_batch):
                 yield keys[start : start + self.micro_batch]

@@ -139,10 +139,13 @@ class CodesDataset:
             waiting = (read_part(part).count for part in self.path.glob(PARTS))
             done = f"{self.index.count + sum(waiting)} of {self.index.total}"
             raise UserError(f"{self.path} holds {done} records: run the same unitok encode again to finish it")
-        for shard in self.index.shards:
-            _check(self.path / shard.file, shard, self.index)
+        self._check_all()
         self._starts = np.cumsum([0, *(shard.count for shard in self.index.shards)])
         self._open_shards: dict[int, Any] = {}
+
+    def _check_all(self) -> None:
+        for number, shard in enumerate(self.index.shards):
+            check_shard(self._file(number), shard, self.index)
 
     @property
     def layout(self) -> Layout:
@@ -192,15 +195,17 @@ class CodesDataset:
 
     def _shard(self, number: int) -> Any:
         if number not in self._open_shards:
-            file = self.path / self.index.shards[number].file
-            self._open_shards[number] = safe_open(file, framework="numpy").__enter__()
+            self._open_shards[number] = safe_open(self._file(number), framework="numpy").__enter__()
         return self._open_shards[number]
+
+    def _file(self, number: int) -> Path:
+        return self.path / self.index.shards[number].file
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open_shards": {}}  # a worker opens its own
 
 
-def _check(file: Path, shard: Shard, index: CodesIndex) -> None:
+def check_shard(file: Path, shard: Shard, index: CodesIndex) -> None:
     """Raises UserError when a shard is not what the index claims."""
 
     def require(ok: bool, what: str) -> None:
