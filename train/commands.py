@@ -227,14 +227,15 @@ def encode(
     """Tokenize a data set once, into shards of codes beside their captions.
 
     Training from the shards sees the same batches as training from the pictures, without paying for the encoder at
-    every step. Run the same command again to go on after an interruption.
+    every step. Run the same command again to go on after an interruption. Several GPUs or machines share the shards:
+    torchrun --nproc-per-node 8 -m unitok encode ...
 
     Args:
         data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
         image_tokenizer: Folder of the image tokenizer.
         out: Folder for the codes; give it to --data of train generator.
         batch_size: Pictures encoded at once.
-        shard_size: Pictures per file; an interruption costs at most this many.
+        shard_size: Pictures per file; an interruption costs at most this many. A folder that was begun keeps its own.
         workers: Processes that read pictures.
         device: auto takes a GPU where there is one.
         max_bad: Share of the pictures that may be unreadable.
@@ -247,14 +248,12 @@ def encode(
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
     problems.raise_if_any()
-    if rank := int(os.environ.get("RANK", "0")):
-        print(f"encode works in the first process: process {rank} has nothing to do", file=sys.stderr)
-        return
     from .encode import encode_data
 
     count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
-    print(f"codes: {out}")
-    print(f"pictures: {count}  unreadable: {bad}")
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"codes: {out}")
+        print(f"pictures: {count}  unreadable: {bad}")
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:

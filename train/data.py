@@ -11,7 +11,7 @@ from unitok.config import TasksConfig
 from unitok.data.loader import read_in_order
 from unitok.data.mixture import Mixture
 from unitok.data.open import open_data
-from unitok.data.records import Record, RecordDataset
+from unitok.data.records import Record, RecordDataset, ShardedDataset
 from unitok.model import TEXT_TOKENIZER
 from unitok.tasks import FIELDS, is_several, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
@@ -65,9 +65,11 @@ def text_fingerprint(tokenizer: TextTokenizer) -> str:
 
 
 def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterator[str]:
-    """The texts in these fields of records spread evenly over a data set."""
+    """The texts in these fields of records spread evenly over a data set; of the first records where others would have
+    to come from afar."""
     count = min(len(dataset), TEXTS_READ_ENDLESS if dataset.endless else TEXTS_READ)
-    spread = dataset if dataset.endless else Spread(dataset, count)
+    in_order = dataset.endless or isinstance(dataset, ShardedDataset)
+    spread = dataset if in_order else Spread(dataset, count)
     found = False
     for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
         for record in batch.records:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
-from unitok.data.loader import BadPictures, read_in_order
+from unitok.data.loader import BadPictures, read_spans
 from unitok.data.open import open_data
-from unitok.data.shards import CodesDataset, ShardWriter
+from unitok.data.records import RecordBatch
+from unitok.data.shard_writer import ShardWriter
+from unitok.data.shards import CodesDataset
 from unitok.device import pick_device
 
 from .pictures import to_device
@@ -27,12 +31,18 @@ def encode_data(
     device: str,
     max_bad: float,
 ) -> tuple[int, int]:
-    """Encodes what is not encoded yet; returns (records in the folder, unreadable ones met by this call).
+    """Encodes what is not encoded yet; returns (records in the folder, unreadable ones among them).
+
+    Processes that torchrun started share the shards, without a word to each other: the folder says what is done, and
+    who works at what. Each returns when the whole is finished.
 
     Raises:
         UserError: no end to the data, too many unreadable pictures, a folder with other codes, a full disk.
     """
-    place = pick_device(device)
+    rank, processes, local_rank = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    place = pick_device(device, local_rank)
     tokenizer = load_tokenizer(image_tokenizer, place)
     dataset = open_data(data, tokenizer.image_size)
     if dataset.endless:
@@ -49,26 +59,39 @@ def encode_data(
         total=len(dataset),
         data_sha256=dataset.fingerprint(),
         shard_size=shard_size,
+        rank=rank,
+        processes=processes,
     )
     bad = BadPictures(len(dataset), max_bad, dataset.left_out)
     columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=len(dataset), completed=writer.next_index, speed="")
-        start = writer.next_index
-        for batch in read_in_order(dataset, batch_size=batch_size, start=start, workers=workers):
-            bad.note(batch.problems)
-            codes = None if batch.images is None else tokenizer.encode(to_device(batch.images, place)).cpu()
-            rows = {key.index: place_in_batch for place_in_batch, key in enumerate(batch.keys)}
-            problems = {index: (name, reason) for index, name, reason in batch.problems}
-            for index in sorted(rows.keys() | problems.keys()):
-                if index in problems:
-                    name, reason = problems[index]
-                    writer.add(name, None, None, reason)
-                else:
-                    assert codes is not None
-                    row = rows[index]
-                    writer.add(batch.names[row], batch.captions[row], codes[row], fields=batch.records[row].fields)
-            seconds = progress.tasks[task].elapsed or 1e-9
-            speed = (writer.next_index - start) / seconds
-            progress.update(task, completed=writer.next_index, speed=f"{speed:.0f} images/s")
-    return len(dataset), len(bad.reasons)
+    console = Console(stderr=True, quiet=rank > 0)
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        start = writer.count
+        task = progress.add_task("", total=len(dataset), completed=start, speed="")
+        encoded = 0
+        while not writer.done():
+            for batch in read_spans(dataset, writer.claims(), batch_size=batch_size, workers=workers):
+                bad.note(batch.problems)
+                codes = None if batch.images is None else tokenizer.encode(to_device(batch.images, place)).cpu()
+                _add(writer, batch, codes)
+                encoded += len(batch.keys) + len(batch.problems)
+                speed = f"{encoded / (progress.tasks[task].elapsed or 1e-9):.0f} images/s"
+                # Of one process all that it has done; of several, the shards that are finished.
+                done = start + encoded if processes == 1 else writer.count
+                progress.update(task, completed=done, speed=speed)
+        progress.update(task, completed=len(dataset))
+    return len(dataset), writer.finish(bad.check_all)
+
+
+def _add(writer: ShardWriter, batch: RecordBatch, codes: torch.Tensor | None) -> None:
+    """A batch's records in their order, broken ones with what is wrong with them."""
+    rows = {key.index: place_in_batch for place_in_batch, key in enumerate(batch.keys)}
+    problems = {index: (name, reason) for index, name, reason in batch.problems}
+    for index in sorted(rows.keys() | problems.keys()):
+        if index in problems:
+            name, reason = problems[index]
+            writer.add(name, None, None, reason)
+        else:
+            assert codes is not None
+            row = rows[index]
+            writer.add(batch.names[row], batch.captions[row], codes[row], fields=batch.records[row].fields)

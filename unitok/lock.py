@@ -113,3 +113,59 @@ def _holder(path: Path) -> str:
         return f"process {int(about['pid'])} on {about['host']}"
     except (UserError, ValueError, KeyError, TypeError):
         return "another process"
+
+
+class Claims:
+    """Numbered parts of the work in a folder, each held by one process at a time.
+
+    A part is a byte of a file, held by a POSIX record lock on it. So it is free again when its process ends, whatever
+    ended it.
+
+    Args:
+        path: the file; made when missing.
+        shared: several processes work in the folder. One alone holds whatever it takes, and there is no file.
+
+    Raises:
+        UserError: the file cannot be made, or the file system has no locks.
+    """
+
+    def __init__(self, path: Path, shared: bool) -> None:
+        self.path = path
+        self._file: int | None = None
+        if shared:
+            try:
+                self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                raise UserError(f"{path} cannot be written ({error.strerror}): choose another folder") from error
+
+    def take(self, number: int, wait: bool = False) -> bool:
+        """Whether the part is held from now on; not where another process holds it, unless one waits for that."""
+        if self._file is None:
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            raise UserError(
+                f"{self.path.parent} is on a file system without locks ({error.strerror}), so several processes cannot "
+                "share the work: start one process, or choose another folder"
+            ) from error
+        return True
+
+    def release(self, number: int) -> None:
+        if self._file is not None:
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+    @contextmanager
+    def holding(self, number: int) -> Iterator[None]:
+        """Waits for a part and holds it."""
+        self.take(number, wait=True)
+        try:
+            yield
+        finally:
+            self.release(number)
+
+    def remove(self) -> None:
+        """For when all the work is done."""
+        self.path.unlink(missing_ok=True)

@@ -137,7 +137,7 @@ def test_module_runs_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
-        "choose one of train, import-tokenizer, encode, sample, inpaint, extend, caption, ask, ground, edit, "
+        "choose one of train, import-tokenizer, encode, data, sample, inpaint, extend, caption, ask, ground, edit, "
         "generate, chat, eval, compare, compare-tokenizers, demo\n"
     )
 

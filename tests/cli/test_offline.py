@@ -25,6 +25,7 @@ COMMANDS = [
     "compare-tokenizers TOKENIZER MODEL --data PICTURES --out OUT",
     "eval generator --model MODEL --data PICTURES --guidance 1 --out OUT",
     "eval suite --model MODEL --data PICTURES --out OUT",
+    "data check PICTURES --out OUT",
     "eval fid PICTURES PICTURES",
     "eval clipscore PICTURES",
     "eval statistics PICTURES --out OUT/statistics.npz",

@@ -4,7 +4,12 @@ import errno
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import pickle
+import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +61,16 @@ def writer(out: Path, **changes: Any) -> ShardWriter:
 
 
 def encode(writing: ShardWriter, stop: int = 20) -> None:
-    for index in range(writing.next_index, stop):
-        record = Pictures()[index]
-        codes = None if record.image is None else tokenize(record.image)
-        writing.add(record.name, record.caption, codes, record.problem)
+    """Encodes what is missing; stops short of record `stop`."""
+    for start, end in writing.claims():
+        for index in range(start, end):
+            if index >= stop:
+                return
+            record = Pictures()[index]
+            codes = None if record.image is None else tokenize(record.image)
+            writing.add(record.name, record.caption, codes, record.problem)
+    assert writing.done()
+    assert writing.finish() == 2
 
 
 @pytest.fixture
@@ -101,15 +112,20 @@ def test_the_folder_says_what_it_holds(encoded: Path) -> None:
 
 def test_captions_are_optional_when_they_are_not_wanted(tmp_path: Path) -> None:
     writing = writer(tmp_path, total=2)
+    assert next(writing.claims()) == (0, 2)
     writing.add("a", None, torch.zeros(6))
     writing.add("b", "two", torch.zeros(6))
+    assert writing.finish() == 0
     assert [CodesDataset(tmp_path)[i].problem for i in range(2)] == ["has no caption", None]
     assert [CodesDataset(tmp_path, captions=False)[i].problem for i in range(2)] == [None, None]
 
 
 def test_large_codebooks_get_32_bits(tmp_path: Path) -> None:
     encode_one = torch.tensor([0, 1, 65535, 65536, 99_999, 5])
-    writer(tmp_path, total=1, codebook_size=100_000).add("a", "one", encode_one)
+    writing = writer(tmp_path, total=1, codebook_size=100_000)
+    assert next(writing.claims()) == (0, 1)
+    writing.add("a", "one", encode_one)
+    writing.finish()
     assert CodesDataset(tmp_path)[0].codes.tolist() == encode_one.tolist()
     assert CodesDataset(tmp_path)[0].codes.dtype == torch.int64
 
@@ -122,12 +138,12 @@ def test_a_stopped_encoding_goes_on_and_ends_the_same(tmp_path: Path, encoded: P
         CodesDataset(out)
     (out / ".codes-00001.safetensors.4194305.tmp").write_bytes(b"half a shard of a run that was killed")
     writing = writer(out)
-    assert writing.next_index == stop // 8 * 8
+    assert writing.count == stop // 8 * 8
     encode(writing)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == {
         path.name: path.read_bytes() for path in encoded.iterdir()
     }
-    assert writer(out).next_index == 20
+    assert writer(out).count == 20 and not list(writer(out).claims())
 
 
 @pytest.mark.parametrize(
@@ -164,17 +180,17 @@ def test_folders_of_other_things_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_no_finished_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writing = writer(tmp_path)
-    encode(writing, 9)
+    encode(writer(tmp_path), 9)
 
     def full(*args: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
         patch.setattr(Path, "write_bytes", full)
-        encode(writing)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes-00000.safetensors", "codes.json"]
-    assert writer(tmp_path).next_index == 8
+        encode(writer(tmp_path))
+    names = ["codes-00000.json", "codes-00000.safetensors", "codes.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert writer(tmp_path).count == 8
 
 
 def rewrite(folder: Path, **changes: np.ndarray) -> None:
@@ -261,3 +277,83 @@ def test_codes_survive_pickling(encoded: Path) -> None:
     data = CodesDataset(encoded)
     first = data[0].codes  # opens a shard, which cannot be pickled
     assert torch.equal(pickle.loads(pickle.dumps(data))[0].codes, first)
+
+
+def one_of_two(out: Path, rank: int, log: Path, die_at: int | None = None) -> None:
+    """A process that encodes; it notes each record, and dies of SIGKILL at one of them."""
+    writing = writer(out, shard_size=2, rank=rank, processes=2)
+    while not writing.done():
+        for start, stop in writing.claims():
+            for index in range(start, stop):
+                with open(log, "a") as file:
+                    file.write(f"{rank} {index}\n")
+                if index == die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                record = Pictures()[index]
+                codes = None if record.image is None else tokenize(record.image)
+                writing.add(record.name, record.caption, codes, record.problem)
+                time.sleep(0.005)
+    writing.finish()
+
+
+def start(*arguments: Any) -> Any:
+    process = multiprocessing.get_context("fork").Process(target=one_of_two, args=arguments)
+    process.start()
+    return process
+
+
+def test_a_killed_process_loses_nothing_and_nothing_is_encoded_twice(tmp_path: Path) -> None:
+    """The other one takes over its shard; the killed one is started again, too, and finds its place."""
+    log = tmp_path / "log"
+    first = start(tmp_path / "codes", 0, log, 1)
+    first.join(30)
+    assert first.exitcode == -signal.SIGKILL and log.read_text() == "0 0\n0 1\n"
+    runs = [start(tmp_path / "codes", rank, log) for rank in (0, 1)]
+    for run in runs:
+        run.join(30)
+        assert run.exitcode == 0
+    noted = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(int(index) for _, index in noted) == sorted([0, 1, *range(20)]), "only the lost shard is done again"
+    assert {rank for rank, _ in noted} == {"0", "1"}
+    encode(writer(tmp_path / "alone", shard_size=2))
+    both, alone = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("codes", "alone"))
+    assert both == alone
+    start(tmp_path / "codes", 1, log).join(30)
+    assert len(log.read_text().splitlines()) == 22, "what is finished is left alone"
+
+
+def test_who_waits_takes_over_from_the_dead(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    writing = writer(tmp_path / "codes", shard_size=2, rank=1, processes=2)
+    claims = writing.claims()
+    assert next(claims) == (0, 2)
+    other = start(tmp_path / "codes", 0, log)
+    while not log.exists() or len(log.read_text().splitlines()) < 18:
+        assert other.is_alive()
+        time.sleep(0.01)
+    assert {int(line.split()[1]) for line in log.read_text().splitlines()} == set(range(2, 20))
+    assert other.is_alive() and not (tmp_path / "codes" / "codes-00000.json").exists(), "it waits for our shard"
+    with open(tmp_path / "codes" / ".claims"):
+        pass  # closing any handle of the file lets go of all its locks, as the end of a process does
+    other.join(30)
+    assert other.exitcode == 0 and len(CodesDataset(tmp_path / "codes")) == 20
+
+
+def test_a_folder_that_was_begun_before_there_were_parts_goes_on(tmp_path: Path, encoded: Path) -> None:
+    """Its index lists the finished shards, and says nothing of their size."""
+    out = tmp_path / "old"
+    shutil.copytree(encoded, out)
+    facts = json.loads((out / "codes.json").read_text())
+    for name in ("files", "shard_size", "unreadable"):
+        facts.pop(name)
+    facts["shards"] = facts["shards"][:1]
+    (out / "codes.json").write_text(json.dumps(facts))
+    for number in (1, 2):
+        (out / f"codes-0000{number}.safetensors").unlink()
+    with pytest.raises(UserError, match="holds 8 of 20 records"):
+        CodesDataset(out)
+    encode_rest = writer(out, shard_size=5)
+    assert [*encode_rest.claims()] == [(8, 13), (13, 18), (18, 20)]
+    shutil.copy(encoded / "codes-00000.safetensors", out)
+    again = writer(out, shard_size=12)
+    assert next(again.claims()) == (8, 13), "a folder keeps its size of shards"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from unitok.data.open import open_data
-from unitok.data.shards import CodesDataset, ShardWriter
+from unitok.data.shard_writer import ShardWriter
+from unitok.data.shards import CodesDataset
 from unitok.train.commands import encode
 
 
@@ -76,6 +79,8 @@ def test_unreadable_pictures_keep_their_place_up_to_the_limit(tmp_path: Path, ti
     common = {"data": str(folder), "image_tokenizer": tiny_tokenizer_folder}
     with pytest.raises(UserError, match=r"1 of 10 pictures cannot be used"):
         encode(**common, out=tmp_path / "codes", shard_size=3)
+    with pytest.raises(UserError, match=r"1 of 10 pictures cannot be used"):  # whoever met it
+        encode(**common, out=tmp_path / "codes", shard_size=3)
     encode(**common, out=tmp_path / "codes", shard_size=3, max_bad=0.2, batch_size=3)  # what the message advises
     codes = CodesDataset(tmp_path / "codes")
     assert len(codes) == 10 and codes[4].problem is not None and codes[4].codes is None
@@ -101,3 +106,22 @@ def test_codes_are_not_encoded_again(tmp_path: Path, tiny_tokenizer_folder: Path
     encode(data="shapes?limit=4", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes")
     with pytest.raises(UserError, match="holds codes already: give pictures"):
         encode(data=str(tmp_path / "codes"), image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "again")
+
+
+def test_two_processes_share_the_shards_and_write_what_one_writes(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    def run(out: Path, rank: int, processes: int) -> None:
+        torch.set_num_threads(1)  # a fork has no other threads
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes))
+        common = {"image_tokenizer": tiny_tokenizer_folder, "batch_size": 4, "shard_size": 4}
+        encode(data="shapes@val?limit=42", out=out, **common)  # type: ignore[arg-type]
+
+    fork = multiprocessing.get_context("fork")
+    places = [(tmp_path / "two", 0, 2), (tmp_path / "two", 1, 2), (tmp_path / "one", 0, 1)]
+    runs = [fork.Process(target=run, args=place) for place in places]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join(60)
+    assert [process.exitcode for process in runs] == [0, 0, 0]
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert one == two and len(one) == 12

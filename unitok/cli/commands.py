@@ -43,6 +43,11 @@ COMMANDS: dict[str, Command] = {
         positional=("family", "file"),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
+    "data check": Command(
+        "unitok.eval.data_commands:data_check",
+        "Look at a data set: sizes, captions, broken pictures, near-duplicates.",
+        positional=("data",),
+    ),
     "sample": Command(
         "unitok.sample.commands:sample", "Draw pictures from captions.", positional=("prompts",), inline="sampling"
     ),

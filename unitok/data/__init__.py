@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from .loader import BadPictures, StepSampler, make_loader, read_in_order
     from .open import open_data
     from .records import Key, Record, RecordBatch, RecordDataset
-    from .shards import CodesDataset, ShardWriter
+    from .shard_writer import ShardWriter
+    from .shards import CodesDataset
 
 __all__ = [
     "BadPictures",
@@ -28,7 +29,7 @@ __all__ = [
 _HOMES = {
     "BadPictures": "loader",
     "CodesDataset": "shards",
-    "ShardWriter": "shards",
+    "ShardWriter": "shard_writer",
     "StepSampler": "loader",
     "make_loader": "loader",
     "open_data": "open",

@@ -12,7 +12,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenizers_vq.errors import UserError
 
+from ..epochs import EpochOrder
 from ..seeding import fold, keyed_generator
 from .mixture import Source, source_of_slot, sources_of
 from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
@@ -33,18 +33,13 @@ Finish = Callable[[RecordBatch], RecordBatch]
 """Last work on a batch, such as packing it into sequences; it may return a subclass that holds the result."""
 
 
-@lru_cache(maxsize=8)  # a step touches at most the end of one epoch and the start of the next, of each source
-def _epoch_order(seed: int, epoch: int, length: int) -> torch.Tensor:
-    return torch.randperm(length, generator=keyed_generator(seed, "order", epoch))
-
-
 class StepSampler(Sampler[list[Key]]):
     """Yields the keys of one micro-batch after the other, for one rank, without end.
 
-    Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each shuffled by its own key;
-    no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and micro-batches
-    contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several sources each
-    has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
+    Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each in an order of its own
+    (`EpochOrder`); no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and
+    micro-batches contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several
+    sources each has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
 
     Args:
         sources: the data sets that are read side by side.
@@ -72,9 +67,13 @@ class StepSampler(Sampler[list[Key]]):
                 f"batch_size {batch_size} is not a multiple of {world} process(es) x micro_batch {micro_batch} = "
                 f"{world * micro_batch}: change one of them"
             )
-        self.sources, self.seed = sources, seed
+        self.sources = sources
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.world, self.start_step = rank, world, start_step
+        self._orders = [
+            EpochOrder(fold_source(seed, number), 1 if source.endless else source.length, source.shards)
+            for number, source in enumerate(sources)
+        ]
         self._places: list[tuple[int, int]] = []
         """(source, how many slots before it are of that source) of every slot."""
         self._counts = [0] * len(sources)
@@ -91,13 +90,15 @@ class StepSampler(Sampler[list[Key]]):
     def _key(self, step: int, slot: int) -> Key:
         number, before = self._places[slot]
         source = self.sources[number]
-        epoch, index = divmod(step * self._counts[number] + before, source.length)
-        if not source.endless:
-            index = int(_epoch_order(fold_source(self.seed, number), epoch, source.length)[index])
+        place = step * self._counts[number] + before
+        epoch, index = divmod(place, source.length) if source.endless else self._orders[number].at(place)
         return Key(epoch, source.first + index, slot, step)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for step in itertools.count(self.start_step):
+            for source, order, count in zip(self.sources, self._orders, self._counts, strict=True):
+                if source.prefetch is not None:
+                    source.prefetch(order.ahead(step * count))
             keys = self.keys(step)
             for start in range(0, len(keys), self.micro_batch):
                 yield keys[start : start + self.micro_batch]
@@ -219,10 +220,19 @@ def read_in_order(
         UserError: (while iterating) pictures of different sizes.
     """
     stop = len(dataset) if stop is None else stop
-    batches = [
+    return read_spans(dataset, [(start, stop)], batch_size=batch_size, workers=workers)
+
+
+def read_spans(
+    dataset: RecordDataset, spans: Iterable[tuple[int, int]], *, batch_size: int, workers: int = 0
+) -> Iterator[RecordBatch]:
+    """As `read_in_order`, of several spans (start, stop) one after the other. The next one is asked for when the
+    workers need it, which is before the records of the last one have all been seen."""
+    batches = (
         [Key(0, index, index - first) for index in range(first, min(first + batch_size, stop))]
+        for start, stop in spans
         for first in range(start, stop, batch_size)
-    ]
+    )
     return _unwrap(_data_loader(_Batches(dataset, 0), batches, workers))
 
 
@@ -279,12 +289,18 @@ class BadPictures:
                 logger.warning("skipped %s: %s", name, reason)
         self._check()
 
-    def _check(self) -> None:
-        lost, total = len(self.reasons) + len(self.left_out), self.length + len(self.left_out)
+    def check_all(self, count: int) -> None:
+        """The same of all broken records, of which other processes and earlier runs met some."""
+        self._check(max(count, len(self.reasons)))
+
+    def _check(self, count: int | None = None) -> None:
+        broken = len(self.reasons) if count is None else count
+        lost, total = broken + len(self.left_out), self.length + len(self.left_out)
         if lost > self.limit * total:
-            name, reason = next(iter([*self.left_out[:1], *self.reasons.values()]))
+            known = next(iter([*self.left_out[:1], *self.reasons.values()]), None)
+            first = f" (the first: {known[0]}: {known[1]})" if known else ""
             raise UserError(
-                f"{lost} of {total} pictures cannot be used, more than max_bad {self.limit:g} allows (the first: "
-                f"{name}: {reason}): raise max_bad to go on with this run (training: with --resume), or repair or "
+                f"{lost} of {total} pictures cannot be used, more than max_bad {self.limit:g} allows{first}: "
+                "raise max_bad to go on with this run (training: with --resume), or repair or "
                 "remove them and start again in another --out"
             )

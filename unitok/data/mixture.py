@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from ..tasks import task_of_slot
 from .fingerprint import digest
-from .records import LeftOut, Record, RecordDataset
+from .records import LeftOut, Record, RecordDataset, ShardedDataset
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Source:
     """Task -> share of the batch; empty where tasks do not matter."""
     weight: float = 1.0
     """Of the losses of its records."""
+    shards: Sequence[int] = ()
+    """Records of each shard, where records are read shard by shard."""
+    prefetch: Callable[[Sequence[int]], None] | None = None
+    """Is told which shards are read next."""
 
 
 class Mixture:
@@ -42,7 +46,7 @@ class Mixture:
         firsts = list(accumulate((len(part) for part in parts), initial=0))
         self._length = firsts.pop()
         self.sources = [
-            Source(len(part), part.endless, first, shares, weight)
+            Source(len(part), part.endless, first, shares, weight, *shards_of(part))
             for part, first, shares, weight in zip(parts, firsts, tasks, weights, strict=True)
         ]
 
@@ -77,7 +81,13 @@ def sources_of(dataset: RecordDataset) -> list[Source]:
     """The sources of a data set; of most, one."""
     if isinstance(dataset, Mixture):
         return dataset.sources
-    return [Source(len(dataset), dataset.endless)]
+    shards, prefetch = shards_of(dataset)
+    return [Source(len(dataset), dataset.endless, shards=shards, prefetch=prefetch)]
+
+
+def shards_of(dataset: RecordDataset) -> tuple[Sequence[int], Callable[[Sequence[int]], None] | None]:
+    """(records of each shard, who is told which are read next) of data that come shard by shard."""
+    return (dataset.shards, dataset.prefetch) if isinstance(dataset, ShardedDataset) else ((), None)
 
 
 def pairs_of(sources: Sequence[Source]) -> list[tuple[int, str, float]]:

@@ -6,13 +6,17 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 
 from .decoding import MAX_PIXELS
 from .fingerprint import digest
-from .records import CaptionsWanted, LeftOut, Record, RecordDataset
-from .spec import CODES_INDEX, DataSpec, parse_spec
+from .records import CaptionsWanted, LeftOut, Record, RecordDataset, ShardedDataset
+from .remote import is_remote
+from .spec import CODES_INDEX, TEXT_KEYS, DataSpec, parse_spec
 
 _REASONS = 3  # reasons that the opening line names; a long line is not read
 
@@ -45,7 +49,10 @@ def open_data(
     if len(dataset) == 0:
         raise UserError(f"data {spec!r} is empty: it has no rows")
     limit = parsed.integer("limit", len(dataset))
-    shown = dataset if limit >= len(dataset) else FirstRecords(dataset, limit)
+    shown = dataset
+    if limit < len(dataset):
+        sharded = isinstance(dataset, ShardedDataset)
+        shown = FirstOfShards(dataset, limit) if sharded else FirstRecords(dataset, limit)
     source = parsed.source + (f"@{parsed.split}" if parsed.split else "")
     _say_once(opening_line(source, shown, dataset.left_out, notes))
     return shown
@@ -98,11 +105,28 @@ class FirstRecords:
         return digest([self.count, self.dataset.fingerprint()], 0, lambda _: b"")
 
 
+class FirstOfShards(FirstRecords):
+    """The same of data that come shard by shard."""
+
+    dataset: ShardedDataset
+
+    @property
+    def shards(self) -> Sequence[int]:
+        starts = accumulate(self.dataset.shards, initial=0)
+        pairs = zip(starts, self.dataset.shards, strict=False)
+        return [min(count, self.count - start) for start, count in pairs if start < self.count]
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self.dataset.prefetch(shards)
+
+
 def _open(
     spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
 ) -> tuple[RecordDataset, list[str]]:
     if spec.source == "shapes":
         return _open_shapes(spec, size), []
+    if is_remote(spec.source):
+        return _open_remote(spec, size, captions, max_pixels), []
     if os.path.isfile(os.path.join(os.path.expanduser(spec.source), CODES_INDEX)):
         return _open_codes(spec, size, captions), []
     if spec.source.endswith(".jsonl") and os.path.isfile(os.path.expanduser(spec.source)):
@@ -142,13 +166,53 @@ def _open_records(
     return RecordsFile(path, size, outside=outside, caption_needed=captions is True, max_pixels=max_pixels)
 
 
+def _open_remote(
+    spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
+) -> RecordDataset:
+    from .streams import RemotePictures, cache_of, find_addresses
+
+    addresses = find_addresses(spec)
+    if not addresses[0].endswith((".tar", ".parquet")):
+        return _open_codes(spec, size, captions)
+    spec.check_keys("caption", "image", "limit", "cache", *TEXT_KEYS)
+    if spec.split is not None:
+        raise UserError(f"data {str(spec)!r}: an address has no splits: remove @{spec.split}, and name the files of it")
+    asked = spec.without("limit").without("cache")
+    open_file = _OpenFile(asked.options, size, captions, max_pixels)
+    return RemotePictures(str(asked), addresses, cache_of(spec), open_file, [asked.options])
+
+
+@dataclass(frozen=True)
+class _OpenFile:
+    """Opens a tar or parquet file that has been brought; travels to the workers by pickle."""
+
+    options: dict[str, str]
+    size: tuple[int, int] | None
+    captions: CaptionsWanted
+    max_pixels: int
+
+    def __call__(self, path: Path) -> RecordDataset:
+        from .sources import open_pictures
+        from .tables import copies_in
+
+        spec = DataSpec(str(path), None, self.options)
+        with copies_in(path.with_name(f"{path.name}.arrow")):  # where the cache counts it
+            return open_pictures(spec, self.size, self.captions, self.max_pixels)[0]
+
+
 def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted) -> RecordDataset:
     from .shards import CodesDataset
 
-    spec.check_keys("limit")
+    remote = is_remote(spec.source)
+    spec.check_keys("limit", *(["cache"] if remote else []))
     if spec.split is not None:
         raise UserError(f"data {str(spec)!r}: codes have no splits: remove @{spec.split}, or encode that split")
-    dataset = CodesDataset(spec.source, captions=captions is True)
+    if remote:
+        from .streams import RemoteCodes, cache_of
+
+        dataset: CodesDataset = RemoteCodes(spec.source, cache_of(spec), captions=captions is True)
+    else:
+        dataset = CodesDataset(spec.source, captions=captions is True)
     if size is not None and size != dataset.image_size:
         raise UserError(
             f"data {str(spec)!r} holds codes of {dataset.image_size[0]}x{dataset.image_size[1]} pictures, but "

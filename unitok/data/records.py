@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -77,6 +77,20 @@ class RecordDataset(Protocol):
     def fingerprint(self) -> str:
         """Quick SHA-256 (hex) of the contents: another one when pictures or captions were replaced, the same wherever
         they lie."""
+        ...
+
+
+@runtime_checkable
+class ShardedDataset(RecordDataset, Protocol):
+    """A data set whose records are best read shard by shard, for a shard has to come from afar."""
+
+    @property
+    def shards(self) -> Sequence[int]:
+        """Records of each shard, in the order of the indices."""
+        ...
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Begins to bring these shards, in this order; returns at once."""
         ...
 
 

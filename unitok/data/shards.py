@@ -11,8 +11,6 @@ the same records at the same steps as training from pixels. A shard holds, for i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,20 +19,20 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from tokenizers_vq.digests import check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import atomic_path, clear_litter, is_ours_alone, parse_json, plain, read_json, write_json
+from tokenizers_vq.files import parse_json, plain, read_json, sha256_of, write_json
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.schema import read_dataclass, read_value
 
-from ..lock import LOCK_FILE
 from .fingerprint import digest
 from .records import LeftOut, Record
 from .spec import CODES_INDEX as INDEX
 
 FORMAT = "unitok codes 1"
+PARTS = "codes-[0-9]*.json"
+"""What says of a finished shard that codes.json does not list yet."""
 _CHUNK = 65536  # rows read at once when a shard is checked
 
 
@@ -68,10 +66,14 @@ class CodesIndex:
     shards: tuple[Shard, ...] = ()
     data_sha256: str = ""
     """Fingerprint of the records that were encoded; "" in folders from before it was kept."""
+    shard_size: int = 0
+    """Records of a shard that is begun from here on; 0 in folders from before it was kept."""
+    unreadable: int = 0
+    """Records without codes, of an encoding that is finished; 0 in folders from before it was kept."""
 
     @property
     def count(self) -> int:
-        """Records encoded so far."""
+        """Records in the listed shards; all of them, when the encoding is finished."""
         return sum(shard.count for shard in self.shards)
 
     def save(self, folder: Path) -> None:
@@ -98,134 +100,18 @@ class CodesIndex:
         return index
 
 
-class ShardWriter:
-    """Writes the records of a data set, in order, as code shards.
+@dataclass(frozen=True)
+class Part:
+    """A finished shard that is not listed yet."""
 
-    Opening an unfinished folder of the same source and tokenizer goes on: `next_index` is the first missing record. A
-    shard is written to a temporary name, renamed, and only then listed, so a kill loses one shard at most.
+    count: int
+    sha256: str
+    unreadable: int
+    """Records without codes."""
 
-    Args:
-        out: the folder; made when missing.
-        source: the data spec that is encoded.
-        total: records of the source.
-        data_sha256: fingerprint of the source's records.
-        shard_size: records per file.
 
-    Raises:
-        UserError: the folder holds codes of another tokenizer or source, or other files, or cannot be written.
-
-    >>> writer = ShardWriter(out, ...)                          # doctest: +SKIP
-    >>> for index in range(writer.next_index, total):           # doctest: +SKIP
-    ...     writer.add(name, caption, codes)
-    """
-
-    def __init__(
-        self,
-        out: str | Path,
-        *,
-        tokenizer_fingerprint: str,
-        layout: Layout,
-        codebook_size: int,
-        image_size: tuple[int, int],
-        source: str,
-        total: int,
-        data_sha256: str = "",
-        shard_size: int = 8192,
-    ) -> None:
-        self.out, self.shard_size = Path(out), shard_size
-        if shard_size < 1:
-            raise UserError(f"shard_size is {shard_size}: choose a number above 0, such as 8192")
-        size = (int(image_size[0]), int(image_size[1]))
-        self.index = CodesIndex(
-            tokenizer_fingerprint, layout, codebook_size, size, source, total, data_sha256=data_sha256
-        )
-        self._rows: list[tuple[Any, ...]] = []
-        self._codes: list[np.ndarray] = []
-        if (self.out / INDEX).is_file():
-            self._continue()
-        else:
-            if self.out.exists() and not self.out.is_dir():
-                raise UserError(f"{self.out} is a file: choose another folder for the codes")
-            if self.out.is_dir() and not is_ours_alone(self.out, frozenset({LOCK_FILE})):
-                raise UserError(f"{self.out} holds other files and no {INDEX}: choose an empty folder for the codes")
-            self.index.save(self.out)
-
-    def _continue(self) -> None:
-        found, wanted = CodesIndex.load(self.out), self.index
-        same_data = (
-            [("other pictures, fingerprint", found.data_sha256[:12], wanted.data_sha256[:12])]
-            if found.data_sha256  # whatever the path to them is now
-            else [
-                ("another source", found.source, wanted.source),
-                ("another number of pictures", found.total, wanted.total),
-            ]
-        )
-        for what, old, new in (
-            ("another tokenizer", found.tokenizer_fingerprint[:12], wanted.tokenizer_fingerprint[:12]),
-            ("another layout", found.layout.scales, wanted.layout.scales),
-            ("another codebook size", found.codebook_size, wanted.codebook_size),
-            ("another image size", found.image_size, wanted.image_size),
-            *same_data,
-        ):
-            if old != new:
-                raise UserError(f"{self.out} holds codes of {what}, {old} (now {new}): choose another folder")
-        for shard in found.shards:
-            if not (self.out / shard.file).is_file() or _sha256(self.out / shard.file) != shard.sha256:
-                raise UserError(f"{self.out / shard.file} is missing or damaged: remove {self.out} and encode again")
-        self.index = found
-        clear_litter(self.out)
-
-    @property
-    def next_index(self) -> int:
-        """Index of the record that `add` expects next."""
-        return self.index.count + len(self._rows)
-
-    def add(
-        self,
-        name: str,
-        caption: str | None,
-        codes: torch.Tensor | None,
-        problem: str | None = None,
-        fields: dict[str, Any] | None = None,
-    ) -> None:
-        """Append the next record: its (L,) codes, or the problem that left it without.
-
-        Raises:
-            UserError: a record with more than one picture.
-        """
-        for field in ("source", "parts"):
-            if fields and field in fields:
-                raise UserError(
-                    f"{name} has a field {field!r} with pictures, and codes hold one picture a record: train on the "
-                    "data itself"
-                )
-        assert (codes is None) == (problem is not None), "a record has codes or a problem"
-        assert self.next_index < self.index.total, "more records than the source has"
-        length = self.index.layout.length
-        row = np.zeros(length, np.int64) if codes is None else codes.detach().cpu().numpy()
-        assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
-        assert row.min() >= 0 and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
-        self._codes.append(row.astype(_dtype(self.index.codebook_size)))
-        self._rows.append((name, caption, problem, *([fields] if fields else [])))
-        if len(self._rows) == self.shard_size or self.next_index == self.index.total:
-            self._flush()
-
-    def _flush(self) -> None:
-        texts = [json.dumps(row, ensure_ascii=False).encode() for row in self._rows]
-        data = save(
-            {
-                "codes": np.stack(self._codes),
-                "text": np.frombuffer(b"".join(texts), np.uint8),
-                "ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
-            }
-        )
-        file = f"codes-{len(self.index.shards):05d}.safetensors"
-        with atomic_path(self.out / file) as temporary:
-            temporary.write_bytes(data)
-        shard = Shard(file, len(self._rows), hashlib.sha256(data).hexdigest())
-        self.index = CodesIndex(**{**vars(self.index), "shards": (*self.index.shards, shard)})
-        self.index.save(self.out)
-        self._codes, self._rows = [], []
+def read_part(path: Path) -> Part:
+    return read_dataclass(Part, read_json(path), str(path))
 
 
 class CodesDataset:
@@ -250,12 +136,16 @@ class CodesDataset:
         self.name = str(path)
         self.index = CodesIndex.load(self.path)
         if self.index.count < self.index.total:
-            done = f"{self.index.count} of {self.index.total}"
+            waiting = (read_part(part).count for part in self.path.glob(PARTS))
+            done = f"{self.index.count + sum(waiting)} of {self.index.total}"
             raise UserError(f"{self.path} holds {done} records: run the same unitok encode again to finish it")
-        for shard in self.index.shards:
-            _check(self.path / shard.file, shard, self.index)
+        self._check_all()
         self._starts = np.cumsum([0, *(shard.count for shard in self.index.shards)])
         self._open_shards: dict[int, Any] = {}
+
+    def _check_all(self) -> None:
+        for number, shard in enumerate(self.index.shards):
+            check_shard(self._file(number), shard, self.index)
 
     @property
     def layout(self) -> Layout:
@@ -305,24 +195,17 @@ class CodesDataset:
 
     def _shard(self, number: int) -> Any:
         if number not in self._open_shards:
-            file = self.path / self.index.shards[number].file
-            self._open_shards[number] = safe_open(file, framework="numpy").__enter__()
+            self._open_shards[number] = safe_open(self._file(number), framework="numpy").__enter__()
         return self._open_shards[number]
+
+    def _file(self, number: int) -> Path:
+        return self.path / self.index.shards[number].file
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open_shards": {}}  # a worker opens its own
 
 
-def _dtype(codebook_size: int) -> type[np.unsignedinteger[Any]]:
-    return np.uint16 if codebook_size <= 2**16 else np.uint32
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _check(file: Path, shard: Shard, index: CodesIndex) -> None:
+def check_shard(file: Path, shard: Shard, index: CodesIndex) -> None:
     """Raises UserError when a shard is not what the index claims."""
 
     def require(ok: bool, what: str) -> None:
@@ -330,7 +213,7 @@ def _check(file: Path, shard: Shard, index: CodesIndex) -> None:
             raise UserError(f"{file} is damaged ({what}): encode the data again")
 
     try:
-        require(_sha256(file) == shard.sha256, f"its digest is not the one in {INDEX}")
+        require(sha256_of(file) == shard.sha256, f"its digest is not the one in {INDEX}")
         with safe_open(file, framework="numpy") as tensors:
             require(set(tensors.keys()) == {"codes", "text", "ends"}, "it has other contents")
             codes, ends = tensors.get_slice("codes"), tensors.get_tensor("ends")

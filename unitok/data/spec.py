@@ -5,6 +5,7 @@ shapes@val              its held-out combinations      shards/*.tar       WebDat
 emoji/@val              one split of a folder          file.parquet       one file
 "emoji/?caption={text}, {style} style"                 hf:owner/name@train   a data set of the Hugging Face hub
 "vqa/?question=q&answer=a"   further texts of a record
+"https://host/{0000..0099}.tar"   tars, parquet files or codes (https://host/codes/) at any address of fsspec
 "shapes?task=edit"           rendered scenes with the pictures and texts of a task
 """
 
@@ -24,8 +25,10 @@ CODES_INDEX = "codes.json"
 TEXT_KEYS = (*TEXT_FIELDS, "label")
 """Keys that name what a record's further texts are made of, as `caption` does for its caption."""
 
-KEYS = tuple(sorted(("caption", "config", "image", "kind", "limit", "outside", "seed", "size", "task", *TEXT_KEYS)))
-_INTEGERS = {"limit": 1, "seed": 0, "size": 1}  # key -> smallest value
+KEYS = tuple(
+    sorted(("cache", "caption", "config", "image", "kind", "limit", "outside", "seed", "size", "task", *TEXT_KEYS))
+)
+_INTEGERS = {"cache": 1, "limit": 1, "seed": 0, "size": 1}  # key -> smallest value
 _CHOICES = {"kind": ("parquet", "tar", "pictures"), "outside": ("true", "false")}
 _LARGEST = 2**63 - 1
 

@@ -7,6 +7,7 @@ import errno
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +144,24 @@ def reported(where: str, what: str) -> Iterator[None]:
         raise UserError(f"data {where!r} {what}: {type(cause).__name__}: {reason[:300]}") from error
 
 
+@contextlib.contextmanager
+def copies_in(folder: Path) -> Iterator[None]:
+    """While entered, `datasets` keeps its copies in this folder."""
+    token = _copies.set(folder)
+    try:
+        yield
+    finally:
+        _copies.reset(token)
+
+
+_copies: ContextVar[Path | None] = ContextVar("copies", default=None)
+
+
 def cache_dir() -> str:
     """Where `datasets` keeps its copies: the user's cache, or a temporary folder where that cannot be written."""
     global _temporary_cache
+    if (chosen := _copies.get()) is not None:
+        return str(chosen)
     cache = Path(datasets.config.HF_DATASETS_CACHE)
     try:
         cache.mkdir(parents=True, exist_ok=True)
