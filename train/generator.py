@@ -68,16 +68,17 @@ class GeneratorTrainee:
         sources = sources_of(dataset)
         self._learned = {task for source in sources for task in source.tasks}
         encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
+        captions = self.unitok.captions(encode)
         arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)
         self._packer = Packer(
-            modalities(*arguments, objective_settings),
+            modalities(*arguments, objective_settings, captions),
             sources,
             {"text": tasks.caption_dropout, "image": tasks.image_dropout},
             vocabulary.pad,
             fold(run.seed, "tasks"),
             run.steps,
         )
-        self._clean = modalities(*arguments)
+        self._clean = modalities(*arguments, captions=captions)
         micro_batch = run.micro_batch_for(world.size)
         self._validation = [Validation(one, run.eval_pictures, micro_batch, world) for one in validation]
         self._examined: dict[str, list[Record]] | None = None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
+from .trunk.published import PublishedTrunk, published_family
 from .vocabulary import Vocabulary
 
 FORMAT = 4
@@ -24,6 +25,13 @@ RENAMED = {3: {"masked_token": "maskgit"}, 4: {"next_scale": "var"}}
 @dataclass
 class TrunkConfig:
     """The decoder-only transformer."""
+
+    kind: ClassVar[str] = "native"
+    captions: ClassVar[str] = "text"
+    """What a caption is to the model: a text before the picture (`unitok/conditions.py` has others)."""
+    state_width: ClassVar[int] = 0
+    head_bias: ClassVar[bool] = False
+    plain_inputs: ClassVar[bool] = False
 
     width: int = 768
     """Size of a token's vector; a multiple of 8 * heads."""
@@ -223,14 +231,15 @@ class ObjectiveSettings:
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table"]
-    """Vectors through a linear map, or numbers with a learned vector each."""
+    kind: Literal["linear", "table", "states"]
+    """Vectors through a linear map, numbers with a learned vector each, or states of a caption through two layers."""
     size: int
     """Length of the vectors, or the number of numbers."""
 
     def __post_init__(self) -> None:
         problems = Problems()
-        problems.check(self.kind in ("linear", "table"), f"port kind is {shown(self.kind)}: choose linear or table")
+        kinds = ("linear", "table", "states")
+        problems.check(self.kind in kinds, f"port kind is {shown(self.kind)}: choose one of {', '.join(kinds)}")
         problems.check_range("port size", self.size, 1, 2**22)
         problems.raise_if_any()
 
@@ -239,7 +248,7 @@ class PortConfig:
 class ModelConfig:
     """Everything that `config.json` of a model folder says."""
 
-    trunk: TrunkConfig
+    trunk: TrunkConfig | PublishedTrunk
     objective: str
     vocabulary: tuple[tuple[str, int], ...]
     """(name, number of ids) of every span, in the order of the ids."""
@@ -261,7 +270,10 @@ class ModelConfig:
         Vocabulary(self.vocabulary)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "family": "unitok", **asdict(self)}
+        data = {"format": FORMAT, "family": "unitok", **asdict(self)}
+        if self.trunk.kind != TrunkConfig.kind:
+            data["trunk"] = {"kind": self.trunk.kind, **data["trunk"]}
+        return data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> ModelConfig:
@@ -281,6 +293,12 @@ class ModelConfig:
         for since, names in RENAMED.items():
             if version < since and isinstance(data.get("objective"), str):
                 data["objective"] = names.get(data["objective"], data["objective"])
+        trunk = data.get("trunk")
+        if isinstance(trunk, Mapping):
+            trunk = dict(trunk)
+            kind = trunk.pop("kind", TrunkConfig.kind)
+            config = TrunkConfig if kind == TrunkConfig.kind else published_family(kind).config
+            data["trunk"] = read_dataclass(config, trunk, f"{where}: trunk")
         return read_dataclass(cls, data, where)
 
 
