@@ -16,62 +16,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq.base import ImageTokenizer, build_tokenizer
-from tokenizers_vq.config import ConvVQConfig
+from tokenizers_vq.base import ImageTokenizer
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
-from tokenizers_vq.quantizer_config import VQ
+from unitok.conditions import TextStates
 from unitok.importing import import_generator
 from unitok.model import UniTok
+from unitok.objectives.base import Draw
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
+from unitok.sequence import pack
+from unitok.tasks import documents
 
-Weights = dict[str, Tensor]
-CLASSES, CODES, SIDES = 10, 50, (1, 2, 3, 4)
+from .tiny import CLASSES, CODES, SIDES, Weights, llamagen_weights, tokenizer, var_weights
+
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 0.0}
 
 
-def tokenizer(scales: tuple[int, ...] = ()) -> ImageTokenizer:
-    torch.manual_seed(0)
-    config = ConvVQConfig(
-        image_size=16,
-        channels=8,
-        channel_multipliers=(1, 1, 2),
-        blocks=1,
-        latent_dim=8,
-        quantizer=VQ(codebook_size=CODES, dim=8),
-        scales=scales,
-    )
-    return build_tokenizer(config).eval()
-
-
-def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 1) -> Weights:
-    """Weights that keep states near 1 and make neighbouring places differ."""
-    random = torch.Generator().manual_seed(seed)
-    found = {}
-    for name, shape in shapes.items():
-        tensor = torch.randn(shape, generator=random)
-        is_norm = name.endswith("norm.weight")
-        found[name] = 1 + 0.2 * tensor if is_norm else tensor / shape[-1] ** 0.5 if "emb" not in name else tensor
-    return found
-
-
 # --- LlamaGen, as a function of the checkpoint -----------------------------------------------------------------------
-
-
-def llamagen_weights(width: int = 32, depth: int = 2, inner: int = 48, caption: int = 0) -> Weights:
-    shapes: dict[str, tuple[int, ...]] = {"cls_embedding.embedding_table.weight": (CLASSES + 1, width)}
-    shapes |= {"tok_embeddings.weight": (CODES, width), "norm.weight": (width,), "output.weight": (CODES, width)}
-    for layer in range(depth):
-        shapes |= {
-            f"layers.{layer}.attention.wqkv.weight": (3 * width, width),
-            f"layers.{layer}.attention.wo.weight": (width, width),
-            f"layers.{layer}.feed_forward.w1.weight": (inner, width),
-            f"layers.{layer}.feed_forward.w3.weight": (inner, width),
-            f"layers.{layer}.feed_forward.w2.weight": (width, inner),
-            f"layers.{layer}.attention_norm.weight": (width,),
-            f"layers.{layer}.ffn_norm.weight": (width,),
-        }
-    return random_weights(shapes)
 
 
 def root_mean_square(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -150,62 +112,100 @@ LABELS = [3, 0, 9]
 def test_llamagen_classes(tmp_path: Path) -> None:
     w = llamagen_weights()
     model = imported(tmp_path, "llamagen", {"model": {**w, "freqs_cis": torch.zeros(17, 4, 2)}}, tokenizer(), n_head=4)
-    codes = torch.randint(CODES, (3, 16), generator=torch.Generator().manual_seed(3))
-    wanted = llamagen(w, classes_of(w, LABELS), codes[:, :-1], 4, 4)
-    torch.testing.assert_close(score_codes(model, LABELS, codes), wanted, atol=1e-4, rtol=0)
+    wanted = llamagen(w, classes_of(w, LABELS), some_codes(16)[:, :-1], 4, 4)
+    torch.testing.assert_close(score_codes(model, LABELS, some_codes(16)), wanted, atol=1e-4, rtol=0)
     null = classes_of(w, [CLASSES] * 3)
-    torch.testing.assert_close(
-        score_codes(model, [""] * 3, codes), llamagen(w, null, codes[:, :-1], 4, 4), atol=1e-4, rtol=0
-    )
+    wanted = llamagen(w, null, some_codes(16)[:, :-1], 4, 4)
+    torch.testing.assert_close(score_codes(model, [""] * 3, some_codes(16)), wanted, atol=1e-4, rtol=0)
 
     def run(codes: Tensor, conditional: bool) -> Tensor:
         return llamagen(w, classes_of(w, LABELS) if conditional else null, codes, 4, 4)
 
-    for scale in (1.0, 2.0, 3.0):
-        drawn = draw_codes(model, LABELS, SampleSettings(guidance=scale, **GREEDY), [0, 1, 2])
-        assert torch.equal(drawn, llamagen_greedy(run, 16, scale)), scale
+    agrees_with_greedy(model, LABELS, run)
+
+
+def agrees_with_greedy(model: UniTok, conditions: list[Any], run: Callable[..., Tensor]) -> None:
+    found = []
+    for scale, interval in ((1.0, -1), (2.0, -1), (3.0, -1), (3.0, 0), (3.0, 4)):
+        guided = interval + 2 if interval > -1 else 0
+        settings = SampleSettings(guidance=scale, guided_codes=guided, **GREEDY)
+        found.append(draw_codes(model, conditions, settings, [0, 1, 2]))
+        assert torch.equal(found[-1], llamagen_greedy(run, 16, scale, interval)), (scale, interval)
+    assert len({tuple(codes.flatten().tolist()) for codes in found}) == 5, "each setting draws something else"
+
+
+@torch.inference_mode()
+def test_llamagen_captions(tmp_path: Path) -> None:
+    """Captions of other lengths: the authors pad them in front to 120 states, and hide the padding."""
+    w = llamagen_weights(caption=12)
+    model = imported(tmp_path, "llamagen", {f"module.{name}": one for name, one in w.items()}, tokenizer(), n_head=4)
+    random = torch.Generator().manual_seed(5)
+    features, lengths = torch.randn(3, 120, 12, generator=random), [1, 7, 120]
+    mask = torch.arange(120) >= 120 - torch.tensor(lengths)[:, None]
+    features = features * mask[..., None]
+    bare = w["cls_embedding.uncond_embedding"].expand(3, -1, -1)
+
+    def run(codes: Tensor, conditional: bool) -> Tensor:
+        hidden = (features if conditional else bare) @ w["cls_embedding.cap_proj.fc1.weight"].T
+        prefix = F.gelu(hidden, approximate="tanh") @ w["cls_embedding.cap_proj.fc2.weight"].T
+        return llamagen(w, prefix, codes, 4, 4, mask)
+
+    captions = [TextStates.of(*pair) for pair in zip(features, mask, strict=True)]
+    scores = score_codes(model, captions, some_codes(16))
+    torch.testing.assert_close(scores, run(some_codes(16)[:, :-1], True), atol=1e-4, rtol=0)
+    scores = score_codes(model, [one.left_out() for one in captions], some_codes(16))
+    torch.testing.assert_close(scores, run(some_codes(16)[:, :-1], False), atol=1e-4, rtol=0)
+    agrees_with_greedy(model, captions, run)
+    with pytest.raises(UserError, match=r"121 states of 12 numbers, this model takes up to 120 of 12$"):
+        score_codes(model, [TextStates.of(torch.zeros(121, 12))], some_codes(16)[:1])
+    with pytest.raises(UserError, match=r"give unitok.conditions.TextStates from Python$"):
+        draw_codes(model, ["a red circle"], SampleSettings(), [0])
+
+
+def some_codes(length: int) -> Tensor:
+    return torch.randint(CODES, (3, length), generator=torch.Generator().manual_seed(3))
+
+
+def some_loss(model: UniTok, codes: Tensor, labels: list[int]) -> Tensor:
+    """The mean loss of a training step."""
+    records = [{"caption": str(label), "image": one} for label, one in zip(labels, codes, strict=True)]
+    draws = [Draw(torch.Generator())] * len(labels)
+    made = documents(["text_to_image"] * len(labels), records, draws, model.modalities(), {}, {"text_to_image": 0})
+    return model.train()(pack(made, pad=model.vocabulary.pad))[0] / codes.numel()
+
+
+def losses_agree(model: UniTok, w: Weights, codes: Tensor, name: str, ours: Tensor, run: Callable[[], Tensor]) -> None:
+    """The loss, and the gradient of one of the weights."""
+    w[name].requires_grad_()
+    loss = some_loss(model, codes, LABELS)
+    wanted = F.cross_entropy(run().flatten(0, 1), codes.flatten())
+    torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=0)
+    loss.backward()
+    wanted.backward()
+    assert ours.grad is not None and w[name].grad is not None and w[name].grad.abs().max() > 1e-4
+    torch.testing.assert_close(ours.grad.flatten(), w[name].grad.flatten(), atol=1e-6, rtol=1e-4)
+
+
+def test_a_training_step_of_llamagen_has_the_authors_loss(tmp_path: Path) -> None:
+    w, codes = llamagen_weights(), some_codes(16)
+    model = imported(tmp_path, "llamagen", w, tokenizer(), n_head=4)
+    name, ours = "layers.0.attention.wqkv.weight", model.get_parameter("trunk.blocks.0.attention.qkv.weight")
+    losses_agree(model, w, codes, name, ours, lambda: llamagen(w, classes_of(w, LABELS), codes[:, :-1], 4, 4))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("pos_1LC", "trunk.positions.weight"), ("word_embed.weight", "ports.image.projection.weight")],
+)
+def test_a_training_step_of_var_has_the_authors_loss(shared: bool, name: str, ours: str, tmp_path: Path) -> None:
+    w, images, codes = var_weights(shared), tokenizer(SIDES), some_codes(30)
+    model = imported(tmp_path, "var", w, images)
+    seen = [one.detach() for one in var_inputs(images, codes)]
+    losses_agree(model, w, codes, name, model.get_parameter(ours), lambda: var(w, LABELS, seen))
 
 
 # --- VAR, as a function of the checkpoint ----------------------------------------------------------------------------
-
-
-def var_weights(shared: bool, width: int = 32, depth: int = 2, heads: int = 4, latent: int = 8) -> Weights:
-    length = sum(side * side for side in SIDES)
-    shapes: dict[str, tuple[int, ...]] = {
-        "pos_start": (1, 1, width),
-        "pos_1LC": (1, length, width),
-        "word_embed.weight": (width, latent),
-        "word_embed.bias": (width,),
-        "class_emb.weight": (CLASSES + 1, width),
-        "lvl_embed.weight": (len(SIDES), width),
-        "head_nm.ada_lin.1.weight": (2 * width, width),
-        "head_nm.ada_lin.1.bias": (2 * width,),
-        "head.weight": (CODES, width),
-        "head.bias": (CODES,),
-    }
-    if shared:
-        shapes |= {"shared_ada_lin.1.weight": (6 * width, width), "shared_ada_lin.1.bias": (6 * width,)}
-    for layer in range(depth):
-        block: dict[str, tuple[int, ...]] = {
-            "attn.scale_mul_1H11": (1, heads, 1, 1),
-            "attn.q_bias": (width,),
-            "attn.v_bias": (width,),
-            "attn.mat_qkv.weight": (3 * width, width),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "ffn.fc1.weight": (4 * width, width),
-            "ffn.fc1.bias": (4 * width,),
-            "ffn.fc2.weight": (width, 4 * width),
-            "ffn.fc2.bias": (width,),
-        }
-        block |= (
-            {"ada_gss": (1, 1, 6, width)}
-            if shared
-            else {"ada_lin.1.weight": (6 * width, width), "ada_lin.1.bias": (6 * width,)}
-        )
-        shapes |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
-    weights = random_weights(shapes)
-    return {name: 3 * tensor if "scale_mul" in name else tensor for name, tensor in weights.items()}
 
 
 def linear(w: Weights, name: str, x: Tensor) -> Tensor:
@@ -283,7 +283,7 @@ def test_var(shared: bool, tmp_path: Path) -> None:
     w, images = var_weights(shared), tokenizer(SIDES)
     extra = {"lvl_1L": torch.zeros(1, 30, dtype=torch.int64), "blocks.0.attn.zero_k_bias": torch.zeros(32)}
     model = imported(tmp_path, "var", {"trainer": {"var_wo_ddp": {**w, **extra}}}, images)
-    codes = torch.randint(CODES, (3, 30), generator=torch.Generator().manual_seed(3))
+    codes = some_codes(30)
     wanted = var(w, LABELS, var_inputs(images, codes))
     torch.testing.assert_close(score_codes(model, LABELS, codes), wanted, atol=1e-4, rtol=0)
     for scale in (0.0, 1.0, 2.0):

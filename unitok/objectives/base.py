@@ -225,3 +225,9 @@ class Row:
         if scale not in self._at:
             self._at[scale] = self.settings.at_scale(scale, scales)
         return self._at[scale]
+
+    def unguided(self) -> SampleSettings:
+        """The settings of a single scale with guidance turned off, put together once."""
+        if -1 not in self._at:
+            self._at[-1] = replace(self.at(0, 1), guidance=1.0)
+        return self._at[-1]

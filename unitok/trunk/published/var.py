@@ -80,10 +80,10 @@ class VAR(Trunk):
         self.register_buffer("sides", sides, persistent=False)
         before = list(accumulate((side * side for side in config.sides[:-1]), initial=0))
         self.register_buffer("starts", torch.tensor(before), persistent=False)
-        self.begin = nn.Parameter(torch.zeros(config.sides[0] ** 2, width))
+        self.begin = nn.Embedding(config.sides[0] ** 2, width)
         """Of each place of the first map, beside `positions`."""
-        self.positions = nn.Parameter(torch.zeros(config.length, width))
-        self.scales = nn.Parameter(torch.zeros(len(sides), width))
+        self.positions = nn.Embedding(config.length, width)
+        self.scales = nn.Embedding(len(sides), width)
         self.shared = nn.Linear(width, 6 * width) if config.shared else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.last = nn.Linear(width, 2 * width)
@@ -116,8 +116,8 @@ class VAR(Trunk):
             ((one + 0.5) * sides / self.sides[-1] - 0.5).round().long() for one in places[..., 1:].unbind(-1)
         )
         inside = row * sides + column
-        first = F.embedding(inside.clamp(max=len(self.begin) - 1), self.begin) * (scale == 0)[..., None]
-        return first + F.embedding(scale, self.scales) + F.embedding(self.starts[scale] + inside, self.positions)
+        first = self.begin(inside.clamp(max=self.begin.num_embeddings - 1)) * (scale == 0)[..., None]
+        return first + self.scales(scale) + self.positions(self.starts[scale] + inside)
 
 
 def moved(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -277,9 +277,9 @@ class _VARFamily(Family):
             "ids.head.weight": head[:, :-1],
             "ids.head.bias": head[:, -1],
             "ports.image.projection.weight": weights["word_embed.weight"],
-            "trunk.begin": weights["pos_start"][0],
-            "trunk.positions": weights["pos_1LC"][0],
-            "trunk.scales": weights["lvl_embed.weight"],
+            "trunk.begin.weight": weights["pos_start"][0],
+            "trunk.positions.weight": weights["pos_1LC"][0],
+            "trunk.scales.weight": weights["lvl_embed.weight"],
         }
         found |= {f"trunk.last.{kind}": weights[f"head_nm.ada_lin.1.{kind}"] for kind in ("weight", "bias")}
         if "shared_ada_lin.1.weight" in weights:
