@@ -54,6 +54,7 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
+        start: UniTok | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
@@ -61,6 +62,8 @@ class GeneratorTrainee:
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
+        if start is not None:
+            self.unitok.start_from(start)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)
         self.model: nn.Module = self.unitok

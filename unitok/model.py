@@ -122,6 +122,14 @@ class UniTok(nn.Module):
         x = add_features(x, self.ports, features or {})
         return self.trunk(x, places, seen, cache, stands, condition)
 
+    @torch.no_grad()
+    def start_from(self, other: UniTok) -> None:
+        """Takes the weights of a model of the same sizes; ids that only this one has keep their own."""
+        given = other.state_dict()
+        for name, tensor in self.state_dict().items():
+            here = tensor[: len(given[name])] if tensor.ndim else tensor
+            here.copy_(given[name])
+
     def train(self, mode: bool = True) -> UniTok:
         super().train(mode)
         self.image_tokenizer.eval()
