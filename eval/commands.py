@@ -124,7 +124,7 @@ def eval_generator(
             save_features=save_features,
         )
     ]
-    if captioning:
+    if captioning and loaded.config.trunk.captions == "text":  # classes and states are never written
         sections.append(
             measure_captioning(
                 loaded, dataset, scorer, limit=limit, max_bad=max_bad, batch_size=batch_size, precision=precision

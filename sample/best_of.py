@@ -74,7 +74,7 @@ def reading_scores(model: UniTok, codes: torch.Tensor, caption: list[int]) -> to
     draws = [Draw(torch.Generator())] * number  # nothing about a caption that is learned is random
     made = documents([READS] * number, records, draws, model.modalities(), {}, {READS: 0})
     batch = lay_out([[one] for one in made], pad=model.vocabulary.pad).to(model.device)
-    hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), None, batch.features, batch.stands)
+    hidden = model.states(batch)
     [(ids, _)] = batch.spans  # one text
     losses = model.ids.losses(hidden.flatten(0, 1)[batch.at], batch.targets, ids)
     return -torch.zeros(number, device=losses.device).index_add(0, batch.at // batch.inputs.shape[1], losses)

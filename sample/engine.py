@@ -146,6 +146,8 @@ class Engine:
         """Of all logits of a writer's row so far: finite if they all were."""
         self.orders = torch.zeros(lanes, device=model.device)
         """Order coordinate at which each lane's value begins."""
+        self.conditions: torch.Tensor | None = None
+        """(lanes, C): the vector of each lane's condition; None where the model has no conditions."""
         self.prompts = Prompts(model, self.modalities, 2 * lanes)
         self._added = 0
         self._constants: dict[tuple[float, ...], torch.Tensor] = {}
@@ -262,6 +264,10 @@ class Engine:
         for (_, lane), one in zip(prompts, encoded, strict=True):
             self.cache.copy(lane, one.keys, one.values)
             self.orders[lane] = one.order
+            if one.condition is not None:
+                if self.conditions is None:
+                    self.conditions = one.condition.new_zeros(self.cache.rows, len(one.condition))
+                self.conditions[lane] = one.condition
 
     def _append(self, state: _Row, pieces: list[Piece]) -> None:
         """Runs further pieces through the lanes of a row that is running."""
@@ -274,7 +280,8 @@ class Engine:
             places[:, 0] += self.orders[lane]
             seen = self.cache.extend([lane], len(item), item.groups.to(device))
             batch = lay_out([[item]], pad=self.model.vocabulary.pad).to(device)
-            self.model.hidden(batch.inputs, places[None], seen, self.cache, batch.features)
+            condition = self._conditions([lane])
+            self.model.hidden(batch.inputs, places[None], seen, self.cache, batch.features, condition=condition)
             self.orders[lane] += item.order
 
     # --- a step ------------------------------------------------------------------------------------------------------
@@ -316,7 +323,12 @@ class Engine:
         features = {}
         for port, values in asked.features.items():
             features[port] = (torch.arange(len(lanes) * n, device=which.device), values[which].flatten(0, 1))
-        return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands)
+        condition = self._conditions(lanes)
+        return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands, condition)
+
+    def _conditions(self, lanes: Sequence[int]) -> torch.Tensor | None:
+        """(b, 1, C): those of these lanes."""
+        return None if self.conditions is None else self.conditions[self.cache.index(lanes)][:, None]
 
     def _guided(
         self,

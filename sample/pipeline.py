@@ -9,14 +9,18 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
+from unitok.conditions import TextStates
 from unitok.device import Precision, autocast
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
+from unitok.sequence import IGNORE, document, lay_out
 from unitok.tasks import Piece
 
 from .best_of import BestOf, candidate_seeds, check_best_of
 from .engine import Engine, Job, Watch, job_for, prompts_needed
 
+Condition = str | int | TextStates
+"""A caption, the number of a class, or what the model's text encoder made of a caption."""
 GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
 """How texts are written unless a user says otherwise: the most likely token each time."""
 
@@ -68,9 +72,45 @@ def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
     return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
 
+def value_of(model: UniTok, condition: Condition, text_ids: Callable[[str], list[int]] | None = None) -> Any:
+    """What a record holds as its caption. Raises UserError for a caption that is too long, or a class that is none."""
+    if isinstance(condition, TextStates):
+        return condition
+    return (text_ids or model.text_ids)(str(condition))
+
+
+@torch.inference_mode()
+def score_codes(
+    model: UniTok, conditions: Sequence[Condition], codes: torch.Tensor, *, batch_size: int = 32
+) -> torch.Tensor:
+    """Logits (B, L, V) float32 of all V image codes where each of the codes (B, L) stands: as the model has them when
+    this code is drawn behind those that are drawn before it, without guidance.
+
+    Where the model draws all codes in every pass (`maskgit`), they are those of the first.
+
+    Raises:
+        UserError: codes or conditions that the model does not have.
+    """
+    place = {tuple(one): number for number, one in enumerate(model.layout.coordinates().tolist())}
+    captions = model.modalities()["text"]
+    scores = torch.zeros(*codes.shape, model.vocabulary.codebook_size)
+    for part in parts(len(codes), batch_size):
+        images = model.objective.forced(codes[part].to(model.device), model.layout, model.vocabulary)
+        texts = captions.given([value_of(model, one) for one in conditions[part]])
+        batch = lay_out([[document(pair)] for pair in zip(texts, images, strict=True)], pad=model.vocabulary.pad)
+        hidden = model.states(batch.to(model.device))
+        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+            assert image.target is not None
+            here = (image.target != IGNORE).nonzero()[:, 0]
+            to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
+            states = hidden[row, len(text) + here.to(hidden.device)]
+            scores[part.start + row, to] = model.ids.scores(states, model.vocabulary.image_range).cpu()
+    return scores
+
+
 def draw_codes_each(
     model: UniTok,
-    captions: Sequence[str],
+    captions: Sequence[Condition],
     settings: SampleSettings,
     seeds: Sequence[int],
     text_ids: Callable[[str], list[int]] | None = None,
@@ -82,7 +122,7 @@ def draw_codes_each(
     """(place of its caption, codes (L,)) of the pictures that are finished together; arguments as of `draw`. A caption
     that is too long is refused before anything is drawn."""
     check_best_of(model, settings)
-    ids = [(text_ids or model.text_ids)(caption) for caption in captions]
+    ids = [value_of(model, caption, text_ids) for caption in captions]
     pairs = [
         (caption, one)
         for caption, seed in zip(ids, seeds, strict=True)
@@ -119,7 +159,7 @@ def finished(
 
 def draw_codes(
     model: UniTok,
-    captions: Sequence[str],
+    captions: Sequence[Condition],
     settings: SampleSettings,
     seeds: Sequence[int],
     text_ids: Callable[[str], list[int]] | None = None,
@@ -128,8 +168,8 @@ def draw_codes(
     precision: Precision = "fp32",
     watch: Watch | None = None,
 ) -> torch.Tensor:
-    """Codes (N, L) of one picture per caption, or of its first `settings.scales` scales. No row depends on the others.
-    Arguments as of `draw`."""
+    """Codes (N, L) of one picture per caption or other condition, or of its first `settings.scales` scales. No row
+    depends on the others. Arguments as of `draw`."""
     parts = draw_codes_each(
         model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision, watch=watch
     )

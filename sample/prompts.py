@@ -28,6 +28,8 @@ class Encoded(NamedTuple):
     """(depth, G, n, D)"""
     order: int
     """The next order coordinate."""
+    condition: torch.Tensor | None = None
+    """(C,): the vector of its condition."""
 
 
 class Prompts:
@@ -72,13 +74,16 @@ class Prompts:
             rows, length = batch.inputs.shape
             cache = self.model.trunk.cache(rows, length)
             cache.extend(range(rows), length)
-            self.model.hidden(batch.inputs, batch.places, batch.visibility(), cache, batch.features, batch.stands)
+            condition = self.model.embedded(batch.conditions)
+            if length:  # a condition alone has no positions
+                seen = batch.visibility()
+                self.model.hidden(batch.inputs, batch.places, seen, cache, batch.features, batch.stands, condition)
         row = 0
         for pieces in prompts:
             if pieces:
                 n = len(documents[row])
                 kept = (cache.keys[:, row, :, :n].clone(), cache.values[:, row, :, :n].clone())
-                yield Encoded(*kept, documents[row].order)
+                yield Encoded(*kept, documents[row].order, None if condition is None else condition[row, 0])
                 row += 1
             else:
                 empty = self.model.trunk.cache(1, 0)
@@ -128,4 +133,6 @@ def _key(pieces: Sequence[Piece]) -> Key:
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value.tolist()) if isinstance(value, torch.Tensor) else repr(value)
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.cpu().numpy().tobytes()
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else repr(value)

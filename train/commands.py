@@ -6,18 +6,24 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
-from tokenizers_vq.errors import Problems
+from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
+from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig, small
 from unitok.data.records import CaptionsWanted
-from unitok.sampling import GivenSettings
+from unitok.sampling import GivenSettings, SampleSettings
+from unitok.trunk.published import PublishedTrunk
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from unitok.objectives.base import Objective
+
+T = TypeVar("T")
 
 
 def train_tokenizer(
@@ -94,7 +100,8 @@ def train_generator(
     *,
     data: str | list[SourceConfig],
     out: Path,
-    image_tokenizer: Path,
+    image_tokenizer: Path | None = None,
+    init: Path | None = None,
     preset: str = "small",
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,
@@ -120,6 +127,8 @@ def train_generator(
             --config file names several sources, each with data, share, tasks and weight.
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
+        init: Model folder to start from, or hf:owner/name: its weights, sizes, objective and both tokenizers, instead
+            of fresh ones. One of unitok import does too. Tasks may be new to it.
         preset: Starting values of --trunk.*
         objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time, pass
             by pass), next_scale (scale by scale), random_order (code by code, trained in any order), maskgit (many at a
@@ -143,9 +152,14 @@ def train_generator(
     settings = _settings(locals())
     from unitok.objectives import get_objective, objective_class
 
-    kind = objective_class(objective)
-    objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
-    settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
+    if init is None and image_tokenizer is None:
+        raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
+    if init is None:
+        kind = objective_class(objective)
+        objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
+    else:
+        _check_start(settings)
+        drawn = SampleSettings(**SampleSettings.given(sampling))
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)
@@ -156,6 +170,7 @@ def train_generator(
     from unitok.data.mixture import without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
+    from unitok.model import UniTok
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
 
@@ -165,26 +180,44 @@ def train_generator(
     from .loop import train
 
     with join(run.device, run.threads) as world:
-        images = load_tokenizer(image_tokenizer)
+        start = None
+        if init is not None:
+            start = UniTok.from_pretrained(str(init))
+            trunk, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            objective_settings = _settled(objective_settings, objective_class(objective), trunk)
+            drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
+            settings |= {"init": start.fingerprint(), "trunk": _as_plain(trunk), "objective": objective}
+        images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
+        settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
         idle = without_a_slot(dataset.sources, run.batch_size)
         for task in idle if world.is_main else ():
             share = f"{task} has so small a share that none of the {run.batch_size} records of a step belongs to it"
             print(f"warning: {share}, so it is not learned: raise its share, or --run.batch_size", file=sys.stderr)
         validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
-        texts = world.from_main(
-            lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
-        )
         fingerprint = images.fingerprint()
-        vocabulary = Vocabulary.of(texts.size, images.codebook_size)
-        learned = {task for source in dataset.sources for task in source.tasks} - set(idle)
+        if start is not None:
+            texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
+        else:
+            texts = world.from_main(
+                lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
+            )
+            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
+            ports = get_objective(objective, images).ports(images.layout)
+        wanted = {task for source in dataset.sources for task in source.tasks}
+        learned = wanted - set(idle)
         used = modalities_of(learned)
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
         for name, size in spans.items():
-            vocabulary = vocabulary.grown(name, size)
-        ports = get_objective(objective, images).ports(images.layout)
-        if LOCATION in spans:
-            ports[LOCATION] = PortConfig("waves", WAVES)
+            if name == LOCATION and name not in vocabulary:
+                ports[name] = PortConfig("waves", WAVES)
+            vocabulary = vocabulary if name in vocabulary else vocabulary.grown(name, size)
+        before = set() if start is None else set(start.config.tasks)
+        if trunk.captions != TrunkConfig.captions and not wanted <= before:
+            raise UserError(
+                f"a model whose captions are no texts learns {', '.join(sorted(before))} alone: set the shares of "
+                f"{', '.join(sorted(wanted - before))} to 0, as in --tasks.{min(wanted - before)}.share 0"
+            )
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
@@ -194,19 +227,48 @@ def train_generator(
             text_length,
             fingerprint,
             ports,
-            tuple(task for task in TASKS if task in learned),
+            tuple(task for task in TASKS if task in learned | before),
             dataclasses.asdict(drawn),
         )
-        counts = trunk.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
-        _print_parameters({name: count for name, count in counts.items() if name != "total"}, world.is_main)
+        if isinstance(trunk, TrunkConfig):
+            counts = trunk.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
+            del counts["total"]
+        else:
+            counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
+        _print_parameters(counts, world.is_main)
         logits = run.micro_batch_for(world.size) * images.layout.length * images.codebook_size
-        check_memory(counts["total"], logits, "a generator")
+        check_memory(sum(counts.values()), logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
-        trainee = GeneratorTrainee(config, images, texts, tasks, objective_settings, dataset, validation, run, world)
+        trainee = GeneratorTrainee(
+            config, images, texts, tasks, objective_settings, dataset, validation, run, world, start
+        )
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
+
+
+def _check_start(settings: dict[str, Any]) -> None:
+    """Raises UserError for what a model that is started from brings itself."""
+    fresh = {"image_tokenizer": None, "objective": "next_token", "text_tokenizer": None, "text_vocabulary": 4096}
+    fresh |= {"text_length": 128, "trunk": _as_plain(small())}
+    problems = Problems()
+    for name, value in fresh.items():
+        problems.check(settings[name] == value, f"--{name} is that of the model in --init: leave it out")
+    problems.raise_if_any()
+
+
+def _settled(given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | PublishedTrunk) -> ObjectiveSettings:
+    """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
+    if isinstance(trunk, PublishedTrunk):
+        left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}
+        given = dataclasses.replace(given, **left)
+    return kind.settled(given)
+
+
+def _given(value: T | None) -> T:
+    assert value is not None, "checked before"
+    return value
 
 
 def _listed(data: str | list[str] | None) -> list[str]:

@@ -54,6 +54,7 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
+        start: UniTok | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
@@ -61,6 +62,8 @@ class GeneratorTrainee:
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
+        if start is not None:
+            self.unitok.start_from(start)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)
         self.model: nn.Module = self.unitok
@@ -68,16 +71,17 @@ class GeneratorTrainee:
         sources = sources_of(dataset)
         self._learned = {task for source in sources for task in source.tasks}
         encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
+        captions = self.unitok.captions(encode)
         arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)
         self._packer = Packer(
-            modalities(*arguments, objective_settings),
+            modalities(*arguments, objective_settings, captions),
             sources,
             {"text": tasks.caption_dropout, "image": tasks.image_dropout},
             vocabulary.pad,
             fold(run.seed, "tasks"),
             run.steps,
         )
-        self._clean = modalities(*arguments)
+        self._clean = modalities(*arguments, captions=captions)
         micro_batch = run.micro_batch_for(world.size)
         self._validation = [Validation(one, run.eval_pictures, micro_batch, world) for one in validation]
         self._examined: dict[str, list[Record]] | None = None

@@ -15,9 +15,12 @@ COLDEST = 1e-6
 def guide(lanes: Sequence[torch.Tensor], weights: Sequence[float | torch.Tensor]) -> torch.Tensor:
     """Classifier-free guidance (arXiv:2207.12598) from the logits of each prompt, the barest last.
 
-    `weights` are those of all prompts but the last; see `lane_weights`. One prompt alone is what it is.
+    `weights` are those of all prompts but the last; see `lane_weights`. One prompt alone is what it is, and so is one
+    of two whose weight is 1.
     """
     *others, last = lanes
+    if len(others) == 1 and isinstance(weights[0], float) and weights[0] == 1:
+        return others[0]
     guided = last
     for logits, weight in zip(others, weights, strict=True):
         guided = guided + weight * (logits - last)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
+from .trunk.published import PublishedTrunk, published_family
 from .vocabulary import Vocabulary
 
 FORMAT = 4
@@ -24,6 +25,13 @@ RENAMED = {3: {"masked_token": "maskgit"}, 4: {"next_scale": "var"}}
 @dataclass
 class TrunkConfig:
     """The decoder-only transformer."""
+
+    kind: ClassVar[str] = "native"
+    captions: ClassVar[str] = "text"
+    """What a caption is to the model: a text before the picture (`unitok/conditions.py` has others)."""
+    state_width: ClassVar[int] = 0
+    head_bias: ClassVar[bool] = False
+    plain_inputs: ClassVar[bool] = False
 
     width: int = 768
     """Size of a token's vector; a multiple of 8 * heads."""
@@ -219,16 +227,16 @@ class ObjectiveSettings:
         problems.raise_if_any()
 
 
-PORT_KINDS = ("linear", "table", "waves")
+PORT_KINDS = ("linear", "table", "states", "waves")
 
 
 @dataclass
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table", "waves"]
-    """Vectors through a linear map, or numbers with a learned vector each; or waves, for a span of the vocabulary whose
-    ids are steps of a scale (`unitok/ports.py`)."""
+    kind: Literal["linear", "table", "states", "waves"]
+    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers; or
+    waves, for a span of the vocabulary whose ids are steps of a scale (`unitok/ports.py`)."""
     size: int
     """Length of the vectors, the number of numbers, or the number of waves."""
 
@@ -250,7 +258,7 @@ class PortConfig:
 class ModelConfig:
     """Everything that `config.json` of a model folder says."""
 
-    trunk: TrunkConfig
+    trunk: TrunkConfig | PublishedTrunk
     objective: str
     vocabulary: tuple[tuple[str, int], ...]
     """(name, number of ids) of every span, in the order of the ids."""
@@ -272,7 +280,10 @@ class ModelConfig:
         Vocabulary(self.vocabulary)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "family": "unitok", **asdict(self)}
+        data = {"format": FORMAT, "family": "unitok", **asdict(self)}
+        if self.trunk.kind != TrunkConfig.kind:
+            data["trunk"] = {"kind": self.trunk.kind, **data["trunk"]}
+        return data
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> ModelConfig:
@@ -292,6 +303,12 @@ class ModelConfig:
         for since, names in RENAMED.items():
             if version < since and isinstance(data.get("objective"), str):
                 data["objective"] = names.get(data["objective"], data["objective"])
+        trunk = data.get("trunk")
+        if isinstance(trunk, Mapping):
+            trunk = dict(trunk)
+            kind = trunk.pop("kind", TrunkConfig.kind)
+            config = TrunkConfig if kind == TrunkConfig.kind else published_family(kind).config
+            data["trunk"] = read_dataclass(config, trunk, f"{where}: trunk")
         return read_dataclass(cls, data, where)
 
 

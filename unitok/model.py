@@ -19,12 +19,13 @@ from tokenizers_vq.layout import Layout
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
-from .config import ModelConfig, ObjectiveSettings, PortConfig
+from .conditions import STATES, ClassModality, StatesModality, caption_ports, class_ids
+from .config import ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective
 from .objectives.base import Objective
-from .ports import IdPort, add_features, build_ports
-from .sequence import PackedBatch
+from .ports import IdPort, StatesPort, add_features, build_ports
+from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
@@ -63,8 +64,9 @@ class UniTok(nn.Module):
             "use the text tokenizer it was trained with",
         )
         problems.raise_if_any()
-        self.objective: Objective = get_objective(config.objective, image_tokenizer)
-        ports = self.objective.ports(image_tokenizer.layout)
+        trunk = config.trunk
+        self.objective: Objective = get_objective(config.objective, image_tokenizer, trunk.plain_inputs)
+        ports = self.objective.ports(image_tokenizer.layout) | caption_ports(trunk.captions, trunk.state_width)
         waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
         unknown = sorted(name for name in waves if name not in self.vocabulary)
         if unknown:
@@ -77,9 +79,9 @@ class UniTok(nn.Module):
             )
         self.text_tokenizer = text_tokenizer
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        self.ids = IdPort(self.vocabulary.size, config.trunk.width, config.trunk.tied_head, scales)
-        self.ports = build_ports(own, config.trunk.width)
-        self.trunk = Transformer(config.trunk)
+        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales)
+        self.ports = build_ports(own, trunk.width)
+        self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
@@ -88,8 +90,7 @@ class UniTok(nn.Module):
         Sums, not means: what they are divided by counts over the whole step, which only its caller knows. At each
         position the softmax is over the ids that can stand there.
         """
-        seen = batch.visibility(self.config.trunk.attention)
-        hidden = self.hidden(batch.inputs, batch.places, seen, None, batch.features, batch.stands).flatten(0, 1)
+        hidden = self.states(batch, self.config.trunk.attention).flatten(0, 1)
         counts = [n for _, n in batch.spans]
         states, targets = hidden.index_select(0, batch.at).split(counts), batch.targets.split(counts)
         parts = [
@@ -99,6 +100,16 @@ class UniTok(nn.Module):
         losses = torch.cat(parts) * batch.weights
         return torch.zeros(len(TASKS), device=losses.device).index_add(0, batch.tasks, losses)
 
+    def states(self, batch: PackedBatch, attention: str = "sdpa") -> torch.Tensor:
+        """Last states (R, T, C) of a batch."""
+        condition = self.embedded(batch.conditions)
+        seen = batch.visibility(attention)
+        return self.hidden(batch.inputs, batch.places, seen, None, batch.features, batch.stands, condition)
+
+    def embedded(self, conditions: Conditions | None) -> torch.Tensor | None:
+        """(R, 1 or T, C): the vectors of conditions."""
+        return None if conditions is None else add_features(self.ids(conditions.ids), self.ports, conditions.features)
+
     def hidden(
         self,
         ids: torch.Tensor,
@@ -107,10 +118,24 @@ class UniTok(nn.Module):
         cache: KVCache | None = None,
         features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
         stands: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids (B, T) at places (B, T, 3) to last states (B, T, C); `features` and `stands` as in `PackedBatch`."""
-        x = add_features(self.ids(ids), self.ports, features or {})
-        return self.trunk(x, places, seen, cache, stands)
+        """Ids (B, T) at places (B, T, 3) to last states (B, T, C); `features` and `stands` as in `PackedBatch`, a
+        `condition` (B, 1 or T, C) as `embedded`."""
+        x = self.ids(ids)
+        if condition is not None:  # an image begins with it
+            x = torch.where((ids == self.vocabulary.boi)[..., None], condition.to(x.dtype), x)
+        x = add_features(x, self.ports, features or {})
+        return self.trunk(x, places, seen, cache, stands, condition)
+
+    @torch.no_grad()
+    def start_from(self, other: UniTok) -> None:
+        """Takes the weights of a model of the same sizes; ids, and waves of ids, that only this one has keep their
+        own."""
+        mine = self.state_dict()
+        for name, given in other.state_dict().items():
+            here = mine[name][: len(given)] if given.ndim else mine[name]
+            here.copy_(given)
 
     def train(self, mode: bool = True) -> UniTok:
         super().train(mode)
@@ -122,9 +147,17 @@ class UniTok(nn.Module):
     ) -> dict[str, Modality]:
         """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
         refuses long ones); `settings` are those of training."""
-        return modalities(
-            self.vocabulary, encode or self.text_ids, self.config.text_length, self.layout, self.objective, settings
-        )
+        encode, length = encode or self.text_ids, self.config.text_length
+        captions = self.captions(encode)
+        return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
+
+    def captions(self, encode: Callable[[str], list[int]]) -> Modality | None:
+        """How the model reads captions that are a condition; None: they are texts."""
+        if STATES in self.ports:
+            port = self.ports[STATES]
+            assert isinstance(port, StatesPort)
+            return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
+        return None if self.config.trunk.captions == "text" else ClassModality(self.vocabulary, encode)
 
     @property
     def device(self) -> torch.device:
@@ -136,7 +169,14 @@ class UniTok(nn.Module):
         return self.image_tokenizer.layout
 
     def text_ids(self, caption: str) -> list[int]:
-        """Ids of a caption. Raises UserError when it is too long for the model."""
+        """Ids of a caption, or of the class whose number it is. Raises UserError when it is too long for the model, or
+        no class."""
+        if STATES in self.ports:
+            raise UserError(
+                "this model reads captions as states of its text encoder: give unitok.conditions.TextStates from Python"
+            )
+        if self.config.trunk.captions == "class":
+            return class_ids(caption, self.text_tokenizer.size)
         ids = self.text_tokenizer.encode(caption)
         if len(ids) > self.config.text_length:
             start = caption if len(caption) < 40 else caption[:37] + "..."
@@ -232,10 +272,11 @@ def modalities(
     layout: Layout,
     objective: Objective,
     settings: ObjectiveSettings | None = None,
+    captions: Modality | None = None,
 ) -> dict[str, Modality]:
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
     found: dict[str, Modality] = {
-        "text": TextModality(vocabulary, encode, text_length),
+        "text": captions or TextModality(vocabulary, encode, text_length),
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings),
     }

@@ -20,6 +20,8 @@ from .sequence import Ids
 
 DEVIATION = 0.02
 """Of fresh weights."""
+STATES = 120
+"""Most states of a caption."""
 
 
 class Waves(nn.Module):
@@ -63,11 +65,16 @@ class IdPort(nn.Module):
     of a scale, and their numbers of waves, by name."""
 
     def __init__(
-        self, size: int, width: int, tied: bool, waves: Mapping[str, tuple[slice, int]] = MappingProxyType({})
+        self,
+        size: int,
+        width: int,
+        tied: bool,
+        bias: bool = False,
+        waves: Mapping[str, tuple[slice, int]] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, width)
-        self.head = nn.Linear(width, size, bias=False)
+        self.head = nn.Linear(width, size, bias=bias)
         nn.init.normal_(self.embedding.weight, std=DEVIATION)
         nn.init.normal_(self.head.weight, std=DEVIATION)
         if tied:
@@ -83,7 +90,8 @@ class IdPort(nn.Module):
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
-        found = F.linear(hidden, self.head.weight[ids]).float()
+        bias = None if self.head.bias is None else self.head.bias[ids]
+        found = F.linear(hidden, self.head.weight[ids], bias).float()
         for module in self.waves.values():
             waves = cast("Waves", module)
             if waves.span.start <= ids.start and ids.stop <= waves.span.stop:
@@ -135,7 +143,29 @@ class TablePort(nn.Module):
         return torch.zeros(1, dtype=torch.int64, device=self.table.weight.device)
 
 
-PORTS: dict[str, Callable[[int, int], LinearPort | TablePort]] = {"linear": LinearPort, "table": TablePort}
+class StatesPort(nn.Module):
+    """States (M, F) of a caption through two layers (LlamaGen, arXiv:2406.06525), with those that stand for a caption
+    that is left out."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(size, width, bias=False)
+        self.leave = nn.Linear(width, width, bias=False)
+        self.left_out: torch.Tensor
+        self.register_buffer("left_out", torch.randn(STATES, size) / size**0.5)
+        """(STATES, F); the authors never train it."""
+        for layer in (self.enter, self.leave):
+            nn.init.normal_(layer.weight, std=DEVIATION)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.leave(F.gelu(self.enter(values.to(self.enter.weight.dtype)), approximate="tanh"))
+
+    def nothing(self) -> torch.Tensor:
+        return self.enter.weight.new_zeros(1, self.enter.in_features)
+
+
+Port = LinearPort | TablePort | StatesPort
+PORTS: dict[str, Callable[[int, int], Port]] = {"linear": LinearPort, "table": TablePort, "states": StatesPort}
 
 
 def build_ports(ports: Mapping[str, PortConfig], width: int) -> nn.ModuleDict:
@@ -147,7 +177,7 @@ def add_features(
 ) -> torch.Tensor:
     """Vectors (R, T, C) with what stands beside the ids added; `features` as in `PackedBatch`."""
     for name, module in ports.items():
-        port = cast("LinearPort | TablePort", module)
+        port = cast("Port", module)
         if name in features:
             at, values = features[name]
             added = port(values)

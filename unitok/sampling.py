@@ -36,6 +36,9 @@ class SampleSettings:
     """Passes in which `masked_token` and `maskgit` draw an image. Other objectives do not use it."""
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
+    guided_codes: int = 0
+    """Next token: only the first so many codes of a picture are guided (LlamaGen's cfg_interval is 2 less); 0 guides
+    all."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
@@ -59,6 +62,9 @@ class SampleSettings:
         )
         problems.check_range("--steps", self.steps, 1, 2**16)
         problems.check_range("--best-of", self.best_of, 1, MOST_DRAWINGS)
+        problems.check(
+            self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
+        )
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -130,6 +136,8 @@ class GivenSettings:
     """Masked token, MaskGIT: passes in which an image is drawn, else 12."""
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
+    guided_codes: int | None = None
+    """Next token: guide only the first so many codes; 0 guides all."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None

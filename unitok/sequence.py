@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,8 +21,21 @@ IGNORE = -100
 
 Ids = slice | tuple[slice, ...]
 """Ids that can stand somewhere: one range, or several."""
+Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
+"""Port -> (flat positions (M,), values (M, F) or (M,))."""
 Runs = tuple[tuple[Ids, int], ...]
 """(ids that can stand there, number of positions) of runs of positions."""
+
+
+class Condition(NamedTuple):
+    """What a document has beside its sequence: a class, or what a text encoder made of a caption. Its vector stands
+    where an image begins, in place of `boi`, and the trunk sees it at every position."""
+
+    id: int
+    feature: torch.Tensor | None = None
+    """(F,) float32: what stands beside the id."""
+    port: str = ""
+    """Which port embeds the feature."""
 
 
 @dataclass
@@ -49,6 +62,8 @@ class Segment:
     """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
     stands: torch.Tensor | None = None
     """(n, 3) float32: where its id stands, for others to see; None: at its place."""
+    condition: Condition | None = None
+    """That of the whole document; such a segment may have no positions."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +71,7 @@ class Segment:
     @property
     def steps(self) -> int:
         """Steps that the order coordinate takes."""
-        return 0 if self.private else int(self.places[:, 0].max()) + 1
+        return 0 if self.private or not len(self) else int(self.places[:, 0].max()) + 1
 
 
 @dataclass
@@ -80,6 +95,7 @@ class Document:
     """(n,) float32."""
     features: list[tuple[str, int, torch.Tensor]] = field(default_factory=list)
     """(port, first position, (m, F) or (m,)) of every segment that has features."""
+    condition: Condition | None = None
     task: int = 0
     order: int = 0
     """Next order coordinate behind the document."""
@@ -91,16 +107,17 @@ class Document:
 def document(segments: Iterable[Segment], task: int = 0) -> Document:
     """Puts segments in a row, keeping count of groups and of the order coordinate."""
     inputs, targets, groups, until, places, stands, weights = [], [], [], [], [], [], []
-    elsewhere = False
+    elsewhere, condition = False, None
     runs: list[tuple[Ids, int]] = []
     features: list[tuple[str, int, torch.Tensor]] = []
     group = order = start = 0
     for part in segments:
         n = len(part)
+        condition = part.condition or condition
         inputs.append(part.ids)
         targets.append(torch.full((n,), IGNORE) if part.target is None else part.target)
         groups.append(part.groups + group)
-        group += int(part.groups[-1]) + 1
+        group += int(part.groups[-1]) + 1 if n else 0
         until.append(torch.full((n,), group - 1 if part.private else FOREVER))
         places.append(_moved(part.places, order))
         stands.append(places[-1] if part.stands is None else _moved(part.stands, order))
@@ -121,6 +138,7 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         runs=tuple(runs),
         weights=torch.cat(weights),
         features=features,
+        condition=condition,
         task=task,
         order=order,
     )
@@ -130,6 +148,20 @@ def _moved(places: torch.Tensor, order: int) -> torch.Tensor:
     moved = places.clone()
     moved[:, 0] += order
     return moved
+
+
+@dataclass
+class Conditions:
+    """The conditions of R rows of T positions."""
+
+    ids: torch.Tensor
+    """(R, 1) int64 where each row is one document, else (R, T)."""
+    features: Features
+    """Port -> (flat places in `ids` (M,), (M, F))."""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
+        features = {port: (change(at), change(values)) for port, (at, values) in self.features.items()}
+        return Conditions(change(self.ids), features)
 
 
 @dataclass
@@ -148,8 +180,10 @@ class PackedBatch:
     """(R, T, 3) float32."""
     stands: torch.Tensor | None
     """(R, T, 3) float32: where ids stand; None where all stand at their places."""
-    features: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    features: Features
     """Port -> (flat positions (M,), (M, F) or (M,)): what stands beside the ids."""
+    conditions: Conditions | None
+    """None where no document has one."""
     at: torch.Tensor
     """(N,) int64: flat positions where something is predicted, those of one span after those of another."""
     spans: Runs
@@ -174,7 +208,8 @@ class PackedBatch:
         """The batch with every tensor changed."""
         changed: dict[str, Any] = {k: change(v) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
         features = {port: (change(at), change(values)) for port, (at, values) in self.features.items()}
-        return replace(self, **changed, features=features)
+        conditions = self.conditions and self.conditions.map(change)
+        return replace(self, **changed, features=features, conditions=conditions)
 
 
 def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
@@ -231,6 +266,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
         places=places,
         stands=stands,
         features={port: _joined(parts) for port, parts in features.items()},
+        conditions=conditions_of(rows, shape[1], pad=pad),
         at=at,
         spans=tuple((ids, n) for (_, ids), n in zip(spans.values(), counts, strict=True) if n),
         targets=targets.flatten()[at],
@@ -239,6 +275,26 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
         causal=all(len(row) == 1 and bool((row[0].groups.diff() > 0).all()) for row in rows)
         and not bool((until < FOREVER).any()),
     )
+
+
+def conditions_of(rows: Sequence[Sequence[Document]], length: int = 1, *, pad: int) -> Conditions | None:
+    """The conditions of rows of documents; None where no document has one."""
+    if all(item.condition is None for row in rows for item in row):
+        return None
+    length = 1 if all(len(row) == 1 for row in rows) else length
+    ids = torch.full((len(rows), length), pad)
+    features: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for r, row in enumerate(rows):
+        start = 0
+        for item in row:
+            end = start + (len(item) if length > 1 else 1)
+            if item.condition is not None:
+                ids[r, start:end] = item.condition.id
+                if item.condition.feature is not None:
+                    values = item.condition.feature.expand(end - start, -1)
+                    features.setdefault(item.condition.port, []).append((r * length + start, values))
+            start = end
+    return Conditions(ids, {port: _joined(parts) for port, parts in features.items()})
 
 
 def _ranges(ids: Ids) -> tuple[tuple[int, int], ...]:

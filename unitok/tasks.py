@@ -133,9 +133,14 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
         return in_turn(value, part.learned)
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
-        return [Piece(modality, [], part.learned)] if part.drop == "text" else []
+        return [Piece(modality, _left_out(value), part.learned)] if part.drop == "text" else []
     values = value if is_several(part.field, value) else [value]
     return [Piece(modality, one, part.learned) for one in values]
+
+
+def _left_out(value: Any) -> Any:
+    """What stands for a caption that is left out: an empty text, or what the value itself says."""
+    return value.left_out() if hasattr(value, "left_out") else []
 
 
 def in_turn(parts: Sequence[tuple[str, Any]], learned: bool = False) -> list[Piece]:

@@ -102,6 +102,13 @@ def train_bpe(captions: Iterable[str], size: int = 4096) -> TextTokenizer:
     return TextTokenizer(tokenizer)
 
 
+def number_tokenizer(size: int) -> TextTokenizer:
+    """The numbers below a size as words: the classes of a model that draws classes."""
+    tokenizer = Tokenizer(models.WordLevel({str(number): number for number in range(size)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextTokenizer(tokenizer)
+
+
 def load_text_tokenizer(name_or_path: str | Path) -> TextTokenizer:
     """A folder with tokenizer.json, such a file, or (with a network) the name of a Hugging Face tokenizer."""
     path = Path(name_or_path)

@@ -41,7 +41,7 @@ def minimal(trial: Trial) -> dict[str, list[str]]:
     return {
         "train tokenizer": [*trial.train_tokenizer(1)[2:], *out],
         "train generator": [*trial.train_generator(1)[2:], *out],
-        "import-tokenizer": ["llamagen_vq", "nowhere.pt", *out],
+        "import": ["llamagen_vq", "nowhere.pt", *out],
         "data check": [data, *out],
         "encode": ["--data", data, "--image_tokenizer", tokenizer, *out],
         "sample": [*trial.sample()[1:], *out],

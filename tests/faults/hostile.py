@@ -94,13 +94,13 @@ def pt_bomb(trial: Trial, folder: Path) -> list[str]:
         with archive.open("archive/data/0", "w", force_zip64=True) as member:
             for _ in range(80):
                 member.write(bytes(2**26))
-    return ["import-tokenizer", "llamagen_vq", str(folder / "a.pt"), "--out", "out"]
+    return ["import", "llamagen_vq", str(folder / "a.pt"), "--out", "out"]
 
 
 def pt_code(trial: Trial, folder: Path) -> list[str]:
     pickle = b"cposix\nsystem\n(S'touch ../pwned'\ntR."
     (folder / "a.pt").write_bytes(pickle)
-    return ["import-tokenizer", "llamagen_vq", str(folder / "a.pt"), "--out", "out"]
+    return ["import", "llamagen_vq", str(folder / "a.pt"), "--out", "out"]
 
 
 def safetensors_header(trial: Trial, folder: Path) -> list[str]:

@@ -25,8 +25,9 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.published.family import Source
 from tokenizers_vq.published.load import PUBLISHED, _attempts, _compare, _configure, _sources
+from unitok.cli.importing import FamilyName
 from unitok.cli.main import main
-from unitok.cli.published import FamilyName
+from unitok.trunk.published import PUBLISHED as GENERATORS
 
 Weights = dict[str, Tensor]
 
@@ -745,7 +746,7 @@ def test_command_makes_a_folder_like_any_other(
     fetched = hub(monkeypatch, ["config.json", "pytorch_model.bin", "pytorch_model.safetensors"], tmp_path)
     settings = tmp_path / "tiny.yaml"
     settings.write_text(f"settings: {TINY['showo_magvitv2']}\n")
-    argv = ["import-tokenizer", "showo_magvitv2", "hf:showlab/magvitv2", "--out", str(tmp_path / "out")]
+    argv = ["import", "showo_magvitv2", "hf:showlab/magvitv2", "--out", str(tmp_path / "out")]
     assert main([*argv, "--config", str(settings)]) == 0
     assert fetched == [("showlab/magvitv2", "pytorch_model.safetensors")]
     out, err = capsys.readouterr()
@@ -757,7 +758,7 @@ def test_command_goes_on_after_a_kill_at_its_very_end(tmp_path: Path, capsys: py
     """The folder is whole by then, and only the lock is left over."""
     file, out = tmp_path / "x.safetensors", tmp_path / "out"
     save_file(random_weights("llamagen_vq", **TINY["llamagen_vq"]), file)
-    argv = ["import-tokenizer", "llamagen_vq", str(file), "--out", str(out)]
+    argv = ["import", "llamagen_vq", str(file), "--out", str(out)]
     argv += ["--settings", json.dumps(TINY["llamagen_vq"])]
     assert main(argv) == 0
     written = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -793,4 +794,4 @@ def test_hub_problems_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_command_knows_every_family() -> None:
-    assert list(get_args(FamilyName)) == list(PUBLISHED)
+    assert list(get_args(FamilyName)) == [*PUBLISHED, *GENERATORS]

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..errors import UserError
-from ..weights import check_finite
 from . import ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
-from .family import Family, Settings, Source
+from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
+from .tensors import check_numbers, misfits
 
 PUBLISHED: dict[str, Family] = {
     "taming_vqgan": taming_vqgan.FAMILY,
@@ -56,7 +56,7 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
         chosen = _chosen(table, weights, sources)
         number, complaint = _compare(table, chosen, sources)
         if number == 0:
-            _check_numbers(path, chosen, sources)
+            check_numbers(path, chosen, {source.name for source in sources.values()}, "tokenizer")
             return _build(wanted, chosen, sources)
         if closest is None or number < closest[0]:
             closest = number, complaint
@@ -117,32 +117,10 @@ def _chosen(table: Family, weights: dict[str, Tensor], sources: dict[str, Source
 
 def _compare(table: Family, weights: dict[str, Tensor], sources: dict[str, Source]) -> tuple[int, str]:
     """(number of tensors that do not fit, what to say about them)."""
-    names = {source.name for source in sources.values()}
-    shapes = {source.name: source.shape for source in sources.values() if source.shape is not None}
-    missing = sorted(names - weights.keys())
-    unexpected = sorted(name for name in weights.keys() - names if not name.startswith(table.ignored))
-    misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in sorted(shapes.items())
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    kinds = (("it lacks", missing), ("it has unexpected", unexpected), ("it has", misshapen))
-    parts = [f"{verb} {_some(list_)}" for verb, list_ in kinds if list_]
-    return len(missing) + len(unexpected) + len(misshapen), "; ".join(parts)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
-def _check_numbers(path: str | Path, weights: dict[str, Tensor], sources: dict[str, Source]) -> None:
-    """Raises UserError for tensors that are no floating-point numbers, or not finite."""
-    used = sorted({source.name for source in sources.values()})
-    kinds = [f"{name} ({weights[name].dtype})" for name in used if not weights[name].is_floating_point()]
-    if kinds:
-        raise UserError(f"{path} has whole numbers where weights should be: {_some(kinds)}; export the weights again")
-    what = f"{path} holds weights that no tokenizer works with"
-    check_finite({name: weights[name].float() for name in used}, what, "fetch it again, or take an older checkpoint")
+    shapes: dict[str, Shape | None] = dict.fromkeys((source.name for source in sources.values()), None)
+    shapes.update({source.name: source.shape for source in sources.values() if source.shape is not None})
+    needed = {n: t for n, t in weights.items() if n in shapes or not n.startswith(table.ignored)}
+    return misfits(needed, shapes)
 
 
 def _build(config: TokenizerConfig, weights: dict[str, Tensor], sources: dict[str, Source]) -> ImageTokenizer:

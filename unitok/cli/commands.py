@@ -37,9 +37,9 @@ COMMANDS: dict[str, Command] = {
         "Train one transformer over text and image codes.",
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
     ),
-    "import-tokenizer": Command(
-        "unitok.cli.published:import_tokenizer",
-        "Turn a published tokenizer checkpoint into a tokenizer folder.",
+    "import": Command(
+        "unitok.cli.importing:import_published",
+        "Turn a published checkpoint into the folder of a tokenizer or a model.",
         positional=("family", "file"),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),

@@ -35,7 +35,9 @@ def objective_class(name: str) -> type[Objective]:
     return getattr(importlib.import_module(module, __name__), kind)
 
 
-def get_objective(name: str, image_tokenizer: ImageTokenizer) -> Objective:
-    """The objective of that name for the codes of a tokenizer. Raises UserError that lists the names, or says why the
-    tokenizer does not do."""
-    return objective_class(name).for_tokenizer(image_tokenizer)
+def get_objective(name: str, image_tokenizer: ImageTokenizer, plain: bool = False) -> Objective:
+    """The objective of that name for the codes of a tokenizer; `plain` as of `Objective`. Raises UserError that lists
+    the names, or says why the tokenizer does not do."""
+    objective = objective_class(name).for_tokenizer(image_tokenizer)
+    objective.plain = plain
+    return objective

@@ -78,6 +78,8 @@ class Objective(ABC):
     """Whether the user says in how many passes an image is drawn."""
     sets_scales: ClassVar[bool] = False
     """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
+    plain: bool = False
+    """Whether what is seen of a picture comes in as published models have it: neither whitened nor with ids beside."""
 
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
@@ -119,6 +121,10 @@ class Objective(ABC):
     ) -> list[Segment]:
         """Codes (B, L) of images that are learned; image b draws whatever is random from `draws[b]` alone, by settings
         that are settled. Without them nothing of what an image is continued from is hidden or changed."""
+
+    def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
+        """Codes (B, L) of images with each predicted as it is when they are drawn, from those that are drawn before."""
+        return self.learned(codes, layout, vocabulary, [Draw(torch.Generator().manual_seed(0))] * len(codes))
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """Codes (B, L) of images that are read: nothing is predicted, and all positions are one group."""
@@ -219,3 +225,9 @@ class Row:
         if scale not in self._at:
             self._at[scale] = self.settings.at_scale(scale, scales)
         return self._at[scale]
+
+    def unguided(self) -> SampleSettings:
+        """The settings of a single scale with guidance turned off, put together once."""
+        if -1 not in self._at:
+            self._at[-1] = replace(self.at(0, 1), guidance=1.0)
+        return self._at[-1]

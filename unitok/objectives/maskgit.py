@@ -48,6 +48,12 @@ class MaskGIT(Objective):
         runs = code_runs(layout, vocabulary)
         return [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
 
+    def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
+        """As in the first pass, which draws all codes: in which pass one is fixed depends on the drawing."""
+        ids, groups = vocabulary.image_ids(codes), torch.zeros(layout.length, dtype=torch.int64)
+        inputs, runs = torch.full((layout.length,), vocabulary.mask), code_runs(layout, vocabulary)
+        return [Segment(inputs, groups, layout.coordinates(), target, runs) for target in ids]
+
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return ByConfidence(layout, vocabulary, rows, device)
 

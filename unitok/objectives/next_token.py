@@ -12,6 +12,7 @@ from tokenizers_vq.layout import Layout
 
 from ..choose import choose
 from ..config import ObjectiveSettings
+from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
@@ -88,6 +89,11 @@ class CodeByCode(Writer):
     def _order(self, row: int, seed: int, known: torch.Tensor | None) -> torch.Tensor:
         """(L,) int64: the places in the order in which they are written."""
         return torch.arange(self.layout.length)
+
+    def settings(self, row: int) -> SampleSettings:
+        state = self.row(row)
+        guided = state.settings.guided_codes
+        return state.unguided() if guided and self.ends[row][state.step] > guided else super().settings(row)
 
     def phase(self, row: int) -> int:
         """Rows that run equally many codes and draw from the same ids."""

@@ -50,7 +50,7 @@ class VAR(Objective):
         return cls(quantizer, len(image_tokenizer.layout.scales))
 
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
-        return {PORT: PortConfig("linear", self.quantizer.width + self.scales)}
+        return {PORT: PortConfig("linear", self.quantizer.width + (0 if self.plain else self.scales))}
 
     def learned(
         self,
@@ -101,11 +101,18 @@ class VAR(Objective):
 
     def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Ids (B, n): of the code nearest to what is seen (B, n, D); for the first scale, which sees nothing, the mask
-        token. Pictures that are drawn and pictures that are read so share the embeddings of the codes."""
+        token. Pictures that are drawn and pictures that are read so share the embeddings of the codes. The plain form
+        has no ids: an image begins, and goes on with codes that are not known."""
+        if self.plain:
+            begins = torch.where(scale == 0, vocabulary.boi, vocabulary.mask)
+            return begins.expand(len(seen), -1)
         return (self.nearest(seen) + vocabulary.image_start).masked_fill(scale == 0, vocabulary.mask)
 
     def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,)."""
+        """Features (B, n, D + K): what is seen (B, n, D), whitened, and, one-hot, the number of the scale (n,). In the
+        plain form (B, n, D), as it is."""
+        if self.plain:
+            return seen
         number = F.one_hot(scale, self.scales).to(seen).expand(len(seen), -1, -1)
         return torch.cat([self.white(seen), number], -1)
 

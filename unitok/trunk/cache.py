@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from ..config import TrunkConfig
 from .rule import Visibility, allowed
+
+if TYPE_CHECKING:
+    from .base import Sizes
 
 
 class KVCache:
@@ -22,7 +25,7 @@ class KVCache:
         extend 64, rewind 64, extend 64     length 72, 8, 72      all codes at once, again and again
     """
 
-    def __init__(self, config: TrunkConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, config: Sizes, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.depth, rows, config.key_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)

@@ -12,9 +12,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..config import TrunkConfig
+from .base import Trunk
 from .cache import KVCache
 from .rule import Visibility, attend
 
@@ -24,12 +24,13 @@ GRID_BASE = 100.0
 
 
 class RMSNorm(nn.Module):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.eps)
 
 
 class Rotary(nn.Module):
@@ -98,10 +99,10 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Gated linear unit (arXiv:2002.05202)."""
 
-    def __init__(self, config: TrunkConfig) -> None:
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.inner, bias=False)
-        self.down = nn.Linear(config.inner, config.width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up(x).chunk(2, -1)
@@ -114,7 +115,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.width)
         self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width)
-        self.mlp = SwiGLU(config)
+        self.mlp = SwiGLU(config.width, config.inner)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -129,14 +130,11 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
-class Transformer(nn.Module):
-    """Blocks between embedded positions and their last states."""
+class Transformer(Trunk):
+    """The trunk of our own models."""
 
     def __init__(self, config: TrunkConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.checkpointing = False
-        """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
+        super().__init__(config)
         self.rotary = Rotary(config.head_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(config.width)
@@ -157,22 +155,9 @@ class Transformer(nn.Module):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C). Others see them where
-        they stand (B, T, 3), by default at their places."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = self.precision(x.dtype, x.device)
         turn = self.rotary(places, dtype)
         turns = (turn, turn if stands is None else self.rotary(stands, dtype))
-        for layer, block in enumerate(self.blocks):
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, turns, seen, use_reentrant=False)
-            else:
-                x = block(x, turns, seen, cache, layer)
-        return self.norm(x)
-
-    def cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache in the precision that the blocks compute in now."""
-        weight = self.norm.weight
-        autocast = torch.is_autocast_enabled(weight.device.type)
-        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-        return KVCache(self.config, rows, capacity, weight.device, dtype)
+        return self.norm(self.run(x, turns, seen, cache))

@@ -1,0 +1,87 @@
+"""`unitok train generator --init`: a run starts from a model folder whole, our own or a published one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from unitok.cli.main import main
+from unitok.importing import import_generator
+from unitok.model import UniTok
+from unitok.sample.pipeline import draw_codes
+from unitok.sampling import SampleSettings
+
+from .tiny import SIDES, tokenizer, var_weights
+
+RUN = ["--run.batch_size", "4", "--run.workers", "0", "--run.precision", "fp32", "--optim.warmup_steps", "1"]
+DRAW_ALONE = ["--tasks.image_to_text.share", "0", "--tasks.text_only.share", "0"]
+
+
+def train(out: Path, *words: str, steps: int = 1, lr: str = "1e-30") -> int:
+    argv = ["train", "generator", "--out", str(out), "--run.steps", str(steps), "--optim.lr", lr, "--optim.min_lr", "0"]
+    return main([*argv, *RUN, *words])
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(UniTok.from_pretrained(folder).state_dict())
+
+
+def test_a_published_model_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(var_weights(False), tmp_path / "x.pt")
+    import_generator("var", tmp_path / "x.pt", tokenizer(SIDES)).save_pretrained(tmp_path / "start")
+    assert (
+        main(["sample", "--model", str(tmp_path / "start"), "3", "7", "--n", "4", "--out", str(tmp_path / "drawn")])
+        == 0
+    )
+    words = ["--init", str(tmp_path / "start"), "--data", str(tmp_path / "drawn" / "pictures")]
+
+    capsys.readouterr()
+    assert train(tmp_path / "none", *words) == 2
+    said = capsys.readouterr().err
+    assert (
+        "a model whose captions are no texts learns text_to_image alone: set the shares of image_to_text, text_only"
+        in said
+    )
+
+    assert train(tmp_path / "still", *words, *DRAW_ALONE) == 0
+    before, after = state(tmp_path / "start"), state(tmp_path / "still")
+    assert before.keys() == after.keys() and all(torch.allclose(before[name], after[name], 0, 1e-20) for name in before)
+    model = UniTok.from_pretrained(tmp_path / "still")
+    assert model.config.trunk.kind == "var" and model.config.sampling["top_k"] > 0
+
+    assert train(tmp_path / "moved", *words, *DRAW_ALONE, steps=3, lr="1e-3") == 0
+    after = state(tmp_path / "moved")
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert any(name.startswith("trunk.blocks.1.") for name in changed)
+    assert not any(name.startswith("image_tokenizer.") for name in changed)
+    draw_codes(UniTok.from_pretrained(tmp_path / "moved"), [3], SampleSettings(guidance=2.0), [0])
+
+
+def test_a_task_may_be_new_to_a_model(
+    make_model: Callable[..., UniTok], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task with ids of its own: those that were there keep their vectors."""
+    start = make_model()
+    start.save_pretrained(tmp_path / "start")
+    words = ["--init", str(tmp_path / "start"), "--data", "shapes?task=ground&limit=16", "--tasks.ground.share", "1"]
+    assert train(tmp_path / "more", *words) == 0
+    model = UniTok.from_pretrained(tmp_path / "more")
+    assert model.vocabulary.spans[:-1] == start.vocabulary.spans and "location" in model.vocabulary
+    assert "location" in model.ids.waves
+    rows = start.vocabulary.size
+    assert torch.allclose(model.ids.embedding.weight[:rows], start.ids.embedding.weight, 0, 1e-20)
+    assert torch.allclose(model.ids.head.weight[:rows], start.ids.head.weight, 0, 1e-20)
+    assert all(
+        torch.allclose(*pair, 0, 1e-20) for pair in zip(model.trunk.parameters(), start.trunk.parameters(), strict=True)
+    )
+
+    capsys.readouterr()
+    assert train(tmp_path / "odd", *words, "--objective", "maskgit", "--text_length", "7") == 2
+    said = capsys.readouterr().err
+    assert "--objective is that of the model in --init: leave it out" in said
+    assert "--text_length is that of the model in --init: leave it out" in said
+    assert main(["train", "generator", "--data", "shapes", "--out", str(tmp_path / "bare")]) == 2
+    assert "give its folder with --image_tokenizer" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""`unitok import`. Free of torch until it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import is_ours_alone
+
+from ..lock import LOCK_FILE
+from ..trunk.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from tokenizers_vq.base import ImageTokenizer
+
+    from ..model import UniTok
+
+PARTS = ("config.json", "model.safetensors", "image_tokenizer", "text_tokenizer")
+"""Of the folder of a tokenizer or a generator."""
+FamilyName = Literal[
+    "taming_vqgan", "llamagen_vq", "var_vae", "showo_magvitv2", "open_magvit2", "ibq", "llamagen", "var"
+]
+
+
+def import_published(
+    *,
+    family: FamilyName,
+    file: str,
+    out: Path,
+    image_tokenizer: Path | None = None,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
+    generator (llamagen, var) for --model.
+
+    Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
+    of them are checked. docs/tokenizers.md and docs/published.md list models and licences.
+
+    Args:
+        family: Family of the checkpoint, such as taming_vqgan or llamagen.
+        file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors, or the .index.json of several), or hf:owner/name, or
+            hf:owner/name/file.
+        out: New folder for the tokenizer or the generator.
+        image_tokenizer: Of a generator: folder of the tokenizer that it was trained with, imported before.
+        settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; their own
+            configuration of the model may be given as it is.
+
+    Example:
+        unitok import showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
+        unitok import var_vae vae_ch160v4096z32.pth --out runs/var_vae
+        unitok import var var_d16.pth --image_tokenizer runs/var_vae --out runs/var
+    """
+    if _holds_more_than(out, LOCK_FILE, *PARTS):
+        raise UserError(f"--out {out} is not empty: choose a new folder")
+    odd = [name for name in settings or {} if not isinstance(name, str)]
+    if odd:
+        raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
+    generator = family in PUBLISHED
+    if generator and image_tokenizer is None:
+        raise UserError(f"{family} draws codes of an image tokenizer: give its folder with --image_tokenizer")
+    if image_tokenizer is not None and not generator:
+        raise UserError(f"{family} is a tokenizer itself: leave --image_tokenizer out")
+    if image_tokenizer is None:
+        _import_tokenizer(family, file, out, settings or {})
+    else:
+        _import_generator(family, file, out, image_tokenizer, settings or {})
+
+
+def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any]) -> None:
+    from tokenizers_vq.base import load_tokenizer
+    from tokenizers_vq.published import load_published
+
+    tokenizer = load_published(family, file, **settings)
+    _write(out, tokenizer, lambda: load_tokenizer(out).fingerprint(), "tokenizer")
+    print(f"tokenizer: {out}")
+    print(f"{_what(tokenizer)} codes out of {tokenizer.codebook_size}", file=sys.stderr)
+
+
+def _import_generator(family: str, file: str, out: Path, image_tokenizer: Path, settings: dict[str, Any]) -> None:
+    from tokenizers_vq.base import load_tokenizer
+
+    from ..importing import import_generator, unused_settings
+    from ..model import UniTok
+
+    model = import_generator(family, file, load_tokenizer(image_tokenizer), settings)
+    unused = unused_settings(family, settings)
+    if unused:
+        print(f"settings that the import does not need: {', '.join(unused)}", file=sys.stderr)
+    _write(out, model, lambda: UniTok.from_pretrained(out).fingerprint(), "generator")
+    print(f"model: {out}")
+    count = sum(weight.numel() for module in (model.trunk, model.ids, model.ports) for weight in module.parameters())
+    print(f"{count:,} parameters, {_what(model.image_tokenizer)} codes", file=sys.stderr)
+
+
+def _what(tokenizer: ImageTokenizer) -> str:
+    grids = " + ".join(f"{height}x{width}" for height, width in tokenizer.layout.scales)
+    height, width = tokenizer.image_size
+    return f"{height}x{width} pixels -> {grids}"
+
+
+def _write(out: Path, made: ImageTokenizer | UniTok, held: Callable[[], str], kind: str) -> None:
+    """Writes a folder; `held` is the fingerprint of what it holds already."""
+    if not _holds_more_than(out, LOCK_FILE):
+        made.save_pretrained(out)
+        return
+    try:
+        same = held() == made.fingerprint()
+    except UserError:
+        same = False
+    if not same:
+        raise UserError(f"--out {out} holds another {kind}, or a damaged one: choose a new folder")
+    # This command was killed after its work was done.
+    print(f"{out} holds this {kind} already: nothing was written", file=sys.stderr)
+
+
+def _holds_more_than(folder: Path, *names: str) -> bool:
+    return folder.is_dir() and not is_ours_alone(folder, frozenset(names))

@@ -1,0 +1,130 @@
+"""Captions that are a condition beside the sequence: a class, or what a text encoder made of a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from tokenizers_vq.errors import UserError, shown
+
+from .config import PortConfig
+from .objectives.base import Draw, Writer
+from .sequence import Condition, Segment
+from .vocabulary import Vocabulary
+
+STATES = "caption"
+"""Port of the states of a caption."""
+
+
+class TextStates(NamedTuple):
+    """What a text encoder made of a caption, without its padding."""
+
+    states: torch.Tensor
+    """(n, F) float32; (0, F): the caption is left out."""
+    length: int
+    """n of the caption, also where it is left out: a published model then sees as many states of its own."""
+
+    @classmethod
+    def of(cls, states: torch.Tensor, mask: torch.Tensor | None = None) -> TextStates:
+        """States (n, F), of which those count where the mask (n,) is true.
+
+        Raises:
+            UserError: no state counts, or the shapes do not fit.
+        """
+        if states.ndim != 2 or (mask is not None and mask.shape != states.shape[:1]):
+            raise UserError(
+                f"states have shape {tuple(states.shape)}: give those of one caption, (n, size), and a mask (n,)"
+            )
+        found = states if mask is None else states[mask.bool()]
+        if not len(found):
+            raise UserError("a caption has no states that its mask keeps: give at least one")
+        return cls(found.float().cpu(), len(found))
+
+    def left_out(self) -> TextStates:
+        return TextStates(self.states[:0], self.length)
+
+
+@dataclass(frozen=True)
+class _GivenOnly:
+    """Captions that are read, and never written."""
+
+    vocabulary: Vocabulary
+    encode: Callable[[str], list[int]]
+    longest: int = 0
+
+    def learned(self, values: Sequence[Any], draws: Sequence[Draw], followed: Sequence[bool]) -> list[list[Segment]]:
+        if values:
+            raise UserError("this model writes no captions: give it the task text_to_image alone")
+        return []
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        raise UserError("this model writes no texts: it draws pictures")
+
+    def value(self, written: torch.Tensor) -> Any:
+        return written
+
+
+class ClassModality(_GivenOnly):
+    """Classes, as the text ids (1,) of their numbers; (0,): no class. They have no position of their own."""
+
+    def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
+        found = []
+        for given in values:
+            value = self.encode(given) if isinstance(given, str) else given
+            if len(value) > 1:
+                raise UserError(f"{shown(value)} are several classes: give one")
+            nothing = torch.zeros(0, dtype=torch.int64)
+            condition = Condition(value[0] if value else self.vocabulary.bos)
+            found.append(Segment(nothing, nothing, torch.zeros(0, 3), condition=condition))
+        return found
+
+
+@dataclass(frozen=True)
+class StatesModality(_GivenOnly):
+    """States of captions. The last of them stands where the picture begins, the others before it."""
+
+    nothing: torch.Tensor | None = None
+    """(n, F): what a caption that is left out has instead, the last ones counting."""
+
+    def given(self, values: Sequence[TextStates]) -> list[Segment]:
+        assert self.nothing is not None
+        found = []
+        most, size = self.nothing.shape
+        for value in values:
+            if not isinstance(value, TextStates):
+                raise UserError("this model reads states of its text encoder, not ids of a text: give TextStates")
+            if value.length > most or value.states.shape[1] != size:
+                raise UserError(
+                    f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to "
+                    f"{most} of {size}"
+                )
+            states = value.states if len(value.states) else self.nothing[most - value.length :]
+            before = torch.arange(len(states) - 1)
+            places = torch.zeros(len(before), 3)
+            places[:, 0] = before
+            ids = torch.full_like(before, self.vocabulary.bos)
+            condition = Condition(self.vocabulary.bos, states[-1], STATES)
+            found.append(Segment(ids, before, places, features=states[:-1], port=STATES, condition=condition))
+        return found
+
+
+def class_ids(caption: str, classes: int) -> list[int]:
+    """The ids (1,) of a class whose number is the caption; (0,) of an empty one. Raises UserError for other captions.
+
+    >>> class_ids(" 207", 1000), class_ids("", 1000)
+    ([207], [])
+    """
+    text = caption.strip()
+    if text and not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < classes):
+        raise UserError(
+            f"the caption {shown(caption)} is no class of this model: give a number from 0 to {classes - 1}"
+        )
+    return [int(text)] if text else []
+
+
+def caption_ports(captions: str, size: int) -> dict[str, PortConfig]:
+    """The port that captions of a kind need; `size` is that of the states."""
+    return {STATES: PortConfig("states", size)} if captions == "states" else {}

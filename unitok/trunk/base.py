@@ -1,0 +1,66 @@
+"""What every trunk is: blocks between embedded positions and their last states."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .cache import KVCache
+from .rule import Visibility
+
+
+class Sizes(Protocol):
+    """What a trunk's configuration says about its keys and values."""
+
+    @property
+    def depth(self) -> int: ...
+    @property
+    def key_heads(self) -> int: ...
+    @property
+    def head_size(self) -> int: ...
+
+
+class Trunk(nn.Module):
+    """Vectors in, vectors out; it knows no ids. A subclass makes `blocks` and answers `forward`."""
+
+    blocks: nn.ModuleList
+
+    def __init__(self, config: Sizes) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing = False
+        """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        places: torch.Tensor,
+        seen: Visibility,
+        cache: KVCache | None = None,
+        stands: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C). Others see them where
+        they stand (B, T, 3), by default at their places. `condition` (B, 1 or T, C) is that of each document."""
+        raise NotImplementedError
+
+    def run(self, x: torch.Tensor, how: Any, seen: Visibility, cache: KVCache | None) -> torch.Tensor:
+        """x (B, T, C) through all blocks; `how` is what each of them is told beside."""
+        for layer, block in enumerate(self.blocks):
+            if self.checkpointing and self.training:
+                x = checkpoint(block, x, how, seen, use_reentrant=False)
+            else:
+                x = block(x, how, seen, cache, layer)
+        return x
+
+    def precision(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """What the blocks compute in now, given vectors of this dtype."""
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+
+    def cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache in the precision that the blocks compute in now."""
+        weight = next(self.blocks.parameters())
+        return KVCache(self.config, rows, capacity, weight.device, self.precision(weight.dtype, weight.device))

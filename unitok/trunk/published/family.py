@@ -1,0 +1,97 @@
+"""What a published family of generators is: released sizes, the authors' names of its tensors, and what becomes of
+them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.layout import Layout
+
+from ...vocabulary import Vocabulary
+from . import PublishedTrunk
+
+Shape = tuple[int, ...]
+Settings = Mapping[str, Any]
+Weights = Mapping[str, Tensor]
+
+
+class Family(ABC):
+    """One published family."""
+
+    config: ClassVar[type[PublishedTrunk]]
+    objective: ClassVar[str]
+    tokenizer: ClassVar[str]
+    """The family of its image tokenizers in `tokenizers_vq.published`."""
+    settings: ClassVar[frozenset[str]]
+    """The authors' names of the settings that are read; all others say nothing, or what the tensors say too."""
+    wrappers: ClassVar[tuple[str, ...]] = ()
+    """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
+    ignored: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names of tensors that follow from the sizes."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """File names on the hub, the usual one first."""
+
+    @abstractmethod
+    def released(self) -> dict[str, tuple[PublishedTrunk, int, int]]:
+        """File -> (sizes, classes, codes) of the released models."""
+
+    @abstractmethod
+    def grids(self, config: PublishedTrunk) -> tuple[tuple[int, int], ...]:
+        """The grids of codes that a model of these sizes draws."""
+
+    @abstractmethod
+    def read(self, shapes: Mapping[str, Shape], settings: Settings, layout: Layout) -> tuple[PublishedTrunk, int, int]:
+        """(sizes, classes, codes) of the model whose tensors have these shapes and that draws pictures of this layout.
+
+        Raises:
+            KeyError: a tensor is missing that says the sizes.
+            UserError: a size that neither the shapes nor the settings say.
+        """
+
+    @abstractmethod
+    def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:
+        """The tensors that a file of these sizes holds, by their authors' names."""
+
+    @abstractmethod
+    def state(self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary) -> dict[str, Tensor]:
+        """The tensors of our model, by our names; all weights are there and fit."""
+
+    @abstractmethod
+    def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
+        """The fields of `SampleSettings` by which its authors draw."""
+
+
+def rows(vocabulary: Vocabulary, width: int, spans: Mapping[str, Tensor]) -> Tensor:
+    """(V, width) float32: a table of all ids with these rows; zeros for ids that the published model does not have."""
+    table = torch.zeros(vocabulary.size, width)
+    for name, values in spans.items():
+        table[vocabulary[name]] = values.float()
+    return table
+
+
+def whole(settings: Settings, name: str, default: int) -> int:
+    """A setting that is a whole number above 0."""
+    value = settings.get(name, default)
+    if type(value) is not int or value < 1:
+        raise UserError(f"setting {name} is {shown(value)}: give a whole number above 0, such as {default}")
+    return value
+
+
+def number(settings: Settings, name: str, default: float) -> float:
+    """A setting that is a number above 0."""
+    value = settings.get(name, default)
+    if type(value) not in (int, float) or not value > 0:
+        raise UserError(f"setting {name} is {shown(value)}: give a number above 0, such as {default}")
+    return float(value)
+
+
+def layers(shapes: Mapping[str, Shape], start: str) -> int:
+    """How many layers the names that begin with `start` and a number count."""
+    numbers = [name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)]
+    return max((int(one) for one in numbers if one.isdecimal() and len(one) < 5), default=-1) + 1
