@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -36,26 +35,21 @@ def shown_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 class EventStream(Response):
-    """Server-sent events, each of which names its `type`. What fails on the way is told as an event `error`.
-
-    Args:
-        events: closed when the client has left, or has not read them for too long.
-        seconds: in which all must be sent.
-    """
+    """Server-sent events, each of which names its `type`. What fails on the way is told as an event `error`."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[dict[str, Any], None], seconds: float) -> None:
+    def __init__(self, events: AsyncGenerator[dict[str, Any], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.events, self.seconds = events, seconds
+        self.events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def say(text: str, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with asyncio.timeout(self.seconds), aclosing(self.events):
+        async with aclosing(self.events):
             try:
                 async for event in self.events:
                     await say(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n")

@@ -149,7 +149,7 @@ def make_app(
         first = await anext(running)  # what is refused is refused before a stream begins
         assert isinstance(first, Accepted)
         if asked.stream:
-            return EventStream(told(running), limits.seconds + limits.patience)
+            return EventStream(told(running))
         found: dict[int, dict[str, Any]] = {}
         async with aclosing(running):
             async for event in running:

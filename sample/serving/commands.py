@@ -113,8 +113,8 @@ def _serve(
 ) -> None:
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'unitok-vq[serve]'") from None

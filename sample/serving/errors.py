@@ -52,8 +52,10 @@ def refused(error: UserError, param: str | None = None, status: int = 400) -> Ap
     >>> refused(UserError("--top-k is -1: choose 1 or more, or 0 to keep all codes")).body()["error"]["param"]
     'top_k'
     """
-    options = [name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]*)", str(error))]
-    message = re.sub(r"--([a-z][a-z_-]*)", lambda found: found[1].replace("-", "_"), str(error))
+    head, *problems = str(error).split("\n  ")
+    text = "; ".join(problems) or head
+    options = [name.replace("-", "_") for name in re.findall(r"--([a-z][a-z_-]*)", text)]
+    message = re.sub(r"--([a-z][a-z_-]*)", lambda found: found[1].replace("-", "_"), text)
     return ApiError(status, message, param or next(iter(options), None))
 
 

@@ -156,40 +156,47 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 class Patient(H11Protocol):
-    """A connection that is closed if the head of a request does not come in time. (uvicorn only bounds the time between
-    requests.)"""
+    """A connection that is cut if the head of a request does not come in time, or an answer is not read. (uvicorn only
+    bounds the time between requests.)"""
 
     patience = 20.0
     """Seconds."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._watch_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._watch_head()
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self._wait_for("head")
+        else:
+            self._calm("head")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait_for("read")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._calm("read")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._calm()
+        for what in [*self._timers]:
+            self._calm(what)
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
-            self._calm()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(self.patience, self._give_up)
+    def _wait_for(self, what: str) -> None:
+        if what not in self._timers:
+            self._timers[what] = self.loop.call_later(self.patience, self.transport.abort)
 
-    def _calm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _give_up(self) -> None:
-        self._timer = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
-            self.transport.abort()
+    def _calm(self, what: str) -> None:
+        if what in self._timers:
+            self._timers.pop(what).cancel()
 
 
 def patient(seconds: float) -> type[Patient]:

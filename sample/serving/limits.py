@@ -27,7 +27,7 @@ class Limits:
     seconds: float = 300.0
     """Longest time that a request may take, waiting included; then it is given up."""
     patience: float = 20.0
-    """Seconds in which a client must have sent its request."""
+    """Seconds in which a client must have sent its request, and for which it may stop reading the answer."""
 
     def __post_init__(self) -> None:
         problems = Problems()

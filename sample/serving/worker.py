@@ -106,6 +106,8 @@ class Worker:
         """Guards all of the above but `steps`; told of new orders and of the end."""
         self._owners: dict[int, int] = {}
         """Number in the engine -> order."""
+        self._broken: dict[int, UserError] = {}
+        """Orders that failed in the step."""
         self._ends: deque[float] = deque(maxlen=64)
         """When the last jobs were finished."""
         self._partial_after = 0.0
@@ -208,9 +210,12 @@ class Worker:
         except Exception:  # nobody knows which row it was: all of them are given up, and the server goes on
             traceback.print_exc()
             self._fail_all(ApiError(500, "the server failed to write this; its log says why"))
-            self._engine, self._owners = self._fresh(), {}
+            self._engine, self._owners, self._broken = self._fresh(), {}, {}
             return True
         self.steps += 1
+        for number, error in self._broken.items():
+            self._fail(number, refused(error, status=500))
+        self._broken.clear()
         for job, written in finished:
             self._finish(job, written)
         self._report()
@@ -271,7 +276,8 @@ class Worker:
             self._fail(number, error)
 
     def _fail_job(self, job: int, error: UserError) -> None:
-        self._fail(self._owners[job], refused(error, status=500))
+        """Notes the order of a job that failed in this step; its other jobs are taken out behind the step."""
+        self._broken[self._owners[job]] = error
 
     def _finish(self, job: int, written: list[torch.Tensor]) -> None:
         number = self._owners.pop(job, None)
