@@ -144,7 +144,7 @@ def write_documents(
             finished = engine.step()
         for number, written in finished:
             parts = [("image" if place % 2 else "text", value) for place, value in enumerate(written)]
-            yield number, [*_said(beginnings[number][:-1]), *_told(writer, parts)]
+            yield number, [*_said(beginnings[number][:-1]), *told(writer, parts)]
 
 
 def _said(pieces: Sequence[Piece]) -> list[Part]:
@@ -153,7 +153,7 @@ def _said(pieces: Sequence[Piece]) -> list[Part]:
     return [(kind, value) for kind, value in parts if kind != "text" or value]
 
 
-def _told(writer: DocumentWriter, parts: Sequence[Part]) -> list[Part]:
+def told(writer: DocumentWriter, parts: Sequence[Part]) -> list[Part]:
     """What was written, with texts as texts; empty ones are left out."""
     texts = writer.model.text_tokenizer
     found = [(kind, texts.decode(writer.passage.value(one)) if kind == "text" else one) for kind, one in parts]

@@ -17,7 +17,7 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.choose import guide, lane_weights
 from unitok.model import UniTok
-from unitok.objectives.base import Asked, Writer
+from unitok.objectives.base import Asked, Progress, Writer
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 from unitok.sequence import lay_out
@@ -27,6 +27,8 @@ from .prompts import Prompts, document_of
 
 Watch = Callable[[list[int], torch.Tensor], None]
 """Is shown (numbers of the jobs, their logits (b, n, V) before guidance, those of all conditions) of each step."""
+Failed = Callable[[int, UserError], None]
+"""Is told (number of a job, why it cannot be written)."""
 
 
 class Turn(NamedTuple):
@@ -131,10 +133,21 @@ class Engine:
         lanes: rows of the cache; a job takes one, and one more for each condition that guidance leaves out.
         room: positions of a lane: the longest prompt and all that is written.
         watch: is shown the logits of every step.
+        failed: is told of a job whose logits are not finite, and the others go on; without it, `step` raises.
+        align: rows that begin together stand at the same slot, which is faster where they end together too; but the
+            room must hold the longest prompt before the longest value.
     """
 
-    def __init__(self, model: UniTok, lanes: int, room: int, watch: Watch | None = None) -> None:
-        self.model, self.watch = model, watch
+    def __init__(
+        self,
+        model: UniTok,
+        lanes: int,
+        room: int,
+        watch: Watch | None = None,
+        failed: Failed | None = None,
+        align: bool = True,
+    ) -> None:
+        self.model, self.watch, self.failed, self.align = model, watch, failed, align
         self.modalities = model.modalities()
         self.cache = model.trunk.cache(lanes, room)
         self.writers: dict[str, Writer] = {}
@@ -168,13 +181,25 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
+    def cancel(self, number: int) -> None:
+        """Takes a job out between two steps, if it is still here: the next step may admit others into its lanes."""
+        self.waiting = deque(one for one in self.waiting if one[0] != number)
+        row = self._row_of(number)
+        if row is not None:
+            self._release(row)
+
+    def progress(self, number: int) -> Progress | None:
+        """How far a job is with the value that it writes now; None: it waits, or is not here."""
+        row = self._row_of(number)
+        return None if row is None else self.writers[self.running[row].turn.modality].progress(row)
+
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[torch.Tensor]]]:
         """Admits what there is room for and takes every row one step on. Returns (number, what was written) of the jobs
         that this finished.
 
         Raises:
-            UserError: logits that are not finite, or a job that needs more lanes than there are.
+            UserError: logits that are not finite, unless `failed` is told; a job that needs more lanes than there are.
         """
         self._admit()
         done = []
@@ -203,11 +228,22 @@ class Engine:
             first = Turn([], job.modality, job.settings, job.known)
             taken.append(_Row(number, job, {one: self.free.pop() for one in which}, first))
         self._fill([(row.job.prompts[which], lane) for row in taken for which, lane in row.held.items()])
-        if taken and not self.running:
+        if self.align and taken and not self.running:
             self.cache.align([lane for row in taken for lane in row.held.values()])
         for row in taken:
             self.running[row.extended[0]] = row  # a writer's row is the job's first lane
             self._begin(row.extended[0], row)
+
+    def _row_of(self, number: int) -> int | None:
+        """The row of a running job."""
+        return next((row for row, state in self.running.items() if state.number == number), None)
+
+    def _release(self, row: int) -> None:
+        """Gives the lanes of a row back."""
+        lanes = list(self.running.pop(row).held.values())
+        for lane in lanes:
+            self.cache.clear(lane)
+        self.free += lanes[::-1]
 
     def _begin(self, row: int, state: _Row) -> None:
         """Begins the writing of a turn."""
@@ -224,19 +260,20 @@ class Engine:
     def _finish(self, row: int, writer: Writer) -> list[tuple[int, list[torch.Tensor]]]:
         state = self.running[row]
         if not self.sums[row].isfinite():
-            raise UserError(
+            error = UserError(
                 "the model's logits are not finite: its weights are damaged or its training diverged (take an older "
                 "checkpoint), or --guidance or --temperature is beyond all measure (leave it out)"
             )
+            if self.failed is None:
+                raise error
+            self._release(row)
+            self.failed(state.number, error)
+            return []
         written = writer.written(row).clone()
         state.written[len(state.written) - state.turn.more :] = [written]
         turn = state.job.next(state.written)
         if turn is None:
-            del self.running[row]
-            lanes = list(state.held.values())
-            for lane in lanes:
-                self.cache.clear(lane)
-            self.free += lanes[::-1]
+            self._release(row)
             return [(state.number, state.written)]
         # What was written is read as it is from here on: positions that are not are given back, the clean copy comes.
         kept = writer.kept(row)

@@ -18,7 +18,7 @@ from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 
-from .engine import Job, job_for
+from .engine import job_for
 from .masks import check_places, touched
 from .pipeline import check_size, draw_jobs
 
@@ -79,20 +79,21 @@ def inpaint_each(
     text_ids: Callable[[str], list[int]] | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
-    jobs = _jobs(model, pictures, masks, captions, settings, seeds, text_ids or model.text_ids)
+    known = known_codes(model, pictures, masks)
+    jobs = [
+        job_for("text_to_image", {"caption": (text_ids or model.text_ids)(caption)}, seed, settings, known=given)
+        for caption, seed, given in zip(captions, seeds, known, strict=True)
+    ]
     for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):
         yield number, torch.where(masks[number], drawn, pictures[number])
 
 
-def _jobs(
-    model: UniTok,
-    pictures: torch.Tensor,
-    masks: torch.Tensor,
-    captions: Sequence[str],
-    settings: SampleSettings,
-    seeds: Sequence[int],
-    text_ids: Callable[[str], list[int]],
-) -> list[Job]:
+def known_codes(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Codes (N, L), on the CPU, of pictures (N, 3, H, W) uint8; -1 where masks (N, H, W) say that they are drawn anew.
+
+    Raises:
+        UserError: pictures or masks of another size, a mask without a pixel, a tokenizer whose codes have no place.
+    """
     check_places(model.image_tokenizer)
     check_size(model, pictures)
     if masks.shape != (len(pictures), *pictures.shape[2:]):
@@ -106,11 +107,7 @@ def _jobs(
     # One at a time: convolutions round differently in another batch, and a picture must not depend on its batch.
     images = to_float(pictures).to(model.device).split(1)
     codes = torch.cat([model.image_tokenizer.encode(image) for image in images]).cpu()
-    known = codes.masked_fill(touched(masks, model.layout), -1)
-    return [
-        job_for("text_to_image", {"caption": text_ids(caption)}, seed, settings, known=given)
-        for caption, seed, given in zip(captions, seeds, known, strict=True)
-    ]
+    return codes.masked_fill(touched(masks, model.layout), -1)
 
 
 class Sides(NamedTuple):

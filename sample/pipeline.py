@@ -51,14 +51,14 @@ def run(
 def engine_for(model: UniTok, jobs: Sequence[Job], batch_size: int, watch: Watch | None = None) -> Engine:
     """An engine with these jobs in its queue, and room for `batch_size` of them at a time."""
     lanes = sum(sorted((len(prompts_needed(job)) for job in jobs), reverse=True)[:batch_size])
-    rooms = [_rooms(model, job) for job in jobs] or [(0, 0)]
+    rooms = [rooms_of(model, job) for job in jobs] or [(0, 0)]
     engine = Engine(model, lanes, sum(map(max, zip(*rooms, strict=True))), watch)
     for job in jobs:
         engine.add(job)
     return engine
 
 
-def _rooms(model: UniTok, job: Job) -> tuple[int, int]:
+def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
     """Positions of a job's longest prompt, and of all that comes behind it at most."""
     modalities = model.modalities()
 
@@ -190,12 +190,12 @@ def draw_each(
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
     parts = draw_codes_each(model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision)
     for part in parts:
-        pictures = _decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
         yield from zip((place for place, _ in part), pictures, strict=True)
 
 
 @torch.inference_mode()
-def _decoded(model: UniTok, codes: torch.Tensor, scales: int) -> torch.Tensor:
+def decoded(model: UniTok, codes: torch.Tensor, scales: int) -> torch.Tensor:
     """Pictures (N, 3, H, W) uint8 of codes (N, L), of so many scales; 0: all."""
     return to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scales or None)).cpu()
 
@@ -211,7 +211,7 @@ def draw_jobs(
     if settings.best_of > 1:
         raise UserError(f"--best_of {settings.best_of} chooses by the caption, and only captions have it: leave it out")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
-        pictures = _decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
         yield from zip((number for number, _ in part), pictures, strict=True)
 
 
@@ -255,7 +255,7 @@ def draw_progress(
     those of `draw`."""
     codes = draw_codes(model, captions, settings, seeds, precision=precision)
     scales = range(1, 1 + (settings.scales or len(model.layout.scales)))
-    return torch.stack([_decoded(model, codes, scale) for scale in scales], 1)
+    return torch.stack([decoded(model, codes, scale) for scale in scales], 1)
 
 
 def write_texts(

@@ -18,15 +18,20 @@ from .engine import job_for
 from .pipeline import GREEDY, codes_of, run, write_texts
 
 
+def has_learned(model: UniTok, task: str) -> bool:
+    """Whether a model learned a task; older ones do not say so."""
+    tasks = model.config.tasks
+    return task in tasks or (not tasks and modalities_of([task]) <= model.modalities().keys())
+
+
 def check_task(model: UniTok, name: object, task: str) -> None:
     """
     Raises:
         UserError: the model, which a user knows by that name, did not learn the task.
     """
-    tasks = model.config.tasks
-    if task in tasks or (not tasks and modalities_of([task]) <= model.modalities().keys()):
+    if has_learned(model, task):
         return
-    learned = ", ".join(tasks) or "no tasks with boxes"
+    learned = ", ".join(model.config.tasks) or "no tasks with boxes"
     raise UserError(f"{name} learned {learned}, not {task}: train it with --tasks.{task}.share above 0")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,10 +28,17 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
 
 
+def png_bytes(image: Tensor) -> bytes:
+    """uint8 (3, H, W) -> a PNG file."""
+    file = io.BytesIO()
+    to_pil(image).save(file, format="PNG")
+    return file.getvalue()
+
+
 def save_png(path: str | Path, image: Tensor) -> None:
     """Writes one uint8 (3, H, W) picture, atomically. It can be made again, so nobody waits for the disk."""
     with atomic_path(path, sync=False) as temporary:
-        to_pil(image).save(temporary, format="PNG")
+        temporary.write_bytes(png_bytes(image))
 
 
 def save_grid(

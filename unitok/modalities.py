@@ -223,6 +223,9 @@ class TokenByToken(Writer):
         ids = self.ids[row, 1:].cpu()
         return ids[: int((~torch.isin(ids, self.ends.cpu())).long().cumprod(0).sum())]
 
+    def steps(self, row: int) -> int:
+        return self.length
+
     def kept(self, row: int) -> int:
         """The begin and all ids, if an end was written behind them: then the last of them has been run too."""
         written = TokenByToken.written(self, row)

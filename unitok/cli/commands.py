@@ -87,6 +87,11 @@ COMMANDS: dict[str, Command] = {
     "chat": Command(
         "unitok.sample.document_commands:chat", "Write texts and pictures in turn with a model.", inline="sampling"
     ),
+    "serve": Command(
+        "unitok.sample.serving.commands:serve",
+        "Serve a model over HTTP, in the shape of OpenAI's API.",
+        inline="limits",
+    ),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),

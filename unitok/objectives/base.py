@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 
@@ -156,6 +156,17 @@ class Asked:
     """(n,) int64: they see one another by these groups; None: all do. Known codes so come in one pass."""
 
 
+class Progress(NamedTuple):
+    """How far a value is."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    """Steps in all; of a text, at most."""
+    so_far: torch.Tensor
+    """Codes (L,) int64 of an image, -1 for those that are not drawn yet, or the ids of a text."""
+
+
 class Writer(ABC):
     """Writes one value in each of many rows, a step at a time. Rows do not depend on each other."""
 
@@ -199,6 +210,17 @@ class Writer(ABC):
     @abstractmethod
     def written(self, row: int) -> torch.Tensor:
         """What was written, (L,) int64."""
+
+    def progress(self, row: int) -> Progress:
+        return Progress(self.row(row).step, self.steps(row), self.so_far(row).clone())
+
+    @abstractmethod
+    def steps(self, row: int) -> int:
+        """See `Progress`."""
+
+    def so_far(self, row: int) -> torch.Tensor:
+        """See `Progress`."""
+        return self.written(row)
 
     def kept(self, row: int) -> int:
         """How many of the positions that a finished value ran are those of the value as it is given; 0: it is read

@@ -190,10 +190,16 @@ class PassByPass(Writer):
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == len(self.sizes[row])]
+        return [row for row in rows if self.row(row).step == self.steps(row)]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]
+
+    def steps(self, row: int) -> int:
+        return len(self.sizes[row])
+
+    def so_far(self, row: int) -> torch.Tensor:
+        return self.codes[row].index_fill(0, self.order[row, self.at[row] :], -1)
 
 
 def _first_passes(length: int, codes: int) -> list[int]:

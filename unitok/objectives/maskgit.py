@@ -133,10 +133,13 @@ class ByConfidence(Writer):
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == len(self.plan(row).still_hidden)]
+        return [row for row in rows if self.row(row).step == self.steps(row)]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]
+
+    def steps(self, row: int) -> int:
+        return len(self.plan(row).still_hidden)
 
 
 def _number(value: float | list[float]) -> float:

@@ -174,7 +174,10 @@ class InTurn(ScaleByScale):
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self._whole(row) == (self.row(row).settings.scales or len(self.layout.scales))]
+        return [row for row in rows if self._whole(row) == self._wanted(row)]
+
+    def steps(self, row: int) -> int:
+        return sum(scale < self._wanted(row) for scale in self.scales)
 
     def _whole(self, row: int) -> int:
         """Scales that a row has in full."""

@@ -138,7 +138,14 @@ class CodeByCode(Writer):
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        return [row for row in rows if self.row(row).step == len(self.ends[row])]
+        return [row for row in rows if self.row(row).step == self.steps(row)]
 
     def written(self, row: int) -> torch.Tensor:
         return self.codes[row]
+
+    def steps(self, row: int) -> int:
+        return len(self.ends[row])
+
+    def so_far(self, row: int) -> torch.Tensor:
+        left = self.order[row, self.at[row] :]
+        return self.codes[row].index_copy(0, left, self.known[row, left])

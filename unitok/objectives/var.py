@@ -182,12 +182,23 @@ class ScaleByScale(Writer):
             self.row(row).step += 1
 
     def finished(self, rows: Sequence[int]) -> list[int]:
-        scales = len(self.layout.scales)
-        return [row for row in rows if self.row(row).step == (self.row(row).settings.scales or scales)]
+        return [row for row in rows if self.row(row).step == self.steps(row)]
 
     def written(self, row: int) -> torch.Tensor:
         """The codes of the scales so far."""
         return self.codes[row, : sum(self.layout.lengths[: self.row(row).step])]
+
+    def steps(self, row: int) -> int:
+        return self._wanted(row)
+
+    def so_far(self, row: int) -> torch.Tensor:
+        """Of whole scales: they are what a picture is made of."""
+        written = self.written(row)
+        return F.pad(written, (0, self.layout.length - len(written)), value=-1)
+
+    def _wanted(self, row: int) -> int:
+        """Scales that a row draws."""
+        return self.row(row).settings.scales or len(self.layout.scales)
 
 
 def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""A server: one process holds a model, and others ask it for pictures and texts over HTTP."""

@@ -1,0 +1,99 @@
+"""The fields of requests. A field that is unknown or of another type is refused; none is guessed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unitok.sampling import GivenSettings, SampleSettings
+
+LONGEST_TEXT = 32_000
+"""Characters of a text; a model reads far fewer tokens."""
+MOST_PARTIAL_IMAGES = 100
+LARGEST_SEED = 2**63 - 1
+
+
+class Fields(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = None
+    """The name of the model that is served, or nothing."""
+    seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
+    """Of the first picture or text; the next has the next. Without it, one of chance; the answer tells it."""
+
+
+class ImageFields(Fields):
+    """Of `/v1/images/generations`, and beside the files of `/v1/images/edits`. The settings are those of
+    `unitok sample`; those that are left out are the model's own."""
+
+    prompt: Annotated[str, Field(max_length=LONGEST_TEXT)]
+    n: Annotated[int, Field(ge=1)] = 1
+    """Pictures, with the seeds seed, seed + 1, ..."""
+    size: str | None = None
+    """WIDTHxHEIGHT; it must be the model's."""
+    response_format: Literal["b64_json"] | None = None
+    """The server keeps no files, so there are no addresses."""
+    stream: bool = False
+    """Whether steps and partial pictures are sent while it draws."""
+    partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES)] = 3
+    """Partial pictures of each picture of a stream, evenly over its steps; fewer where the server is short of time."""
+    guidance: float | list[float] | None = None
+    temperature: float | list[float] | None = None
+    top_k: int | list[int] | None = None
+    top_p: float | list[float] | None = None
+    steps: int | None = None
+    guidance_rises: bool | None = None
+    scales: int | None = None
+    random_order: bool | None = None
+    best_of: int | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are given. Raises UserError for values out of range."""
+        names = GivenSettings.__dataclass_fields__
+        return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in names}))
+
+
+class TextPart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text"]
+    text: Annotated[str, Field(max_length=LONGEST_TEXT)]
+
+
+class ImageUrl(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: str
+    """data:image/png;base64,... : the server fetches nothing."""
+
+
+class ImagePart(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: (
+        Annotated[str, Field(max_length=LONGEST_TEXT)]
+        | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    )
+
+
+class ChatFields(Fields):
+    """Of `/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    n: Literal[1] = 1
+    stream: Literal[False] = False
+    temperature: float | None = None
+    """Of texts. Without it 1 in documents, and 0, the most likely token each time, in answers about a picture."""
+    top_k: int = 0
+    top_p: float = 0.0
+    pictures: Annotated[int, Field(ge=0)] | None = None
+    """Most pictures that are drawn in an answer."""

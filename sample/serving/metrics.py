@@ -1,0 +1,31 @@
+"""Numbers of a running server, in the text format of Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from .worker import Worker
+
+SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
+
+
+class Metrics:
+    """Of one server: it has a registry of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        registry = self.registry = CollectorRegistry()
+        self.requests = Counter("unitok_requests", "Requests answered", ["path", "status"], registry=registry)
+        self.seconds = Histogram(
+            "unitok_request_seconds", "Time of a request", ["path"], buckets=SECONDS, registry=registry
+        )
+        self.pictures = Counter("unitok_pictures", "Pictures sent", registry=registry)
+        numbers = {
+            "unitok_open_jobs": ("Pictures and texts asked for and not finished", lambda: worker.open),
+            "unitok_running_jobs": ("Pictures and texts being written", lambda: worker.running),
+            "unitok_steps": ("Steps of the engine since the start", lambda: worker.steps),
+        }
+        for name, (what, value) in numbers.items():
+            Gauge(name, what, registry=registry).set_function(value)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)

@@ -1,0 +1,183 @@
+"""Orders: what a request wants to be written, from jobs of the engine to the value of the answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokenizers_vq.errors import UserError
+from unitok.model import UniTok
+from unitok.sampling import SampleSettings
+
+from ..best_of import BestOf, candidate_seeds, check_best_of
+from ..documents import DocumentWriter, Part, told
+from ..engine import Job, job_for
+from ..inpainting import known_codes
+from ..pipeline import codes_of, rooms_of
+from .partial import decode_one
+
+Finished = list[tuple[int, Any]]
+"""(place among the values of the order, value) of what a job completes."""
+
+
+class Order(ABC):
+    """All but `size` and `places` runs where the model is, in its thread and in inference mode."""
+
+    partials: int | None = None
+    """Partial pictures of each value; None: nobody wants to know how far it is."""
+
+    @property
+    def size(self) -> int:
+        """Jobs."""
+        return self.places
+
+    @property
+    def places(self) -> int:
+        """Values."""
+        return 1
+
+    @abstractmethod
+    def jobs(self, model: UniTok) -> list[Job]:
+        """What the engine runs. Raises UserError for what cannot be done."""
+
+    @abstractmethod
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        """What a job completes; `number` is its place in `jobs`."""
+
+    def room(self, model: UniTok, job: Job) -> int:
+        """Positions that a job takes at most."""
+        return sum(rooms_of(model, job))
+
+    def place(self, number: int) -> int:
+        """The value that a job belongs to."""
+        return number
+
+    def around(self, picture: torch.Tensor) -> torch.Tensor:
+        """A drawn picture (3, H, W) uint8, with what is given of it."""
+        return picture
+
+
+@dataclass
+class Drawing(Order):
+    """Pictures (3, H, W) uint8 of one caption, a seed for each."""
+
+    caption: list[int]
+    """Its ids."""
+    settings: SampleSettings
+    seeds: list[int]
+    partials: int | None = None
+
+    @property
+    def places(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def size(self) -> int:
+        return len(self.seeds) * self.settings.best_of
+
+    def place(self, number: int) -> int:
+        return number // self.settings.best_of
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        check_best_of(model, self.settings)
+        self.best = BestOf(model, [self.caption] * len(self.seeds), self.settings.best_of)
+        seeds = [one for seed in self.seeds for one in candidate_seeds(seed, self.settings.best_of)]
+        return self._jobs(model, seeds)
+
+    def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
+        return [job_for("text_to_image", {"caption": self.caption}, seed, self.settings) for seed in seeds]
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        chosen = self.best.take([(number, written[0])])
+        return [(place, self.around(decode_one(model.image_tokenizer, codes))) for place, codes in chosen]
+
+
+@dataclass
+class _FromPictures(Drawing):
+    """A drawing that is made from pictures, of which the best is not chosen by the caption."""
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        if self.settings.best_of > 1:
+            raise UserError(
+                f"--best_of {self.settings.best_of} chooses by the caption, and only captions have it: leave it out"
+            )
+        return super().jobs(model)
+
+
+@dataclass(kw_only=True)
+class Inpainting(_FromPictures):
+    """A picture, a part of which is drawn anew."""
+
+    picture: torch.Tensor
+    """(3, H, W) uint8 of the model's size."""
+    mask: torch.Tensor
+    """(H, W) bool, true where it is drawn anew."""
+
+    def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
+        (known,) = known_codes(model, self.picture[None], self.mask[None])
+        record = {"caption": self.caption}
+        return [job_for("text_to_image", record, seed, self.settings, known=known) for seed in seeds]
+
+    def around(self, picture: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.mask, picture, self.picture)
+
+
+@dataclass(kw_only=True)
+class Editing(_FromPictures):
+    """Pictures changed as the caption says, which is an instruction here."""
+
+    sources: list[torch.Tensor]
+    """(3, H, W) uint8 of the model's size."""
+
+    def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
+        record = {"source": [codes_of(model, one[None])[0] for one in self.sources], "instruction": self.caption}
+        return [job_for("edit", record, seed, self.settings) for seed in seeds]
+
+
+@dataclass
+class Reading(Order):
+    """A text about a picture."""
+
+    task: str
+    record: Mapping[str, Any]
+    """Field -> ids, without the picture."""
+    picture: torch.Tensor
+    """(3, H, W) uint8 of the model's size."""
+    settings: SampleSettings
+    seed: int
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        (codes,) = codes_of(model, self.picture[None])
+        return [job_for(self.task, {**self.record, "image": codes}, self.seed, self.settings, "text")]
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        return [(0, [("text", model.text_tokenizer.decode(written[0].tolist()))])]
+
+
+@dataclass
+class Telling(Order):
+    """What a document of texts and pictures goes on with: [("text", text) or ("image", (3, H, W) uint8)]."""
+
+    writer: DocumentWriter
+    document: Sequence[Part]
+    """Pictures as (3, H, W) uint8 of the model's size."""
+    seed: int
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        parts = [(kind, codes_of(model, one[None])[0] if kind == "image" else one) for kind, one in self.document]
+        pieces = self.writer.pieces(parts)
+        self.begun = len(pieces[-1].value)
+        return [self.writer.job(pieces, self.seed)]
+
+    def room(self, model: UniTok, job: Job) -> int:
+        return sum(self.writer.room(job))
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        new = [written[0][self.begun :], *written[1:]]  # without what the last text began with
+        parts = told(self.writer, [("image" if place % 2 else "text", value) for place, value in enumerate(new)])
+        show = model.image_tokenizer
+        return [(0, [(kind, decode_one(show, one) if kind == "image" else one) for kind, one in parts])]

@@ -1,0 +1,131 @@
+"""Servers of tiny models: in the test's own process, with and without a socket."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+import uvicorn
+from starlette.testclient import TestClient
+
+from tokenizers_vq.images import png_bytes
+from unitok.model import UniTok
+from unitok.sample.serving.api import Access, make_app
+from unitok.sample.serving.guards import patient
+from unitok.sample.serving.limits import Limits
+from unitok.sample.serving.service import Service
+from unitok.sample.serving.worker import Worker
+
+
+@dataclass
+class Parts:
+    """A server, and what it is made of."""
+
+    service: Service
+    worker: Worker
+    lines: list[Mapping[str, Any]]
+    """What it told of requests."""
+    app: Any
+
+
+def make_parts(model: UniTok, access: Access | None = None, **limits: Any) -> Parts:
+    chosen = replace(Limits(lanes=8), **limits)
+    service = Service(model, "tiny", chosen, context=300)
+    worker = Worker(model, chosen.lanes, service.room, chosen.queue)
+    lines: list[Mapping[str, Any]] = []
+    return Parts(service, worker, lines, make_app(service, worker, lines.append, access or Access()))
+
+
+@contextmanager
+def in_process(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
+    parts = make_parts(model, access, **limits)
+    with TestClient(parts.app, raise_server_exceptions=False) as client:
+        yield client, parts
+
+
+@dataclass
+class Listening:
+    """A server with a socket."""
+
+    port: int
+    parts: Parts
+    server: uvicorn.Server
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+
+@contextmanager
+def on_a_port(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
+    parts = make_parts(model, access, **limits)
+    patience = parts.service.limits.patience
+    config = uvicorn.Config(
+        parts.app, http=patient(patience), ws="none", lifespan="on", access_log=False, log_level="error"
+    )
+    server = uvicorn.Server(config)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(512)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            yield Listening(listening.getsockname()[1], parts, server)
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[tuple[TestClient, Parts]]]:
+    return in_process
+
+
+@pytest.fixture(scope="session")
+def listen() -> Callable[..., AbstractContextManager[Listening]]:
+    return on_a_port
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    def wait(is_so: Callable[[], bool]) -> None:
+        ends = time.monotonic() + 10
+        while not is_so():
+            assert time.monotonic() < ends, "it never came to be"
+            time.sleep(0.005)
+
+    return wait
+
+
+def random_picture(height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, height, width), generator=generator).to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., torch.Tensor]:
+    return random_picture
+
+
+@pytest.fixture(scope="session")
+def png() -> Callable[[torch.Tensor], io.BytesIO]:
+    """A picture (3, H, W) uint8 as a file."""
+
+    def made(image: torch.Tensor) -> io.BytesIO:
+        file = io.BytesIO(png_bytes(image))
+        file.name = "picture.png"
+        return file
+
+    return made
