@@ -44,7 +44,8 @@ def eval_tokenizer(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
-        features: Network for rFID: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        features: Network for rFID: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
             and leaves LPIPS out elsewhere.
@@ -103,7 +104,8 @@ def compare_tokenizers(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the size that all the tokenizers have.
-        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
+        features: Network for rFID: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
             and leaves LPIPS out elsewhere.

@@ -26,6 +26,7 @@ COMMANDS = [
     "eval generator --model MODEL --data PICTURES --guidance 1 --out OUT",
     "eval suite --model MODEL --data PICTURES --out OUT",
     "eval fid PICTURES PICTURES",
+    "eval retrieval PICTURES PICTURES",
     "eval clipscore PICTURES",
     "eval statistics PICTURES --out OUT/statistics.npz",
 ]

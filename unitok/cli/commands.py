@@ -106,6 +106,11 @@ COMMANDS: dict[str, Command] = {
         positional=("data",),
         out_is_file=True,
     ),
+    "eval retrieval": Command(
+        "unitok.eval.retrieval_commands:eval_retrieval",
+        "Is the nearest known picture called what it should be?",
+        positional=("data", "gallery"),
+    ),
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
     ),
