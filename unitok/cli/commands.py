@@ -127,5 +127,10 @@ COMMANDS: dict[str, Command] = {
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
         positional=("tokenizers",),
     ),
+    "start": Command(
+        "unitok.cli.start:start",
+        "From a folder of pictures to a model and a report, within a budget of minutes.",
+        positional=("data",),
+    ),
     "demo": Command("unitok.cli.demo:demo", "Full demo on rendered shapes: train, draw, caption, measure, report."),
 }
