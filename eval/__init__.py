@@ -1,7 +1,7 @@
 """Measuring: pictures -> features -> statistics -> number, and reports that say where each number comes from.
 
     pictures    sources (a folder, a data spec, a model, a saved file), or any iterable of uint8 (B, 3, H, W)
-    features    networks.features.load_features: embedded, inception, clip:<name>, dinov2:<name>
+    features    networks.features.load_features: embedded, efficientnet_lite0, inception, clip:<name>, dinov2:<name>
     statistics  metrics.statistics.measure_statistics; saved.save_statistics keeps them
     number      metrics: fid, kid, prdc, cmmd, inception_score, clipscore, r_precision, captions, geneval
 

@@ -56,8 +56,8 @@ def eval_generator(
         sampling: How codes are chosen.
         seed: The i-th picture is drawn with seed + i.
         captioning: Also caption the pictures of the data and compare with their captions.
-        features: Network for FID, KID, precision and retrieval: embedded, inception, clip:<hub id or folder>, dinov2,
-            or dinov2:<hub id or folder>.
+        features: Network for FID, KID, precision and retrieval: embedded, efficientnet_lite0, inception,
+            clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
         reference: An .npz file that FID compares with instead of the pictures of the data: statistics (mu, sigma), or
@@ -158,7 +158,8 @@ def eval_statistics(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
-        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        features: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         device: auto takes a GPU where there is one.
@@ -209,7 +210,8 @@ def eval_fid(
         limit: Pictures used of each set; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are first scaled and cropped to this square; null leaves all resizing to the network.
-        features: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        features: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID; needs
             --out.

@@ -87,7 +87,7 @@ def measure_side_by_side(
     first: Tensor | None = None
     for images, batch in picture_batches(records, batch_size):
         first = images if first is None else first
-        backs = [meter.update(images) for meter in meters.values()]
+        backs = [meter.update(images)[0] for meter in meters.values()]
         if len(shown) < SHOWN:
             texts = [record.caption or record.name for record in batch]
             shown += [(image, list(back), text) for image, text, *back in zip(images, texts, *backs, strict=True)]

@@ -10,6 +10,8 @@ from unitok.data.records import RecordDataset
 
 from .feature_network import FeatureNetwork
 from .metrics.frechet import too_few
+from .metrics.perturbed import Perturbation
+from .metrics.probe import PROBED, code_products, probe
 from .metrics.reconstruction import ReconstructionMeter, as_known
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
 from .report import Fact, Figure, Item, Number, Section
@@ -26,6 +28,8 @@ def measure_tokenizer(
     network: FeatureNetwork,
     *,
     lpips: nn.Module | None = None,
+    perturbation: Perturbation | None = None,
+    probed: bool = False,
     limit: int | None = None,
     max_bad: float = MAX_BAD,
     batch_size: int = 32,
@@ -37,15 +41,22 @@ def measure_tokenizer(
         dataset: pictures of a size that the tokenizer takes.
         network: features for rFID.
         lpips: network of `tokenizers_vq.losses.load_lpips`, or None to leave LPIPS out.
+        perturbation: what pFID does to the codes, or None to leave pFID out.
+        probed: a linear probe says how much of the field `label` of the records can be read from the codes.
         limit: pictures used; None for all (of an endless data set, 1000).
         max_bad: share of broken pictures that is left out; more of them are an error.
         batch_size: pictures at a time; changes the speed, not the numbers.
     """
-    meter = ReconstructionMeter(tokenizer, network, dataset.name, lpips)
+    meter = ReconstructionMeter(tokenizer, network, dataset.name, lpips, perturbation)
     records = progress(read_records(dataset, limit, max_bad), "reconstructing", count_pictures(dataset, limit))
     shown: list[tuple[Tensor, list[Tensor], str]] = []
+    rows: list[Tensor] = []
+    labels: list[str | None] = []
     for images, batch in picture_batches(records, batch_size):
-        back = meter.update(images)
+        back, codes = meter.update(images)
+        if probed and len(labels) < PROBED:
+            rows.append(codes)
+            labels += [record.fields.get("label") for record in batch]
         if len(shown) < SHOWN:
             shown += [(a, [b], r.caption or r.name) for a, b, r in zip(images, back, batch, strict=True)]
     scores = meter.scores()
@@ -60,6 +71,13 @@ def measure_tokenizer(
     if scores.rfid is not None:
         numbers["rfid"] = Number(f"rFID ({network.label})", scores.rfid, "", "lower", {**facts, **network.origin})
         warnings = too_few(scores.count, network.dim)
+    if scores.pfid is not None and perturbation is not None:
+        share, among = perturbation.share, perturbation.among
+        title = f"pFID ({100 * share:g} % of the codes, each one of {among} near ones; {network.label})"
+        disturbed: dict[str, Fact] = {"share of codes": share, "nearest codes": among, **facts, **network.origin}
+        numbers["pfid"] = Number(title, scores.pfid, "", "lower", disturbed)
+    if probed:
+        numbers["probe"] = _probe(tokenizer, torch.cat(rows)[:PROBED], labels[:PROBED], facts)
     if len(scores.scale_use) > 1:
         title = "Codebook use of each scale (share of the codes it could have used)"
         numbers["scale_use"] = Number(title, scores.scale_use, "%", "higher", facts)
@@ -76,3 +94,12 @@ def measure_tokenizer(
     usages = {"all codes": meter.usage} | (meter.scale_usage if len(scores.scale_use) > 1 else {})
     figures.append(codebook_figure(usages, "codebook.png"))
     return Section("tokenizer", "Tokenizer", numbers, figures, warnings)
+
+
+def _probe(tokenizer: ImageTokenizer, codes: Tensor, labels: list[str | None], facts: dict[str, Fact]) -> Number:
+    """How much of the labels a linear map reads from codes (N, L), beside the share of the largest class."""
+    found = probe(code_products(tokenizer.code_vectors(), codes), labels)
+    title = f"Class known from the codes by a linear probe (of {found.classes}; leave-one-out ridge)"
+    seen: dict[str, Fact] = {"probed": sum(one is not None for one in found.right), "classes": found.classes}
+    value = {"right": found.accuracy, "always the largest class": found.chance}
+    return Number(title, value, "%", "higher", {**facts, **seen})

@@ -53,8 +53,8 @@ def eval_suite(
         limit: Captions used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         category: Column or template of the data that groups the captions, for CLIPScore by category.
-        features: Network for FID, KID, precision and the nearest training pictures: embedded, inception,
-            clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        features: Network for FID, KID, precision and the nearest training pictures: embedded, efficientnet_lite0,
+            inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
         save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import UserError
 
-from .commands import Device, check_counts, finish
+from .commands import Device, check_counts, finish, with_label
 
 if TYPE_CHECKING:
     import torch
@@ -29,10 +29,13 @@ def eval_tokenizer(
     feature_weights: Path | None = None,
     lpips: Lpips = "auto",
     lpips_weights: Path | None = None,
+    pfid: float | None = None,
+    pfid_among: int = 100,
+    label: str | None = None,
     batch_size: int = 32,
     device: Device = "auto",
 ) -> None:
-    """Measure a tokenizer: PSNR, SSIM, LPIPS, reconstruction FID and codebook use.
+    """Measure a tokenizer: PSNR, SSIM, LPIPS, reconstruction FID and codebook use; on request pFID and a linear probe.
 
     Prints a table and writes report.json, report.html, and its figures as PNG files: reconstructions beside originals
     with maps of the error, how often codes occur, and of several scales the picture after each.
@@ -44,11 +47,17 @@ def eval_tokenizer(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size.
-        features: Network for rFID: embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>.
+        features: Network for rFID: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
             and leaves LPIPS out elsewhere.
         lpips_weights: File with torchvision's weights of that network, instead of the download.
+        pfid: Also pFID (arXiv:2503.08354): FID after this share of each picture's codes was replaced by near ones, such
+            as 0.25. It decodes every picture once more.
+        pfid_among: Nearest codes that a replaced one is drawn from, itself included.
+        label: Column or template of the data that holds a picture's class, such as label (its folder's name): also a
+            linear probe, how well the class is known from the codes. It looks at the first 4,000 pictures.
         batch_size: Pictures at a time; changes the speed, not the numbers.
         device: auto takes a GPU where there is one.
 
@@ -61,17 +70,27 @@ def eval_tokenizer(
     from unitok.device import pick_device
 
     from .measure import measure_tokenizer
+    from .metrics.perturbed import Perturbation
     from .networks.features import load_features
     from .reports.output import claim_folder
 
     where = pick_device(device)
     loaded = _open_tokenizer(tokenizer, where)
-    dataset = open_data(data, image_size or loaded.image_size, captions=False)
+    perturbation = None if pfid is None else Perturbation(loaded, pfid, pfid_among)
+    dataset = open_data(with_label(data, label), image_size or loaded.image_size, captions=False)
     network = load_features(features, where, feature_weights)
     perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
     claim_folder(out)
     section = measure_tokenizer(
-        loaded, dataset, network, lpips=perceptual, limit=limit, max_bad=max_bad, batch_size=batch_size
+        loaded,
+        dataset,
+        network,
+        lpips=perceptual,
+        perturbation=perturbation,
+        probed=label is not None,
+        limit=limit,
+        max_bad=max_bad,
+        batch_size=batch_size,
     )
     section.warnings += left_out
     finish("Tokenizer evaluation", [section], out, started, {"tokenizer": str(tokenizer)})
@@ -103,7 +122,8 @@ def compare_tokenizers(
         limit: Pictures used; null for all (of endless data, 1000).
         max_bad: Share of broken pictures that is left out; more of them stop the measurement.
         image_size: Pictures are scaled and cropped to this square; null for the size that all the tokenizers have.
-        features: Network for rFID: embedded, inception, or clip:<hub id or folder>.
+        features: Network for rFID: embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or
+            dinov2:<hub id or folder>.
         feature_weights: File with the weights of inception, instead of the download.
         lpips: Network of LPIPS, whose weights are fetched if need be; auto takes alex where they are on this machine,
             and leaves LPIPS out elsewhere.

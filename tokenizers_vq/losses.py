@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import TokenizerOutput
+from .efficientnet import PerceptualDistance
 from .errors import UserError
 from .foreign import cached, fetch, read_tensors
 from .loss_config import LossConfig
@@ -37,6 +38,7 @@ class TokenizerLoss(nn.Module):
             if config.lpips > 0
             else None
         )
+        self.perceptual = PerceptualDistance() if config.perceptual is not None else None
 
     def forward(self, images: Tensor, output: TokenizerOutput) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss with gradient, and its parts by name.
@@ -52,6 +54,8 @@ class TokenizerLoss(nn.Module):
             parts["l2"] = config.l2 * F.mse_loss(output.reconstruction, images)
         if self.lpips is not None:
             parts["lpips"] = config.lpips * self.lpips(output.reconstruction, images).mean()
+        if self.perceptual is not None:
+            parts["perceptual"] = config.perceptual_weight * self.perceptual(output.reconstruction, images).mean()
         parts |= output.losses
         return torch.stack(list(parts.values())).sum(), parts
 

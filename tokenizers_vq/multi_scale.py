@@ -98,6 +98,10 @@ class MultiScaleQuantizer(nn.Module):
         """Latents (B, D, h, w) float32 as known from the scales that the codes (B, n) hold."""
         return self.total(codes, layout) + self.mean[:, None, None]
 
+    def table(self) -> Tensor:
+        """As `Quantizer.table`: all scales have one codebook."""
+        return self.book.table()
+
     def total(self, codes: Tensor, layout: Layout) -> Tensor:
         """The total (B, D, h, w) after the scales that the codes (B, n) hold; latents are this and the mean."""
         total = self.blank(len(codes), layout, codes.device)

@@ -137,6 +137,9 @@ class OpenMagvit2Tokenizer(ImageTokenizer):
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
+    def code_vectors(self) -> Tensor:
+        return self.quantizer.table()
+
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D, h, w), before quantization."""
         return self.encoder(images)

@@ -7,6 +7,7 @@ where a vector is written in G codes: then one grid follows the other
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,18 @@ class Quantizer(nn.Module, ABC):
         places = codes.long().reshape(batch, codes.shape[1] // cells, cells).transpose(1, 2).flatten(0, 1)
         with torch.autocast(codes.device.type, enabled=False):
             return to_grid(self._vectors(places.squeeze(1)), batch, *grid)
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """(G, K, D) float32: of each codebook its code vectors, in the order of their ids. Vectors of a later codebook
+        hold the first code of those before it."""
+        grids, device = self.config.grids, next(chain(self.parameters(), self.buffers())).device
+        codes = torch.arange(self.codebook_size, device=device).reshape(grids, -1)
+        tables = []
+        for book, own in enumerate(codes):
+            before = codes[:book, 0].expand(len(own), -1)
+            tables.append(self._vectors(torch.cat([before, own[:, None]], 1).squeeze(1)))
+        return torch.stack(tables).float()
 
     def start(self, rows: Tensor) -> None:
         """Sees training latents (N, D) before they are quantized; a codebook may start from the first ones."""

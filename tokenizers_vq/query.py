@@ -147,6 +147,9 @@ class QueryVQTokenizer(ImageTokenizer):
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
+    def code_vectors(self) -> Tensor:
+        return self.quantizer.table()
+
     def known_after(self, layout: Layout) -> list[int]:
         return list(range(1, layout.length + 1)) if self.config.prefix_dropout > 0 else [layout.length]
 

@@ -37,6 +37,9 @@ class ConvVQTokenizer(ImageTokenizer):
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
+    def code_vectors(self) -> Tensor:
+        return self.quantizer.table()
+
     def latents(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D, h, w), before quantization."""
         return self.quant_conv(self.encoder(images))

@@ -67,6 +67,8 @@ def train_tokenizer(
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
     if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["adversarial"]
+    if losses.perceptual is None:
+        settings["losses"] = {name: value for name, value in settings["losses"].items() if "perceptual" not in name}
     from .folder import RunFolder
 
     folder = RunFolder(out, resume)

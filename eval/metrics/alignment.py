@@ -114,26 +114,31 @@ def true_captions(images: Tensor, written: Sequence[str]) -> list[bool]:
 def nearest_group(
     queries: Tensor, right: Sequence[str], gallery: Tensor, groups: Sequence[str], top: Sequence[int] = (1, 5)
 ) -> dict[str, float]:
-    """Retrieval of the right group by the nearest picture.
+    """Retrieval of the right group by the nearest picture: "top1", "top5", ...: the share of the queries whose right
+    group is among so many nearest ones. Arguments as for `group_ranks`."""
+    rank = group_ranks(queries, right, gallery, groups)
+    return {f"top{number}": (rank < number).float().mean().item() for number in top}
 
-    A group is as near to a query as the nearest of its pictures, by the cosine of the features.
+
+def group_ranks(queries: Tensor, right: Sequence[str], gallery: Tensor, groups: Sequence[str]) -> Tensor:
+    """(N,) how many groups are nearer to each query than the right one. A group is as near as the nearest of its
+    pictures, by the cosine of the features.
 
     Args:
         queries: (N, D) features of the pictures in question.
         right: N names of groups, one per query.
         gallery: (M, D) features of known pictures.
         groups: M names, the group of each known picture.
-        top: the right group counts as found when it is among so many nearest groups.
 
-    Returns:
-        "top1", "top5", ...: share of the queries whose right group is found.
+    Raises:
+        UserError: a right name that no group has.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     unknown = sorted({name for name in right if name not in names})
     if unknown:
         raise UserError(
             f"{len(unknown)} names of what the pictures should show are not in the gallery, such as {unknown[0]!r}: "
-            "make the captions of --gallery match --label"
+            "make the captions of the gallery and the right names match"
         )
     member = torch.tensor([names[name] for name in groups])
     wanted = torch.tensor([names[name] for name in right])
@@ -141,8 +146,7 @@ def nearest_group(
     gallery = torch.nn.functional.normalize(gallery.float(), dim=1)
     near = torch.full((len(queries), len(names)), -torch.inf)
     near.scatter_reduce_(1, member.expand(len(queries), -1), queries @ gallery.T, "amax")
-    rank = (near > near.gather(1, wanted[:, None])).sum(dim=1)
-    return {f"top{number}": (rank < number).float().mean().item() for number in top}
+    return (near > near.gather(1, wanted[:, None])).sum(dim=1)
 
 
 def _plain(text: str) -> str:

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
+from tokenizers_vq.layout import Layout
 from tokenizers_vq.usage import CodebookUsage
 
 from ..feature_network import FeatureNetwork
 from ..provenance import Provenance
+from .perturbed import Perturbation
 from .statistics import StatisticsMeter, fid
 
 BEST_PSNR = 100.0
@@ -38,9 +40,14 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures uint8 (B, 3, H, W) through the codes and back: (pictures uint8, codes (B, L)), on the CPU."""
     device = next(tokenizer.parameters()).device
-    codes = tokenizer.encode(to_float(images).to(device))
-    pictures = tokenizer.decode(codes, tokenizer.layout_for(images.shape[2], images.shape[3]))
-    return to_uint8(pictures).cpu(), codes.cpu()
+    codes = tokenizer.encode(to_float(images).to(device)).cpu()
+    return decoded(tokenizer, codes, tokenizer.layout_for(images.shape[2], images.shape[3])), codes
+
+
+@torch.no_grad()
+def decoded(tokenizer: ImageTokenizer, codes: Tensor, layout: Layout) -> Tensor:
+    """Pictures uint8 (B, 3, H, W) on the CPU, of codes (B, L) on any device."""
+    return to_uint8(tokenizer.decode(codes.to(next(tokenizer.parameters()).device), layout)).cpu()
 
 
 @torch.no_grad()
@@ -68,6 +75,8 @@ class ReconstructionScores:
     """Mean over pictures; None without the network."""
     rfid: float | None
     """None for a single picture."""
+    pfid: float | None
+    """None for a single picture, and without a perturbation."""
     codebook_use: float
     """Share of the codes that occurred."""
     perplexity: float
@@ -83,10 +92,15 @@ class ReconstructionMeter:
     """Adds up batches of originals; `scores()` at the end. What is held does not grow with the number of pictures."""
 
     def __init__(
-        self, tokenizer: ImageTokenizer, network: FeatureNetwork, name: str, lpips: nn.Module | None = None
+        self,
+        tokenizer: ImageTokenizer,
+        network: FeatureNetwork,
+        name: str,
+        lpips: nn.Module | None = None,
+        perturbation: Perturbation | None = None,
     ) -> None:
         """`name`: of the originals, for the record."""
-        self.tokenizer, self.lpips = tokenizer, lpips
+        self.tokenizer, self.lpips, self.perturbation = tokenizer, lpips, perturbation
         self.usage = CodebookUsage(tokenizer.codebook_size)
         own = tokenizer.codebook_size // tokenizer.config.quantizer.grids  # codes that one grid can use
         self.scale_usage = {name: CodebookUsage(own) for name in tokenizer.layout.names}
@@ -94,9 +108,12 @@ class ReconstructionMeter:
         keep = network.dim  # of fewer pictures than that, FID rounds less from all their features than from covariances
         self.before = StatisticsMeter(network, name, keep=keep)
         self.after = StatisticsMeter(network, "reconstructions", keep=keep)
+        self.perturbed = StatisticsMeter(network, "reconstructions from perturbed codes", keep=keep)
 
-    def update(self, images: Tensor) -> Tensor:
-        """Measures pictures uint8 (B, 3, H, W), all of one size; returns their reconstructions, uint8."""
+    def update(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Measures pictures uint8 (B, 3, H, W), all of one size; returns their reconstructions, uint8, and codes (B, L)
+        on the CPU."""
+        first = self.before.pictures.count
         self.before.update(images)
         back, codes = reconstruct(self.tokenizer, images)
         self.usage.update(codes)
@@ -111,7 +128,9 @@ class ReconstructionMeter:
             with torch.no_grad():
                 distance = self.lpips(to_float(images).to(device), to_float(back).to(device))
             self.sums["lpips"] += float(distance.double().sum())
-        return back
+        if self.perturbation is not None:
+            self.perturbed.update(decoded(self.tokenizer, self.perturbation(codes, first), layout))
+        return back, codes
 
     def scores(self) -> ReconstructionScores:
         """Raises UserError without pictures."""
@@ -124,6 +143,7 @@ class ReconstructionMeter:
             ssim=self.sums["ssim"] / count,
             lpips=None if self.lpips is None else self.sums["lpips"] / count,
             rfid=fid(self.after.result(), self.before.result()) if count > 1 else None,
+            pfid=fid(self.perturbed.result(), self.before.result()) if self.perturbation and count > 1 else None,
             codebook_use=self.usage.use,
             perplexity=self.usage.perplexity,
             scale_use={name: usage.reached for name, usage in self.scale_usage.items()},

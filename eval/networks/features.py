@@ -1,6 +1,7 @@
 """Networks that turn pictures (and captions) into vectors. Every number carries the label of its network.
 
 embedded                   the small dual encoder of this repository, offline; knows only what encoder/README.md says
+efficientnet_lite0         EfficientNet-Lite0, learned on ImageNet, from two packages: real pictures' features, offline
 inception                  the network of the published FID, weights by download or `--feature_weights FILE`
 clip:<hub id or folder>    a CLIP model of transformers
 dinov2:<hub id or folder>  a DINOv2 model of transformers; dinov2 alone is DINOv2_DEFAULT
@@ -16,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tokenizers_vq import efficientnet
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.foreign import fetch, read_tensors
 from tokenizers_vq.hub import from_hub
+from tokenizers_vq.images import to_float
 
 from ..feature_network import FeatureNetwork, ImageTextNetwork
 from .encoder.model import load_encoder
@@ -27,9 +30,7 @@ INCEPTION_DIM = 2048
 DINOV2_DEFAULT = "facebook/dinov2-large"
 """The ViT-L/14 of the published FD-DINOv2 (Stein et al. 2023, arXiv:2306.04675)."""
 DINOV2_SIZE = 224
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of the channels, in 0 to 1."""
-CHOICES = "embedded, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>"
+CHOICES = "embedded, efficientnet_lite0, inception, clip:<hub id or folder>, dinov2, or dinov2:<hub id or folder>"
 
 
 class EmbeddedNetwork(ImageTextNetwork):
@@ -57,6 +58,24 @@ class EmbeddedNetwork(ImageTextNetwork):
     @torch.inference_mode()
     def text_embeddings(self, captions: list[str]) -> Tensor:
         return self.encoder.text_embeddings(captions).cpu()
+
+
+class EfficientNetNetwork(FeatureNetwork):
+    """EfficientNet-Lite0's pooled features. Pictures become 224x224, bicubic, without a crop."""
+
+    name = efficientnet.NAME
+    label = "EfficientNet-Lite0 pool features, not Inception"
+    dim = efficientnet.WIDTH
+    image_size = efficientnet.SIDE
+    resize = f"bicubic, antialiased, to {image_size}x{image_size}"
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(efficientnet.EfficientNetLite0(), device)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        pixels = resized(images.to(self.device), self.image_size)
+        return cast("Tensor", self.module(to_float(pixels))).float().cpu()
 
 
 class InceptionNetwork(FeatureNetwork):
@@ -190,15 +209,21 @@ class DinoNetwork(FeatureNetwork):
         self.dim = model.config.hidden_size
         self.image_size = DINOV2_SIZE
         self.resize = f"bicubic, antialiased, to {DINOV2_SIZE}x{DINOV2_SIZE}"
-        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in IMAGENET)
+        statistics = (efficientnet.MEAN, efficientnet.STD)
+        self.mean, self.std = (torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        x = images.to(self.device).float()
-        if x.shape[-2:] != (DINOV2_SIZE, DINOV2_SIZE):
-            x = F.interpolate(x, (DINOV2_SIZE, DINOV2_SIZE), mode="bicubic", antialias=True, align_corners=False)
-        pixels = (x.clamp(0, 255) / 255 - self.mean) / self.std
+        pixels = (resized(images.to(self.device), DINOV2_SIZE) / 255 - self.mean) / self.std
         return cast("Any", self.module)(pixel_values=pixels).pooler_output.float().cpu()
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """uint8 (B, 3, H, W) -> float (B, 3, side, side) in 0 to 255, bicubic, antialiased; pictures of that size stay."""
+    x = images.float()
+    if x.shape[-2:] != (side, side):
+        x = F.interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    return x.clamp(0, 255)
 
 
 def _pooled(output: Any) -> Tensor:
@@ -224,6 +249,8 @@ def load_features(
         raise UserError(f"--feature_weights is for --features inception, not for {name!r}: leave it out")
     if name == "embedded":
         return EmbeddedNetwork(device)
+    if name == efficientnet.NAME:
+        return EfficientNetNetwork(device)
     if name == "inception":
         return InceptionNetwork(device, weights)
     if name.startswith("clip:") and name != "clip:":
@@ -237,7 +264,7 @@ def load_features(
 
 def load_image_text(name: str = "embedded", device: torch.device | str = "cpu") -> ImageTextNetwork:
     """Like `load_features`, for networks that read captions too."""
-    if name == "inception" or name.startswith("dinov2"):
+    if name in ("inception", efficientnet.NAME) or name.startswith("dinov2"):
         raise UserError(f"--clip is {name!r}, which reads no captions: choose embedded or clip:<hub id or folder>")
     try:
         return cast("ImageTextNetwork", load_features(name, device))

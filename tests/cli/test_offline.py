@@ -27,6 +27,7 @@ COMMANDS = [
     "eval suite --model MODEL --data PICTURES --out OUT",
     "data check PICTURES --out OUT",
     "eval fid PICTURES PICTURES",
+    "eval retrieval PICTURES PICTURES",
     "eval clipscore PICTURES",
     "eval statistics PICTURES --out OUT/statistics.npz",
 ]

@@ -80,7 +80,9 @@ def test_damage_raises_fid_and_kid_and_more_damage_raises_it_more(network: Embed
 
 
 def test_names() -> None:
-    with pytest.raises(UserError, match=r"--features is 'resnet': choose embedded, inception, clip:"):
+    with pytest.raises(
+        UserError, match=r"--features is 'resnet': choose embedded, efficientnet_lite0, inception, clip:"
+    ):
         load_features("resnet")
     with pytest.raises(UserError, match=r"--clip is 'resnet': choose"):
         load_image_text("resnet")

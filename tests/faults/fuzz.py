@@ -51,6 +51,7 @@ def minimal(trial: Trial) -> dict[str, list[str]]:
         "eval suite": ["--model", model, "--data", data, *out],
         "eval fid": [data, data],
         "eval statistics": [data, "--out", "out.npz"],
+        "eval retrieval": [data, data],
         "eval clipscore": [data],
         "eval compare": ["one", "two"],
         "compare": ["--generators", "[a.yaml, b.yaml]", "--val_data", data, *out],

@@ -116,6 +116,11 @@ COMMANDS: dict[str, Command] = {
         positional=("data",),
         out_is_file=True,
     ),
+    "eval retrieval": Command(
+        "unitok.eval.retrieval_commands:eval_retrieval",
+        "Is the nearest known picture called what it should be?",
+        positional=("data", "gallery"),
+    ),
     "eval clipscore": Command(
         "unitok.eval.commands:eval_clipscore", "How well pictures and their captions agree.", positional=("data",)
     ),
@@ -131,6 +136,11 @@ COMMANDS: dict[str, Command] = {
         "unitok.eval.tokenizer_commands:compare_tokenizers",
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
         positional=("tokenizers",),
+    ),
+    "start": Command(
+        "unitok.cli.start:start",
+        "From a folder of pictures to a model and a report, within a budget of minutes.",
+        positional=("data",),
     ),
     "demo": Command("unitok.cli.demo:demo", "Full demo on rendered shapes: train, draw, caption, measure, report."),
 }

@@ -9,6 +9,7 @@ import resource
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,19 +73,19 @@ def demo(
     seeded = ["--run.seed", seed]
     if everything:
         held_out = ["--val_data", f"{CONDITIONS.replace('shapes', 'shapes@val')}&limit=256"]
-        _run("train tokenizer", ["--config", recipes / first, "--data", CONDITIONS, *held_out, *seeded], tokenizer)
+        run_step("train tokenizer", ["--config", recipes / first, "--data", CONDITIONS, *held_out, *seeded], tokenizer)
         words: list[object] = ["--config", recipes / "tasks.yaml", *seeded]
         if objective != DEFAULT:  # which has the settings of the recipe
             words += ["--objective", objective, "--sampling.guidance", "null", "--sampling.top_p", "null"]
     else:
-        _run("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
-        _run("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
+        run_step("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
+        run_step("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
         words = ["--config", recipes / f"{objective}.yaml", *seeded, "--data", codes]
-    _run("train generator", [*words, "--image_tokenizer", tokenizer], generator)
+    run_step("train generator", [*words, "--image_tokenizer", tokenizer], generator)
     _measure(out, tokenizer, generator, pictures, seed, started, everything)
 
 
-def _run(command: str, words: list[object], out: Path) -> None:
+def run_step(command: str, words: Sequence[object], out: Path) -> None:
     """One command of the line, announced as a user would type it; what is done already is not done again."""
     from .main import run
 
@@ -137,7 +138,7 @@ def _measure(
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
         "parameters": runs["generator"]["parameters"],
         "objective": model.config.objective,
-        "hardware": _hardware(runs["generator"]["hardware"]),
+        "hardware": hardware(runs["generator"]["hardware"]),
     }
     report = Report("unitok demo", sections, facts)
     print_report(report)
@@ -145,9 +146,9 @@ def _measure(
     print(out / "report.html")
 
 
-def _hardware(facts: dict[str, Any]) -> str:
+def hardware(facts: dict[str, Any]) -> str:
     """
-    >>> _hardware({"cpu": "AMD EPYC", "cpu_cores": 2, "threads": 1, "gpu": None})
+    >>> hardware({"cpu": "AMD EPYC", "cpu_cores": 2, "threads": 1, "gpu": None})
     'AMD EPYC, 2 cores, threads: 1'
     """
     return facts["gpu"] or f"{facts['cpu']}, {facts['cpu_cores']} cores, threads: {facts['threads']}"

@@ -16,7 +16,7 @@ from .decoding import MAX_PIXELS
 from .fingerprint import digest
 from .records import CaptionsWanted, LeftOut, Record, RecordDataset, ShardedDataset
 from .remote import is_remote
-from .spec import CODES_INDEX, TEXT_KEYS, DataSpec, parse_spec
+from .spec import CODES_INDEX, PART_KEYS, TEXT_KEYS, DataSpec, parse_spec
 
 _REASONS = 3  # reasons that the opening line names; a long line is not read
 
@@ -45,14 +45,25 @@ def open_data(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if size is not None and min(size) < 1:
         raise UserError(f"image size is {image_size}: give at least 1 pixel, such as 64")
-    dataset, notes = _open(parsed, size, captions, max_pixels)
+    parts = {key: parsed.integer(key, 0) for key in PART_KEYS if key in parsed.options}
+    # A part is taken of the whole set, and the limit of the part.
+    whole = parsed.without(*PART_KEYS, "limit") if parts else parsed
+    dataset, notes = _open(whole, size, captions, max_pixels)
     if len(dataset) == 0:
         raise UserError(f"data {spec!r} is empty: it has no rows")
-    limit = parsed.integer("limit", len(dataset))
-    shown = dataset
-    if limit < len(dataset):
-        sharded = isinstance(dataset, ShardedDataset)
-        shown = FirstOfShards(dataset, limit) if sharded else FirstRecords(dataset, limit)
+    chosen = dataset
+    for key, number in parts.items():
+        if dataset.endless or len(dataset) < number:
+            have = "no end" if dataset.endless else f"{len(dataset)} records"
+            raise UserError(
+                f"data {spec!r}: {key}={number} of a data set with {have}: remove it, or choose a smaller one"
+            )
+        chosen = PartOfRecords(dataset, number, held_out=key == "every")
+    limit = parsed.integer("limit", len(chosen))
+    shown = chosen
+    if limit < len(chosen):
+        sharded = isinstance(chosen, ShardedDataset)
+        shown = FirstOfShards(chosen, limit) if sharded else FirstRecords(chosen, limit)
     source = parsed.source + (f"@{parsed.split}" if parsed.split else "")
     _say_once(opening_line(source, shown, dataset.left_out, notes))
     return shown
@@ -118,6 +129,35 @@ class FirstOfShards(FirstRecords):
 
     def prefetch(self, shards: Sequence[int]) -> None:
         self.dataset.prefetch(shards)
+
+
+class PartOfRecords:
+    """Each `number`-th record of a data set, or all but these: a held-out part for data without one, and the rest."""
+
+    endless = False
+    left_out: Sequence[LeftOut] = ()
+
+    def __init__(self, dataset: RecordDataset, number: int, held_out: bool) -> None:
+        self.dataset, self.number, self.held_out = dataset, number, held_out
+        each = len(dataset) // number
+        self.count = each if held_out else len(dataset) - each
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.name} ({'every' if self.held_out else 'all but every'} {self.number}th)"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.count:
+            raise IndexError(f"{self.name} has {self.count} records, index is {index}")
+        if self.held_out:
+            return self.dataset[(index + 1) * self.number - 1]
+        return self.dataset[index + index // (self.number - 1)]
+
+    def fingerprint(self) -> str:
+        return digest([self.number, self.held_out, self.dataset.fingerprint()], 0, lambda _: b"")
 
 
 def _open(

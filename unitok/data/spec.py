@@ -25,10 +25,12 @@ CODES_INDEX = "codes.json"
 TEXT_KEYS = (*TEXT_FIELDS, "label")
 """Keys that name what a record's further texts are made of, as `caption` does for its caption."""
 
-KEYS = tuple(
-    sorted(("cache", "caption", "config", "image", "kind", "limit", "outside", "seed", "size", "task", *TEXT_KEYS))
-)
-_INTEGERS = {"cache": 1, "limit": 1, "seed": 0, "size": 1}  # key -> smallest value
+PART_KEYS = ("every", "except")
+"""Keys that take a part of any data set: each so many-th record, or all but these."""
+
+_OWN = ("cache", "caption", "config", "image", "kind", "limit", "outside", "seed", "size", "task")
+KEYS = tuple(sorted((*_OWN, *PART_KEYS, *TEXT_KEYS)))
+_INTEGERS = {"cache": 1, "limit": 1, "seed": 0, "size": 1, "every": 2, "except": 2}  # key -> smallest value
 _CHOICES = {"kind": ("parquet", "tar", "pictures"), "outside": ("true", "false")}
 _LARGEST = 2**63 - 1
 
@@ -50,9 +52,10 @@ class DataSpec:
         """The spec with these keys."""
         return DataSpec(self.source, self.split, {**self.options, **options})
 
-    def without(self, key: str) -> DataSpec:
-        """The spec without a key."""
-        return DataSpec(self.source, self.split, {name: value for name, value in self.options.items() if name != key})
+    def without(self, *keys: str) -> DataSpec:
+        """The spec without these keys."""
+        left = {name: value for name, value in self.options.items() if name not in keys}
+        return DataSpec(self.source, self.split, left)
 
     def integer(self, key: str, default: int) -> int:
         return int(self.options[key]) if key in self.options else default
@@ -96,6 +99,8 @@ def parse_spec(text: str) -> DataSpec:
         if key in _CHOICES and value not in _CHOICES[key]:
             raise UserError(f"data {text!r}: {key} is {value!r}: choose {' or '.join(_CHOICES[key])}")
         options[key] = value
+    if options.keys() >= set(PART_KEYS):
+        raise UserError(f"data {text!r}: every and except are given both: keep one")
     split = ""
     if not _exists(source):
         source, split = _cut_split(source)
