@@ -145,8 +145,8 @@ def main() -> None:
     print(f"{'clients':>7} {'pictures/s':>10} {'p50 s':>7} {'p95 s':>7} {'p99 s':>7} {'failed':>6}")
     for row in rows:
         print(
-            f"{row['clients']:>7g} {row['pictures_per_second']:>10g} {row['p50']:>7g} {row['p95']:>7g} {row['p99']:>7g} "
-            f"{row['failed']:>6g}"
+            f"{row['clients']:>7g} {row['pictures_per_second']:>10g} {row['p50']:>7g} {row['p95']:>7g} "
+            f"{row['p99']:>7g} {row['failed']:>6g}"
         )
     print(f"largest memory of the server: {peak:.2f} GB")
     if options.out is not None:

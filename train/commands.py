@@ -183,12 +183,13 @@ def train_generator(
 
     with join(run.device, run.threads) as world:
         start = None
+        network: TrunkConfig | PublishedTrunk = trunk
         if init is not None:
             start = UniTok.from_pretrained(str(init))
-            trunk, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
-            objective_settings = _settled(objective_settings, objective_class(objective), trunk)
+            network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            objective_settings = _settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
-            settings |= {"init": start.fingerprint(), "trunk": _as_plain(trunk), "objective": objective}
+            settings |= {"init": start.fingerprint(), "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -215,7 +216,7 @@ def train_generator(
                 ports[name] = PortConfig("waves", WAVES)
             vocabulary = vocabulary if name in vocabulary else vocabulary.grown(name, size)
         before = set() if start is None else set(start.config.tasks)
-        if trunk.captions != TrunkConfig.captions and not wanted <= before:
+        if network.captions != TrunkConfig.captions and not wanted <= before:
             raise UserError(
                 f"a model whose captions are no texts learns {', '.join(sorted(before))} alone: set the shares of "
                 f"{', '.join(sorted(wanted - before))} to 0, as in --tasks.{min(wanted - before)}.share 0"
@@ -223,7 +224,7 @@ def train_generator(
         if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
-            trunk,
+            network,
             objective,
             vocabulary.spans,
             text_length,
@@ -232,8 +233,8 @@ def train_generator(
             tuple(task for task in TASKS if task in learned | before),
             dataclasses.asdict(drawn),
         )
-        if isinstance(trunk, TrunkConfig):
-            counts = trunk.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
+        if isinstance(network, TrunkConfig):
+            counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
             del counts["total"]
         else:
             counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}

@@ -231,7 +231,8 @@ def try_level(level: Level, found: Look, batch: int, seed: int) -> Trial:
 
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         folder = Path(name)
-        few, val = str(found.train.having(limit=str(min(ENCODED, found.count)))), found.val and str(found.val)
+        few = str(found.train.having(limit=str(min(ENCODED, found.count))))
+        val = None if found.val is None else str(found.val)
         tokenizer = ["--image_tokenizer", str(folder / "tokenizer")]
 
         def seconds(command: str, words: list[str], out: str) -> tuple[float, float]:
