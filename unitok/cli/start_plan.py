@@ -231,8 +231,7 @@ def try_level(level: Level, found: Look, batch: int, seed: int) -> Trial:
 
     with TemporaryDirectory() as name, redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         folder = Path(name)
-        few = str(found.train.having(limit=str(min(ENCODED, found.count))))
-        val = None if found.val is None else str(found.val)
+        few, val = str(_first(found, ENCODED)), None if found.val is None else str(found.val)
         tokenizer = ["--image_tokenizer", str(folder / "tokenizer")]
 
         def seconds(command: str, words: list[str], out: str) -> tuple[float, float]:
@@ -244,13 +243,21 @@ def try_level(level: Level, found: Look, batch: int, seed: int) -> Trial:
 
         words = train_words(level.tokenizer, few, val, 1.0, batch, seed, TRIED)
         step_of_tokenizer, beside_tokenizer = seconds("train tokenizer", words, "tokenizer")
-        started = time.perf_counter()
-        run("encode", ["--data", few, *tokenizer, "--max_bad", "1", "--out", str(folder / "codes")])
-        encoding = (time.perf_counter() - started) / min(ENCODED, found.count)
-        words = train_words(level.generator, str(folder / "codes"), val, 1.0, batch, seed, TRIED)
+        times = []
+        for count in (1, ENCODED):  # the difference is what pictures cost
+            started = time.perf_counter()
+            words = ["--data", str(_first(found, count)), *tokenizer, "--max_bad", "1"]
+            run("encode", [*words, "--out", str(folder / f"codes{count}")])
+            times.append(time.perf_counter() - started)
+        encoding = max(0.0, times[1] - times[0]) / max(1, min(ENCODED, found.count) - 1)
+        words = train_words(level.generator, str(folder / f"codes{ENCODED}"), val, 1.0, batch, seed, TRIED)
         step_of_generator, beside_generator = seconds("train generator", [*words, *tokenizer], "generator")
-    beside = beside_tokenizer + (1 + REPORT) * beside_generator
+    beside = beside_tokenizer + times[0] + (1 + REPORT) * beside_generator
     return Trial(level, step_of_tokenizer, encoding, step_of_generator, beside)
+
+
+def _first(found: Look, count: int) -> DataSpec:
+    return found.train.having(limit=str(min(count, found.count)))
 
 
 def _seconds_per_step(log: Path) -> float:
@@ -275,7 +282,7 @@ def train_words(
     words = [*options, "--data", data, "--val_data", val or "null", "--run.batch_size", str(batch)]
     words += ["--run.seed", str(seed), "--run.max_bad", str(max_bad), "--run.eval_pictures", str(MEASURED)]
     words += ["--run.steps", str(steps), "--optim.warmup_steps", str(min(100, steps // 10))]
-    words += ["--run.log_every", str(max(1, min(20, steps // 20))), "--run.save_every", str(max(1, steps // 8))]
+    words += ["--run.log_every", str(max(1, min(20, steps // 20))), "--run.save_every", str(max(10, steps // 8))]
     return [*words, "--run.eval_every", str(every), "--run.sample_every", str(every)]
 
 
