@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import save_png, to_float, to_uint8
+from tokenizers_vq.images import save_png, to_float
 from unitok.data.decoding import PictureError, decode
 from unitok.device import Precision, autocast
 from unitok.modalities import PASSAGE
@@ -22,6 +22,7 @@ from unitok.tasks import Piece
 from .document_files import PICTURES, save_documents
 from .documents import DocumentWriter, Part
 from .engine import Engine, Turn, prompts_needed
+from .pipeline import decoded
 
 HELP = "/image FILE gives a picture, /save FILE writes the chat down, /new begins another one, /quit ends"
 
@@ -76,8 +77,7 @@ class Chat:
         writer, value = self.writer, written[-1]
         if self.drawing:
             self.drawing = False
-            with self._plain():
-                pixels = to_uint8(self.model.image_tokenizer.decode(value[None]))[0].cpu()
+            pixels = decoded(self.model, value[None])[0]
             self._add(value, pixels)
             self._show_picture()
             return Turn([], PASSAGE, writer.texts)
@@ -158,13 +158,8 @@ class Chat:
             raise UserError(f"{path} cannot be read as a picture: {error}") from None
         if not self.writer.fits(self.writer.positions(self.document)):
             raise UserError(self._full())
-        with self._plain():
-            codes = self.model.image_tokenizer.encode(to_float(pixels[None]).to(self.model.device))[0].cpu()
+        codes = self.model.image_tokenizer.encode(to_float(pixels[None]).to(self.model.device))[0].cpu()
         self._add(codes, pixels)
-
-    def _plain(self) -> torch.autocast:
-        """Codes do not depend on the precision of the transformer."""
-        return torch.autocast(self.model.device.type, enabled=False)
 
     def _save(self, path: Path) -> None:
         """Writes the document as a line of a file of records, and its pictures into a folder beside it."""

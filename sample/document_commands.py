@@ -65,10 +65,12 @@ def generate(
     from rich.console import Console
     from rich.progress import track
 
-    from tokenizers_vq.images import to_float, to_uint8
+    from tokenizers_vq.images import to_float
+    from unitok.device import autocast
 
     from .document_files import FILE, PAGE, read_beginnings, save_documents, save_page
     from .documents import Part, write_documents
+    from .pipeline import decoded
 
     problems.check(not (out / FILE).exists(), f"--out {out} already holds documents: choose another folder")
     problems.raise_if_any()
@@ -94,7 +96,8 @@ def generate(
     running = write_documents(writer, beginnings, seeds, batch_size=batch_size, precision=precision)
     for place, parts in track(running, "writing", total=len(beginnings), console=Console(stderr=True)):
         codes = [value for kind, value in parts if kind == "image"][len(pixels[place]) :]
-        drawn = [to_uint8(tokenizer.decode(one[None].to(writer.model.device)))[0].cpu() for one in codes]
+        with autocast(writer.model.device, precision):
+            drawn = [decoded(writer.model, one[None])[0] for one in codes]
         shown = iter([*pixels[place], *drawn])
         found[place] = [(kind, next(shown) if kind == "image" else value) for kind, value in parts]
     records = save_documents(out / FILE, [found[place] for place in range(len(beginnings))])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import to_uint8
 from unitok.boxes import GroundedTextModality
 from unitok.data.records import Record
 from unitok.device import Precision, autocast
@@ -20,7 +19,7 @@ from unitok.text import CaptionEncoder
 
 from .documents import DocumentWriter, write_documents
 from .engine import job_for
-from .pipeline import GREEDY, codes_of, run
+from .pipeline import GREEDY, codes_of, decoded, run
 
 MARGIN = 1
 """Pictures that a document may have more than its record: then it did not end where it should."""
@@ -65,7 +64,7 @@ def perform(
     jobs = [job_for(task, one, seed, how, modality) for one, seed in zip(given, seeds, strict=True)]
     with autocast(model.device, precision):
         written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
-    return [_shown(model, modality)(one) for one in written]
+        return [_shown(model, modality)(one) for one in written]
 
 
 def _fields(task: str) -> list[str]:
@@ -91,7 +90,7 @@ def _shown(model: UniTok, modality: str) -> Callable[[torch.Tensor], Any]:
     """How what was written in a modality is shown."""
     reader = model.modalities()[modality]
     if modality == "image":
-        return lambda codes: to_uint8(model.image_tokenizer.decode(codes[None]))[0].cpu()
+        return lambda codes: decoded(model, codes[None])[0]
     if modality == "text":
         return lambda ids: model.text_tokenizer.decode(ids.tolist())
     if isinstance(reader, GroundedTextModality):
@@ -115,7 +114,8 @@ def _documents(
     begun = [[part for part in one["parts"] if part[0] == "text"][:1] for one in given]
     found = dict(write_documents(writer, begun, seeds, batch_size=batch_size, precision=precision))
     show = _shown(model, "image")
-    return [
-        [(kind, show(value) if kind == "image" else value) for kind, value in found[place]]
-        for place in range(len(given))
-    ]
+    with autocast(model.device, precision):
+        return [
+            [(kind, show(value) if kind == "image" else value) for kind, value in found[place]]
+            for place in range(len(given))
+        ]

@@ -190,14 +190,16 @@ def draw_each(
     """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
     parts = draw_codes_each(model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision)
     for part in parts:
-        pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        with autocast(model.device, precision):
+            pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
         yield from zip((place for place, _ in part), pictures, strict=True)
 
 
 @torch.inference_mode()
-def decoded(model: UniTok, codes: torch.Tensor, scales: int) -> torch.Tensor:
-    """Pictures (N, 3, H, W) uint8 of codes (N, L), of so many scales; 0: all."""
-    return to_uint8(model.image_tokenizer.decode(codes, up_to_scale=scales or None)).cpu()
+def decoded(model: UniTok, codes: torch.Tensor, scales: int = 0) -> torch.Tensor:
+    """Pictures (N, 3, H, W) uint8, on the CPU, of codes (N, L), of so many scales; 0: all. Under autocast it decodes in
+    bf16."""
+    return to_uint8(model.image_tokenizer.decode(codes.to(model.device), up_to_scale=scales or None)).cpu()
 
 
 def draw_jobs(
@@ -211,7 +213,8 @@ def draw_jobs(
     if settings.best_of > 1:
         raise UserError(f"--best_of {settings.best_of} chooses by the caption, and only captions have it: leave it out")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
-        pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
+        with autocast(model.device, precision):
+            pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
         yield from zip((number for number, _ in part), pictures, strict=True)
 
 
@@ -255,7 +258,8 @@ def draw_progress(
     those of `draw`."""
     codes = draw_codes(model, captions, settings, seeds, precision=precision)
     scales = range(1, 1 + (settings.scales or len(model.layout.scales)))
-    return torch.stack([decoded(model, codes, scale) for scale in scales], 1)
+    with autocast(model.device, precision):
+        return torch.stack([decoded(model, codes, scale) for scale in scales], 1)
 
 
 def write_texts(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
+from .conv import fast_weights
 from .digests import check_digest, check_own, take_digests, with_digests
 from .errors import UserError
 from .files import part, read_json, read_stable, replace_parts, write_json
@@ -207,7 +208,9 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
             f"no image tokenizer at {folder}: it {what}; expected {CONFIG_FILE} and {WEIGHTS_FILE}, "
             "as `unitok train tokenizer` writes them"
         )
-    return read_stable(part(folder, CONFIG_FILE), lambda: _load(folder)).to(device)
+    tokenizer = read_stable(part(folder, CONFIG_FILE), lambda: _load(folder))
+    fast_weights(tokenizer)
+    return tokenizer.to(device)
 
 
 def _load(folder: Path) -> ImageTokenizer:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
+from ..conv import fast_weights
 from ..errors import UserError
 from . import ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
@@ -127,4 +128,5 @@ def _build(config: TokenizerConfig, weights: dict[str, Tensor], sources: dict[st
     with torch.random.fork_rng(devices=[]):
         tokenizer = build_tokenizer(config)
     tokenizer.load_state_dict({name: source.take(weights[source.name].float()) for name, source in sources.items()})
+    fast_weights(tokenizer)
     return tokenizer.eval()
