@@ -31,6 +31,9 @@ class IdPort(nn.Module):
         nn.init.normal_(self.head.weight, std=DEVIATION)
         if tied:
             self.head.weight = self.embedding.weight
+        self.pack: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
+        """Makes what multiplies by rows of the head, of a model that is prepared for drawing."""
+        self._packed: dict[tuple[int, int], Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to vectors (..., C)."""
@@ -38,7 +41,12 @@ class IdPort(nn.Module):
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
-        return F.linear(hidden, self.head.weight[ids]).float()
+        if self.pack is None:
+            return F.linear(hidden, self.head.weight[ids]).float()
+        span = ids.start, ids.stop
+        if span not in self._packed:
+            self._packed[span] = self.pack(self.head.weight[ids].detach())
+        return self._packed[span](hidden)
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
