@@ -9,8 +9,9 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
-from unitok.device import Precision, autocast
+from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece
 
@@ -91,7 +92,7 @@ def draw_codes_each(
     jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
     best = BestOf(model, ids, settings.best_of)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
-        with autocast(model.device, precision):
+        with computing(model, precision):
             chosen = best.take(part)
         if chosen:
             yield chosen
@@ -107,11 +108,11 @@ def finished(
     watch: Watch | None = None,
 ) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """(number of the job, what it wrote first) of the jobs that are finished together."""
-    with autocast(model.device, precision):
+    with computing(model, precision):
         engine = engine_for(model, jobs, batch_size, watch)
     while engine.busy:
         found: list[tuple[int, list[torch.Tensor]]] = []
-        with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
+        with computing(model, precision):  # many steps in one: it keeps the weights that it has converted
             while engine.busy and not found:
                 found = engine.step()
         yield [(number, written[0]) for number, written in found]
@@ -290,7 +291,7 @@ def _texts_about(
         records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
-        with autocast(model.device, precision):
+        with computing(model, precision):
             texts += write_texts(model, task, records, settings, seeds[part], batch_size=batch_size)
     return texts
 

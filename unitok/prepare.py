@@ -9,13 +9,14 @@ as fast in float32 as in bf16 on a CPU: docs/speed.md.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .device import Precision, bf16_supported
+from .device import Precision, autocast, bf16_supported
 from .model import UniTok
 
 Chosen = Literal["bf16", "fp32"]
@@ -53,14 +54,19 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     return precision
 
 
+def computing(model: UniTok, precision: Precision) -> AbstractContextManager[object]:
+    """Autocast of a model that is not prepared, as the one that is in training; a prepared one computes as it is."""
+    return autocast(model.device, precision) if model.ids.pack is None else nullcontext()
+
+
 class Prepared(nn.Module):
     """A linear layer without a bias that multiplies by another form of its weights."""
 
     def __init__(self, layer: nn.Linear, pack: Callable[[torch.Tensor], Multiply]) -> None:
         super().__init__()
-        assert layer.bias is None
+        assert len(list(layer.parameters())) == 1
         self.weight = layer.weight
-        self.multiply = pack(layer.weight.detach())
+        self.multiply: Multiply = pack(layer.weight.detach())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.multiply(x)

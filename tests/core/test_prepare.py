@@ -89,6 +89,13 @@ def test_prepared_rows_do_not_depend_on_their_batch(
     assert len(caption_codes(model, together)) == 3
 
 
+def test_a_prepared_model_computes_as_it_was_prepared(large: None, make_model: Callable[..., UniTok]) -> None:
+    """Autocast is for models in training."""
+    model = make_model("next_token")
+    prepare(model, "bf16")
+    assert torch.equal(logits(model, "bf16"), logits(model, "fp32"))
+
+
 def test_small_models_stay_as_they_are(make_model: Callable[..., UniTok]) -> None:
     """`auto` is bf16 only where there is something to gain, and fp32 of a small model is exact."""
     plain = make_model("next_token")
