@@ -66,7 +66,8 @@ def eval_generator(
         gallery: Known pictures whose captions are names, such as "emoji/@train?caption=text".
         label: Column or template of the data that holds the right name, such as text; needs --gallery.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -81,6 +82,7 @@ def eval_generator(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
     from unitok.sample.pipeline import settings_for
 
     from .captioning import measure_captioning
@@ -94,6 +96,7 @@ def eval_generator(
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
+    precision = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
     dataset = open_data(with_label(data, label), size)

@@ -59,7 +59,8 @@ def eval_suite(
         clip: Network for CLIPScore, R-precision and CMMD: embedded or clip:<hub id or folder>.
         save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -76,6 +77,7 @@ def eval_suite(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
     from unitok.sampling import SampleSettings
 
     from .networks.features import load_features, load_image_text
@@ -85,6 +87,7 @@ def eval_suite(
 
     where = pick_device(device, local_rank)
     loaded = UniTok.from_pretrained(str(model), where)
+    precision = prepare(loaded, precision)
     image_size = loaded.image_tokenizer.image_size
     dataset = open_data(with_label(data, category), image_size)
     train = None if train_data is None else open_data(train_data, image_size, captions=False)

@@ -47,7 +47,8 @@ def eval_tasks(
         sampling: How pictures are drawn.
         seed: The i-th record is written with seed + i.
         batch_size: Records at a time; changes the speed, not the numbers.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -63,6 +64,7 @@ def eval_tasks(
     from unitok.data.open import open_data
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
     from unitok.sample.masks import has_places
     from unitok.sample.pipeline import settings_for
     from unitok.tasks import needs
@@ -71,6 +73,7 @@ def eval_tasks(
     from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    precision = prepare(loaded, precision)
     check_learned(loaded, str(model))
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size

@@ -15,7 +15,6 @@ import torch
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png, to_float
 from unitok.data.decoding import PictureError, decode
-from unitok.device import Precision, autocast
 from unitok.modalities import PASSAGE
 from unitok.tasks import Piece
 
@@ -57,18 +56,17 @@ class Chat:
         """Whether the model writes a picture, not a text."""
 
     @torch.inference_mode()
-    def talk(self, precision: Precision = "fp32") -> None:
+    def talk(self) -> None:
         """Answers until the lines end."""
         while not self.over:
             self._begin()
             if self._listen() is not None:
                 job = self.writer.job(self.document, self.seed)
                 job.then = self._next
-                with autocast(self.model.device, precision):
-                    engine = Engine(self.model, len(prompts_needed(job)), self.writer.context)
-                    engine.add(job)
-                    while engine.busy:
-                        engine.step()
+                engine = Engine(self.model, len(prompts_needed(job)), self.writer.context)
+                engine.add(job)
+                while engine.busy:
+                    engine.step()
 
     # --- the model ---------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ def sample(
     sampling: GivenSettings = NONE_GIVEN,
     progress: bool = False,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Draw pictures from captions.
@@ -45,7 +45,8 @@ def sample(
         sampling: How codes are chosen.
         progress: Next scale: also write progress.png, the first pictures after each scale, one picture a row.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain). The record of a picture names it.
         device: auto takes a GPU where there is one.
 
     Example:
@@ -84,11 +85,13 @@ def sample(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .outputs import PictureFolder
     from .pipeline import draw_each, draw_progress, settings_for
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
@@ -99,19 +102,18 @@ def sample(
             ) from None
     if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings)
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed)
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
-    pictures = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=precision)
+    pictures = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=computed)
     for place, picture in track(pictures, "drawing", total=len(jobs), console=Console(stderr=True)):
         folder.add(*jobs[place], picture)
     print(folder.finish(asked, n))
     if progress:
         first = asked[:PROGRESS_ROWS]
-        emerging = draw_progress(
-            loaded, [text for text, _ in first], settings, [number for _, number in first], precision=precision
-        )
+        texts, seeds = [text for text, _ in first], [number for _, number in first]
+        emerging = draw_progress(loaded, texts, settings, seeds, precision=computed)
         print(folder.write_progress(emerging))
 
 
@@ -123,7 +125,7 @@ def caption(
     top_p: float = 0.0,
     seed: int = 0,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Write captions of pictures, one line each: file, tab, caption. What would break the line is written as in Python.
@@ -136,7 +138,8 @@ def caption(
         top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
         seed: Of the first picture, when the temperature is above 0; the next has the next.
         batch_size: Pictures that are read together; changes the speed, not the captions.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -154,12 +157,14 @@ def caption(
     from unitok.data.decoding import PictureError, decode
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .pipeline import caption as write_captions
     from .reading import check_task
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    prepare(loaded, precision)
     check_task(loaded, model, "image_to_text")
     size = loaded.image_tokenizer.image_size
     images = []
@@ -170,7 +175,7 @@ def caption(
             problems.check(False, f"{printable(str(path))} cannot be read as a picture: {error}")
     problems.raise_if_any()
     seeds = range(seed, seed + len(images))
-    texts = write_captions(loaded, torch.stack(images), settings, seeds, batch_size=batch_size, precision=precision)
+    texts = write_captions(loaded, torch.stack(images), settings, seeds, batch_size=batch_size)
     for path, text in zip(pictures, texts, strict=True):
         print(f"{printable(str(path))}\t{printable(' '.join(text.split()))}")
 

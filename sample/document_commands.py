@@ -27,7 +27,7 @@ def generate(
     sampling: GivenSettings = NONE_GIVEN,
     context: int = 2048,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Go on with documents of texts and pictures. The model decides when a picture begins and when a document ends.
@@ -48,7 +48,8 @@ def generate(
         context: Most positions of a document, with what it begins with. Documents much longer than those of the
             training are outside of what the model learned.
         batch_size: Documents that are written together; changes the speed, not the documents.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -66,7 +67,6 @@ def generate(
     from rich.progress import track
 
     from tokenizers_vq.images import to_float
-    from unitok.device import autocast
 
     from .document_files import FILE, PAGE, read_beginnings, save_documents, save_page
     from .documents import Part, write_documents
@@ -74,7 +74,7 @@ def generate(
 
     problems.check(not (out / FILE).exists(), f"--out {out} already holds documents: choose another folder")
     problems.raise_if_any()
-    writer = _writer(model, device, given, texts, pictures, context)
+    writer = _writer(model, device, precision, given, texts, pictures, context)
     tokenizer = writer.model.image_tokenizer
     beginnings: list[list[Part]] = []
     pixels: list[list[torch.Tensor]] = []
@@ -93,11 +93,10 @@ def generate(
     problems.raise_if_any()
     found: dict[int, list[Part]] = {}
     seeds = range(seed, seed + len(beginnings))
-    running = write_documents(writer, beginnings, seeds, batch_size=batch_size, precision=precision)
+    running = write_documents(writer, beginnings, seeds, batch_size=batch_size)
     for place, parts in track(running, "writing", total=len(beginnings), console=Console(stderr=True)):
         codes = [value for kind, value in parts if kind == "image"][len(pixels[place]) :]
-        with autocast(writer.model.device, precision):
-            drawn = [decoded(writer.model, one[None])[0] for one in codes]
+        drawn = [decoded(writer.model, one[None])[0] for one in codes]
         shown = iter([*pixels[place], *drawn])
         found[place] = [(kind, next(shown) if kind == "image" else value) for kind, value in parts]
     records = save_documents(out / FILE, [found[place] for place in range(len(beginnings))])
@@ -113,7 +112,7 @@ def chat(
     text_temperature: float = 1.0,
     sampling: GivenSettings = NONE_GIVEN,
     context: int = 2048,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Write a document in turn with a model, line by line: it answers with texts and pictures.
@@ -129,7 +128,8 @@ def chat(
         text_temperature: Divides the logits of texts; 0 takes the most likely token each time.
         sampling: How pictures are drawn. Guidance is 1 unless it is given here: see `unitok generate`.
         context: Most positions of the chat.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -140,10 +140,10 @@ def chat(
 
     from .chat import HELP, Chat
 
-    writer = _writer(model, device, given, texts, pictures, context)
+    writer = _writer(model, device, precision, given, texts, pictures, context)
     if sys.stdin.isatty():
         print(HELP)
-    Chat(writer, _typed(), out, seed).talk(precision)
+    Chat(writer, _typed(), out, seed).talk()
 
 
 def _typed() -> Iterator[str]:
@@ -165,15 +165,23 @@ def _texts(temperature: float) -> SampleSettings:
 
 
 def _writer(
-    model: Path, device: Literal["auto", "cpu", "cuda"], given: dict, texts: SampleSettings, pictures: int, context: int
+    model: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    precision: Literal["auto", "bf16", "fp32"],
+    given: dict,
+    texts: SampleSettings,
+    pictures: int,
+    context: int,
 ) -> DocumentWriter:
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .documents import DocumentWriter
     from .pipeline import settings_for
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    prepare(loaded, precision)
     if TASK not in loaded.config.tasks:
         learned = ", ".join(loaded.config.tasks) or "captions and pictures"
         raise UserError(f"{model} learned {learned}, not {TASK}: train it with --tasks.{TASK}.share above 0")

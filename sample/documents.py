@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError
-from unitok.device import Precision, autocast
+from unitok.device import Precision
 from unitok.modalities import PASSAGE, PassageModality
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece, in_turn
 
@@ -135,12 +136,12 @@ def write_documents(
     jobs = [writer.job(writer.pieces(one), seed) for one, seed in zip(documents, seeds, strict=True)]
     lanes = sum(len(prompts_needed(job)) for job in jobs[:batch_size])
     room = sum(map(max, zip(*map(writer.room, jobs), strict=True))) if jobs else 0
-    with autocast(writer.model.device, precision):
+    with computing(writer.model, precision):
         engine = Engine(writer.model, lanes, room)
     for job in jobs:
         engine.add(job)
     while engine.busy:
-        with autocast(writer.model.device, precision):
+        with computing(writer.model, precision):
             finished = engine.step()
         for number, written in finished:
             parts = [("image" if place % 2 else "text", value) for place, value in enumerate(written)]

@@ -32,7 +32,7 @@ def inpaint(
     seed: int = 0,
     sampling: GivenSettings = NONE_GIVEN,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Draw a part of a picture anew, by a caption. All other pixels stay.
@@ -53,7 +53,8 @@ def inpaint(
         seed: Seed of the first picture.
         sampling: How codes are chosen.
         batch_size: Pictures that are drawn together; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain). The record of a picture names it.
         device: auto takes a GPU where there is one.
 
     Example:
@@ -71,6 +72,7 @@ def inpaint(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .inpainting import inpaint_each
     from .masks import check_places, fit_mask, mask_of_box, mask_of_picture, without
@@ -93,6 +95,7 @@ def inpaint(
         if not hole.any():
             raise UserError(f"--mask {printable(str(mask))} has no white pixel: make white what is to be drawn anew")
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     check_places(loaded.image_tokenizer)
     settings = _settings(loaded, given, caption)
     size = loaded.image_tokenizer.image_size
@@ -102,13 +105,13 @@ def inpaint(
             f"what is to be drawn anew is cut off when the picture is scaled and cropped to the model's "
             f"{size[1]}x{size[0]}: crop the picture yourself, around it"
         )
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, {"made_from": made_from})
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"made_from": made_from})
     asked = [(caption, seed + i) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     pictures, holes = (one.expand(len(jobs), *one.shape) for one in (whole, hole))
     seeds = [number for _, number in jobs]
     drawn = inpaint_each(
-        loaded, pictures, holes, [caption] * len(jobs), settings, seeds, batch_size=batch_size, precision=precision
+        loaded, pictures, holes, [caption] * len(jobs), settings, seeds, batch_size=batch_size, precision=computed
     )
     for place, result in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
         folder.add(*jobs[place], result)
@@ -128,7 +131,7 @@ def extend(
     seed: int = 0,
     sampling: GivenSettings = NONE_GIVEN,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Draw a larger picture around one, by a caption. The picture itself stays as it is.
@@ -150,7 +153,8 @@ def extend(
         seed: Seed of the first picture.
         sampling: How codes are chosen.
         batch_size: Pictures that are drawn together; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain). The record of a picture names it.
         device: auto takes a GPU where there is one.
 
     Example:
@@ -165,6 +169,7 @@ def extend(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .inpainting import Sides, extend_all, plan
     from .masks import GREY, check_places
@@ -174,17 +179,18 @@ def extend(
     whole, digest = _read(picture)
     sides = Sides(left, right, top, bottom)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     check_places(loaded.image_tokenizer)
     settings = _settings(loaded, given, caption)
     plan(loaded, whole.shape[1:], sides)  # sides and sizes that cannot be are refused before anything is written
     made_from = {"picture": str(picture), "sha256": digest, **sides._asdict()}
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, {"made_from": made_from})
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"made_from": made_from})
     asked = [(caption, seed + i) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     steps = list(parts(len(jobs), batch_size))
     for step in track(steps, "drawing", console=Console(stderr=True)):
         seeds = [number for _, number in jobs[step]]
-        drawn = extend_all(loaded, whole, sides, caption, settings, seeds, batch_size=batch_size, precision=precision)
+        drawn = extend_all(loaded, whole, sides, caption, settings, seeds, batch_size=batch_size, precision=computed)
         for job, result in zip(jobs[step], drawn, strict=True):
             folder.add(*job, result)
     print(folder.finish(asked, n, {"known": F.pad(whole, sides, value=GREY)}))

@@ -352,7 +352,7 @@ class Engine:
         order = self.orders[self.cache.index(lanes)][:, None]
 
         def moved(places: torch.Tensor) -> torch.Tensor:
-            found = places[which].clone()
+            found = places[which]
             found[..., 0] += order
             return found
 

@@ -14,6 +14,7 @@ from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
 from .commands import printable
 
 if TYPE_CHECKING:
+    from unitok.device import Precision
     from unitok.model import UniTok
 
     from .engine import Job
@@ -30,7 +31,7 @@ def edit(
     seed: int = 0,
     sampling: GivenSettings = NONE_GIVEN,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Draw a picture changed as an instruction says; further pictures behind the instruction are read after the first.
@@ -49,7 +50,8 @@ def edit(
         seed: Seed of the first picture.
         sampling: How codes are chosen.
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain). The record of a picture names it.
         device: auto takes a GPU where there is one.
 
     Example:
@@ -67,6 +69,7 @@ def edit(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .engine import job_for
     from .outputs import PictureFolder
@@ -75,6 +78,7 @@ def edit(
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     check_task(loaded, model, "edit")
     size = loaded.image_tokenizer.image_size
@@ -84,8 +88,8 @@ def edit(
     facts = [
         {"file_name": printable(path.name), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths
     ]
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, {"source": facts})
-    print(draw_into(folder, loaded, jobs, settings, n, batch_size, precision))
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"source": facts})
+    print(draw_into(folder, loaded, jobs, settings, n, batch_size, computed))
 
 
 def sample_layout(
@@ -104,6 +108,7 @@ def sample_layout(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .engine import job_for
     from .outputs import PictureFolder
@@ -111,6 +116,7 @@ def sample_layout(
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     check_task(loaded, model, "layout_to_image")
     caption = "".join(part for part in named if isinstance(part, str))
@@ -119,8 +125,8 @@ def sample_layout(
         (caption, number): job_for("layout_to_image", {"named": named}, number, settings)
         for number in range(seed, seed + n)
     }
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, {"named": named})
-    print(draw_into(folder, loaded, jobs, settings, n, batch_size, precision))
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"named": named})
+    print(draw_into(folder, loaded, jobs, settings, n, batch_size, computed))
 
 
 def read_layout(path: Path) -> list[str | list[float]]:
@@ -145,7 +151,7 @@ def draw_into(
     settings: SampleSettings,
     n: int,
     batch_size: int,
-    precision: Literal["auto", "bf16", "fp32"],
+    precision: Precision,
 ) -> Path:
     """Draws what a folder does not hold yet, by (caption, seed); returns the contact sheet, n pictures a row."""
     from rich.console import Console

@@ -42,11 +42,11 @@ def _digest(record: dict[str, Any], data: bytes) -> str:
 class PictureFolder:
     """`pictures/` with one JSON line for each picture in its `metadata.jsonl`, and the contact sheet beside it.
 
-    A line holds everything that draws the picture again: caption, seed, settings and the model's fingerprint, and a
-    digest of itself and the picture. With
-    `file_name` and `caption` in it, `pictures/` is a captioned data set like any other. A folder that was begun with
-    another model, other settings or another source picture is refused. `given` is what else the pictures are drawn
-    from, as it stands in JSON: a source picture by its digest, the part of it that stays.
+    A line holds everything that draws the picture again: caption, seed, settings, precision and the model's
+    fingerprint, and a digest of itself and the picture. With `file_name` and `caption` in it, `pictures/` is a
+    captioned data set like any other. A folder that was begun with another model, other settings or another source
+    picture is refused. `given` is what else the pictures are drawn from, as it stands in JSON: a source picture by its
+    digest, the part of it that stays.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class PictureFolder:
         model: str,
         fingerprint: str,
         settings: SampleSettings,
+        precision: str = "fp32",
         given: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder, self.pictures = folder, folder / PICTURES
@@ -62,6 +63,7 @@ class PictureFolder:
             "model": model,
             "model_sha256": fingerprint,
             "settings": asdict(settings),
+            "precision": precision,
             **(given or {}),
         }
         self.done: dict[Job, dict[str, Any]] = {}
@@ -111,8 +113,9 @@ class PictureFolder:
                 decode(data)  # a record from before it held a digest
         except (OSError, ValueError):
             return None
+        said = {"precision": "fp32", **record}  # older records do not name it
         own = {"file_name", "caption", "seed", "sha256", "model"}  # the same model may lie elsewhere now
-        if any(record.get(key) != self.origin.get(key) for key in {*record, *self.origin} - own):
+        if any(said.get(key) != self.origin.get(key) for key in {*said, *self.origin} - own):
             raise UserError(
                 f"--out {self.folder} already holds pictures of another model or other settings, or made from another "
                 "picture or mask: choose another folder"

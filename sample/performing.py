@@ -11,8 +11,9 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.boxes import GroundedTextModality
 from unitok.data.records import Record
-from unitok.device import Precision, autocast
+from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import FIELDS, TASKS, is_several
 from unitok.text import CaptionEncoder
@@ -62,7 +63,7 @@ def perform(
     modality = FIELDS[learned]
     how = settings if modality == "image" else GREEDY
     jobs = [job_for(task, one, seed, how, modality) for one, seed in zip(given, seeds, strict=True)]
-    with autocast(model.device, precision):
+    with computing(model, precision):
         written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
         return [_shown(model, modality)(one) for one in written]
 

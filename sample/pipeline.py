@@ -12,6 +12,7 @@ from tokenizers_vq.images import to_float, to_uint8
 from unitok.conditions import TextStates
 from unitok.device import Precision, autocast
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
 from unitok.tasks import Piece
@@ -131,7 +132,7 @@ def draw_codes_each(
     jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
     best = BestOf(model, ids, settings.best_of)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
-        with autocast(model.device, precision):
+        with computing(model, precision):
             chosen = best.take(part)
         if chosen:
             yield chosen
@@ -147,11 +148,11 @@ def finished(
     watch: Watch | None = None,
 ) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """(number of the job, what it wrote first) of the jobs that are finished together."""
-    with autocast(model.device, precision):
+    with computing(model, precision):
         engine = engine_for(model, jobs, batch_size, watch)
     while engine.busy:
         found: list[tuple[int, list[torch.Tensor]]] = []
-        with autocast(model.device, precision):  # many steps in one: it keeps the weights that it has converted
+        with computing(model, precision):  # many steps in one: it keeps the weights that it has converted
             while engine.busy and not found:
                 found = engine.step()
         yield [(number, written[0]) for number, written in found]
@@ -334,7 +335,7 @@ def _texts_about(
         records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
-        with autocast(model.device, precision):
+        with computing(model, precision):
             texts += write_texts(model, task, records, settings, seeds[part], batch_size=batch_size)
     return texts
 

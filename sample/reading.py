@@ -9,8 +9,9 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality
-from unitok.device import Precision, autocast
+from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import modalities_of
 
@@ -53,7 +54,7 @@ def ask(
     """
     ids = [model.text_ids(question) for question in questions]
     (codes,) = codes_of(model, picture[None])
-    with autocast(model.device, precision):
+    with computing(model, precision):
         records = [{"image": codes, "question": question} for question in ids]
         return write_texts(model, "question", records, settings, seeds, batch_size=batch_size)
 
@@ -124,7 +125,7 @@ def _written(
 ) -> Any:
     """The value that a task about one picture ends with."""
     (codes,) = codes_of(model, picture[None])
-    with autocast(model.device, precision):
+    with computing(model, precision):
         job = job_for(task, {**record, "image": codes}, seed, settings, modality)
         [[written]] = run(model, [job])
     return model.modalities()[modality].value(written)

@@ -22,7 +22,7 @@ def ask(
     top_p: float = 0.0,
     seed: int = 0,
     batch_size: int = 32,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Answer questions about a picture, one line each: question, tab, answer. The picture is read once. What would
@@ -37,7 +37,8 @@ def ask(
         top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
         seed: Of the first answer, when the temperature is above 0; the next has the next.
         batch_size: Answers that are written together; changes the speed, not the answers.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -51,16 +52,18 @@ def ask(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from . import reading
     from .pictures import read_picture
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    prepare(loaded, precision)
     reading.check_task(loaded, model, "question")
     seen = read_picture(picture, loaded.image_tokenizer.image_size)
     seeds = range(seed, seed + len(questions))
-    answers = reading.ask(loaded, seen, questions, settings, seeds, batch_size=batch_size, precision=precision)
+    answers = reading.ask(loaded, seen, questions, settings, seeds, batch_size=batch_size)
     for question, answer in zip(questions, answers, strict=True):
         print(f"{_line(question)}\t{_line(answer)}")
 
@@ -75,7 +78,7 @@ def ground(
     top_k: int = 0,
     top_p: float = 0.0,
     seed: int = 0,
-    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Say where something is in a picture: its boxes, one line each, as left,top,right,bottom in pixels of the picture.
@@ -95,7 +98,8 @@ def ground(
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
         seed: For a temperature above 0.
-        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
+            model is large enough to gain).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -113,6 +117,7 @@ def ground(
     from unitok.data.decoding import fit_shares
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from . import reading
     from .outputs import save_boxes
@@ -120,6 +125,7 @@ def ground(
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    prepare(loaded, precision)
     task = "describe" if given else "ground_caption" if phrase is None else "ground"
     reading.check_task(loaded, model, task)
     size = loaded.image_tokenizer.image_size
@@ -142,13 +148,13 @@ def ground(
                 f"--describe {describe} is outside of what the model reads, {left},{top},{right},{bottom}: choose "
                 "another box"
             )
-        print(_line(reading.describe(loaded, seen, box, settings, seed, precision=precision)))
+        print(_line(reading.describe(loaded, seen, box, settings, seed)))
         found.append(("", [round(side) for side in given]))
     elif phrase is not None:
-        boxes = reading.ground(loaded, seen, phrase, settings, seed, precision=precision)
+        boxes = reading.ground(loaded, seen, phrase, settings, seed)
         found += [("", in_pixels(box)) for box in boxes]
     else:
-        parts = reading.ground_caption(loaded, seen, settings, seed, precision=precision)
+        parts = reading.ground_caption(loaded, seen, settings, seed)
         for part in parts:
             if isinstance(part, str):
                 found.append((_line(part), None))

@@ -10,6 +10,8 @@ from .sampling import SampleSettings
 
 COLDEST = 1e-6
 """Temperatures below are 0: they would divide logits beyond all numbers."""
+FEW = (64, 1024)
+"""Ids that are put in order before all are."""
 
 
 def guide(lanes: Sequence[torch.Tensor], weights: Sequence[float | torch.Tensor]) -> torch.Tensor:
@@ -80,13 +82,25 @@ def _pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Ten
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Minus infinity outside the smallest set with probability p (nucleus sampling, arXiv:1904.09751); 0 or 1 keep
-    all."""
+    all. Ids as likely as the last one of the set stay with it."""
     if p == 0 or p == 1:
         return logits
-    ordered, index = logits.sort(-1, descending=True)
-    probabilities = ordered.softmax(-1)
-    outside = probabilities.cumsum(-1) - probabilities >= p  # the first id that reaches p still belongs
-    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, index, outside), float("-inf"))
+    total = logits.logsumexp(-1, keepdim=True)
+    for size in _sizes(logits):
+        ordered = logits.topk(size, -1).values if size < logits.shape[-1] else logits.sort(-1, descending=True).values
+        probabilities = (ordered - total).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        if size == logits.shape[-1] or bool((before[..., -1] >= p).all()):
+            break
+    least = ordered.masked_fill(before >= p, float("inf")).amin(-1, keepdim=True)  # the first that reaches p is inside
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
+def _sizes(logits: torch.Tensor) -> list[int]:
+    """How many of the most likely ids to put in order. The set is small as a rule; to see whether it is costs a wait,
+    which only a CPU does not mind."""
+    few = [size for size in FEW if size < logits.shape[-1]] if logits.device.type == "cpu" else []
+    return [*few, logits.shape[-1]]
 
 
 def pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,9 @@ class IdPort(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
         self.waves = nn.ModuleDict({name: Waves(span, number, width) for name, (span, number) in waves.items()})
+        self.pack: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
+        """Makes what multiplies by rows of the head, of a model that is prepared for drawing."""
+        self._packed: dict[tuple[int, int], Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to vectors (..., C)."""
@@ -91,7 +94,14 @@ class IdPort(nn.Module):
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
         bias = None if self.head.bias is None else self.head.bias[ids]
-        found = F.linear(hidden, self.head.weight[ids], bias).float()
+        if self.pack is None:
+            found = F.linear(hidden, self.head.weight[ids], bias).float()
+        else:
+            span = ids.start, ids.stop
+            if span not in self._packed:
+                self._packed[span] = self.pack(self.head.weight[ids].detach())
+            found = self._packed[span](hidden)
+            found = found if bias is None else found + bias
         for module in self.waves.values():
             waves = cast("Waves", module)
             if waves.span.start <= ids.start and ids.stop <= waves.span.stop:

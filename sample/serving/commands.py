@@ -121,6 +121,7 @@ def _serve(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
+    from unitok.prepare import prepare
 
     from .api import Access, make_app
     from .guards import patient
@@ -128,8 +129,9 @@ def _serve(
     from .worker import Worker
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
+    computed = prepare(loaded, precision)
     service = Service(loaded, name or model.resolve().name, limits, context)
-    worker = Worker(loaded, limits.lanes, service.room, limits.queue, precision)
+    worker = Worker(loaded, limits.lanes, service.room, limits.queue, computed)
     app = make_app(service, worker, _tell, Access(keys, origins, log_prompts))
     config = uvicorn.Config(
         app,

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.device import Precision, autocast
+from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import computing
 from unitok.objectives.base import Progress
 
 from ..engine import Engine, prompts_needed
@@ -180,14 +181,14 @@ class Worker:
 
     def _fresh(self) -> Engine:
         # Rows come one after another here, and there is no slot that all of them could begin at.
-        with torch.inference_mode(), autocast(self.model.device, self.precision):
+        with torch.inference_mode(), computing(self.model, self.precision):
             return Engine(self.model, self.lanes, self.room, failed=self._fail_job, align=False)
 
     @torch.inference_mode()
     def _run(self) -> None:
         try:
             while self._wait():
-                with autocast(self.model.device, self.precision):  # many steps in one: it keeps the weights it converts
+                with computing(self.model, self.precision):  # many steps in one: it keeps the weights it converts
                     while self._turn():
                         pass
         finally:  # of an error that it cannot go on after; else nothing is left

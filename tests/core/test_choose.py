@@ -39,6 +39,37 @@ def test_top_p_keeps_the_smallest_sufficient_set() -> None:
     assert keep_top_p(LOGITS.flip(-1), 0.6).isinf().tolist() == [[True, True, False, False]]
 
 
+def kept_in_order(logits: torch.Tensor, p: float) -> list[bool]:
+    """Which ids of a row top-p keeps, one after the other."""
+    left, kept = p, [False] * len(logits)
+    for place in logits.argsort(descending=True, stable=True).tolist():
+        if left <= 0:
+            break
+        kept[place] = True
+        left -= logits.double().softmax(0)[place].item()
+    return kept
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 4.0, 20.0])
+def test_top_p_of_many_ids_keeps_what_a_slow_search_keeps(sharpness: float) -> None:
+    """Also where the set is larger than what is put in order first."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 3, 2000) * sharpness
+    for p in (0.1, 0.5, 0.9):
+        found = keep_top_p(logits, p)
+        assert (found.isneginf() | (found == logits)).all()
+        for row, wanted in zip(found.flatten(0, 1), logits.flatten(0, 1), strict=True):
+            assert (~row.isneginf()).tolist() == kept_in_order(wanted, p)
+
+
+def test_top_p_of_a_row_does_not_depend_on_its_batch() -> None:
+    """A flat row takes a longer search; ids that are equally likely stay together in either."""
+    torch.manual_seed(0)
+    sharp, flat = (torch.randn(1, 1, 300) * 6).round(), torch.zeros(1, 1, 300)
+    assert torch.equal(keep_top_p(torch.cat([sharp, flat]), 0.7)[:1], keep_top_p(sharp, 0.7))
+    assert not keep_top_p(flat, 0.5).isinf().any()
+
+
 def shares(**settings: float) -> list[float]:
     """How often each id is chosen, by draws that are spread evenly."""
     uniform = ((torch.arange(1000) + 0.5) / 1000)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -212,6 +213,29 @@ def test_a_folder_of_another_run_is_refused(folder: Path, tmp_path: Path, capsys
     assert main(words) == 0
     assert main([*words, "--temperature", "0.5"]) == 2
     assert "already holds pictures of another model or other settings" in capsys.readouterr().err
+
+
+def test_the_record_names_the_precision(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Records of before it was written down are of fp32."""
+    out = tmp_path / "out"
+    words = ["sample", "a", "--model", str(folder), "--n", "1", "--out", str(out)]
+    assert main(words) == 0
+    [record] = records(out)
+    assert record["precision"] == "fp32", "a small model gains nothing"
+    assert main([*words, "--precision", "bf16"]) == 2
+    assert "already holds pictures of another model or other settings" in capsys.readouterr().err
+
+    picture = out / "pictures" / record["file_name"]
+    old = {key: value for key, value in record.items() if key not in ("precision", "sha256")}
+    old["sha256"] = hashlib.sha256(picture.read_bytes() + json.dumps(old, sort_keys=True).encode()).hexdigest()
+    (out / "pictures" / "metadata.jsonl").write_text(json.dumps(old) + "\n")
+    before = contents(out / "pictures")
+    assert main(words) == 0
+    assert contents(out / "pictures") == before, "nothing is drawn again"
+
+    half = tmp_path / "half"
+    assert main([*words[:-1], str(half), "--precision", "bf16"]) == 0
+    assert records(half)[0]["precision"] == "bf16"
 
 
 def contents(folder: Path) -> dict[str, bytes]:

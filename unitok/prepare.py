@@ -1,0 +1,95 @@
+"""A model in the form in which a machine draws fastest, made once when it is loaded.
+
+A step of drawing multiplies few rows by all weights, so it takes as long as reading them does. bf16 weights are half as
+long to read, and packed ones lie in the order in which the processor reads them. Only the linear layers and the head
+compute with them; norms, attention, sums and the cache stay in float32. (Attention of one query is three to five times
+as fast in float32 as in bf16 on a CPU: docs/speed.md.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .device import Precision, autocast, bf16_supported
+from .model import UniTok
+
+Chosen = Literal["bf16", "fp32"]
+Multiply = Callable[[torch.Tensor], torch.Tensor]
+"""Multiplies vectors by the weights that it holds."""
+
+LARGE = 2**18
+"""Weights of a layer from which another form of them pays. Below, a step is not spent on reading weights."""
+
+
+def prepare(model: UniTok, precision: Precision) -> Chosen:
+    """Prepares a model for drawing and writing, once; returns the precision of its weights. `auto` is bf16 where the
+    hardware has it and the layers are large enough to gain.
+
+    The weights stay as they are beside their new form, so fingerprint and saved files are those of the model. It is not
+    trained any more. In fp32, what it computes differs from the unprepared model in the last bits, and only if its
+    layers are large.
+    """
+    layers = [layer for layer in model.trunk.modules() if isinstance(layer, nn.Linear)]
+    large = max(layer.weight.numel() for layer in layers) >= LARGE
+    if precision == "auto":
+        precision = "bf16" if large and bf16_supported(model.device) else "fp32"
+    if precision == "fp32" and not large:
+        return precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def pack(weight: torch.Tensor) -> Multiply:
+        return multiplier(weight, dtype)
+
+    for block in list(model.trunk.modules()):
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(block, name, Prepared(layer, pack))
+    model.ids.pack = pack
+    return precision
+
+
+def computing(model: UniTok, precision: Precision) -> AbstractContextManager[object]:
+    """Autocast of a model that is not prepared, as the one that is in training; a prepared one computes as it is."""
+    return autocast(model.device, precision) if model.ids.pack is None else nullcontext()
+
+
+class Prepared(nn.Module):
+    """A linear layer that multiplies by another form of its weights."""
+
+    def __init__(self, layer: nn.Linear, pack: Callable[[torch.Tensor], Multiply]) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.multiply: Multiply = pack(layer.weight.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.multiply(x)
+        return y if self.bias is None else y + self.bias
+
+
+def multiplier(weight: torch.Tensor, dtype: torch.dtype) -> Multiply:
+    """`F.linear` by weights (O, I), with the weights and the vectors (..., I) in a dtype and the result in float32."""
+    form = weight.to(dtype)
+    packed = None
+    if weight.device.type == "cpu" and (dtype == torch.bfloat16 or weight.numel() >= LARGE):
+        packed = _packed(form)
+    if packed is not None:
+        return lambda x: packed(x.to(dtype)).float()
+    return lambda x: F.linear(x.to(dtype), form).float()
+
+
+def _packed(weight: torch.Tensor) -> Multiply | None:
+    """`F.linear` by weights in the order in which oneDNN reads them, or None where torch lacks it: its names are
+    private, torch.compile uses them."""
+    try:
+        held = torch.ops.mkldnn._reorder_linear_weight.default(weight, None)
+        multiply = torch.ops.mkldnn._linear_pointwise.default
+        multiply(weight[:1], held, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return None
+    return lambda x: multiply(x, held, None, "none", [], "")
