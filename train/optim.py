@@ -13,6 +13,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
+from .muon import Muon
 from .trainee import Opponent
 
 
@@ -44,10 +45,7 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW over the trainable weights (the fused kernel updates all of them in one pass), and Muon before it over the
-    matrices of the blocks if so configured.
-
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes steps with equal singular values. Scaled
-    to the root mean square of AdamW's steps (arXiv:2502.16982), both share one learning rate and one decay.
+    matrices of the blocks if so configured. Both share one learning rate and one decay.
 
     Raises:
         UserError: Muon for a model without matrices in blocks.
@@ -59,14 +57,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         if not matrices:
             raise UserError("optim.muon is true, but this model has no transformer blocks: leave it out")
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
-        optimizers.append(
-            torch.optim.Muon(
-                list(matrices.values()),
-                lr=config.lr,
-                weight_decay=config.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+        optimizers.append(Muon(list(matrices.values()), config.lr, config.weight_decay))
     groups = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(kept.values()), "weight_decay": 0.0},
