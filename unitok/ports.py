@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import PortConfig
+from .cross_entropy import PIECE, LinearCrossEntropy
+from .device import compute_dtype, learns_on_cpu
 from .sequence import Ids
 
 DEVIATION = 0.02
@@ -43,15 +45,18 @@ class IdPort(nn.Module):
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
         them."""
-        if isinstance(ids, slice):
-            return F.cross_entropy(self.scores(hidden, ids), targets - ids.start, reduction="none")
+        spans = ids if isinstance(ids, tuple) else (ids,)
         places, before = torch.zeros_like(targets), 0
-        for span in ids:
+        for span in spans:
             here = (targets >= span.start) & (targets < span.stop)
             places = torch.where(here, targets - span.start + before, places)
             before += span.stop - span.start
-        scores = torch.cat([self.scores(hidden, span) for span in ids], -1)
-        return F.cross_entropy(scores, places, reduction="none")
+        parts = [self.head.weight[span] for span in spans]
+        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
+        if learns_on_cpu(hidden) and len(hidden) * len(weight) > PIECE:
+            dtype = compute_dtype(hidden)
+            return LinearCrossEntropy.apply(hidden, weight, places, dtype)
+        return F.cross_entropy(F.linear(hidden, weight).float(), places, reduction="none")
 
 
 class LinearPort(nn.Module):

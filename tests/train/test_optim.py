@@ -11,7 +11,7 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
 from unitok.ports import IdPort
-from unitok.train import muon
+from unitok.train import optim
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers, decay_groups, learning_rate, learning_tensors
 from unitok.trunk.native import Transformer
@@ -91,12 +91,12 @@ def test_a_step_of_muon_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
 
 @pytest.mark.parametrize("stack", [1, 2**21])
 def test_muon_over_stacks_takes_the_steps_of_torchs(stack: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "STACK", stack)
+    monkeypatch.setattr(optim, "STACK", stack)
     torch.manual_seed(0)
     shapes = [(96, 32), (32, 32), (32, 96), (96, 32), (64, 32), (32, 32), (16, 8)]
     ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
-    optimizer = muon.Muon(ours, lr=0.01, weight_decay=0.1)
+    optimizer = optim.Muon(ours, lr=0.01, weight_decay=0.1)
     reference = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     for step in range(4):
         before = [weight.detach().clone() for weight in theirs]

@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import TrunkConfig
+from ..device import compute_dtype, learns_on_cpu
 from .cache import KVCache
+from .fast import EPSILON, Norm, Turn
 from .rule import Visibility, attend
 
 ORDER_BASE = 10_000.0
@@ -29,7 +31,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-6)
+        if learns_on_cpu(x):
+            # In the precision of the layer behind: autocast would make a copy.
+            return Norm.apply(x, self.weight, compute_dtype(x))
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=EPSILON)
 
 
 class Rotary(nn.Module):
@@ -64,6 +69,8 @@ Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
     cosine, sine = turn
+    if learns_on_cpu(x):
+        return Turn.apply(x, cosine, sine)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
@@ -160,7 +167,7 @@ class Transformer(nn.Module):
     ) -> torch.Tensor:
         """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C). Others see them where
         they stand (B, T, 3), by default at their places."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = compute_dtype(x)
         turn = self.rotary(places, dtype)
         turns = (turn, turn if stands is None else self.rotary(stands, dtype))
         for layer, block in enumerate(self.blocks):
@@ -173,6 +180,4 @@ class Transformer(nn.Module):
     def cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache in the precision that the blocks compute in now."""
         weight = self.norm.weight
-        autocast = torch.is_autocast_enabled(weight.device.type)
-        dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
-        return KVCache(self.config, rows, capacity, weight.device, dtype)
+        return KVCache(self.config, rows, capacity, weight.device, compute_dtype(weight))
