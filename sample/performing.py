@@ -115,8 +115,7 @@ def _documents(
     begun = [[part for part in one["parts"] if part[0] == "text"][:1] for one in given]
     found = dict(write_documents(writer, begun, seeds, batch_size=batch_size, precision=precision))
     show = _shown(model, "image")
-    with autocast(model.device, precision):
-        return [
-            [(kind, show(value) if kind == "image" else value) for kind, value in found[place]]
-            for place in range(len(given))
-        ]
+    return [
+        [(kind, show(value) if kind == "image" else value) for kind, value in found[place]]
+        for place in range(len(given))
+    ]

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unitok.data.loader import BadPictures, make_loader
 from unitok.data.records import RecordBatch, RecordDataset
-from unitok.device import autocast
+from unitok.device import autocast, keep_freed_memory
 from unitok.seeding import fold
 
 from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about, save
@@ -52,6 +52,8 @@ def train(
         UserError: settings that do not fit the checkpoint, too many broken pictures, a loss that is not finite, a full
             disk.
     """
+    if world.device.type == "cpu":
+        keep_freed_memory()
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
     settings = {**settings, "pictures": len(dataset), DATA: world.from_main(dataset.fingerprint)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -62,3 +63,32 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     if precision == "bf16" or (precision == "auto" and bf16_supported(device)):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The type that a linear layer computes in for x now: autocast's, or its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def learns_on_cpu(x: torch.Tensor) -> bool:
+    """Whether x is part of a training step on a CPU, where backward passes written out pay."""
+    return x.requires_grad and x.device.type == "cpu"
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Numbers of mallopt's parameters (malloc.h of glibc)."""
+
+
+def keep_freed_memory() -> None:
+    """Lets this process keep memory that tensors on the CPU have freed, where the C library is glibc.
+
+    A training step frees what the next one asks for. By default glibc returns it to the system, which has to fill it
+    with zeros before it comes back.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        # glibc before 2.35 takes no more than 32 MiB.
+        if not mallopt(MMAP_THRESHOLD, 2**30):
+            mallopt(MMAP_THRESHOLD, 2**25)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import PortConfig
+from .cross_entropy import PIECE, LinearCrossEntropy
+from .device import compute_dtype, learns_on_cpu
 from .sequence import Ids
 
 DEVIATION = 0.02
@@ -102,24 +104,30 @@ class IdPort(nn.Module):
                 self._packed[span] = self.pack(self.head.weight[ids].detach())
             found = self._packed[span](hidden)
             found = found if bias is None else found + bias
-        for module in self.waves.values():
-            waves = cast("Waves", module)
-            if waves.span.start <= ids.start and ids.stop <= waves.span.stop:
-                found = found + waves.scores(hidden, ids).float()
+        for waves in self._waves_of(ids):
+            found = found + waves.scores(hidden, ids).float()
         return found
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
         them."""
-        if isinstance(ids, slice):
-            return F.cross_entropy(self.scores(hidden, ids), targets - ids.start, reduction="none")
+        spans = ids if isinstance(ids, tuple) else (ids,)
         places, before = torch.zeros_like(targets), 0
-        for span in ids:
+        for span in spans:
             here = (targets >= span.start) & (targets < span.stop)
             places = torch.where(here, targets - span.start + before, places)
             before += span.stop - span.start
-        scores = torch.cat([self.scores(hidden, span) for span in ids], -1)
-        return F.cross_entropy(scores, places, reduction="none")
+        plain = self.head.bias is None and not any(self._waves_of(span) for span in spans)
+        if plain and learns_on_cpu(hidden) and len(hidden) * before > PIECE:
+            weight = torch.cat([self.head.weight[span] for span in spans])
+            return LinearCrossEntropy.apply(hidden, weight, places, compute_dtype(hidden))
+        scores = [self.scores(hidden, span) for span in spans]
+        return F.cross_entropy(torch.cat(scores, -1) if len(scores) > 1 else scores[0], places, reduction="none")
+
+    def _waves_of(self, ids: slice) -> list[Waves]:
+        """The waves whose span these ids lie in."""
+        every = [cast("Waves", module) for module in self.waves.values()]
+        return [waves for waves in every if waves.span.start <= ids.start and ids.stop <= waves.span.stop]
 
 
 class LinearPort(nn.Module):

@@ -16,8 +16,8 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.device import Precision
 from unitok.model import UniTok
-from unitok.prepare import computing
 from unitok.objectives.base import Progress
+from unitok.prepare import computing
 
 from ..engine import Engine, prompts_needed
 from .errors import ApiError, refused
