@@ -117,7 +117,8 @@ class IdPort(nn.Module):
             here = (targets >= span.start) & (targets < span.stop)
             places = torch.where(here, targets - span.start + before, places)
             before += span.stop - span.start
-        plain = self.head.bias is None and not any(self._waves_of(span) for span in spans)
+        bias: torch.Tensor | None = self.head.bias
+        plain = bias is None and not any(self._waves_of(span) for span in spans)
         if plain and learns_on_cpu(hidden) and len(hidden) * before > PIECE:
             weight = torch.cat([self.head.weight[span] for span in spans])
             return LinearCrossEntropy.apply(hidden, weight, places, compute_dtype(hidden))
