@@ -1,4 +1,5 @@
-"""Our VQGAN tokenizer against the modules of taming-transformers: same configuration, weights and pictures, float32.
+"""Our VQGAN tokenizer against the modules of taming-transformers: same configuration, weights and pictures, float32;
+and our decoder in bf16 where the hardware multiplies it.
 
     pip install 'unitok-vq[taming]'
     OMP_NUM_THREADS=1 python benchmarks/tokenizer_speed.py
@@ -6,7 +7,7 @@
 Encodes and decodes with both, checks that codes and pictures agree, then times them in turns (ours first in one round,
 theirs first in the next), so that whatever else the machine does falls on both. Reports medians, spread and best of the
 processor's time and of the wall's, and the code look-up alone with its peak memory. Prints a table and writes
-benchmarks/results/DATE-HARDWARE-taming.json.
+benchmarks/results/DATE-HARDWARE-taming-SIDE.json.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def works(channels: int, side: int, batch: int, codebook_size: int) -> dict[str,
     """Case -> (theirs, ours), after checking that both give the same."""
     import torch
 
+    from unitok.device import bf16_supported
+
     theirs, ours = build(channels, side, codebook_size)
     small = torch.rand(batch, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
     images = torch.nn.functional.interpolate(small, (side, side), mode="bicubic").clamp(-1, 1)
@@ -91,6 +94,11 @@ def works(channels: int, side: int, batch: int, codebook_size: int) -> dict[str,
     def decode_ours() -> Any:
         return ours.decode(codes, layout)
 
+    @torch.no_grad()
+    def decode_half() -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours.decode(codes, layout)
+
     with torch.no_grad():
         latents, ours_latents = theirs["quant_conv"](theirs["encoder"](images)), ours.latents(images)
     difference = {
@@ -101,7 +109,10 @@ def works(channels: int, side: int, batch: int, codebook_size: int) -> dict[str,
     print(f"codes equal: {equal} ({len(codes.unique())} different); largest differences: {difference}")
     if not equal or max(difference.values()) > AGREE:
         raise SystemExit("the two do not agree: nothing is timed")
-    return {"encode": (encode, lambda: ours.encode(images)), "decode": (decode, decode_ours)}
+    cases = {"encode": (encode, lambda: ours.encode(images)), "decode": (decode, decode_ours)}
+    if bf16_supported(torch.device("cpu")):
+        cases["decode in bf16"] = (decode, decode_half)
+    return cases
 
 
 def in_turns(pair: tuple[Callable[[], Any], ...], rounds: int) -> dict[str, Any]:
@@ -188,11 +199,11 @@ def main() -> None:
         for name in ("taming", "unitok"):
             cpu, wall = row[name]["cpu"], row[name]["wall"]
             print(
-                f"{case:<8} {name:<7} cpu {cpu['median']:>7.3f} s (best {cpu['best']:.3f}, "
+                f"{case:<14} {name:<7} cpu {cpu['median']:>7.3f} s (best {cpu['best']:.3f}, "
                 f"quartiles {cpu['quartiles'][0]:.3f} to {cpu['quartiles'][1]:.3f})   wall {wall['median']:>7.3f} s"
             )
         print(
-            f"{case:<8} unitok / taming: cpu {row['ratio_cpu_median']:.3f} (of the best {row['ratio_cpu_best']:.3f}), "
+            f"{case:<14} unitok / taming: cpu {row['ratio_cpu_median']:.3f} (of the best {row['ratio_cpu_best']:.3f}), "
             f"wall {row['ratio_wall_median']:.3f}",
             flush=True,
         )
@@ -201,7 +212,7 @@ def main() -> None:
     hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}-{facts['hardware']['cpu_cores']}cores"
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     date = datetime.now(UTC).date().isoformat()
-    path = options.out / f"{date}-{slug}-taming.json"
+    path = options.out / f"{date}-{slug}-taming-{options.side}.json"
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     record = {"date": date, **settings, "precision": "float32", **facts, "results": cases, "look_up": searches}
     path.write_text(json.dumps(record, indent=2) + "\n")

@@ -20,12 +20,6 @@ def test_a_benchmark_starts(path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "usage: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", ["train random_order", "sample masked_token 2"])
-def test_speed_measures_today_s_code(case: str) -> None:
-    row = runpy.run_path(str(BENCHMARKS[0].parent / "speed.py"))["measure"](case, "debug", 1)
-    assert row["case"] == case and row["value"] > 0
-
-
 def test_the_loss_over_spans_is_measured_beside_that_over_all_ids() -> None:
     measure = runpy.run_path(str(BENCHMARKS[0].parent / "spans.py"))["measure"]
     assert measure(True, 400, "debug", 1)["seconds"] > 0 and measure(False, 400, "debug", 1)["seconds"] > 0

@@ -217,7 +217,7 @@ def encode(
     out: Path,
     batch_size: int = 64,
     shard_size: int = 8192,
-    workers: int = 0,
+    workers: int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     max_bad: float = 0.01,
 ) -> None:
@@ -232,7 +232,7 @@ def encode(
         out: Folder for the codes; give it to --data of train generator.
         batch_size: Pictures encoded at once.
         shard_size: Pictures per file; an interruption costs at most this many.
-        workers: Processes that read pictures.
+        workers: Processes that read pictures; 0: they are read between the batches. Default: 2, or 0 on one core.
         device: auto takes a GPU where there is one.
         max_bad: Share of the pictures that may be unreadable.
 
@@ -242,13 +242,15 @@ def encode(
     problems = Problems()
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
-    problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.check(workers is None or workers >= 0, f"--workers is {workers}: choose 0 or more")
     problems.raise_if_any()
     if rank := int(os.environ.get("RANK", "0")):
         print(f"encode works in the first process: process {rank} has nothing to do", file=sys.stderr)
         return
     from .encode import encode_data
 
+    if workers is None:
+        workers = 2 if len(os.sched_getaffinity(0)) > 1 else 0
     count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
     print(f"codes: {out}")
     print(f"pictures: {count}  unreadable: {bad}")

@@ -117,6 +117,9 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "unitok.cli.compare:compare", "Objectives side by side, with the same compute: quality against time."
     ),
+    "bench": Command(
+        "unitok.cli.bench:bench", "Measure speed and memory on this machine; compare with before.", positional=("what",)
+    ),
     "compare-tokenizers": Command(
         "unitok.eval.tokenizer_commands:compare_tokenizers",
         "Tokenizers side by side on the same pictures: quality, codes, bits, speed.",
