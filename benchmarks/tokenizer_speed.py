@@ -7,7 +7,7 @@ and our decoder in bf16 where the hardware multiplies it.
 Encodes and decodes with both, checks that codes and pictures agree, then times them in turns (ours first in one round,
 theirs first in the next), so that whatever else the machine does falls on both. Reports medians, spread and best of the
 processor's time and of the wall's, and the code look-up alone with its peak memory. Prints a table and writes
-benchmarks/results/DATE-HARDWARE-taming.json.
+benchmarks/results/DATE-HARDWARE-taming-SIDE.json.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def main() -> None:
     hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}-{facts['hardware']['cpu_cores']}cores"
     slug = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
     date = datetime.now(UTC).date().isoformat()
-    path = options.out / f"{date}-{slug}-taming.json"
+    path = options.out / f"{date}-{slug}-taming-{options.side}.json"
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     record = {"date": date, **settings, "precision": "float32", **facts, "results": cases, "look_up": searches}
     path.write_text(json.dumps(record, indent=2) + "\n")
