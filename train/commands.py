@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import config_to_dict
@@ -180,13 +180,13 @@ def train_generator(
     from .loop import train
 
     with join(run.device, run.threads) as world:
-        start = None
+        start, sizes = None, cast("TrunkConfig | PublishedTrunk", trunk)
         if init is not None:
             start = UniTok.from_pretrained(str(init))
-            trunk, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
-            objective_settings = _settled(objective_settings, objective_class(objective), trunk)
+            sizes, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            objective_settings = _settled(objective_settings, objective_class(objective), sizes)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
-            settings |= {"init": start.fingerprint(), "trunk": _as_plain(trunk), "objective": objective}
+            settings |= {"init": start.fingerprint(), "trunk": _as_plain(sizes), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -211,15 +211,15 @@ def train_generator(
         for name, size in spans.items():
             vocabulary = vocabulary if name in vocabulary else vocabulary.grown(name, size)
         before = set() if start is None else set(start.config.tasks)
-        if trunk.captions != TrunkConfig.captions and not wanted <= before:
+        if sizes.captions != TrunkConfig.captions and not wanted <= before:
             raise UserError(
                 f"a model whose captions are no texts learns {', '.join(sorted(before))} alone: set the shares of "
                 f"{', '.join(sorted(wanted - before))} to 0, as in --tasks.{min(wanted - before)}.share 0"
             )
-        if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
+        if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
-            trunk,
+            sizes,
             objective,
             vocabulary.spans,
             text_length,
@@ -228,8 +228,8 @@ def train_generator(
             tuple(task for task in TASKS if task in learned | before),
             dataclasses.asdict(drawn),
         )
-        if isinstance(trunk, TrunkConfig):
-            counts = trunk.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))
+        if isinstance(sizes, TrunkConfig):
+            counts = sizes.parameters(vocabulary.size, sum(port.size for port in config.ports.values()))
             del counts["total"]
         else:
             counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
