@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import config_to_dict
@@ -221,7 +221,7 @@ def train_generator(
                 f"a model whose captions are no texts learns {', '.join(sorted(before))} alone: set the shares of "
                 f"{', '.join(sorted(wanted - before))} to 0, as in --tasks.{min(wanted - before)}.share 0"
             )
-        if tasks.caption_dropout == 0:  # an empty caption means nothing to a model that never saw one
+        if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
         config = ModelConfig(
             network,
