@@ -154,7 +154,7 @@ def test_a_client_that_leaves_frees_its_rows(
 
 
 def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok], listen: Callable[..., Any]) -> None:
-    with listen(make_model("maskgit"), patience=0.5) as server:
+    with listen(make_model("maskgit"), patience=1.0) as server:
         silent = [server.connect() for _ in range(100)]
         half = server.connect()
         half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost:")
