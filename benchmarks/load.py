@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -67,11 +68,12 @@ def server(model: Path) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
-def drive(port: int, clients: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
-    """{"clients", "pictures_per_second", "p50", "p95", "p99", "failed"}: latencies in seconds."""
+def drive(port: int, process: int, clients: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
+    """{"clients", "pictures_per_second", "cpu", "p50", "p95", "p99", "failed"}: latencies in seconds, and seconds of
+    processor time of the server for each picture."""
     latencies: list[float] = []
     failed: list[str] = []
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), processor_time(process)
 
     def ask(client: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LONGEST)
@@ -101,11 +103,18 @@ def drive(port: int, clients: int, seconds: float, body: dict[str, Any]) -> dict
     return {
         "clients": clients,
         "pictures_per_second": len(latencies) / took,
+        "cpu": (processor_time(process) - used) / len(latencies),
         "p50": shares[49],
         "p95": shares[94],
         "p99": shares[98],
         "failed": len(failed),
     }
+
+
+def processor_time(process: int) -> float:
+    """Seconds that a process has computed so far (Linux): other programs do not count, where wall time does."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(process: int) -> float:
@@ -135,18 +144,20 @@ def main() -> None:
             make_model(options.preset, options.objective, model)
         body = {"prompt": CAPTION, **options.settings}
         with server(model) as (port, process):
-            drive(port, 1, 0.5, body)  # warms up
-            found = [drive(port, n, options.seconds, body) for _ in range(options.rounds) for n in options.clients]
+            drive(port, process, 1, 0.5, body)  # warms up
+            found = [
+                drive(port, process, n, options.seconds, body) for _ in range(options.rounds) for n in options.clients
+            ]
             peak = memory(process)
     rows = []
     for clients in options.clients:
         mine = [row for row in found if row["clients"] == clients]
         rows.append({key: float(f"{statistics.median(row[key] for row in mine):.3g}") for key in mine[0]})
-    print(f"{'clients':>7} {'pictures/s':>10} {'p50 s':>7} {'p95 s':>7} {'p99 s':>7} {'failed':>6}")
+    print(f"{'clients':>7} {'pictures/s':>10} {'cpu s':>7} {'p50 s':>7} {'p95 s':>7} {'p99 s':>7} {'failed':>6}")
     for row in rows:
         print(
-            f"{row['clients']:>7g} {row['pictures_per_second']:>10g} {row['p50']:>7g} {row['p95']:>7g} "
-            f"{row['p99']:>7g} {row['failed']:>6g}"
+            f"{row['clients']:>7g} {row['pictures_per_second']:>10g} {row['cpu']:>7g} {row['p50']:>7g} "
+            f"{row['p95']:>7g} {row['p99']:>7g} {row['failed']:>6g}"
         )
     print(f"largest memory of the server: {peak:.2f} GB")
     if options.out is not None:

@@ -142,7 +142,8 @@ def make_app(
                         if event.picture is None:
                             yield {"type": f"{kind}.progress", **base}
                         else:
-                            partial = {"partial_image_index": event.number, "b64_json": encoded(event.picture)}
+                            picture = await run_in_threadpool(encoded, event.picture)
+                            partial = {"partial_image_index": event.number, "b64_json": picture}
                             yield {"type": f"{kind}.partial_image", **base, **partial}
 
         running = events(worker, order, request, limits.seconds)

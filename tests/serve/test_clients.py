@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def test_a_client_that_leaves_frees_its_rows(
 
 
 def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok], listen: Callable[..., Any]) -> None:
-    with listen(make_model("maskgit"), patience=0.5) as server:
+    with listen(make_model("maskgit"), patience=1.0) as server:
         silent = [server.connect() for _ in range(100)]
         half = server.connect()
         half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost:")
@@ -165,7 +165,7 @@ def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok
         assert received(quick).startswith(b"HTTP/1.1 200"), "the others are served meanwhile"
         assert received(slow).startswith(b"HTTP/1.1 408")
         for connection in [*silent, half]:
-            with contextlib.suppress(ConnectionResetError):
+            with suppress(ConnectionResetError):
                 assert received(connection) == b""
             connection.close()
         assert not server.server.server_state.connections

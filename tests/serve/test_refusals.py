@@ -184,12 +184,12 @@ def test_the_queue_is_full(
 def test_a_request_that_takes_too_long_is_given_up(
     make_model: Callable[..., UniTok], serve: Callable[..., Any], wait_until: Callable[..., None]
 ) -> None:
-    with serve(make_model("next_token"), seconds=0.1) as (client, parts):
-        status, said, _ = refusal(client.post(URL, json={"prompt": "a", "n": 16}))
-        assert status == 504 and "this took longer than 0.1 seconds" in said
+    with serve(make_model("next_token"), seconds=0.3, pictures=64) as (client, parts):
+        status, said, _ = refusal(client.post(URL, json={"prompt": "a", "n": 16, "best_of": 4}))
+        assert status == 504 and "this took longer than 0.3 seconds" in said
         wait_until(lambda: parts.worker.open == 0)
-        stream = client.post(URL, json={"prompt": "a", "n": 16, "stream": True})
-        assert stream.status_code == 200 and "event: error" in stream.text and "0.1 seconds" in stream.text
+        stream = client.post(URL, json={"prompt": "a", "n": 16, "best_of": 4, "stream": True})
+        assert stream.status_code == 200 and "event: error" in stream.text and "0.3 seconds" in stream.text
         wait_until(lambda: len(parts.worker._engine.free) == 8)
 
 
