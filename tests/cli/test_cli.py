@@ -138,7 +138,7 @@ def test_module_runs_as_a_program() -> None:
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
         "choose one of train, import-tokenizer, encode, sample, inpaint, extend, caption, ask, ground, edit, "
-        "generate, chat, eval, compare, compare-tokenizers, demo\n"
+        "generate, chat, eval, compare, compare-tokenizers, start, demo\n"
     )
 
 
