@@ -244,12 +244,12 @@ def try_level(level: Level, found: Look, batch: int, seed: int) -> Trial:
         words = train_words(level.tokenizer, few, val, 1.0, batch, seed, TRIED)
         step_of_tokenizer, beside_tokenizer = seconds("train tokenizer", words, "tokenizer")
         times = []
-        for count in (1, ENCODED):  # the difference is what pictures cost
+        for count in (1, 2, ENCODED):  # the first is slow to start, the others differ by what pictures cost
             started = time.perf_counter()
             words = ["--data", str(_first(found, count)), *tokenizer, "--max_bad", "1"]
             run("encode", [*words, "--out", str(folder / f"codes{count}")])
             times.append(time.perf_counter() - started)
-        encoding = max(0.0, times[1] - times[0]) / max(1, min(ENCODED, found.count) - 1)
+        encoding = max(0.0, times[2] - times[1]) / max(1, min(ENCODED, found.count) - 2)
         words = train_words(level.generator, str(folder / f"codes{ENCODED}"), val, 1.0, batch, seed, TRIED)
         step_of_generator, beside_generator = seconds("train generator", [*words, *tokenizer], "generator")
     beside = beside_tokenizer + times[0] + (1 + REPORT) * beside_generator
