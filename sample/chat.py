@@ -20,7 +20,8 @@ from unitok.tasks import Piece
 
 from .document_files import PICTURES, save_documents
 from .documents import DocumentWriter, Part
-from .engine import Engine, Turn, prompts_needed
+from .engine import Engine
+from .jobs import Turn, prompts_needed
 from .pipeline import decoded
 
 HELP = "/image FILE gives a picture, /save FILE writes the chat down, /new begins another one, /quit ends"

@@ -17,7 +17,8 @@ from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece, in_turn
 
-from .engine import Engine, Job, Turn, prompts_needed
+from .engine import Engine
+from .jobs import Job, Turn, prompts_needed
 
 Part = tuple[str, Any]
 """("text", a text) or ("image", a picture: its codes (L,) or its pixels (3, H, W) uint8)."""

@@ -8,9 +8,8 @@ stepping it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import torch
 
@@ -18,85 +17,17 @@ from tokenizers_vq.errors import UserError
 from unitok.choose import guide, lane_weights
 from unitok.model import UniTok
 from unitok.objectives.base import Asked, Progress, Writer
-from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 from unitok.sequence import lay_out
-from unitok.tasks import Piece, conditions, prompt
+from unitok.tasks import Piece
 
+from .jobs import Job, Turn, compared, prompts_needed
 from .prompts import Prompts, document_of
 
 Watch = Callable[[list[int], torch.Tensor], None]
 """Is shown (numbers of the jobs, their logits (b, n, V) before guidance, those of all conditions) of each step."""
 Failed = Callable[[int, UserError], None]
 """Is told (number of a job, why it cannot be written)."""
-
-
-class Turn(NamedTuple):
-    """A further value of a job."""
-
-    given: list[Piece]
-    """What is read before it."""
-    modality: str
-    settings: SampleSettings | None = None
-    """None: those of the job."""
-    known: torch.Tensor | None = None
-    """As of a job."""
-    more: bool = False
-    """It is the value before, which goes on behind the ids (n,) `known`; nothing is given."""
-
-
-@dataclass
-class Job:
-    """Something to write."""
-
-    prompts: list[list[Piece]]
-    """What stands before: with all conditions, without the first, without the first two, ..."""
-    modality: str
-    seed: int
-    settings: SampleSettings
-    known: torch.Tensor | None = None
-    """(L,) int64 codes that are given and stay, -1 for the others, or the ids (n,) that a passage begins with."""
-    then: Sequence[Turn] | Callable[[list[torch.Tensor]], Turn | None] = ()
-    """What follows, or what says so from all values that have been written; None: nothing."""
-    aside: bool = False
-    """Whether the prompts behind the first stay as they are: what is written and read goes on in the first alone. Then
-    guidance of a turn compares with them, and a turn with guidance 1 does not run them."""
-
-    def next(self, written: list[torch.Tensor]) -> Turn | None:
-        if callable(self.then):
-            return self.then(written)
-        return self.then[len(written) - 1] if len(written) <= len(self.then) else None
-
-
-def job_for(
-    task: str,
-    record: Mapping[str, Any],
-    seed: int,
-    settings: SampleSettings,
-    modality: str = "image",
-    known: torch.Tensor | None = None,
-) -> Job:
-    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out.
-
-    Raises:
-        UserError: a field that is missing, or more guidance scales than the task has conditions.
-    """
-    drops = conditions(task)
-    settings.guidance_scales(len(drops))
-    prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
-    return Job(prompts, modality, seed, settings, known)
-
-
-def prompts_needed(job: Job) -> list[int]:
-    """The prompts of a job that its guidance compares, the one with all conditions first."""
-    return list(range(len(job.prompts))) if job.aside else _compared(job.settings, len(job.prompts))
-
-
-def _compared(settings: SampleSettings, prompts: int) -> list[int]:
-    """Those of so many prompts that guidance compares."""
-    if prompts == 1 or settings.guidance_rises:
-        return list(range(prompts))
-    return list(lane_weights(settings.guidance_scales(prompts - 1)))
 
 
 @dataclass
@@ -253,7 +184,7 @@ class Engine:
         number = len(state.written)
         seed = state.job.seed if number == 0 else fold(state.job.seed, "turn", number)
         self.writers[modality].admit(row, seed, settings, state.turn.known)
-        state.which = _compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
+        state.which = compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
         self.sums[row] = 0
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unitok.device import Precision
     from unitok.model import UniTok
 
-    from .engine import Job
+    from .jobs import Job
     from .outputs import PictureFolder
 
 
@@ -71,7 +71,7 @@ def edit(
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
-    from .engine import job_for
+    from .jobs import job_for
     from .outputs import PictureFolder
     from .pictures import read_picture
     from .pipeline import codes_of, settings_for
@@ -110,7 +110,7 @@ def sample_layout(
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
-    from .engine import job_for
+    from .jobs import job_for
     from .outputs import PictureFolder
     from .pipeline import settings_for
     from .reading import check_task

@@ -18,7 +18,7 @@ from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 
-from .engine import job_for
+from .jobs import job_for
 from .masks import check_places, touched
 from .pipeline import check_size, draw_jobs
 

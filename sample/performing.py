@@ -19,7 +19,7 @@ from unitok.tasks import FIELDS, TASKS, is_several
 from unitok.text import CaptionEncoder
 
 from .documents import DocumentWriter, write_documents
-from .engine import job_for
+from .jobs import job_for
 from .pipeline import GREEDY, codes_of, decoded, run
 
 MARGIN = 1

@@ -18,7 +18,8 @@ from unitok.sequence import IGNORE, document, lay_out
 from unitok.tasks import Piece
 
 from .best_of import BestOf, candidate_seeds, check_best_of
-from .engine import Engine, Job, Watch, job_for, prompts_needed
+from .engine import Engine, Watch
+from .jobs import Job, job_for, prompts_needed
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""

@@ -15,7 +15,7 @@ from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import modalities_of
 
-from .engine import job_for
+from .jobs import job_for
 from .pipeline import GREEDY, codes_of, run, write_texts
 
 

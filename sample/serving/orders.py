@@ -15,8 +15,8 @@ from unitok.sampling import SampleSettings
 
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..engine import Job, job_for
 from ..inpainting import known_codes
+from ..jobs import Job, job_for
 from ..pipeline import codes_of, rooms_of
 from .partial import decode_one
 

@@ -19,7 +19,8 @@ from unitok.model import UniTok
 from unitok.objectives.base import Progress
 from unitok.prepare import computing
 
-from ..engine import Engine, prompts_needed
+from ..engine import Engine
+from ..jobs import prompts_needed
 from .errors import ApiError, refused
 from .orders import Order
 from .partial import Partial

@@ -108,7 +108,7 @@ def test_printed_configuration_names_every_option(name: str, capsys: pytest.Capt
 def test_recipes_are_accepted(recipe: Path) -> None:
     """Every value of the file arrives where it is meant to."""
     words = recipe.stem.split("_")
-    names = {"tokenizer": "train tokenizer", "compare": "compare", "suite": "eval suite"}
+    names = {"tokenizer": "train tokenizer", "compare": "compare", "curves": "compare", "suite": "eval suite"}
     name = next((names[word] for word in words if word in names), "train generator")
     _, values = arguments.parse(name, COMMANDS[name], ["--config", str(recipe)])
     written = yaml.safe_load(recipe.read_text())

@@ -18,7 +18,8 @@ from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw
 from unitok.objectives.masked_token import PASSES
-from unitok.sample.engine import Engine, Job, Turn, job_for
+from unitok.sample.engine import Engine
+from unitok.sample.jobs import Job, Turn, job_for
 from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out

@@ -10,7 +10,8 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.sample.engine import Engine, Job, job_for
+from unitok.sample.engine import Engine
+from unitok.sample.jobs import Job, job_for
 from unitok.sample.pipeline import run
 from unitok.sampling import SampleSettings
 

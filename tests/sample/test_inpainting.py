@@ -18,8 +18,8 @@ from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.objectives.masked_token import PASSES
 from unitok.objectives.orders import pass_sizes, spread_order
-from unitok.sample.engine import job_for
 from unitok.sample.inpainting import Sides, extend, extend_all, inpaint, plan
+from unitok.sample.jobs import job_for
 from unitok.sample.masks import fit_mask, touched
 from unitok.sample.pipeline import draw, draw_codes, run
 from unitok.sampling import SampleSettings

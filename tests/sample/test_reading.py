@@ -18,7 +18,8 @@ from unitok.cli.main import main
 from unitok.config import ModelConfig
 from unitok.model import UniTok
 from unitok.sample.commands import printable
-from unitok.sample.engine import Engine, job_for
+from unitok.sample.engine import Engine
+from unitok.sample.jobs import job_for
 from unitok.sample.pictures import read_picture
 from unitok.sample.pipeline import answer, run
 from unitok.sample.reading import ask, describe, ground, ground_caption

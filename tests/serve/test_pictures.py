@@ -20,8 +20,8 @@ from unitok.cli.main import main
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.sample.best_of import candidate_seeds
-from unitok.sample.engine import job_for
 from unitok.sample.inpainting import inpaint
+from unitok.sample.jobs import job_for
 from unitok.sample.pipeline import codes_of, decoded, draw, run
 from unitok.sample.serving.fields import ImageFields
 from unitok.sampling import GivenSettings, SampleSettings
