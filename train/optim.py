@@ -18,7 +18,7 @@ from .trainee import Opponent
 QUINTIC = (3.4445, -4.7750, 2.0315)
 """Coefficients of the Newton-Schulz iteration."""
 ITERATIONS = 5
-STACK = 2**21
+STACK = 2**20
 """Numbers in one stack. Larger matrices keep the hardware busy one by one, and stacks cost memory."""
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,3 +101,25 @@ def test_cross_entropy_in_bfloat16_is_as_near_as_torchs() -> None:
     right, torchs, ours = gradients(True, False), gradients(False, False), gradients(False, True)
     for exact, theirs, mine in zip(right, torchs, ours, strict=True):
         assert (mine - exact).norm() < 1.2 * (theirs - exact).norm() + 1e-6
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept() -> None:
+    program = """
+import resource, sys, torch
+from unitok.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def step():
+    for part in [torch.ones(2**20) for _ in range(20)]:
+        del part
+step(), step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
+        for how in ("keep", "return")
+    }
+    assert faults["keep"] < 100 < 1000 < faults["return"], "pages that the system had to fill again"
