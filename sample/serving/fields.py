@@ -44,6 +44,7 @@ class ImageFields(Fields):
     top_p: float | list[float] | None = None
     steps: int | None = None
     guidance_rises: bool | None = None
+    guided_codes: int | None = None
     scales: int | None = None
     random_order: bool | None = None
     best_of: int | None = None
