@@ -1,9 +1,9 @@
-"""AdamW with decay groups, Muon over stacks, the learning-rate schedule, and averaged weights."""
+"""AdamW with decay groups, Muon, the learning-rate schedule as a function of the step, and averaged weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,12 +14,6 @@ from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
 from .trainee import Opponent
-
-QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the Newton-Schulz iteration."""
-ITERATIONS = 5
-STACK = 2**20
-"""Numbers in one stack. Larger matrices keep the hardware busy one by one, and stacks cost memory."""
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -50,7 +44,10 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW over the trainable weights (the fused kernel updates all of them in one pass), and Muon before it over the
-    matrices of the blocks if so configured. Both share one learning rate and one decay.
+    matrices of the blocks if so configured.
+
+    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes steps with equal singular values. Scaled
+    to the root mean square of AdamW's steps (arXiv:2502.16982), both share one learning rate and one decay.
 
     Raises:
         UserError: Muon for a model without matrices in blocks.
@@ -62,7 +59,14 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         if not matrices:
             raise UserError("optim.muon is true, but this model has no transformer blocks: leave it out")
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
-        optimizers.append(Muon(list(matrices.values()), config.lr, config.weight_decay))
+        optimizers.append(
+            torch.optim.Muon(
+                list(matrices.values()),
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     groups = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": list(kept.values()), "weight_decay": 0.0},
@@ -75,69 +79,6 @@ def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
     """AdamW with short memory, as in VQGAN, and no decay: an opponent has to follow a moving target."""
     weights = opponent.network.parameters()
     return torch.optim.AdamW(weights, lr=opponent.lr, betas=(0.5, 0.9), weight_decay=0.0, eps=1e-8, fused=True)
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): the step is the momentum of the gradient
-    with all singular values moved near 1, scaled to the root mean square of AdamW's steps (arXiv:2502.16982).
-
-    It computes what `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"` computes, which goes matrix by matrix: a
-    small transformer has many small ones.
-    """
-
-    def __init__(
-        self, weights: Iterable[torch.Tensor], lr: float, weight_decay: float = 0.0, momentum: float = 0.95
-    ) -> None:
-        """`weights` are matrices."""
-        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for weights in stacks([weight for weight in group["params"] if weight.grad is not None]):
-                self._move(weights, group["lr"], group["weight_decay"], group["momentum"])
-
-    def _move(self, weights: list[torch.Tensor], lr: float, weight_decay: float, momentum: float) -> None:
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        for weight in weights:
-            if not self.state[weight]:
-                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        means = [self.state[weight]["momentum_buffer"] for weight in weights]
-        torch._foreach_lerp_(means, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, means, momentum)  # Nesterov's
-        wide = [_wide(one) for one in ahead]
-        # One alone stays a matrix: a CPU multiplies it faster than a stack of one.
-        steps = orthogonal(torch.stack(wide)) if len(wide) > 1 else [orthogonal(wide[0])]
-        torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        for weight, one in zip(weights, steps, strict=True):
-            _wide(weight).add_(one, alpha=-lr * 0.2 * max(weight.shape) ** 0.5)
-
-
-def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Matrices (m, n) or (N, m, n), m <= n, with their singular values moved to about 0.7 to 1.2, in bfloat16: five
-    Newton-Schulz iterations."""
-    a, b, c = QUINTIC
-    added = torch.addmm if matrices.ndim == 2 else torch.baddbmm
-    x = matrices.bfloat16()
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        squares = x @ x.mT
-        x = added(x, added(squares, squares, squares, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def stacks(matrices: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Matrices of one size, whichever side is longer, at most STACK numbers at a time."""
-    alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
-    for matrix in matrices:
-        alike.setdefault(_wide(matrix).shape, []).append(matrix)
-    for members in alike.values():
-        count = max(1, STACK // members[0].numel())
-        yield from (members[start : start + count] for start in range(0, len(members), count))
-
-
-def _wide(matrix: torch.Tensor) -> torch.Tensor:
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 def learning_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

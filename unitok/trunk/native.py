@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import TrunkConfig
-from ..device import compute_dtype, learns_on_cpu
 from .base import Trunk
 from .cache import KVCache
-from .fast import Norm, Turn
 from .rule import Visibility, attend
 
 ORDER_BASE = 10_000.0
@@ -32,9 +30,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if learns_on_cpu(x):
-            # In the precision of the layer behind: autocast would make a copy.
-            return Norm.apply(x, self.weight, compute_dtype(x), self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=self.eps)
 
 
@@ -70,8 +65,6 @@ Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
     cosine, sine = turn
-    if learns_on_cpu(x):
-        return Turn.apply(x, cosine, sine)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 

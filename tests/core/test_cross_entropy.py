@@ -1,4 +1,4 @@
-"""Backward passes written out, beside autograd's."""
+"""Cross-entropy by pieces, beside autograd's; freed memory."""
 
 from __future__ import annotations
 
@@ -11,57 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from unitok import cross_entropy
-from unitok.config import TrunkConfig
 from unitok.cross_entropy import LinearCrossEntropy
 from unitok.ports import IdPort
-from unitok.trunk.fast import Norm, Turn
-from unitok.trunk.native import RMSNorm, rotate
-from unitok.trunk.native import Transformer as Trunk
-from unitok.trunk.rule import Visibility
-
-
-def test_the_norm_and_its_gradients_are_those_of_torch() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 5, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
-    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(Norm.apply(x, weight, x.dtype, 1e-6), F.rms_norm(x, (8,), weight, eps=1e-6))
-    assert torch.autograd.gradcheck(lambda a, b: Norm.apply(a, b, a.dtype, 1e-6), (x, weight))
-
-
-def test_the_norm_of_zeros_has_no_nan() -> None:
-    x = torch.zeros(2, 8, requires_grad=True)
-    out = Norm.apply(x, torch.ones(8), torch.float32, 1e-6)
-    out.sum().backward()
-    assert not out.any() and torch.isfinite(x.grad).all()
-
-
-def test_the_norm_comes_out_as_the_next_layer_takes_it() -> None:
-    norm, x = RMSNorm(8), torch.randn(3, 8, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = norm(x)
-        expected = F.rms_norm(x, (8,), norm.weight, eps=1e-6).bfloat16()
-        assert norm(x.detach()).dtype == torch.float32, "drawing computes as before"
-    torch.testing.assert_close(out, expected)
-    (of_x,) = torch.autograd.grad(out, x, torch.ones_like(out))
-    assert of_x.dtype == torch.float32
-
-
-def test_a_turn_and_its_gradient_are_those_of_rotate() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, requires_grad=True)
-    angles = torch.randn(2, 1, 5, 4, dtype=torch.float64)
-    turn = angles.cos(), angles.sin()
-    torch.testing.assert_close(Turn.apply(x, *turn), rotate(x.detach(), turn))
-    assert torch.autograd.gradcheck(lambda a: Turn.apply(a, *turn), (x,))
-
-
-def test_training_and_drawing_compute_the_same() -> None:
-    torch.manual_seed(0)
-    trunk = Trunk(TrunkConfig(width=32, depth=2, heads=2, kv_heads=1))
-    x, places, seen = torch.randn(2, 6, 32), torch.rand(2, 6, 3) * 6, Visibility("sdpa", causal=True)
-    learned = trunk(x.clone().requires_grad_(), places, seen)
-    with torch.no_grad():
-        torch.testing.assert_close(learned, trunk(x, places, seen))
 
 
 @pytest.mark.parametrize("piece", [1, 40, 2**22])
