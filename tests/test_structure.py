@@ -33,7 +33,7 @@ FOLDERS = {room: ROOT / room.removeprefix("unitok.") for room in MAY_IMPORT} | {
 EVAL_GROUND = {"feature_network", "pictures", "provenance", "report"}
 EVAL_MAY_IMPORT = {"metrics": {"metrics"}, "networks": {"metrics", "networks"}, "reports": {"metrics", "reports"}}
 LONGEST_FILE = 400
-FULLEST_FOLDER = 24
+FULLEST_FOLDER = 20
 # Its file helpers could be a room of their own, but every other room imports them by their present names.
 FULLER_FOLDERS = {"tokenizers_vq"}
 

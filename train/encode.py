@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
+from unitok.data.codes.shards import CodesDataset
+from unitok.data.codes.writer import ShardWriter
 from unitok.data.loader import BadPictures, read_spans
 from unitok.data.open import open_data
 from unitok.data.records import RecordBatch
-from unitok.data.shard_writer import ShardWriter
-from unitok.data.shards import CodesDataset
 from unitok.device import pick_device
 
 from .pictures import to_device

@@ -14,11 +14,11 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid
 from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
+from unitok.data.codes.shards import CodesDataset
 from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
 from unitok.data.mixture import Mixture, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
-from unitok.data.shards import CodesDataset
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw

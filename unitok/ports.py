@@ -54,7 +54,11 @@ class Waves(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to what is added to their vectors, (..., C)."""
         step = torch.where((ids >= self.span.start) & (ids < self.span.stop), ids - self.span.start, -1)
-        return self.read(self.steps[step])
+        added = self.read(self.steps[step])
+        if torch.is_grad_enabled():
+            # A batch in which no step is scored: every process of a run must have a gradient for every weight.
+            added = added + 0.0 * self.write.weight.sum().to(added.dtype)
+        return added
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """What is added to the logits of some steps, (..., n), from states (..., C)."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from unitok.sampling import GivenSettings, SampleSettings
 
@@ -23,9 +23,14 @@ class Fields(BaseModel):
     """Of the first picture or text; the next has the next. Without it, one of chance; the answer tells it."""
 
 
-class ImageFields(Fields):
-    """Of `/v1/images/generations`, and beside the files of `/v1/images/edits`. The settings are those of
-    `unitok sample`; those that are left out are the model's own."""
+SETTINGS = get_type_hints(GivenSettings)
+"""Setting of `unitok sample` -> its type; None: the model's own."""
+_OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in SETTINGS.items()}
+_Settings: Any = create_model("_Settings", __base__=Fields, **_OPTIONAL)
+
+
+class ImageFields(_Settings):
+    """Of `/v1/images/generations`, and beside the files of `/v1/images/edits`: with all settings of `unitok sample`."""
 
     prompt: Annotated[str, Field(max_length=LONGEST_TEXT)]
     n: Annotated[int, Field(ge=1)] = 1
@@ -38,21 +43,10 @@ class ImageFields(Fields):
     """Whether steps and partial pictures are sent while it draws."""
     partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES)] = 3
     """Partial pictures of each picture of a stream, evenly over its steps; fewer where the server is short of time."""
-    guidance: float | list[float] | None = None
-    temperature: float | list[float] | None = None
-    top_k: int | list[int] | None = None
-    top_p: float | list[float] | None = None
-    steps: int | None = None
-    guidance_rises: bool | None = None
-    guided_codes: int | None = None
-    scales: int | None = None
-    random_order: bool | None = None
-    best_of: int | None = None
 
     def settings(self) -> dict[str, Any]:
         """The settings that are given. Raises UserError for values out of range."""
-        names = GivenSettings.__dataclass_fields__
-        return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in names}))
+        return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in SETTINGS}))
 
 
 class TextPart(BaseModel):

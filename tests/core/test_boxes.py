@@ -200,6 +200,9 @@ def test_steps_of_a_side_share_what_their_neighbours_learn() -> None:
     vectors = port(torch.arange(LOCATION.start, LOCATION.stop)) - port.embedding.weight[LOCATION]
     near, far = F.cosine_similarity(vectors[20], vectors[21], 0), F.cosine_similarity(vectors[20], vectors[40], 0)
     assert near > 0.8 > far
+    port.zero_grad()
+    port(torch.arange(3)).sum().backward()
+    assert all(weight.grad is not None for weight in port.waves.parameters()), "also of a batch without boxes"
     others = torch.arange(LOCATION.start)
     assert torch.equal(port(others), port.embedding(others)), "other ids are as they were"
 

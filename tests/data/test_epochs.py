@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from unitok import epochs
+from unitok.data import epochs
+from unitok.data.epochs import EpochOrder
 from unitok.data.loader import StepSampler, make_loader, read_in_order
 from unitok.data.mixture import Source
 from unitok.data.records import Record, RecordBatch
-from unitok.epochs import EpochOrder
 from unitok.seeding import keyed_generator
 
 

@@ -20,8 +20,9 @@ from data_files import png, write_parquet, write_tar
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from unitok.data import ShardWriter, make_loader, open_data, remote
-from unitok.data.remote import Cache
+from unitok.data import ShardWriter, make_loader, open_data
+from unitok.data.addresses import cache as remote
+from unitok.data.addresses.cache import Cache
 
 
 class Server(ThreadingHTTPServer):
@@ -144,7 +145,7 @@ def test_tars_and_parquet_and_codes_are_those_of_the_disk(server: Server) -> Non
 def test_an_epoch_goes_shard_by_shard_and_is_the_same_for_workers_and_resuming(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unitok.epochs.WINDOW", 2)
+    monkeypatch.setattr("unitok.data.epochs.WINDOW", 2)
     codes(server.root / "codes")
     data = open_data(f"{server.address}/codes/")
 

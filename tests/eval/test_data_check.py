@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unitok.cli.main import main
 from unitok.data import open_data
-from unitok.eval.data_check import NEAR, Thumbnails, look, nearest
+from unitok.eval.data.check import NEAR, Thumbnails, look, nearest
 
 
 def scene(seed: int, size: tuple[int, int] = (90, 60)) -> Image.Image:
@@ -88,7 +88,7 @@ def test_what_counts_as_a_near_duplicate() -> None:
 
 
 def test_nearest_is_what_a_slow_loop_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unitok.eval.data_check._BLOCK", 7)
+    monkeypatch.setattr("unitok.eval.data.check._BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     base = torch.randint(0, 256, (9, 48), generator=generator)
     a = base[torch.randint(0, 9, (31,), generator=generator)] + torch.randint(-9, 10, (31, 48), generator=generator)

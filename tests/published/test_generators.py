@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
+from unitok import prepare as prepare_module
 from unitok.conditions import TextStates
 from unitok.importing import import_generator
 from unitok.model import UniTok
@@ -203,6 +204,20 @@ def test_a_training_step_of_var_has_the_authors_loss(shared: bool, name: str, ou
     model = imported(tmp_path, "var", w, images)
     seen = [one.detach() for one in var_inputs(images, codes)]
     losses_agree(model, w, codes, name, model.get_parameter(ours), lambda: var(w, LABELS, seen))
+
+
+@pytest.mark.parametrize("family", ["llamagen", "var"])
+def test_a_prepared_model_scores_the_same(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Layers with a bias, and a head with one, in another form of their weights."""
+    monkeypatch.setattr(prepare_module, "LARGE", 1)
+    if family == "var":
+        model, codes = imported(tmp_path, "var", var_weights(False), tokenizer(SIDES)), some_codes(30)
+    else:
+        model, codes = imported(tmp_path, "llamagen", llamagen_weights(), tokenizer(), n_head=4), some_codes(16)
+    plain = score_codes(model, LABELS, codes)
+    keys = model.state_dict().keys()
+    assert prepare_module.prepare(model, "fp32") == "fp32" and model.state_dict().keys() == keys
+    torch.testing.assert_close(score_codes(model, LABELS, codes), plain, rtol=1e-4, atol=1e-4)
 
 
 # --- VAR, as a function of the checkpoint ----------------------------------------------------------------------------

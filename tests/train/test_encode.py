@@ -14,9 +14,9 @@ from PIL import Image
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
+from unitok.data.codes.shards import CodesDataset
+from unitok.data.codes.writer import ShardWriter
 from unitok.data.open import open_data
-from unitok.data.shard_writer import ShardWriter
-from unitok.data.shards import CodesDataset
 from unitok.train.commands import encode
 
 

@@ -44,7 +44,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "data check": Command(
-        "unitok.eval.data_commands:data_check",
+        "unitok.eval.data.commands:data_check",
         "Look at a data set: sizes, captions, broken pictures, near-duplicates.",
         positional=("data",),
     ),
@@ -117,7 +117,7 @@ COMMANDS: dict[str, Command] = {
         out_is_file=True,
     ),
     "eval retrieval": Command(
-        "unitok.eval.retrieval_commands:eval_retrieval",
+        "unitok.eval.data.retrieval:eval_retrieval",
         "Is the nearest known picture called what it should be?",
         positional=("data", "gallery"),
     ),

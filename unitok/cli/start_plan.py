@@ -6,7 +6,6 @@ Free of torch until it works, so that help is quick.
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import statistics
 import time
@@ -262,8 +261,9 @@ def _first(found: Look, count: int) -> DataSpec:
 
 def _seconds_per_step(log: Path) -> float:
     """The median over the steps behind the first."""
-    entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    times = [entry["time"] for entry in entries if entry["kind"] == "train"]
+    from unitok.train.log import read_log
+
+    times = [entry["time"] for entry in read_log(log) if entry["kind"] == "train"]
     return max(1e-4, statistics.median(later - earlier for earlier, later in pairwise(times)))
 
 

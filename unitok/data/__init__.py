@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .codes.shards import CodesDataset
+    from .codes.writer import ShardWriter
     from .loader import BadPictures, StepSampler, make_loader, read_in_order
     from .open import open_data
     from .records import Key, Record, RecordBatch, RecordDataset
-    from .shard_writer import ShardWriter
-    from .shards import CodesDataset
 
 __all__ = [
     "BadPictures",
@@ -28,8 +28,8 @@ __all__ = [
 
 _HOMES = {
     "BadPictures": "loader",
-    "CodesDataset": "shards",
-    "ShardWriter": "shard_writer",
+    "CodesDataset": "codes.shards",
+    "ShardWriter": "codes.writer",
     "StepSampler": "loader",
     "make_loader": "loader",
     "open_data": "open",

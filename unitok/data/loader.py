@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tokenizers_vq.errors import UserError
 
-from ..epochs import EpochOrder
 from ..seeding import fold, keyed_generator
+from .epochs import EpochOrder
 from .mixture import Source, source_of_slot, sources_of
 from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tokenizers_vq.errors import UserError
 
+from .addresses.cache import is_remote
 from .decoding import MAX_PIXELS
 from .fingerprint import digest
 from .records import CaptionsWanted, LeftOut, Record, RecordDataset, ShardedDataset
-from .remote import is_remote
 from .spec import CODES_INDEX, PART_KEYS, TEXT_KEYS, DataSpec, parse_spec
 
 _REASONS = 3  # reasons that the opening line names; a long line is not read
@@ -209,7 +209,7 @@ def _open_records(
 def _open_remote(
     spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted, max_pixels: int
 ) -> RecordDataset:
-    from .streams import RemotePictures, cache_of, find_addresses
+    from .addresses.streams import RemotePictures, cache_of, find_addresses
 
     addresses = find_addresses(spec)
     if not addresses[0].endswith((".tar", ".parquet")):
@@ -241,14 +241,14 @@ class _OpenFile:
 
 
 def _open_codes(spec: DataSpec, size: tuple[int, int] | None, captions: CaptionsWanted) -> RecordDataset:
-    from .shards import CodesDataset
+    from .codes.shards import CodesDataset
 
     remote = is_remote(spec.source)
     spec.check_keys("limit", *(["cache"] if remote else []))
     if spec.split is not None:
         raise UserError(f"data {str(spec)!r}: codes have no splits: remove @{spec.split}, or encode that split")
     if remote:
-        from .streams import RemoteCodes, cache_of
+        from .addresses.streams import RemoteCodes, cache_of
 
         dataset: CodesDataset = RemoteCodes(spec.source, cache_of(spec), captions=captions is True)
     else:

@@ -19,8 +19,8 @@ from torch import Tensor
 from unitok.data.loader import read_in_order
 from unitok.data.records import LeftOut, Record, RecordDataset
 
-from .pictures import progress
-from .report import Figure, Item, Number, Section
+from ..pictures import progress
+from ..report import Figure, Item, Number, Section
 
 SIDE = 16
 """Pixels of a thumbnail's side."""

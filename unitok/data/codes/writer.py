@@ -1,4 +1,4 @@
-"""Writing a folder of codes (`unitok.data.shards`), by one process or several.
+"""Writing a folder of codes (`unitok.data.codes.shards`), by one process or several.
 
 Which records a shard holds follows from their number alone, so any process may write any of them. While the encoding
 goes on there stand, beside `codes.json` without a list of shards:
@@ -28,7 +28,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import atomic_path, clear_litter, is_ours_alone, sha256_of, write_json
 from tokenizers_vq.layout import Layout
 
-from ..lock import LOCK_FILE, Claims
+from ...lock import LOCK_FILE, Claims
 from .shards import INDEX, PARTS, CodesIndex, Part, Shard, read_part
 
 CLAIMS_FILE = ".claims"

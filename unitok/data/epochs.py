@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from .seeding import keyed_generator
+from ..seeding import keyed_generator
 
 if TYPE_CHECKING:
     import torch

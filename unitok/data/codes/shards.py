@@ -26,9 +26,9 @@ from tokenizers_vq.files import parse_json, plain, read_json, sha256_of, write_j
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.schema import read_dataclass, read_value
 
-from .fingerprint import digest
-from .records import LeftOut, Record
-from .spec import CODES_INDEX as INDEX
+from ..fingerprint import digest
+from ..records import LeftOut, Record
+from ..spec import CODES_INDEX as INDEX
 
 FORMAT = "unitok codes 1"
 PARTS = "codes-[0-9]*.json"

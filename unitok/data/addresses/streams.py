@@ -1,7 +1,8 @@
 """Data that lie elsewhere as records: shards of codes, WebDataset tars and parquet files at any address of `fsspec`.
 
-A shard is brought into the cache when its turn comes (`unitok.data.remote`) and then read like any file of this
-machine. The order of an epoch takes a few shards at a time (`unitok.epochs`), and the next ones are brought meanwhile.
+A shard is brought into the cache when its turn comes (`unitok.data.addresses.cache`) and then read like any file of
+this machine. The order of an epoch takes a few shards at a time (`unitok.data.epochs`), and the next ones are brought
+meanwhile.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import read_json, sha256_of, write_json
 from tokenizers_vq.schema import read_value
 
+from ..codes.shards import INDEX, CodesDataset, check_shard
 from ..epochs import WINDOW
-from .fingerprint import digest
-from .records import LeftOut, Record, RecordDataset
-from .remote import CACHE_GB, Cache, file_system
-from .shards import INDEX, CodesDataset, check_shard
-from .spec import DataSpec
+from ..fingerprint import digest
+from ..records import LeftOut, Record, RecordDataset
+from ..spec import DataSpec
+from .cache import CACHE_GB, Cache, file_system
 
 _OPEN = 3 * WINDOW  # shards that are open at once
 _MOST_SHARDS = 10**6

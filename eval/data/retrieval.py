@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from .commands import Device, check_counts, finish
+from ..commands import Device, check_counts, finish
 
 
 def eval_retrieval(
@@ -48,9 +48,9 @@ def eval_retrieval(
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
-    from .networks.features import load_features
-    from .reports.output import claim_folder
-    from .sets import retrieve
+    from ..networks.features import load_features
+    from ..reports.output import claim_folder
+    from ..sets import retrieve
 
     dataset, known = open_data(data, image_size), open_data(gallery, image_size)
     network = load_features(features, pick_device(device), feature_weights)

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers_vq.errors import Problems
 from unitok.data.records import CaptionsWanted
 
-from .commands import finish
+from ..commands import finish
 
 
 def data_check(
@@ -42,8 +42,8 @@ def data_check(
     problems.raise_if_any()
     from unitok.data.open import open_data
 
-    from .data_check import describe, leakage, look
-    from .reports.output import claim_folder
+    from ..reports.output import claim_folder
+    from .check import describe, leakage, look
 
     wanted: CaptionsWanted = "optional" if captions else False
     specs = {"data": data, **({"val_data": val_data} if val_data else {})}

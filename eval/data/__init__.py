@@ -1,0 +1,1 @@
+"""What is measured of data sets alone, without a model."""

@@ -1,0 +1,1 @@
+"""Codes of pictures, encoded once: folders of shards, and who writes them."""
