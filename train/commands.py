@@ -285,7 +285,7 @@ def encode(
     out: Path,
     batch_size: int = 64,
     shard_size: int = 8192,
-    workers: int | None = None,
+    workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     max_bad: float = 0.01,
 ) -> None:
@@ -301,7 +301,7 @@ def encode(
         out: Folder for the codes; give it to --data of train generator.
         batch_size: Pictures encoded at once.
         shard_size: Pictures per file; an interruption costs at most this many. A folder that was begun keeps its own.
-        workers: Processes that read pictures; 0: they are read between the batches. Default: 2, or 0 on one core.
+        workers: Processes that read pictures; 0: they are read between the batches.
         device: auto takes a GPU where there is one.
         max_bad: Share of the pictures that may be unreadable.
 
@@ -311,12 +311,10 @@ def encode(
     problems = Problems()
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
-    problems.check(workers is None or workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
     problems.raise_if_any()
     from .encode import encode_data
 
-    if workers is None:
-        workers = 2 if len(os.sched_getaffinity(0)) > 1 else 0
     count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"codes: {out}")
