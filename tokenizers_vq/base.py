@@ -9,6 +9,8 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -35,6 +37,17 @@ _CLASSES = {
     "query_vq": ".query:QueryVQTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 convolutions in float32. On a GPU, torch lets cuDNN round their numbers to TF32 by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass
@@ -96,13 +109,14 @@ class ImageTokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, L) int64. Never changes the tokenizer, whatever its mode; float32 whatever the autocast.
+        """Codes (B, L) int64. Never changes the tokenizer, whatever its mode; float32 whatever the autocast, and not
+        TF32, so that codes do not depend on the hardware.
 
         Raises:
             UserError: not (B, 3, H, W) float, or a size that the stride does not divide.
         """
         self.check_images(images)
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(images.device.type, enabled=False), without_tf32():
             return self._encode(images.float())
 
     def known_after(self, layout: Layout) -> list[int]:

@@ -27,6 +27,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
             "start at most one process per GPU (--nproc-per-node), or choose the device cpu"
         )
+    # cuDNN rounds the numbers of float32 convolutions to TF32 by default, which moves FID and other measured numbers.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda", local_rank)
 
 
