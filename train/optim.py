@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,9 @@ from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
 from .trainee import Opponent
+
+STACK = 2**24
+"""Numbers in one stack of matrices: larger ones keep a GPU busy alone, and a stack costs memory."""
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -59,8 +63,10 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         if not matrices:
             raise UserError("optim.muon is true, but this model has no transformer blocks: leave it out")
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
+        # A GPU would wait for every small matrix to be asked for. A CPU gains little, and would round otherwise.
+        kind = StackedMuon if all(weight.is_cuda for weight in matrices.values()) else torch.optim.Muon
         optimizers.append(
-            torch.optim.Muon(
+            kind(
                 list(matrices.values()),
                 lr=config.lr,
                 weight_decay=config.weight_decay,
@@ -79,6 +85,61 @@ def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
     """AdamW with short memory, as in VQGAN, and no decay: an opponent has to follow a moving target."""
     weights = opponent.network.parameters()
     return torch.optim.AdamW(weights, lr=opponent.lr, betas=(0.5, 0.9), weight_decay=0.0, eps=1e-8, fused=True)
+
+
+class StackedMuon(torch.optim.Muon):
+    """Takes the steps of `torch.optim.Muon` with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, with the
+    same settings and state, but orthogonalises all matrices of one size at once: a transformer has many, and a GPU is
+    done with a small one before the next is asked for.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weights in stacks([weight for weight in group["params"] if weight.grad is not None]):
+                self._move(weights, group)
+
+    def _move(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        means = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov's
+        found = orthogonal(torch.stack([_wide(one) for one in ahead]), group["ns_coefficients"], group["ns_steps"])
+        steps = [
+            one if weight.shape[0] <= weight.shape[1] else one.mT for weight, one in zip(weights, found, strict=True)
+        ]
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        rate = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5
+        torch._foreach_add_(weights, [one.to(weight) for weight, one in zip(weights, steps, strict=True)], alpha=-rate)
+
+
+def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], iterations: int) -> torch.Tensor:
+    """Matrices (N, m, n), m <= n, with their singular values moved to about 0.7 to 1.2, in bfloat16, by Newton-Schulz
+    iterations (https://kellerjordan.github.io/posts/muon)."""
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        squares = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(squares, squares, squares, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def stacks(matrices: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Matrices of one size, whichever side is longer, at most STACK numbers at a time."""
+    alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
+    for matrix in matrices:
+        alike.setdefault(_wide(matrix).shape, []).append(matrix)
+    for members in alike.values():
+        count = max(1, STACK // members[0].numel())
+        yield from (members[start : start + count] for start in range(0, len(members), count))
+
+
+def _wide(matrix: torch.Tensor) -> torch.Tensor:
+    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 def learning_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

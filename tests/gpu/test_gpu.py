@@ -16,6 +16,7 @@ import torch
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
 from unitok.device import pick_device
 from unitok.model import UniTok
@@ -120,7 +121,10 @@ def test_attention_backends_agree(gpu: torch.device, backend: str, causal: bool,
     upstream = torch.randn(2, 2, 128, 16, device=gpu)
     found = []
     for name in ("sdpa", backend):
-        out = attend(q, k, v, visibility(*rule, backend=name))
+        try:
+            out = attend(q, k, v, visibility(*rule, backend=name))
+        except UserError as error:
+            pytest.skip(str(error))  # an xformers without kernels for this torch
         found.append([out, *torch.autograd.grad(out, (q, k, v), upstream)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-2, atol=1e-2)  # xformers and Triton multiply in TF32

@@ -112,7 +112,7 @@ def test_two_processes_share_the_shards_and_write_what_one_writes(tmp_path: Path
     def run(out: Path, rank: int, processes: int) -> None:
         torch.set_num_threads(1)  # a fork has no other threads
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(processes))
-        common = {"image_tokenizer": tiny_tokenizer_folder, "batch_size": 4, "shard_size": 4}
+        common = {"image_tokenizer": tiny_tokenizer_folder, "batch_size": 4, "shard_size": 4, "device": "cpu"}
         encode(data="shapes@val?limit=42", out=out, **common)  # type: ignore[arg-type]
 
     fork = multiprocessing.get_context("fork")

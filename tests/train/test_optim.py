@@ -11,6 +11,7 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from unitok.config import TrunkConfig
 from unitok.ports import IdPort
+from unitok.train import optim
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers, decay_groups, learning_rate, learning_tensors
 from unitok.trunk.native import Transformer
@@ -63,8 +64,8 @@ def test_decay_shrinks_matrices_alone() -> None:
 
 def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
     transformer = Transformer(TrunkConfig(width=32, depth=2, heads=2))
-    muon, adamw = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.1))
-    by_muon = {id(weight) for group in muon.param_groups for weight in group["params"]}
+    by_blocks, adamw = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.1))
+    by_muon = {id(weight) for group in by_blocks.param_groups for weight in group["params"]}
     names = {name for name, weight in transformer.named_parameters() if id(weight) in by_muon}
     parts = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
     assert names == {f"blocks.{block}.{part}.weight" for block in range(2) for part in parts}
@@ -76,16 +77,41 @@ def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
 
 def test_a_step_of_muon_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
     transformer = Transformer(TrunkConfig(width=32, depth=1, heads=2))
-    muon, _ = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.0))
+    optimizer, _ = build_optimizers(transformer, OptimConfig(lr=0.01, muon=True, weight_decay=0.0))
     weight = transformer.blocks[0].attention.out.weight
     before = weight.detach().clone()
     left, _, right = torch.linalg.svd(torch.randn(32, 32))
     weight.grad = left @ torch.diag(torch.linspace(0.2, 10, 32)) @ right
-    muon.step()
+    optimizer.step()
     step = before - weight.detach()
     values = torch.linalg.svdvals(step) / (0.2 * 32**0.5 * 0.01)
     assert values.min() > 0.3 and values.max() < 1.4, "five Newton-Schulz steps bring singular values near 1"
     assert 0.6 < step.square().mean().sqrt() / (0.2 * 0.01) < 1.2, "0.2 is what AdamW's steps measure"
+
+
+@pytest.mark.parametrize("stack", [1, 2**20])
+def test_muon_over_stacks_takes_the_steps_of_torchs(stack: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "STACK", stack)
+    torch.manual_seed(0)
+    shapes = [(96, 32), (32, 32), (32, 96), (96, 32), (64, 32), (32, 32), (16, 8)]
+    ours = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizer, reference = optim.StackedMuon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for step in range(4):
+        before = [weight.detach().clone() for weight in theirs]
+        for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+            # A weight without a gradient stays where it is, and keeps its momentum.
+            gradient = None if step == 2 and number == 3 else torch.randn(mine.shape)
+            mine.grad, other.grad = gradient, None if gradient is None else gradient.clone()
+        optimizer.step()
+        reference.step()
+        for mine, other, old in zip(ours, theirs, before, strict=True):
+            assert (mine - other).norm() <= 0.02 * (other - old).norm(), "bfloat16 rounds otherwise in another order"
+            mine.data.copy_(other)
+    state = reference.state_dict()
+    optimizer.load_state_dict(state)  # a training may go on on the other kind of device
+    assert optimizer.state_dict()["param_groups"] == state["param_groups"]
 
 
 def test_the_average_is_the_recurrence_written_out() -> None:

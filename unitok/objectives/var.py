@@ -79,6 +79,7 @@ class VAR(Objective):
         if not len(codes):
             return []
         vocabulary.image_ids(codes)  # all of them are codes
+        codes = codes.to(self.quantizer.mean.device)  # those of a picture that is read stand on the CPU
         last = len(layout.scales) - 1
         whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
         ids = (self.nearest(whole) + vocabulary.image_start).cpu()

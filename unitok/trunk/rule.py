@@ -140,5 +140,11 @@ def _xformers(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Ten
         mask = mask | ~mask.any(-1, keepdim=True)
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
         bias = bias.expand(-1, q.shape[1], -1, -1)
-    out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
+    try:
+        out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
+    except NotImplementedError:
+        raise UserError(
+            "trunk.attention is 'xformers', but this xformers has no kernel for this torch, GPU and head size "
+            "(python -m xformers.info lists them): choose sdpa, or install the xformers built for this torch"
+        ) from None
     return out.transpose(1, 2)
