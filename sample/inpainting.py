@@ -80,8 +80,10 @@ def inpaint_each(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
     known = known_codes(model, pictures, masks)
+    # A model that learned it sees all that is known from the first code on.
+    task = "inpaint" if "inpaint" in model.config.tasks else "text_to_image"
     jobs = [
-        job_for("text_to_image", {"caption": (text_ids or model.text_ids)(caption)}, seed, settings, known=given)
+        job_for(task, {"known": given, "caption": (text_ids or model.text_ids)(caption)}, seed, settings, known=given)
         for caption, seed, given in zip(captions, seeds, known, strict=True)
     ]
     for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):

@@ -160,6 +160,8 @@ class TasksConfig:
     """Write the caption of a picture with a box behind each thing that it names."""
     layout_to_image: TaskConfig = field(default_factory=TaskConfig)
     """Draw the picture of a caption with boxes."""
+    inpaint: TaskConfig = field(default_factory=TaskConfig)
+    """Draw the rest of a picture of which a part is known, by its caption."""
     caption_dropout: float = 0.1
     """Share of records whose caption or instruction is replaced by an empty one, which guidance needs."""
     image_dropout: float = 0.0

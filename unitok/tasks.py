@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .modalities import PASSAGE, Modality
+from .modalities import PASSAGE, ImageModality, Modality
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -44,16 +44,19 @@ TASKS: dict[str, tuple[Part, ...]] = {
     "describe": (Part("image"), Part("box"), Part("description", learned=True)),
     "ground_caption": (Part("image"), Part("named", learned=True)),
     "layout_to_image": (Part("named", drop="text"), Part("image", learned=True)),
+    "inpaint": (Part("known"), Part("caption", drop="text"), Part("image", learned=True)),
 }
 FIELDS = {
     **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),
-    **dict.fromkeys(("image", "source"), "image"),
+    **dict.fromkeys(("image", "source", "known"), "image"),
     **dict.fromkeys(("boxes", "box"), "box"),
     "named": "grounded",
 }
 """Field of a record -> its modality. A text, an image, a box or the boxes of a phrase may be a list of several; where
 fields side by side are lists, their values come in turn: question, answer, question, answer. `parts` is a list of
 (modality, value)."""
+WITH_HOLES = {"known": "image"}
+"""Field that no record has -> the field that it is made of in training, with a hole in each picture."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -68,7 +71,7 @@ class Piece(NamedTuple):
 
 def needs(tasks: Collection[str]) -> set[str]:
     """The fields that records of these tasks must have."""
-    return {part.field for task in tasks for part in TASKS[task]}
+    return {WITH_HOLES.get(part.field, part.field) for task in tasks for part in TASKS[task]}
 
 
 def modalities_of(tasks: Collection[str]) -> set[str]:
@@ -158,6 +161,22 @@ def in_turn(parts: Sequence[tuple[str, Any]], learned: bool = False) -> list[Pie
     return found
 
 
+def with_holes(
+    task: str, record: Mapping[str, Any], draw: Draw, modalities: Mapping[str, Modality]
+) -> Mapping[str, Any]:
+    """The record with the fields of the task that are made of others."""
+    made = dict(record)
+    for field, source in WITH_HOLES.items():
+        value = record.get(source)
+        if value is not None and any(part.field == field for part in TASKS[task]):
+            modality = modalities[FIELDS[source]]
+            assert isinstance(modality, ImageModality)
+            several = is_several(source, value)
+            holed = [modality.with_hole(one, draw) for one in (value if several else [value])]
+            made[field] = holed if several else holed[0]
+    return made
+
+
 def task_of_slot(slot: int, shares: Sequence[float]) -> int:
     """Which of several shares a place in the global batch belongs to, so that micro-batches and ranks do not change
     the mix."""
@@ -193,7 +212,7 @@ def documents(
     for task, record, draw in zip(tasks, records, draws, strict=True):
         rolls = {drop: torch.rand((), generator=draw.generator).item() for drop in conditions(task)}
         without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
-        parts.append(pieces(task, record, without))
+        parts.append(pieces(task, with_holes(task, record, draw, modalities), without))
     made: dict[tuple[int, int], list[Segment]] = {}
     for name, modality in modalities.items():
         mine = [(r, p) for r, row in enumerate(parts) for p, piece in enumerate(row) if piece.modality == name]

@@ -132,3 +132,7 @@ class Vocabulary:
                 f"{self.codebook_size}: encode the pictures with the tokenizer of this model"
             )
         return codes + self.image_start
+
+    def known_ids(self, codes: torch.Tensor) -> torch.Tensor:
+        """As `image_ids`, of codes that are -1 where they are not known: those are masked."""
+        return self.image_ids(codes.clamp(min=0)).masked_fill(codes == -1, self.mask)

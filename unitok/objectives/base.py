@@ -127,9 +127,10 @@ class Objective(ABC):
         return self.learned(codes, layout, vocabulary, [Draw(torch.Generator().manual_seed(0))] * len(codes))
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """Codes (B, L) of images that are read: nothing is predicted, and all positions are one group."""
+        """Codes (B, L) of images that are read, -1 for those that are not known: nothing is predicted, and all
+        positions are one group."""
         places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
-        return [Segment(ids, groups, places) for ids in vocabulary.image_ids(codes).cpu()]
+        return [Segment(ids, groups, places) for ids in vocabulary.known_ids(codes).cpu()]
 
     @abstractmethod
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:

@@ -75,15 +75,26 @@ class VAR(Objective):
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """The whole reconstruction on the finest grid, marked as of no scale: it says more, in fewer positions, than
-        the codes of all scales."""
+        the codes of all scales. Places whose finest code is not known are masked, and nothing of them is said.
+
+        Raises:
+            UserError: codes that are not known, of a tokenizer whose finest map is not the whole picture.
+        """
         if not len(codes):
             return []
-        vocabulary.image_ids(codes)  # all of them are codes
-        codes = codes.to(self.quantizer.mean.device)  # those of a picture that is read stand on the CPU
+        hidden = codes[:, -layout.lengths[-1] :] == -1
+        if hidden.any() and self.quantizer.config.scale_residual:
+            raise UserError(
+                "the task inpaint needs a tokenizer in which each map is of the whole picture: train one with "
+                "--tokenizer.scale_residual false, or set tasks.inpaint.share to 0"
+            )
+        vocabulary.known_ids(codes)  # all of them are codes
+        # Codes of a picture that is read stand on the CPU.
+        codes, hidden = codes.clamp(min=0).to(self.quantizer.mean.device), hidden.cpu()
         last = len(layout.scales) - 1
         whole = self.quantizer.shrink(self.quantizer.total(codes, layout), last, layout)  # (B, h*w, D)
-        ids = (self.nearest(whole) + vocabulary.image_start).cpu()
-        features = F.pad(self.white(whole), (0, self.scales)).cpu()
+        ids = (self.nearest(whole) + vocabulary.image_start).cpu().masked_fill(hidden, vocabulary.mask)
+        features = F.pad(self.white(whole), (0, self.scales)).cpu().masked_fill(hidden[..., None], 0.0)
         places, groups = Layout((layout.grid,)).coordinates(), torch.zeros_like(ids[0])
         return [Segment(ids[b], groups, places, features=features[b], port=PORT) for b in range(len(ids))]
 
