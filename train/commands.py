@@ -173,6 +173,7 @@ def train_generator(
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.model import UniTok
+    from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
 
@@ -208,6 +209,8 @@ def train_generator(
             vocabulary = Vocabulary.of(texts.size, images.codebook_size)
             ports = get_objective(objective, images).ports(images.layout)
         wanted = {task for source in dataset.sources for task in source.tasks}
+        if "inpaint" in wanted:
+            check_places(images)
         learned = wanted - set(idle)
         used = modalities_of(learned)
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}

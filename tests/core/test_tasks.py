@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.tasks import is_several, pieces, prompt
+from unitok.model import UniTok
+from unitok.objectives.base import Draw
+from unitok.seeding import keyed_generator
+from unitok.tasks import documents, is_several, needs, pieces, prompt
 
 RECORD = {"image": "picture", "question": ["what", "where"], "answer": ["a cat", "here"]}
 
@@ -39,3 +45,35 @@ def test_a_list_of_numbers_is_one_text() -> None:
 def test_as_many_answers_as_questions() -> None:
     with pytest.raises(UserError, match="has 2 of question and 1 of answer: give as many of one as of the other"):
         pieces("question", {**RECORD, "answer": ["a cat"]})
+
+
+def test_the_known_part_of_a_picture_is_made_in_training(make_model: Callable[..., UniTok]) -> None:
+    """Holes of all sizes, inside and around; codes that are hidden there are learned all the same."""
+    assert needs(["inpaint"]) == {"image", "caption"}
+    model = make_model()
+    count, length = 200, model.layout.length
+    codes = torch.randint(model.image_tokenizer.codebook_size, (length,))
+    records = [{"image": codes, "caption": [1, 2]}] * count
+    draws = [Draw(keyed_generator(0, "task", 0, row)) for row in range(count)]
+    made = documents(["inpaint"] * count, records, draws, model.modalities(), {}, {"inpaint": 0})
+    ids = model.vocabulary.image_ids(codes)
+    shares = []
+    for one in made:
+        known = one.inputs[:length]
+        hidden = known == model.vocabulary.mask
+        assert torch.equal(known[~hidden], ids[~hidden])
+        rows, columns = hidden.view(model.layout.grid).any(1), hidden.view(model.layout.grid).any(0)
+        inside = (rows[:, None] & columns).sum() == hidden.sum()
+        shares.append((hidden.float().mean().item(), bool(inside)))
+        assert one.targets is not None and torch.equal(one.targets[-length:], ids)
+    assert min(share for share, _ in shares) < 0.1 and max(share for share, _ in shares) > 0.9
+    assert 0.1 < sum(not inside for _, inside in shares) / count < 0.35
+    again = documents(
+        ["inpaint"] * 2,
+        records[:2],
+        [Draw(keyed_generator(0, "task", 0, row)) for row in range(2)],
+        model.modalities(),
+        {},
+        {"inpaint": 0},
+    )
+    assert all(torch.equal(one.inputs, two.inputs) for one, two in zip(again, made, strict=False))

@@ -27,6 +27,7 @@ LINES: dict[str, dict[str, Any]] = {
     "describe": {"image": "a.png", "box": [0.1, 0.2, 0.5, 0.6], "description": "the red circle"},
     "ground_caption": {"image": "a.png", "named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " on grey"]},
     "layout_to_image": {"image": "a.png", "named": ["a red circle", [0, 0, 1, 1]]},
+    "inpaint": {"image": "a.png", "caption": "a red circle"},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +15,10 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
-from unitok.objectives import OBJECTIVES
+from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.masked_token import PASSES
 from unitok.objectives.orders import pass_sizes, spread_order
+from unitok.sample import inpainting
 from unitok.sample.inpainting import Sides, extend, extend_all, inpaint, plan
 from unitok.sample.jobs import job_for
 from unitok.sample.masks import fit_mask, touched
@@ -67,6 +68,61 @@ def test_what_is_known_is_seen(make_model: Callable[..., UniTok], objective: str
     masks[:, 16:, 16:] = True  # last in the order of the codes, so that every objective sees the rest
     one, two = inpaint(model, pictures(2), masks, CAPTIONS[:1] * 2, SETTINGS, [0, 0])
     assert not torch.equal(one[:, 16:, 16:], two[:, 16:, 16:])
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_a_model_that_learned_it_reads_what_stands_behind_the_hole(
+    make_model: Callable[..., UniTok], objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures that differ behind the hole: the codes in it do too, though `next_token` draws them first."""
+    model = make_model(objective)
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[:, :16, :16] = True
+    given = pictures(1).repeat(2, 1, 1, 1)
+    given[1, :, 24:] = 255 - given[1, :, 24:]
+    known = inpainting.known_codes(model, given, masks)
+    here = known[0] == -1
+    known[1, :-8] = known[0, :-8]  # convolutions look further than they should here
+    monkeypatch.setattr(inpainting, "known_codes", lambda *_: known)
+    drawn: list[torch.Tensor] = []
+
+    def keep(model: UniTok, jobs: list[Any], *_: Any, **__: Any) -> Iterator[tuple[int, torch.Tensor]]:
+        drawn[:] = [codes for [codes] in run(model, jobs)]
+        yield from enumerate(given)
+
+    monkeypatch.setattr(inpainting, "draw_jobs", keep)
+
+    def filled(*tasks: str) -> list[torch.Tensor]:
+        model.config = dataclasses.replace(model.config, tasks=tasks)
+        inpaint(model, given, masks, CAPTIONS[:1] * 2, SETTINGS, [0, 0])
+        return [codes[here] for codes in drawn]
+
+    if objective == "next_token":
+        one, two = filled("text_to_image")
+        assert torch.equal(one, two)
+    if objective_class(objective).sets_scales:
+        with pytest.raises(UserError, match="inpaint needs a tokenizer in which each map is of the whole picture"):
+            filled("text_to_image", "inpaint")
+    else:
+        one, two = filled("text_to_image", "inpaint")
+        assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("objective", ["var", "next_scale"])
+def test_maps_of_the_whole_picture_are_read_with_holes(objective: str) -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(TOKENIZER_PRESETS["debug"](), scales=(1, 2, 4, 8), scale_residual=False)
+    tokenizer = build_tokenizer(config).eval()
+    vocabulary = Vocabulary.of(20, tokenizer.codebook_size)
+    codes = torch.randint(tokenizer.codebook_size, (1, tokenizer.layout.length))
+    holed = codes.clone()
+    holed[0, -10:] = -1
+    reader = get_objective(objective, tokenizer)
+    (whole,), (part,) = (reader.given(one, tokenizer.layout, vocabulary) for one in (codes, holed))
+    far = -10 - 3 * 8  # convolutions look a little further
+    assert torch.equal(part.ids[:far], whole.ids[:far]) and (part.ids[-10:] == vocabulary.mask).all()
+    assert part.features is not None and whole.features is not None
+    assert torch.equal(part.features[:far], whole.features[:far]) and not part.features[-10:].any()
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +338,19 @@ def test_checkpointing_changes_no_weight(tmp_path: Path, train_small_generator: 
     train_small_generator(tmp_path / "recomputed", steps=2, checkpointing=True)
     kept, recomputed = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "recomputed"))
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_inpainting_needs_codes_with_places(tmp_path: Path, train_small_generator: Any) -> None:
+    config = replace(TOKENIZER_PRESETS["shapes_query"](), width=32, tokens=8, depth=1, channels=16)
+    build_tokenizer(config).save_pretrained(tmp_path / "queries")
+    tasks = TasksConfig(inpaint=TaskConfig(0.5, 1.0))
+    with pytest.raises(UserError, match="have no place in the picture"):
+        train_small_generator(tmp_path / "out", tokenizer=tmp_path / "queries", tasks=tasks, steps=1)
+
+
+def test_inpainting_is_learned_from_captioned_pictures(tmp_path: Path, train_small_generator: Any) -> None:
+    tasks = TasksConfig(text_to_image=NONE, image_to_text=NONE, text_only=NONE, inpaint=TaskConfig(1.0, 1.0))
+    log = train_small_generator(tmp_path / "out", tasks=tasks, steps=40, batch_size=16)
+    losses = train_losses(log)
+    assert losses[-1] < 0.8 * losses[0] and "loss/inpaint" in log[-1]
+    assert UniTok.from_pretrained(tmp_path / "out").config.tasks == ("inpaint",)
