@@ -23,6 +23,7 @@ import torch
 
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.files import is_ours_alone, plain, read_json, write_json
+from unitok.config import TaskConfig, TasksConfig
 from unitok.lock import LOCK_FILE
 
 from .checkpoint import newest_whole, read_about
@@ -102,6 +103,13 @@ class RunFolder:
 
     def _compare(self, settings: dict[str, Any], before: dict[str, Any]) -> None:
         now, old = flatten(settings), flatten(before)
+        # A run that was started before a task was invented had none of it.
+        none = {
+            f"tasks.{task}.{name}": value
+            for task, _ in TasksConfig().items()
+            for name, value in vars(TaskConfig()).items()
+        }
+        old = {**{name: value for name, value in none.items() if name in now}, **old}
         problems = Problems()
         if DATA in old:
             problems.check(

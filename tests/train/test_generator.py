@@ -354,3 +354,17 @@ def test_inpainting_is_learned_from_captioned_pictures(tmp_path: Path, train_sma
     losses = train_losses(log)
     assert losses[-1] < 0.8 * losses[0] and "loss/inpaint" in log[-1]
     assert UniTok.from_pretrained(tmp_path / "out").config.tasks == ("inpaint",)
+
+
+def test_a_run_from_before_a_task_was_invented_goes_on(
+    tmp_path: Path, train_small_generator: Any, without_digests: Any
+) -> None:
+    train_small_generator(tmp_path, steps=2)
+    (state,) = tmp_path.glob("checkpoints/*/state.json")
+    values = json.loads(state.read_text())
+    assert values["settings"]["tasks"].pop("inpaint")["share"] == 0
+    state.write_text(json.dumps(values))
+    without_digests(tmp_path)
+    with pytest.raises(UserError, match=r"tasks.inpaint.share is 0.5, but the run .* was started with 0.0"):
+        train_small_generator(tmp_path, steps=3, resume=True, tasks=TasksConfig(inpaint=TaskConfig(0.5, 1.0)))
+    train_small_generator(tmp_path, steps=3, resume=True)
