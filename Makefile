@@ -16,11 +16,12 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults check format lint types
+.PHONY: help setup demo test test-browser faults check format lint types
 
 help:
 	@echo "make demo    train, draw, caption and measure on rendered shapes; writes runs/demo/report.html"
 	@echo "make test    run the tests"
+	@echo "make test-browser  try the studio in a real browser (chromium on the PATH)"
 	@echo "make faults  kill, damage, fuzz and fill: the whole trial (docs/reliability.md), up to half an hour"
 	@echo "make check   format check, lint, types, tests: what CI runs"
 	@echo "make format  format the code and repair what the linter can repair"
@@ -47,6 +48,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(PYTEST)
+
+# playwright is needed here alone. It drives the browser that is there.
+test-browser: $(READY)
+	@if command -v uv >/dev/null; then uv pip install -q --python $(RUN)/python playwright; \
+		else $(RUN)/python -m pip install -q playwright; fi
+	$(RUN)/python -m pytest tests/serve/test_studio.py
 
 # The harness is no part of the package: it is found in tests/.
 faults: $(READY)

@@ -18,7 +18,7 @@ from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 
-from .jobs import job_for
+from .jobs import Job, job_for
 from .masks import check_places, touched
 from .pipeline import check_size, draw_jobs
 
@@ -80,14 +80,24 @@ def inpaint_each(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
     known = known_codes(model, pictures, masks)
-    # A model that learned it sees all that is known from the first code on.
-    task = "inpaint" if "inpaint" in model.config.tasks else "text_to_image"
     jobs = [
-        job_for(task, {"known": given, "caption": (text_ids or model.text_ids)(caption)}, seed, settings, known=given)
+        inpainting_job(model, given, (text_ids or model.text_ids)(caption), seed, settings)
         for caption, seed, given in zip(captions, seeds, known, strict=True)
     ]
     for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):
         yield number, torch.where(masks[number], drawn, pictures[number])
+
+
+def inpainting_job(model: UniTok, known: torch.Tensor, caption: list[int], seed: int, settings: SampleSettings) -> Job:
+    """The job that draws the codes that are not known, -1 of (L,), by a caption's ids. A model that learned the task
+    reads all that is known before the first."""
+    record = {"known": known, "caption": caption}
+    return job_for("inpaint" if reads_known(model) else "text_to_image", record, seed, settings, known=known)
+
+
+def reads_known(model: UniTok) -> bool:
+    """Whether a model learned to read the known part of a picture."""
+    return "inpaint" in model.config.tasks
 
 
 def known_codes(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

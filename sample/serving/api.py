@@ -25,6 +25,7 @@ from .fields import ChatFields, ImageFields
 from .guards import FACTS, Bounded, Keyed, Logged
 from .metrics import Metrics
 from .orders import Drawing
+from .page import add_page
 from .running import events
 from .service import Service
 from .uploads import read_form
@@ -68,6 +69,8 @@ def make_app(
     app = FastAPI(title="unitok", lifespan=lifespan, docs_url=None, redoc_url=None)
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
+
+    add_page(app)
 
     @app.get("/health")
     async def health() -> Response:

@@ -31,7 +31,8 @@ def serve(
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Serve a model over HTTP: pictures from captions, parts of pictures drawn anew, edits, answers, documents.
+    """Serve a model over HTTP: pictures from captions, parts of pictures drawn anew, edits, answers, documents; and a
+    page to do so in a browser.
 
     The API has the shape of OpenAI's (/v1/images/generations, /v1/images/edits, /v1/chat/completions, /v1/models), so
     that its clients work; /health and /metrics (Prometheus) are for watching. Requests are written side by side: each
@@ -60,6 +61,33 @@ def serve(
         _serve(listening, model, name, limits, context, keys, cors_origins or [], log_prompts, precision, device)
     finally:
         listening.close()
+
+
+def studio(
+    model: Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key_file: Path | None = None,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Open a model in a browser: see pictures appear, fill parts of them in, change them, ask about them.
+
+    It is `unitok serve` with its usual limits; the page at / is the same there. The page works offline and keeps
+    nothing. Ctrl-C ends it.
+
+    Args:
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        host: Address to listen at. Others than 127.0.0.1 are open to the network: give --api_key_file too.
+        port: Port to listen at; 0 takes a free one.
+        api_key_file: File of keys, one a line; the page asks for one of them.
+        precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok studio --model runs/demo/generator
+    """
+    serve(model, host, port, api_key_file=api_key_file, precision=precision, device=device)
 
 
 def _keys(path: Path) -> list[str]:
@@ -146,7 +174,8 @@ def _serve(
     host, port = listening.getsockname()[:2]
     if host not in LOOPBACK and not keys:
         print(f"{host} is open to the network, and no key is asked for (--api_key_file)", file=sys.stderr)
-    print(f"serving {service.name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    print(f"serving {service.name} at {address}/v1, in a browser at {address}/", flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it once more
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -15,11 +15,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .errors import ApiError
 from .metrics import Metrics
+from .page import FILES
 
 FACTS = "unitok.facts"
 """Where in a scope the facts of a request stand that its log line has."""
-OPEN = "/health"
-"""May be asked without a key: it says nothing."""
+OPEN = frozenset({"/health", *FILES})
+"""May be asked without a key: they say nothing."""
 LEFT = 499
 """Status in the log of a request whose client has left."""
 
@@ -75,7 +76,7 @@ class Keyed:
         self.app, self.keys = app, [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] != OPEN and not self._knows(scope):
+        if scope["type"] == "http" and scope["path"] not in OPEN and not self._knows(scope):
             error = ApiError(
                 401,
                 "this server asks for a key: send it as Authorization: Bearer KEY",

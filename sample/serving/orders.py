@@ -15,7 +15,7 @@ from unitok.sampling import SampleSettings
 
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..inpainting import known_codes
+from ..inpainting import inpainting_job, known_codes
 from ..jobs import Job, job_for
 from ..pipeline import codes_of, rooms_of
 from .partial import decode_one
@@ -119,8 +119,7 @@ class Inpainting(_FromPictures):
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         (known,) = known_codes(model, self.picture[None], self.mask[None])
-        record = {"caption": self.caption}
-        return [job_for("text_to_image", record, seed, self.settings, known=known) for seed in seeds]
+        return [inpainting_job(model, known, self.caption, seed, self.settings) for seed in seeds]
 
     def around(self, picture: torch.Tensor) -> torch.Tensor:
         return torch.where(self.mask, picture, self.picture)

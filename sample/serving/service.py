@@ -15,6 +15,7 @@ from unitok.sampling import SampleSettings
 
 from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
+from ..inpainting import reads_known
 from ..masks import check_places, fit_mask
 from ..pipeline import GREEDY, settings_for
 from ..reading import has_learned
@@ -58,6 +59,7 @@ class Service:
         edited = has_learned(self.model, "edit")
         read = MOST_SOURCES if edited else 1
         drawn = text + 2 * max(text, image + 1)  # behind known codes, a pass carries more than it draws
+        drawn += image if reads_known(self.model) else 0
         return max(
             drawn, read * image + 2 * text + max(text, image + 1), self.documents.context if self.documents else 0
         )

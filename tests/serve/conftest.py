@@ -36,9 +36,9 @@ class Parts:
     app: Any
 
 
-def make_parts(model: UniTok, access: Access | None = None, **limits: Any) -> Parts:
+def make_parts(model: UniTok, access: Access | None = None, context: int = 300, **limits: Any) -> Parts:
     chosen = replace(Limits(lanes=8), **limits)
-    service = Service(model, "tiny", chosen, context=300)
+    service = Service(model, "tiny", chosen, context)
     worker = Worker(model, chosen.lanes, service.room, chosen.queue)
     lines: list[Mapping[str, Any]] = []
     return Parts(service, worker, lines, make_app(service, worker, lines.append, access or Access()))

@@ -92,6 +92,9 @@ COMMANDS: dict[str, Command] = {
         "Serve a model over HTTP, in the shape of OpenAI's API.",
         inline="limits",
     ),
+    "studio": Command(
+        "unitok.sample.serving.commands:studio", "Open a model in a browser: draw, fill in, change, ask."
+    ),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
     ),
