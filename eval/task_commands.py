@@ -65,6 +65,7 @@ def eval_tasks(
     from unitok.device import pick_device
     from unitok.model import UniTok
     from unitok.prepare import prepare
+    from unitok.sample.inpainting import reads_known
     from unitok.sample.masks import has_places
     from unitok.sample.pipeline import settings_for
     from unitok.tasks import needs
@@ -103,7 +104,8 @@ def eval_tasks(
         if section is not None:  # of several data sets for one task, the later ones are numbered
             before = sum(one.name.partition(" ")[0] == task for one in sections)
             sections.append(replace(section, name=f"{task} {before + 1}") if before else section)
-    holes = DRAWS in (loaded.config.tasks or [DRAWS]) and has_places(loaded.image_tokenizer)
+    draws = DRAWS in (loaded.config.tasks or [DRAWS]) or reads_known(loaded)
+    holes = draws and has_places(loaded.image_tokenizer)
     for dataset in opened if holes else ():
         inpainted = measure_inpainting(
             loaded,

@@ -92,3 +92,5 @@ class ChatFields(Fields):
     top_p: float = 0.0
     pictures: Annotated[int, Field(ge=0)] | None = None
     """Most pictures that are drawn in an answer."""
+    task: Literal["question", "image_to_text", "interleaved"] | None = None
+    """How the messages are read; else documents where the model learned them, and a question or a caption elsewhere."""

@@ -172,8 +172,8 @@ class Service:
 
     def answer(self, asked: ChatFields) -> tuple[Order, dict[str, Any]]:
         """The order of a chat, and what its answer says about how it was made. A model of documents goes on with the
-        texts and pictures of all messages in their order, for a document knows no speakers. Others answer one question
-        about one picture, or caption it.
+        texts and pictures of all messages in their order, for a document knows no speakers. Others, and those that are
+        told so, answer one question about one picture, or caption it.
 
         Raises:
             ApiError: something that the model did not learn.
@@ -182,13 +182,18 @@ class Service:
         seed = _seed(asked)
         facts = {"seed": seed, "model_sha256": self.fingerprint}
         document = [part for number, one in enumerate(asked.messages) for part in self._parts(one, number)]
-        if self.documents is not None:
+        reads = asked.task in ("question", "image_to_text")
+        if self.documents is not None and not reads:
             return self._telling(asked, self.documents, document, seed), facts
+        if asked.task == DOCUMENTS:
+            raise ApiError(400, f"this model learned {', '.join(self.model.config.tasks)}, not {DOCUMENTS}", "task")
         if asked.pictures is not None:
-            raise ApiError(400, "pictures is of models that learned interleaved: leave it out", "pictures")
+            raise ApiError(400, f"pictures is of the task {DOCUMENTS}: leave it out", "pictures")
         pictures = [value for kind, value in document if kind == "image"]
         text = " ".join(value for kind, value in document if kind == "text").strip()
-        task = "question" if text else "image_to_text"
+        task = asked.task or ("question" if text else "image_to_text")
+        if bool(text) != (task == "question"):
+            raise ApiError(400, "a question needs a text beside the picture, image_to_text has none", "task")
         if len(asked.messages) != 1 or len(pictures) != 1:
             raise ApiError(
                 400,

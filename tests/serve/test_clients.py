@@ -86,6 +86,30 @@ def test_openai_s_client(
             client.with_options(api_key="wrong").models.list()
 
 
+def test_a_model_of_documents_answers_where_it_is_told_so(
+    make_model: Callable[..., UniTok],
+    listen: Callable[..., Any],
+    picture: Callable[..., torch.Tensor],
+    png: Callable[..., io.BytesIO],
+) -> None:
+    model, given = make_model(), picture()
+    model.config.tasks = ("question", "image_to_text", "interleaved")
+    url = f"data:image/png;base64,{base64.b64encode(png(given).getvalue()).decode()}"
+    parts = [{"type": "text", "text": "how many?"}, {"type": "image_url", "image_url": {"url": url}}]
+    with (
+        listen(model) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0) as client,
+    ):
+
+        def said(task: str, content: list[dict[str, Any]]) -> str:
+            messages: Any = [{"role": "user", "content": content}]
+            found = client.chat.completions.create(model="tiny", messages=messages, extra_body={"task": task})
+            return found.choices[0].message.content or ""
+
+        assert said("question", parts) == answer(model, given[None], ["how many?"])[0]
+        assert said("image_to_text", parts[1:]) == caption(model, given[None], GREEDY)[0]
+
+
 def test_a_chat_of_texts_and_pictures(
     make_model: Callable[..., UniTok],
     listen: Callable[..., Any],

@@ -149,6 +149,23 @@ def test_a_part_is_drawn_anew(page: Any, picture: Callable[..., torch.Tensor], p
     page.locator("#changed").get_by_role("button", name="Save").nth(3).wait_for(timeout=60_000)
 
 
+def test_a_picture_is_asked_about(
+    page: Any, png: Callable[..., io.BytesIO], picture: Callable[..., torch.Tensor]
+) -> None:
+    page.get_by_role("tab", name="Ask").click()
+    file = {"name": "a.png", "mimeType": "image/png", "buffer": png(picture()).getvalue()}
+    page.locator("#ask-file").set_input_files(file)
+    page.locator("#asked").wait_for()
+    page.locator("#ask-form").get_by_role("button", name="Ask").click()
+    page.get_by_text("Caption: ").wait_for(timeout=60_000)
+    page.locator("#question").fill("how many?")
+    page.locator("#ask-form").get_by_role("button", name="Ask").click()
+    if "question" in page.server.parts.service.model.config.tasks:
+        page.get_by_text("how many?: ").wait_for(timeout=60_000)
+    else:
+        page.get_by_text("not question").wait_for()
+
+
 def test_keys_lead_through_the_tabs(page: Any) -> None:
     page.get_by_role("tab", name="Draw").focus()
     page.keyboard.press("ArrowRight")

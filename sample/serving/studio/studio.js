@@ -66,7 +66,7 @@ function offer(facts) {
   const knows = (task) => !facts.tasks.length || facts.tasks.includes(task);
   $("instruct").hidden = !facts.tasks.includes("edit");
   $("tab-tell").hidden = !facts.tasks.includes("interleaved");
-  $("tab-ask").hidden = !$("tab-tell").hidden || !(knows("question") || knows("image_to_text"));
+  $("tab-ask").hidden = !(knows("question") || knows("image_to_text"));
   $("settings").replaceChildren(...Object.entries(facts.settings).map(([name, own]) => {
     const label = document.createElement("label");
     const field = document.createElement("input");
@@ -378,7 +378,8 @@ $("ask-form").addEventListener("submit", (event) => {
     const question = $("question").value.trim();
     const content = [{ type: "image_url", image_url: { url: $("asked").src } }];
     if (question) content.push({ type: "text", text: question });
-    const body = JSON.stringify({ messages: [{ role: "user", content }] });
+    const task = question ? "question" : "image_to_text";
+    const body = JSON.stringify({ messages: [{ role: "user", content }], task });
     const headers = { "Content-Type": "application/json" };
     const answer = await (await ask("v1/chat/completions", { method: "POST", headers, body, signal: state.stop.signal })).json();
     const said = document.createElement("p");
