@@ -125,7 +125,7 @@ def chunks(png: bytes) -> Iterator[int]:
         at += 12 + size
 
 
-def test_a_part_is_drawn_anew(page: Any, picture: Callable[..., torch.Tensor], png: Callable[..., io.BytesIO]) -> None:
+def test_a_part_is_drawn_anew(page: Any) -> None:
     page.get_by_label("Caption").first.fill(CAPTION)
     page.get_by_label("Pictures").first.fill("1")
     page.get_by_role("button", name="Draw", exact=True).click()
