@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from .answers import EventStream, encoded, shown_parts
 from .errors import ApiError, invalid
-from .fields import ChatFields, ImageFields
+from .fields import ChatFields, ImageFields, InspectionFields
 from .guards import FACTS, Bounded, Keyed, Logged
 from .metrics import Metrics
 from .orders import Drawing
@@ -101,6 +101,18 @@ def make_app(
         note(request, asked)
         order, made_from = await run_in_threadpool(service.edit, asked, form.files["image"], form.files["mask"])
         return await answer(request, asked, order, made_from, "image_edit")
+
+    @app.post("/v1/images/inspections")
+    async def inspections(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        try:
+            asked = InspectionFields.model_validate(form.values, strict=False)
+        except ValidationError as error:
+            raise invalid(error.errors()) from None
+        order = await run_in_threadpool(service.inspection, asked, form.files["image"])
+        async with aclosing(events(worker, order, request, limits.seconds)) as running:
+            (found,) = [event.value async for event in running if isinstance(event, Done)]
+        return JSONResponse({"object": "image_inspection", "model": service.name, **found})
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatFields, request: Request) -> Response:

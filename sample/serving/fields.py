@@ -49,6 +49,13 @@ class ImageFields(_Settings):
         return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in SETTINGS}))
 
 
+class InspectionFields(Fields):
+    """Of `/v1/images/inspections`, beside the file."""
+
+    prompt: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
+    """The caption by which the codes would be drawn."""
+
+
 class TextPart(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import inpainting_job, known_codes
 from ..jobs import Job, job_for
-from ..pipeline import codes_of, rooms_of
+from ..pipeline import codes_of, rooms_of, score_codes
 from .partial import decode_one
 
 Finished = list[tuple[int, Any]]
@@ -42,11 +43,12 @@ class Order(ABC):
 
     @abstractmethod
     def jobs(self, model: UniTok) -> list[Job]:
-        """What the engine runs. Raises UserError for what cannot be done."""
+        """What the engine runs; nothing where one pass of the model is all. Raises UserError for what cannot be
+        done."""
 
     @abstractmethod
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
-        """What a job completes; `number` is its place in `jobs`."""
+        """What a job completes; `number` is its place in `jobs`. Without jobs it is asked once, for 0."""
 
     def room(self, model: UniTok, job: Job) -> int:
         """Positions that a job takes at most."""
@@ -135,6 +137,31 @@ class Editing(_FromPictures):
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         record = {"source": [codes_of(model, one[None])[0] for one in self.sources], "instruction": self.caption}
         return [job_for("edit", record, seed, self.settings) for seed in seeds]
+
+
+@dataclass
+class Inspecting(Order):
+    """The codes of a picture, and what the model thinks of them where it draws them by a caption."""
+
+    caption: str
+    picture: torch.Tensor
+    """(3, H, W) uint8 of the model's size."""
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        return []
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        codes = codes_of(model, self.picture[None])
+        odds = score_codes(model, [self.caption], codes)[0].double().log_softmax(-1)
+        own = odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
+        entropy = -(odds.exp() * odds.clamp(min=-1e9)).sum(-1) / math.log(2)
+        found = {
+            "grids": [list(grid) for grid in model.layout.scales],
+            "codes": codes[0].tolist(),
+            "probabilities": [float(f"{one:.4g}") for one in own.exp().tolist()],
+            "entropies": [float(f"{one:.4g}") for one in entropy.tolist()],
+        }
+        return [(0, found)]
 
 
 @dataclass

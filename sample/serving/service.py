@@ -20,9 +20,9 @@ from ..masks import check_places, fit_mask
 from ..pipeline import GREEDY, settings_for
 from ..reading import has_learned
 from .errors import ApiError, about, refused
-from .fields import ChatFields, Fields, ImageFields, ImagePart, Message
+from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message
 from .limits import Limits
-from .orders import Drawing, Editing, Inpainting, Order, Reading, Telling
+from .orders import Drawing, Editing, Inpainting, Inspecting, Order, Reading, Telling
 from .uploads import read_data_url, read_mask, read_picture
 
 DOCUMENTS = "interleaved"
@@ -148,6 +148,17 @@ class Service:
             raise ApiError(400, f"here are {len(pictures)} images: send up to {MOST_SOURCES}", "image")
         sources = [read_picture(data, self.size, self.limits.pixels, "image") for data in pictures]
         return Editing(*given, sources=sources), {"source": [{"sha256": _digest(data)} for data in pictures]}
+
+    def inspection(self, asked: InspectionFields, pictures: Sequence[bytes]) -> Inspecting:
+        """Raises ApiError for a picture that cannot be read, or a caption that is too long."""
+        self._check_model(asked)
+        if len(pictures) != 1:
+            raise ApiError(400, f"here are {len(pictures)} images: send one, as a file", "image")
+        if not has_learned(self.model, "text_to_image"):
+            raise ApiError(400, f"this model learned {', '.join(self.model.config.tasks)}, not text_to_image", "prompt")
+        with about("prompt"):
+            self.model.text_ids(asked.prompt)
+        return Inspecting(asked.prompt, read_picture(pictures[0], self.size, self.limits.pixels, "image"))
 
     def _asked(self, asked: ImageFields) -> tuple[list[int], SampleSettings, list[int], int | None]:
         """Caption, settings, seeds and partial pictures."""

@@ -242,6 +242,8 @@ class Worker:
             else:
                 self._owners.update(dict.fromkeys(state.jobs, number))
                 state.tell(Accepted())
+                if not jobs:
+                    self._complete(number, 0, [])
 
     def _check(self, order: Order, job: Any) -> None:
         needed, positions = len(prompts_needed(job)), order.room(self.model, job)
@@ -283,16 +285,21 @@ class Worker:
 
     def _finish(self, job: int, written: list[torch.Tensor]) -> None:
         number = self._owners.pop(job, None)
-        if number is None:  # another job of its order failed in the same step
-            return
+        if number is not None:  # else another job of its order failed in the same step
+            self._complete(number, self._orders[number].jobs.pop(job), written)
+
+    def _complete(self, number: int, place: int, written: list[torch.Tensor]) -> None:
+        """Tells what a job of an order has completed, or an order that has none."""
         state = self._orders[number]
         try:
-            values = state.order.finished(self.model, state.jobs[job], written)
+            values = state.order.finished(self.model, place, written)
+        except UserError as error:
+            self._fail(number, refused(error))
+            return
         except Exception:
             traceback.print_exc()
             self._fail(number, ApiError(500, "the server failed to finish this; its log says why"))
             return
-        del state.jobs[job]
         with self._changed:
             self.open -= 1
             state.left -= 1

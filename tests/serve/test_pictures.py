@@ -22,7 +22,7 @@ from unitok.objectives import OBJECTIVES
 from unitok.sample.best_of import candidate_seeds
 from unitok.sample.inpainting import inpaint
 from unitok.sample.jobs import job_for
-from unitok.sample.pipeline import codes_of, decoded, draw, run
+from unitok.sample.pipeline import codes_of, decoded, draw, run, score_codes
 from unitok.sample.serving.fields import ImageFields
 from unitok.sampling import GivenSettings, SampleSettings
 
@@ -201,3 +201,37 @@ def test_a_picture_is_changed_by_an_instruction(
     assert events[-1]["type"] == "image_edit.completed" and base64.b64decode(events[-1]["b64_json"]) == wanted
     assert len(events[-1]["record"]["source"]) == 2
     assert refused.status_code == 400 and "learned text_to_image, not edit: send a mask" in refused.text
+
+
+# --- inspections -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["next_token", "next_scale"])
+def test_what_a_model_thinks_of_a_picture(
+    make_model: Callable[..., UniTok],
+    serve: Callable[..., Any],
+    picture: Callable[..., torch.Tensor],
+    png: Callable[..., io.BytesIO],
+    objective: str,
+) -> None:
+    model, given = make_model(objective), picture()
+    codes = codes_of(model, given[None])
+    odds = score_codes(model, ["a red circle"], codes)[0].softmax(-1)
+    with serve(model) as (client, parts):
+        answer = client.post("/v1/images/inspections", data={"prompt": "a red circle"}, files={"image": png(given)})
+        found = answer.json()
+        assert answer.status_code == 200 and found["codes"] == codes[0].tolist()
+        assert found["grids"] == [list(grid) for grid in model.layout.scales]
+        own = odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(found["probabilities"]), own, rtol=1e-3, atol=1e-6)
+        bits = -(odds * odds.log2()).sum(-1)
+        torch.testing.assert_close(torch.tensor(found["entropies"]), bits, rtol=1e-3, atol=1e-3)
+        refused = client.post("/v1/images/inspections", data={"prompt": "word " * 400}, files={"image": png(given)})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt"
+        two = [("image", png(given)), ("image", png(given))]
+        refused = client.post("/v1/images/inspections", data={"prompt": "a"}, files=two)
+        assert refused.status_code == 400 and "here are 2 images: send one" in refused.json()["error"]["message"]
+        refused = client.post("/v1/images/inspections", data={"seed": "a"}, files={"image": png(given)})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "seed"
+        assert client.post("/v1/images/inspections", files={"image": png(given)}).status_code == 200
+        assert parts.worker.open == 0

@@ -166,6 +166,21 @@ def test_a_picture_is_asked_about(
         page.get_by_text("not question").wait_for()
 
 
+def test_codes_are_shown(page: Any, model: UniTok) -> None:
+    page.get_by_label("Caption").first.fill(CAPTION)
+    page.get_by_label("Pictures").first.fill("1")
+    page.get_by_label("Seed").first.fill("1")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Look", exact=True).click(timeout=60_000)
+    cells = page.locator("#codes button")
+    cells.nth(model.layout.length - 1).wait_for(timeout=60_000)
+    page.get_by_label("Show").select_option("entropies")
+    cells.nth(9).click()
+    page.get_by_text("It stands at").wait_for()
+    assert "entropy" in (page.locator("#told-code").text_content() or "")
+    shot(page, "look")
+
+
 def test_keys_lead_through_the_tabs(page: Any) -> None:
     page.get_by_role("tab", name="Draw").focus()
     page.keyboard.press("ArrowRight")

@@ -65,6 +65,7 @@ async function meet() {
 function offer(facts) {
   const knows = (task) => !facts.tasks.length || facts.tasks.includes(task);
   $("instruct").hidden = !facts.tasks.includes("edit");
+  $("tab-look").hidden = !knows("text_to_image");
   $("tab-tell").hidden = !facts.tasks.includes("interleaved");
   $("tab-ask").hidden = !(knows("question") || knows("image_to_text"));
   $("settings").replaceChildren(...Object.entries(facts.settings).map(([name, own]) => {
@@ -131,6 +132,7 @@ class Card {
     const made = record.made_from || record.source;
     if (!made) row.append(button("Command", () => copy(asCommand(record))), button("Python", () => copy(asPython(record))), button("curl", () => copy(asCurl(record))));
     row.append(button("Save", () => save(withText(bytes(base64), "unitok", JSON.stringify(record)), `${record.seed}.png`, "image/png")));
+    row.append(button("Look", () => lookAt(new Blob([bytes(base64)], { type: "image/png" }), record.caption)));
     row.append(button("Change", () => take(new Blob([bytes(base64)], { type: "image/png" }), record.caption)));
     this.figure.append(row);
   }
@@ -356,6 +358,78 @@ $("change-form").addEventListener("submit", (event) => {
     await stream("v1/images/edits", { body }, cards);
   });
 });
+
+// --- the codes of a picture ------------------------------------------------------------------------------------------
+
+const inside = { picture: null, address: "", found: null };
+
+function lookAt(blob, caption) {
+  inside.picture = blob;
+  $("look-caption").value = caption;
+  show($("tab-look"));
+  $("look-form").requestSubmit();
+}
+
+$("look-file").addEventListener("change", () => {
+  [inside.picture] = $("look-file").files;
+});
+
+$("look-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  working(event.target, async () => {
+    if (!inside.picture) throw new Refused("Choose a picture first, or draw one and press Look.");
+    const body = new FormData();
+    body.append("image", inside.picture, "picture.png");
+    body.append("prompt", $("look-caption").value);
+    inside.found = await (await ask("v1/images/inspections", { method: "POST", body, signal: state.stop.signal })).json();
+    URL.revokeObjectURL(inside.address);
+    inside.address = URL.createObjectURL(inside.picture);
+    const names = inside.found.grids.map(([rows, columns], number) => new Option(`${rows} x ${columns}`, number));
+    $("map").replaceChildren(...names);
+    $("map").value = names.length - 1;
+    $("map-label").hidden = names.length < 2;
+    showCodes();
+  });
+});
+
+for (const id of ["shown", "map"]) $(id).addEventListener("change", () => inside.found && showCodes());
+
+function showCodes() {
+  const { grids, codes, probabilities, entropies } = inside.found, which = Number($("map").value);
+  const begin = grids.slice(0, which).reduce((sum, [rows, columns]) => sum + rows * columns, 0);
+  const [rows, columns] = grids[which], what = $("shown").value;
+  const mean = (values) => values.reduce((sum, one) => sum + one, 0) / values.length;
+  const worst = Math.max(...entropies, 1e-9);
+  const cells = Array.from({ length: rows * columns }, (_, place) => {
+    const at = begin + place, cell = document.createElement("button");
+    const said = `code ${codes[at]}, probability ${(100 * probabilities[at]).toPrecision(2)} %, entropy ${entropies[at].toFixed(2)} bits`;
+    cell.type = "button";
+    cell.dataset.code = codes[at];
+    cell.title = said;
+    cell.setAttribute("aria-label", `Row ${Math.floor(place / columns) + 1}, column ${(place % columns) + 1}: ${said}`);
+    if (what === "codes") cell.textContent = columns <= 16 ? codes[at] : "";
+    else {
+      const heat = what === "probabilities" ? 1 - probabilities[at] : entropies[at] / worst;
+      cell.style.backgroundColor = `rgb(220 20 60 / ${(0.85 * heat).toFixed(3)})`;
+    }
+    cell.addEventListener("click", () => {
+      const same = [...$("codes").children].filter((one) => one.dataset.code === cell.dataset.code);
+      for (const one of $("codes").children) one.classList.toggle("same", same.includes(one));
+      $("told-code").textContent = `${cell.getAttribute("aria-label")}. It stands at ${same.length} of ${cells.length} places.`;
+    });
+    return cell;
+  });
+  const [width, height] = state.facts.size.split("x").map(Number);
+  $("codes").style.gridTemplate = `repeat(${rows}, 1fr) / repeat(${columns}, 1fr)`;
+  $("codes").style.aspectRatio = `${width} / ${height}`;
+  $("codes").style.backgroundImage = `url(${inside.address})`;
+  $("codes").classList.toggle("small", width < 200);
+  $("codes").replaceChildren(...cells);
+  const here = (values) => values.slice(begin, begin + rows * columns);
+  $("told-code").textContent =
+    `${new Set(here(codes)).size} different codes at ${cells.length} places; ` +
+    `on average ${(-mean(here(probabilities).map((one) => Math.log2(Math.max(one, 1e-12))))).toFixed(2)} bits a code by this caption.`;
+}
 
 // --- a picture that is asked about -----------------------------------------------------------------------------------
 
