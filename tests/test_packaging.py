@@ -19,7 +19,7 @@ FOLDERS = {
     "eval": "unitok/eval",
     "recipes": "unitok/recipes",
 }
-SHIPPED = {".py", ".typed", ".json", ".yaml", ".safetensors", ".html"}
+SHIPPED = {".py", ".typed", ".json", ".yaml", ".safetensors", ".html", ".css", ".js"}
 
 
 @pytest.fixture(scope="module")

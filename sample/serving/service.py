@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
+from unitok.tasks import needs
 
 from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
@@ -203,7 +204,7 @@ class Service:
         pictures = [value for kind, value in document if kind == "image"]
         text = " ".join(value for kind, value in document if kind == "text").strip()
         task = asked.task or ("question" if text else "image_to_text")
-        if bool(text) != (task == "question"):
+        if bool(text) != ("question" in needs([task])):
             raise ApiError(400, "a question needs a text beside the picture, image_to_text has none", "task")
         if len(asked.messages) != 1 or len(pictures) != 1:
             raise ApiError(

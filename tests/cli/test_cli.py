@@ -21,6 +21,7 @@ from unitok import __version__
 from unitok.cli import arguments
 from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
+from unitok.data.mixture import Source, without_a_slot
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -124,6 +125,21 @@ def test_recipes_are_accepted(recipe: Path) -> None:
             assert str(values[group]) == str(value)
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
+def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
+    """What has none is not learned."""
+    written = yaml.safe_load(recipe.read_text())
+    sources = written.get("data")
+    if not isinstance(sources, list):
+        return
+    tasks = [
+        {task: one["share"] * share / sum(one["tasks"].values()) for task, share in one["tasks"].items()}
+        for one in sources
+    ]
+    assert without_a_slot([Source(1, True, tasks=one) for one in tasks], written["run"]["batch_size"]) == []
+    assert {task for one in tasks for task in one} == written["tasks"].keys()
+
+
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"unitok {__version__}\n"
@@ -138,7 +154,7 @@ def test_module_runs_as_a_program() -> None:
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
         "choose one of train, import, encode, data, sample, inpaint, extend, caption, ask, ground, edit, "
-        "generate, chat, serve, eval, compare, bench, compare-tokenizers, start, demo\n"
+        "generate, chat, serve, studio, eval, compare, bench, compare-tokenizers, start, demo\n"
     )
 
 

@@ -28,7 +28,7 @@ from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.ports import IdPort, add_features, build_ports
 from unitok.seeding import keyed_generator
 from unitok.sequence import IGNORE, Document, PackedBatch, document, lay_out, pack
-from unitok.tasks import FIELDS, TASKS, conditions, documents, needs, prompt, task_of_slot
+from unitok.tasks import FIELDS, TASKS, WITH_HOLES, conditions, documents, needs, prompt, task_of_slot
 from unitok.trunk.native import Transformer
 from unitok.vocabulary import SPECIALS, Vocabulary
 
@@ -413,7 +413,8 @@ def test_every_task_is_a_row_of_the_table() -> None:
     for task, parts in TASKS.items():
         assert any(part.learned for part in parts), task
         assert all(part.field in FIELDS or part.field == "parts" for part in parts), task
-        assert needs([task]) == {part.field for part in parts}
+        assert needs([task]) == {WITH_HOLES.get(part.field, part.field) for part in parts}
+        assert not needs([task]) & WITH_HOLES.keys()
     assert conditions("edit") == ["text", "image"] and conditions("text_to_image") == ["text"]
 
 

@@ -112,7 +112,7 @@ def test_command_performs_every_task(model: UniTok, tmp_path: Path, capsys: pyte
     out = tmp_path / "out"
     assert main(["eval", "tasks", *DATA, "--model", str(tmp_path / "model"), "--limit", "2", "--out", str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
-    assert TITLES.keys() | {"edit 2"} == {key for key in report if key.partition(" ")[0] in TASKS}
+    assert TITLES.keys() | {"edit 2", "inpaint"} == {key for key in report if key.partition(" ")[0] in TASKS}
     assert all(0 <= report[task]["exact"] <= 1 for task in TITLES)
     assert report["provenance"]["edit.exact"]["records"] == 2
     assert report["inpaint"]["known_kept"] == 1 and (out / "inpaint.png").exists()
