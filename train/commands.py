@@ -169,7 +169,7 @@ def train_generator(
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.boxes import LOCATION, SPANS, WAVES
-    from unitok.data.mixture import without_a_slot
+    from unitok.data.mixture import idle_sources, without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.model import UniTok
@@ -198,6 +198,9 @@ def train_generator(
         for task in idle if world.is_main else ():
             share = f"{task} has so small a share that none of the {run.batch_size} records of a step belongs to it"
             print(f"warning: {share}, so it is not learned: raise its share, or --run.batch_size", file=sys.stderr)
+        for number in idle_sources(dataset.sources, run.batch_size) if world.is_main else ():
+            share = f"{dataset.parts[number].name} has so small a share that none of the {run.batch_size} records of a"
+            print(f"warning: {share} step is from it: raise its share, or --run.batch_size", file=sys.stderr)
         validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
         fingerprint = images.fingerprint()
         if start is not None:

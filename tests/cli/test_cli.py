@@ -21,7 +21,7 @@ from unitok import __version__
 from unitok.cli import arguments
 from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
-from unitok.data.mixture import Source, without_a_slot
+from unitok.data.mixture import Source, idle_sources, without_a_slot
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -136,7 +136,9 @@ def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
         {task: one["share"] * share / sum(one["tasks"].values()) for task, share in one["tasks"].items()}
         for one in sources
     ]
-    assert without_a_slot([Source(1, True, tasks=one) for one in tasks], written["run"]["batch_size"]) == []
+    mixed = [Source(1, True, tasks=one) for one in tasks]
+    assert without_a_slot(mixed, written["run"]["batch_size"]) == []
+    assert idle_sources(mixed, written["run"]["batch_size"]) == []
     assert {task for one in tasks for task in one} == written["tasks"].keys()
 
 

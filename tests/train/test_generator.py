@@ -281,6 +281,13 @@ def test_a_task_without_a_record_in_a_step_is_said_and_not_claimed(
     said = "warning: question has so small a share that none of the 16 records of a step belongs to it"
     assert said in capsys.readouterr().err
     assert UniTok.from_pretrained(tmp_path / "out").config.tasks == ("text_to_image", "image_to_text")
+    sources = [
+        SourceConfig(data="shapes?task=edit", share=0.98, tasks={"edit": 1}),
+        SourceConfig(data="shapes?task=condition", share=0.02, tasks={"edit": 1}),
+    ]
+    train_small_generator(tmp_path / "two", data=sources, steps=1, batch_size=16)
+    said = "condition:seed0 has so small a share that none of the 16 records of a step is from it: raise its share"
+    assert said in capsys.readouterr().err
 
 
 def test_pictures_and_boxes_are_learned_both_ways(tmp_path: Path, train_small_generator: Any) -> None:

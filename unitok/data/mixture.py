@@ -109,5 +109,11 @@ def without_a_slot(sources: Sequence[Source], slots: int) -> list[str]:
     return sorted({task for _, task, share in pairs_of(sources) if share > 0} - served)
 
 
+def idle_sources(sources: Sequence[Source], slots: int) -> list[int]:
+    """The numbers of the sources of which no record is among so many slots of the global batch."""
+    served = {pair_of_slot(slot, sources)[0] for slot in range(slots)}
+    return [number for number, one in enumerate(sources) if number not in served and sum(one.tasks.values()) > 0]
+
+
 def source_of_slot(slot: int, sources: Sequence[Source]) -> int:
     return 0 if len(sources) == 1 else pair_of_slot(slot, sources)[0]
