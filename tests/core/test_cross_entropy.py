@@ -64,10 +64,12 @@ if sys.argv[1] == "keep":
 def step():
     for part in [torch.ones(2**20) for _ in range(20)]:
         del part
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 step(), step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults() for _ in range(5)))  # a system that is short of memory takes pages at any time
 """
     faults = {
         how: int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)

@@ -60,6 +60,8 @@ class Trial:
                 "OMP_NUM_THREADS": "1",
                 "TOKENIZERS_PARALLELISM": "false",
                 "CUDA_VISIBLE_DEVICES": "",
+                # A name of the hub would be asked for again and again, for half a minute.
+                "HF_HUB_OFFLINE": "1",
             },
         )
         assert self._server.stdout is not None and self._server.stdout.readline() == "ready\n", "see server.log"
