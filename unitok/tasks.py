@@ -165,16 +165,16 @@ def with_holes(
     task: str, record: Mapping[str, Any], draw: Draw, modalities: Mapping[str, Modality]
 ) -> Mapping[str, Any]:
     """The record with the fields of the task that are made of others."""
-    made = dict(record)
-    for field, source in WITH_HOLES.items():
-        value = record.get(source)
-        if value is not None and any(part.field == field for part in TASKS[task]):
-            modality = modalities[FIELDS[source]]
+    made: dict[str, Any] = {}
+    for part in TASKS[task]:
+        value = record.get(WITH_HOLES.get(part.field, ""))
+        if value is not None:
+            modality = modalities[FIELDS[part.field]]
             assert isinstance(modality, ImageModality)
-            several = is_several(source, value)
+            several = is_several(part.field, value)
             holed = [modality.with_hole(one, draw) for one in (value if several else [value])]
-            made[field] = holed if several else holed[0]
-    return made
+            made[part.field] = holed if several else holed[0]
+    return {**record, **made} if made else record
 
 
 def task_of_slot(slot: int, shares: Sequence[float]) -> int:

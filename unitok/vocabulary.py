@@ -135,4 +135,5 @@ class Vocabulary:
 
     def known_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """As `image_ids`, of codes that are -1 where they are not known: those are masked."""
-        return self.image_ids(codes.clamp(min=0)).masked_fill(codes == -1, self.mask)
+        hidden = codes == -1
+        return self.image_ids(codes.masked_fill(hidden, 0)).masked_fill(hidden, self.mask)

@@ -14,11 +14,14 @@ MOST_PARTIAL_IMAGES = 100
 LARGEST_SEED = 2**63 - 1
 
 
-class Fields(BaseModel):
+class Named(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
     """The name of the model that is served, or nothing."""
+
+
+class Fields(Named):
     seed: Annotated[int, Field(ge=-LARGEST_SEED, le=LARGEST_SEED)] | None = None
     """Of the first picture or text; the next has the next. Without it, one of chance; the answer tells it."""
 
@@ -49,7 +52,7 @@ class ImageFields(_Settings):
         return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in SETTINGS}))
 
 
-class InspectionFields(Fields):
+class InspectionFields(Named):
     """Of `/v1/images/inspections`, beside the file."""
 
     prompt: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""

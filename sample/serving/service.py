@@ -21,7 +21,7 @@ from ..masks import check_places, fit_mask
 from ..pipeline import GREEDY, settings_for
 from ..reading import has_learned
 from .errors import ApiError, about, refused
-from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message
+from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message, Named
 from .limits import Limits
 from .orders import Drawing, Editing, Inpainting, Inspecting, Order, Reading, Telling
 from .uploads import read_data_url, read_mask, read_picture
@@ -248,7 +248,7 @@ class Service:
                 parts.append(("text", part.text))
         return parts
 
-    def _check_model(self, asked: Fields) -> None:
+    def _check_model(self, asked: Named) -> None:
         if asked.model not in (None, self.name):
             raise ApiError(
                 404, f"there is no model {asked.model!r:.80} here, only {self.name!r}", "model", "model_not_found"

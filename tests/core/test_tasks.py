@@ -66,6 +66,8 @@ def test_the_known_part_of_a_picture_is_made_in_training(make_model: Callable[..
         inside = (rows[:, None] & columns).sum() == hidden.sum()
         shares.append((hidden.float().mean().item(), bool(inside)))
         assert one.targets is not None and torch.equal(one.targets[-length:], ids)
+    with pytest.raises(UserError, match="image codes from -2"):
+        model.modalities()["image"].given([codes.masked_fill(codes == codes[0], -2)])
     assert min(share for share, _ in shares) < 0.1 and max(share for share, _ in shares) > 0.9
     assert 0.1 < sum(not inside for _, inside in shares) / count < 0.35
     again = documents(

@@ -231,7 +231,7 @@ def test_what_a_model_thinks_of_a_picture(
         two = [("image", png(given)), ("image", png(given))]
         refused = client.post("/v1/images/inspections", data={"prompt": "a"}, files=two)
         assert refused.status_code == 400 and "here are 2 images: send one" in refused.json()["error"]["message"]
-        refused = client.post("/v1/images/inspections", data={"seed": "a"}, files={"image": png(given)})
+        refused = client.post("/v1/images/inspections", data={"seed": "3"}, files={"image": png(given)})
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "seed"
         assert client.post("/v1/images/inspections", files={"image": png(given)}).status_code == 200
         assert parts.worker.open == 0
