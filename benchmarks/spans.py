@@ -26,7 +26,7 @@ def measure(every: bool, words: int, preset: str, rounds: int) -> dict[str, Any]
     from tokenizers_vq.base import build_tokenizer
     from tokenizers_vq.config import TOKENIZER_PRESETS
     from unitok.config import TRUNK_PRESETS, ModelConfig, TasksConfig
-    from unitok.data.mixture import Source
+    from unitok.data.mixture import Source, slots_of
     from unitok.data.records import Key, Record, RecordBatch
     from unitok.device import autocast, pick_device
     from unitok.model import UniTok
@@ -47,8 +47,8 @@ def measure(every: bool, words: int, preset: str, rounds: int) -> dict[str, Any]
     keys = [Key(0, row, row) for row in range(BATCH)]
     captions = [record.caption or "" for record in records]
     batch = RecordBatch(keys, [""] * BATCH, captions, None, codes, records=records)
-    sources = [Source(BATCH, False, tasks=TasksConfig().shares())]
-    packed = Packer(model.modalities(), sources, {"text": 0.1}, model.vocabulary.pad, 0).pack(batch).to(device).batch
+    slots = slots_of([Source(BATCH, False, tasks=TasksConfig().shares())], BATCH)
+    packed = Packer(model.modalities(), slots, {"text": 0.1}, model.vocabulary.pad, 0).pack(batch).to(device).batch
     if every:
         packed.spans = ((slice(0, model.vocabulary.size), len(packed.at)),)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)

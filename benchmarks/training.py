@@ -25,7 +25,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from tokenizers_vq.base import build_tokenizer
     from tokenizers_vq.config import TOKENIZER_PRESETS
     from unitok.config import ModelConfig, TrunkConfig
-    from unitok.data.mixture import Source
+    from unitok.data.mixture import Slot
     from unitok.data.records import Key, Record, RecordBatch
     from unitok.device import autocast, keep_freed_memory
     from unitok.model import UniTok
@@ -53,8 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     records = [Record(str(row), CAPTION) for row in range(rows)]
     keys = [Key(0, row, row) for row in range(rows)]
     batch = RecordBatch(keys, [""] * rows, [CAPTION] * rows, None, codes, records=records)
-    sources = [Source(rows, False, tasks={"text_to_image": 1.0})]
-    packer = Packer(model.modalities(), sources, {}, model.vocabulary.pad, 0)
+    packer = Packer(model.modalities(), [Slot(0, "text_to_image")] * rows, {}, model.vocabulary.pad, 0)
     settings = OptimConfig(muon=options.muon)
     optimizers, average = build_optimizers(model, settings), AveragedWeights(model, settings.ema)
     weights = [weight for one in optimizers for group in one.param_groups for weight in group["params"]]

@@ -141,7 +141,9 @@ class ImageTokenizer(nn.Module, ABC):
                 f"{len(layout.scales)}"
             )
         length = sum(layout.lengths[:scales])
-        allowed = self.known_after(layout) if up_to_scale is None else [length, layout.length]
+        allowed = self.known_after(layout)
+        if up_to_scale is not None:
+            allowed = [length, *(known for known in allowed if known > length)]
         if codes.ndim != 2 or codes.shape[1] not in allowed:
             fewer = f", or the first {_some(allowed[:-1])} codes" if up_to_scale is None and len(allowed) > 1 else ""
             raise UserError(

@@ -169,7 +169,7 @@ def train_generator(
 
     from tokenizers_vq.base import load_tokenizer
     from unitok.boxes import LOCATION, SPANS, WAVES
-    from unitok.data.mixture import idle_sources, without_a_slot
+    from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.model import UniTok
@@ -194,13 +194,7 @@ def train_generator(
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
-        idle = without_a_slot(dataset.sources, run.batch_size)
-        for task in idle if world.is_main else ():
-            share = f"{task} has so small a share that none of the {run.batch_size} records of a step belongs to it"
-            print(f"warning: {share}, so it is not learned: raise its share, or --run.batch_size", file=sys.stderr)
-        for number in idle_sources(dataset.sources, run.batch_size) if world.is_main else ():
-            share = f"{dataset.parts[number].name} has so small a share that none of the {run.batch_size} records of a"
-            print(f"warning: {share} step is from it: raise its share, or --run.batch_size", file=sys.stderr)
+        wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
         validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
         fingerprint = images.fingerprint()
         if start is not None:
@@ -211,11 +205,9 @@ def train_generator(
             )
             vocabulary = Vocabulary.of(texts.size, images.codebook_size)
             ports = get_objective(objective, images).ports(images.layout)
-        wanted = {task for source in dataset.sources for task in source.tasks}
         if "inpaint" in wanted:
             check_places(images)
-        learned = wanted - set(idle)
-        used = modalities_of(learned)
+        used = modalities_of(wanted)
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
         for name, size in spans.items():
             if name == LOCATION and name not in vocabulary:
@@ -236,7 +228,7 @@ def train_generator(
             text_length,
             fingerprint,
             ports,
-            tuple(task for task in TASKS if task in learned | before),
+            tuple(task for task in TASKS if task in wanted | before),
             dataclasses.asdict(drawn),
         )
         if isinstance(network, TrunkConfig):

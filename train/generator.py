@@ -17,7 +17,7 @@ from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
 from unitok.data.codes.shards import CodesDataset
 from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
-from unitok.data.mixture import Mixture, sources_of
+from unitok.data.mixture import Mixture, Slot, slots_of, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
@@ -68,14 +68,14 @@ class GeneratorTrainee:
         self.unitok.to(world.device)
         self.model: nn.Module = self.unitok
         self._weights = torch.tensor([task.weight for _, task in tasks.items()], device=world.device)
-        sources = sources_of(dataset)
-        self._learned = {task for source in sources for task in source.tasks}
+        slots = slots_of(sources_of(dataset), run.batch_size)
+        self._learned = {slot.task for slot in slots}
         encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
         captions = self.unitok.captions(encode)
         arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)
         self._packer = Packer(
             modalities(*arguments, objective_settings, captions),
-            sources,
+            slots,
             {"text": tasks.caption_dropout, "image": tasks.image_dropout},
             vocabulary.pad,
             fold(run.seed, "tasks"),
@@ -169,8 +169,7 @@ class GeneratorTrainee:
                             self._packer,
                             modalities=self._clean,
                             dropout={},
-                            task=task,
-                            sources=sources_of(validation.dataset),
+                            slots=[Slot(0, task)] * (1 + max(key.slot for key in able.keys)),
                             seed=fold("validation", number),
                         )
                         yield packer.pack(able).to(self._world.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unitok.data.mixture import Source, pair_of_slot
+from unitok.data.mixture import Slot
 from unitok.data.records import Record, RecordBatch
 from unitok.modalities import Modality
 from unitok.objectives.base import Draw
@@ -51,16 +51,14 @@ class Packer:
     """Packs records. Holds nothing heavy: it travels to the loader's workers."""
 
     modalities: Mapping[str, Modality]
-    sources: Sequence[Source]
-    """With the tasks of each."""
+    slots: Sequence[Slot]
+    """Of the global batch."""
     dropout: Mapping[str, float]
     """Condition -> share of the records that it is left out of."""
     pad: int
     seed: int
     steps: int = 1
     """Of the whole run."""
-    task: str | None = None
-    """The task of all records; None: as their slots say."""
 
     def __call__(self, records: RecordBatch) -> RecordBatch:
         """Adds the packed batch to records whose pictures are codes; others stay as they are."""
@@ -71,14 +69,13 @@ class Packer:
     def pack(self, records: RecordBatch) -> TaskBatch:
         """Documents of records whose pictures are codes. Which task a record serves depends on its slot, and whatever
         is random on (seed, epoch, index), so batch mates change nothing."""
-        chosen = [pair_of_slot(key.slot, self.sources) for key in records.keys]
-        tasks = [self.task or task for _, task in chosen]
+        slots = [self.slots[key.slot] for key in records.keys]
         draws = [
             Draw(keyed_generator(self.seed, "task", key.epoch, key.index), min(1.0, key.step / self.steps))
             for key in records.keys
         ]
-        weights = [self.sources[number].weight for number, _ in chosen]
         values = [fields_of(records, row) for row in range(len(records.keys))]
+        tasks, weights = [slot.task for slot in slots], [slot.weight for slot in slots]
         made = documents(tasks, values, draws, self.modalities, self.dropout, NUMBERS, weights)
         batch = pack(made, pad=self.pad)
         return TaskBatch(

@@ -21,7 +21,7 @@ from unitok import __version__
 from unitok.cli import arguments
 from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
-from unitok.data.mixture import Source, idle_sources, without_a_slot
+from unitok.data.mixture import Source, slots_of
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -127,7 +127,6 @@ def test_recipes_are_accepted(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
 def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
-    """What has none is not learned."""
     written = yaml.safe_load(recipe.read_text())
     sources = written.get("data")
     if not isinstance(sources, list):
@@ -136,9 +135,11 @@ def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
         {task: one["share"] * share / sum(one["tasks"].values()) for task, share in one["tasks"].items()}
         for one in sources
     ]
-    mixed = [Source(1, True, tasks=one) for one in tasks]
-    assert without_a_slot(mixed, written["run"]["batch_size"]) == []
-    assert idle_sources(mixed, written["run"]["batch_size"]) == []
+    slots = slots_of([Source(1, True, tasks=one) for one in tasks], written["run"]["batch_size"])
+    for number, one in enumerate(tasks):
+        for task, share in one.items():
+            count = sum((slot.source, slot.task) == (number, task) for slot in slots)
+            assert count == pytest.approx(share * len(slots), abs=1.2), "of its share"
     assert {task for one in tasks for task in one} == written["tasks"].keys()
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.data.loader import BadPictures, StepSampler, collate, make_loader, read_in_order
-from unitok.data.mixture import Mixture, Source, pair_of_slot
+from unitok.data.mixture import Mixture, Source, slots_of
 from unitok.data.records import Key, Record, RecordBatch
 
 
@@ -98,6 +98,22 @@ def test_sizes_that_do_not_divide_are_refused(batch_size: int, micro_batch: int,
         StepSampler([Source(5, False)], seed=0, batch_size=batch_size, micro_batch=micro_batch, world=world)
 
 
+def test_what_is_asked_for_has_a_slot() -> None:
+    """However small its share; the others keep theirs. With fewer slots than shares, it is refused."""
+    sources = [
+        Source(9, True, tasks={"a": 0.5, "b": 0.001, "none": 0.0}),
+        Source(9, True, tasks={"b": 0.4, "c": 0.001}),
+    ]
+    slots = slots_of(sources, 20)
+    found = Counter((slot.source, slot.task) for slot in slots)
+    assert found.keys() == {(0, "a"), (0, "b"), (1, "b"), (1, "c")}
+    assert found[0, "b"] == found[1, "c"] == 1 and abs(found[0, "a"] - 10) <= 1
+    assert len(slots_of(sources, 4)) == len(set(slots_of(sources, 4))) == 4
+    with pytest.raises(UserError, match=r"4 tasks of 2 data set\(s\) share the 3 record\(s\) of a step"):
+        slots_of(sources, 3)
+    assert [slot.source for slot in slots_of([Source(5, False)] * 1, 3)] == [0, 0, 0]
+
+
 def test_sources_stand_side_by_side_in_their_shares() -> None:
     """Each has its own epochs and order; micro-batches and ranks change nothing; a part of the records is not enough to
     starve another source."""
@@ -113,11 +129,13 @@ def test_sources_stand_side_by_side_in_their_shares() -> None:
         return [key for step in range(count) for key in sampler.keys(step)]
 
     keys = steps(6)
-    tasks = Counter(pair_of_slot(key.slot, mixture.sources) for key in keys)
+    slots = slots_of(mixture.sources, 40)
+    assert [slot.weight for slot in slots] == [2.0 if slot.source == 2 else 1.0 for slot in slots]
+    tasks = Counter((slots[key.slot].source, slots[key.slot].task) for key in keys)
     for pair, share in {(0, "a"): 0.5, (1, "a"): 0.15, (1, "b"): 0.1, (2, "c"): 0.25}.items():
         assert tasks[pair] / len(keys) == pytest.approx(share, abs=0.03)
     for number, source in enumerate(mixture.sources):
-        mine = [key for key in keys if pair_of_slot(key.slot, mixture.sources)[0] == number]
+        mine = [key for key in keys if slots[key.slot].source == number]
         assert all(source.first <= key.index < source.first + source.length for key in mine)
         if number < 2:
             first = [key.index for key in mine if key.epoch == 0]

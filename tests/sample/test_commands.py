@@ -83,6 +83,10 @@ def test_progress_shows_each_scale(
         last = np.asarray(progress.convert("RGB"))[2:98, 302:398][::3, ::3]
     with Image.open(out / "pictures" / records(out)[0]["file_name"]) as picture:
         assert np.array_equal(np.asarray(picture), last)
+    fewer = [str(tmp_path / "fewer") if word == str(out) else word for word in words]
+    assert main([*fewer, str(tmp_path / "scaled"), "--scales", "2"]) == 0
+    with Image.open(tmp_path / "fewer" / "progress.png") as progress:
+        assert progress.size == (2 * (96 + 4), 2 * (96 + 4)), "what is drawn and no more"
     assert main([*words, str(folder)]) == 2
     assert "--progress shows scales, but this model draws by next_token" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.conv import fast_weights
 from unitok.config import TRUNK_PRESETS, ModelConfig, TasksConfig
-from unitok.data.mixture import Source
+from unitok.data.mixture import Source, slots_of
 from unitok.data.records import Key, Record, RecordBatch
 from unitok.device import Precision, autocast, bf16_supported, pick_device
 from unitok.model import UniTok
@@ -198,8 +198,9 @@ def _generator(
     codes = torch.randint(tokenizer.codebook_size, (batch_size, layout.length))
     records = [Record(str(index), CAPTION) for index in range(batch_size)]
     batch = RecordBatch(keys, [""] * batch_size, [CAPTION] * batch_size, None, codes, records=records)
-    sources = [Source(batch_size, False, tasks=TasksConfig().shares())]
-    packed = Packer(model.modalities(), sources, {"text": 0.1}, model.vocabulary.pad, 0).pack(batch).to(device)
+    shares = TasksConfig().shares()
+    slots = slots_of([Source(batch_size, False, tasks=shares)], max(batch_size, len(shares)))
+    packed = Packer(model.modalities(), slots, {"text": 0.1}, model.vocabulary.pad, 0).pack(batch).to(device)
     targets = len(packed.batch.targets)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
 

@@ -21,7 +21,7 @@ from tokenizers_vq.errors import UserError
 
 from ..seeding import fold, keyed_generator
 from .epochs import EpochOrder
-from .mixture import Source, source_of_slot, sources_of
+from .mixture import Source, slots_of, sources_of
 from .records import Key, LeftOut, Record, RecordBatch, RecordDataset
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class StepSampler(Sampler[list[Key]]):
     Slot `s` of step `t` reads place `t * batch_size + s` of the epochs laid end to end, each in an order of its own
     (`EpochOrder`); no picture is dropped at the end of an epoch. Ranks take contiguous parts of a step's slots, and
     micro-batches contiguous parts of a rank's. An endless data set is read in order: its index is the place. Of several
-    sources each has its own epochs, and the same slots in every step (`unitok.tasks.task_of_slot`).
+    sources each has its own epochs, and the same slots in every step (`unitok.data.mixture.slots_of`).
 
     Args:
         sources: the data sets that are read side by side.
@@ -77,10 +77,9 @@ class StepSampler(Sampler[list[Key]]):
         self._places: list[tuple[int, int]] = []
         """(source, how many slots before it are of that source) of every slot."""
         self._counts = [0] * len(sources)
-        for slot in range(batch_size):
-            number = source_of_slot(slot, sources)
-            self._places.append((number, self._counts[number]))
-            self._counts[number] += 1
+        for slot in slots_of(sources, batch_size):
+            self._places.append((slot.source, self._counts[slot.source]))
+            self._counts[slot.source] += 1
 
     def keys(self, step: int) -> list[Key]:
         """This rank's keys of a step, in slot order."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from tokenizers_vq.errors import UserError
+
 from ..tasks import task_of_slot
 from .fingerprint import digest
 from .records import LeftOut, Record, RecordDataset, ShardedDataset
@@ -90,30 +92,37 @@ def shards_of(dataset: RecordDataset) -> tuple[Sequence[int], Callable[[Sequence
     return (dataset.shards, dataset.prefetch) if isinstance(dataset, ShardedDataset) else ((), None)
 
 
-def pairs_of(sources: Sequence[Source]) -> list[tuple[int, str, float]]:
-    """(source, task, share of the batch), in the order in which slots are dealt out."""
-    found = [(n, task, share) for n, source in enumerate(sources) for task, share in source.tasks.items()]
-    return found or [(number, "", 1.0) for number in range(len(sources))]
+@dataclass(frozen=True)
+class Slot:
+    """A place in the global batch: the same in every step, so micro-batches and ranks do not change the mix."""
+
+    source: int
+    """Its number."""
+    task: str
+    weight: float = 1.0
+    """Of the losses of its record."""
 
 
-def pair_of_slot(slot: int, sources: Sequence[Source]) -> tuple[int, str]:
-    """(source, task) of a place in the global batch."""
-    pairs = pairs_of(sources)
-    number, task, _ = pairs[task_of_slot(slot, [share for _, _, share in pairs])]
-    return number, task
+def slots_of(sources: Sequence[Source], number: int) -> list[Slot]:
+    """The slots of a global batch of so many records.
 
+    Each task of each source has as many as its share says, evenly spread, and at least one: what comes into no step is
+    not learned. The slot is then one of those who have most beyond their share.
 
-def without_a_slot(sources: Sequence[Source], slots: int) -> list[str]:
-    """The tasks that none of so many slots of the global batch belongs to, which are then not trained."""
-    served = {pair_of_slot(slot, sources)[1] for slot in range(slots)}
-    return sorted({task for _, task, share in pairs_of(sources) if share > 0} - served)
-
-
-def idle_sources(sources: Sequence[Source], slots: int) -> list[int]:
-    """The numbers of the sources of which no record is among so many slots of the global batch."""
-    served = {pair_of_slot(slot, sources)[0] for slot in range(slots)}
-    return [number for number, one in enumerate(sources) if number not in served and sum(one.tasks.values()) > 0]
-
-
-def source_of_slot(slot: int, sources: Sequence[Source]) -> int:
-    return 0 if len(sources) == 1 else pair_of_slot(slot, sources)[0]
+    Raises:
+        UserError: there are fewer slots than shares.
+    """
+    pairs = [(source, task, share) for source, one in enumerate(sources) for task, share in one.tasks.items() if share]
+    pairs = pairs or [(source, "", 1.0) for source in range(len(sources))]
+    if number < len(pairs):
+        raise UserError(
+            f"{len(pairs)} tasks of {len(sources)} data set(s) share the {number} record(s) of a step, so some would "
+            "never be learned: raise --run.batch_size, or set some shares to 0, as in --tasks.image_to_text.share 0"
+        )
+    shares = [share for *_, share in pairs]
+    dealt = [task_of_slot(slot, shares) for slot in range(number)]
+    for missing in sorted(set(range(len(pairs))) - set(dealt)):
+        excess = [dealt.count(one) - number * shares[one] / sum(shares) for one in range(len(pairs))]
+        richest = max((one for one in range(len(pairs)) if dealt.count(one) > 1), key=lambda one: excess[one])
+        dealt[dealt.index(richest)] = missing
+    return [Slot(*pairs[one][:2], sources[pairs[one][0]].weight) for one in dealt]
