@@ -19,6 +19,7 @@ from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
 from unitok.data.mixture import Mixture, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
+from unitok.language import LanguageModel
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
@@ -54,7 +55,7 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
-        start: UniTok | None = None,
+        start: UniTok | LanguageModel | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
@@ -62,7 +63,9 @@ class GeneratorTrainee:
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
-        if start is not None:
+        if isinstance(start, LanguageModel):
+            start.fill(self.unitok)
+        elif start is not None:
             self.unitok.start_from(start)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)

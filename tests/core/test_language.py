@@ -1,0 +1,240 @@
+"""Causal language models of transformers as trunks: each family, tiny and random, against the authors' own forward."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from tokenizers_vq.base import ImageTokenizer, build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.errors import UserError
+from unitok.config import ModelConfig, ObjectiveSettings
+from unitok.language import LanguageModel, read_language_model
+from unitok.model import UniTok
+from unitok.objectives import OBJECTIVES, get_objective, objective_class
+from unitok.objectives.base import Draw
+from unitok.ports import add_features
+from unitok.sample.pipeline import draw_codes
+from unitok.sampling import SampleSettings
+from unitok.sequence import Document, document, lay_out
+from unitok.tasks import TASKS, documents
+from unitok.text import TextTokenizer
+from unitok.trunk.hf_config import LANGUAGE_MODELS, HFTrunk
+from unitok.vocabulary import Vocabulary
+
+FAMILIES = list(LANGUAGE_MODELS)
+WORDS = "a small large red green blue circle square left right of and".split()
+ROWS = 24
+"""Of the language model's embedding: more than its tokenizer has ids."""
+PARTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": ROWS}
+MARKS = {"bos_token_id": 13, "eos_token_id": 12, "pad_token_id": None}
+NUMBERS = {task: number for number, task in enumerate(TASKS)}
+
+
+def settings_of(family: str) -> dict[str, Any]:
+    grouped = {"intermediate_size": 48, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    own: dict[str, dict[str, Any]] = {
+        "gemma": {"head_dim": 24},
+        "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 9, "layer_types": ["sliding_attention", "full_attention"]},
+        "gpt2": {"n_positions": 64},
+        "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
+        "qwen3": {"head_dim": 24},
+    }
+    found = {"model_type": family, **PARTS, **MARKS, **(grouped if family != "gpt2" else {}), **own.get(family, {})}
+    return found
+
+
+def word_tokenizer(words: list[str] = WORDS) -> TextTokenizer:
+    """One id a word, and the marks of the language model behind them."""
+    names = [*words, "<end>", "<begin>"]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return TextTokenizer(tokenizer)
+
+
+def save(family: str, folder: Path, **changed: Any) -> Any:
+    """Writes a language model as its authors do; gives it, with weights that make a wrong mask or place visible."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**settings_of(family), **changed})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight, mean=float("norm" in name and "gemma" not in family), std=0.2)
+    model.save_pretrained(folder)
+    word_tokenizer().save(folder)
+    return model
+
+
+def image_tokenizer(objective: str) -> ImageTokenizer:
+    """4x4 codes, or maps of 1, 2 and 4 a side."""
+    scales = (1, 2, 4) if objective_class(objective).sets_scales else ()
+    torch.manual_seed(0)
+    return build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), image_size=16, scales=scales)).eval()
+
+
+def model_on(language: LanguageModel, objective: str) -> UniTok:
+    """A model with the tiny image tokenizer of an objective on a language model."""
+    images, texts = image_tokenizer(objective), language.texts or word_tokenizer()
+    vocabulary = Vocabulary.of(texts.size, images.codebook_size)
+    config = ModelConfig(
+        language.trunk,
+        objective,
+        vocabulary.spans,
+        16,
+        images.fingerprint(),
+        get_objective(objective, images).ports(images.layout),
+        ("text_to_image", "image_to_text", "interleaved"),
+    )
+    torch.manual_seed(1)
+    model = UniTok(config, images, texts)
+    language.fill(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Family -> (folder, the authors' model)."""
+    found = {}
+    for family in FAMILIES:
+        folder = tmp_path_factory.mktemp(family)
+        found[family] = folder, save(family, folder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(folders: dict[str, tuple[Path, Any]]) -> Callable[[str, str], UniTok]:
+    read = {family: read_language_model(f"hf:{folder}") for family, (folder, _) in folders.items()}
+    return lambda family, objective: model_on(read[family], objective)
+
+
+def documents_of(model: UniTok) -> list[Document]:
+    """A document that draws a picture, and one of texts and a picture that is learned and followed."""
+    codes = torch.arange(model.layout.length) % model.vocabulary.codebook_size
+    parts = [("text", "a red circle"), ("image", codes), ("text", "and a blue square")]
+    records: list[dict[str, Any]] = [{"caption": "a small blue square", "image": codes}, {"parts": parts}]
+    draws = [Draw(torch.Generator().manual_seed(seed), 0.0) for seed in (0, 1)]
+    found = model.modalities(settings=type(model.objective).settled(ObjectiveSettings()))
+    return documents(["text_to_image", "interleaved"], records, draws, found, {}, NUMBERS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_alone_has_the_authors_logits(
+    family: str, folders: dict[str, tuple[Path, Any]], built: Callable[[str, str], UniTok]
+) -> None:
+    theirs, model = folders[family][1], built(family, "next_token")
+    ids = model.text_ids("a small red circle left of a large green square")
+    (segment,) = model.modalities()["text"].given([ids])
+    batch = lay_out([[document([segment])]], pad=model.vocabulary.pad)
+    with torch.no_grad():
+        logits = model.ids.scores(model.states(batch), model.vocabulary.text_range)
+        expected = theirs(torch.tensor([[MARKS["bos_token_id"], *ids]])).logits
+    texts = model.text_tokenizer.size
+    torch.testing.assert_close(logits[..., :texts], expected[..., :texts], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits[..., texts], expected[..., MARKS["eos_token_id"]], atol=2e-5, rtol=1e-5)
+    assert logits.std() > 0.1
+
+
+def test_rows_of_ids(folders: dict[str, tuple[Path, Any]], built: Callable[[str, str], UniTok]) -> None:
+    """The text's are the language model's, those of `bos` and `eos` too; new ones stand near their mean, and differ."""
+    for family in ("phi", "gpt2"):
+        theirs, model = folders[family][1], built(family, "next_token")
+        old, new, vocabulary = theirs.get_input_embeddings().weight, model.ids.embedding.weight, model.vocabulary
+        texts = model.text_tokenizer.size
+        assert torch.equal(new[:texts], old[:texts])
+        assert torch.equal(new[vocabulary.bos], old[13]) and torch.equal(new[vocabulary.eos], old[12])
+        codes = new[vocabulary.image_range]
+        assert 0 < (codes - old[:texts].mean(0)).std() < 0.15 * old.std()
+        assert len(codes.unique(dim=0)) == len(codes)
+        tied = model.ids.head.weight is new
+        assert tied == theirs.config.tie_word_embeddings == ("ids.head.weight" not in model._state())
+        if family == "phi":
+            assert torch.equal(model.ids.head.bias[:texts], theirs.lm_head.bias[:texts])
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_exactly_what_may_be_seen(
+    family: str, objective: str, built: Callable[[str, str], UniTok]
+) -> None:
+    model = built(family, objective)
+    short, long = documents_of(model)
+    batch = lay_out([[long, short]], pad=model.vocabulary.pad)
+    x = add_features(model.ids(batch.inputs), model.ports, batch.features).detach().requires_grad_()
+    seen = batch.visibility()
+    hidden = model.trunk(x, batch.places, seen, None, batch.stands)
+    n = hidden.shape[1]
+    for q in [*range(0, n, n // 9), n - 1]:
+        (gradient,) = torch.autograd.grad(hidden[0, q].sum(), x, retain_graph=True)
+        assert torch.equal(gradient[0].abs().sum(-1) > 0, seen.mask[0, 0, q]), q
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_and_steps_change_nothing(family: str, objective: str, built: Callable[[str, str], UniTok]) -> None:
+    """Packed is unpacked; and a group after the other through the cache gives the states of all at once."""
+    model = built(family, objective)
+    items = documents_of(model)
+    with torch.no_grad():
+        alone = [model.states(lay_out([[item]], pad=model.vocabulary.pad))[0] for item in items]
+        packed = model.states(lay_out([items], pad=model.vocabulary.pad))[0]
+        torch.testing.assert_close(packed, torch.cat(alone), atol=2e-5, rtol=1e-4)
+
+        item = items[0]
+        batch = lay_out([[item]], pad=model.vocabulary.pad)
+        x = add_features(model.ids(batch.inputs), model.ports, batch.features)
+        cache, steps, start = model.trunk.cache(2, len(item)), [], 0
+        for n in item.groups.unique_consecutive(return_counts=True)[1].tolist():
+            here, seen = slice(start, start + n), cache.extend([1], n)
+            stands = None if batch.stands is None else batch.stands[:, here]
+            steps.append(model.trunk(x[:, here], batch.places[:, here], seen, cache, stands)[0])
+            start += n
+        torch.testing.assert_close(torch.cat(steps), alone[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_teaches_all_of_it(family: str, objective: str, built: Callable[[str, str], UniTok]) -> None:
+    model = built(family, objective).train()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=0.02)
+    batch = lay_out([documents_of(model)], pad=model.vocabulary.pad)
+    before = model(batch).sum() / len(batch.at)
+    before.backward()
+    still = [name for name, weight in model.named_parameters() if weight.requires_grad and not _learns(weight)]
+    assert still == []
+    model.trunk.checkpointing = True
+    kept = [weight.grad.clone() for weight in weights if weight.grad is not None]
+    optimizer.zero_grad()
+    (model(batch).sum() / len(batch.at)).backward()
+    for weight, gradient in zip(weights, kept, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+    optimizer.step()
+    assert model(batch).sum() / len(batch.at) < before
+
+
+def _learns(weight: torch.Tensor) -> bool:
+    return weight.grad is not None and bool(weight.grad.any())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_gives_the_model_back_and_a_batch_draws_as_alone(
+    family: str, built: Callable[[str, str], UniTok], tmp_path: Path
+) -> None:
+    objective = list(OBJECTIVES)[FAMILIES.index(family) % len(OBJECTIVES)]
+    model = built(family, objective)
+    model.save_pretrained(tmp_path)
+    again = UniTok.from_pretrained(tmp_path)
+    assert again.config == model.config and again.fingerprint() == model.fingerprint()
+    captions, settings = ["a red circle", "a small blue square left of a circle"], SampleSettings(guidance=1.5, steps=6)
+    texts = [model.text_ids(caption) for caption in captions]
+    together = draw_codes(model, texts, settings, [3, 4])
+    for number, text in enumerate(texts):
+        assert torch.equal(draw_codes(again, [text], settings, [3 + number])[0], together[number])
