@@ -278,7 +278,9 @@ def _check_start(settings: dict[str, Any]) -> None:
     problems.raise_if_any()
 
 
-def _settled(given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | HFTrunk | PublishedTrunk) -> ObjectiveSettings:
+def _settled(
+    given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | HFTrunk | PublishedTrunk
+) -> ObjectiveSettings:
     """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
     if isinstance(trunk, PublishedTrunk):
         left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}

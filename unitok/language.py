@@ -152,9 +152,12 @@ def _read_gguf(path: Path) -> LanguageModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    with from_hub(lambda error: f"{path} cannot be read ({' '.join(str(error).split())[:200]}): give another GGUF file"):
-        trunk = HFTrunk.of(AutoConfig.from_pretrained(path.parent, **where).to_dict())
-        model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+    with from_hub(
+        lambda error: f"{path} cannot be read ({' '.join(str(error).split())[:200]}): give another GGUF file"
+    ):
+        config = AutoConfig.from_pretrained(path.parent, **where)
+        trunk = HFTrunk.of(config.to_dict())
+        model = AutoModelForCausalLM.from_pretrained(path.parent, config=config, dtype=torch.float32, **where)
         texts = AutoTokenizer.from_pretrained(path.parent, **where)
         weights = _plain(model.state_dict())
         return _checked(LanguageModel(str(path), trunk, TextTokenizer(texts.backend_tokenizer, str(path)), weights))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
+from unitok.cli.main import main
 from unitok.config import ModelConfig, ObjectiveSettings
 from unitok.language import LanguageModel, read_language_model
 from unitok.model import UniTok
@@ -26,11 +28,13 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import Document, document, lay_out
 from unitok.tasks import TASKS, documents
 from unitok.text import TextTokenizer
+from unitok.trunk.hf import Rotary
 from unitok.trunk.hf_config import LANGUAGE_MODELS, HFTrunk
+from unitok.trunk.native import rotate
 from unitok.vocabulary import Vocabulary
 
 FAMILIES = list(LANGUAGE_MODELS)
-WORDS = "a small large red green blue circle square left right of and".split()
+WORDS = ["a", "small", "large", "red", "green", "blue", "circle", "square", "left", "right", "of", "and"]
 ROWS = 24
 """Of the language model's embedding: more than its tokenizer has ids."""
 PARTS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": ROWS}
@@ -42,7 +46,11 @@ def settings_of(family: str) -> dict[str, Any]:
     grouped = {"intermediate_size": 48, "num_key_value_heads": 1, "max_position_embeddings": 64}
     own: dict[str, dict[str, Any]] = {
         "gemma": {"head_dim": 24},
-        "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 9, "layer_types": ["sliding_attention", "full_attention"]},
+        "gemma3_text": {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
         "gpt2": {"n_positions": 64},
         "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0}},
         "qwen3": {"head_dim": 24},
@@ -238,3 +246,103 @@ def test_a_folder_gives_the_model_back_and_a_batch_draws_as_alone(
     together = draw_codes(model, texts, settings, [3, 4])
     for number, text in enumerate(texts):
         assert torch.equal(draw_codes(again, [text], settings, [3 + number])[0], together[number])
+
+
+def test_a_position_is_seen_where_it_stands() -> None:
+    """Turned to its place and then further is turned to where it stands; text turns as the authors' positions do."""
+    rotary = Rotary(torch.tensor([1.0, 0.5, 0.25, 0.125]), scale=1.0)
+    places, stands = torch.rand(2, 1, 5, 3) * 9
+    key = torch.randn(1, 2, 5, 8)
+    there, here, between = (rotary.further(one, torch.float32) for one in (stands, places, stands - places))
+    torch.testing.assert_close(rotate(rotate(key, here), between), rotate(key, there), atol=1e-5, rtol=1e-5)
+    text = torch.tensor([[[3.0, 0.0, 0.0]]])
+    assert rotary.angles(text).flatten().tolist() == [3.0, 1.5, 0.75, 0.375]
+    code = text + torch.tensor([0.0, 2.0, 4.0])
+    assert rotary.angles(code).flatten().tolist() == [3.0, 2.5, 0.75, 0.875]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_and_columns_of_a_picture_are_known(family: str, built: Callable[[str, str], UniTok]) -> None:
+    """Also where the objective has no port for them."""
+    model = built(family, "next_token")
+    batch = lay_out([documents_of(model)[:1]], pad=model.vocabulary.pad)
+    states = model.states(batch)
+    for axis in (0, 1, 2):
+        moved = batch.places.clone()
+        moved[:, -1, axis] += 1
+        found = model.states(dataclasses.replace(batch, places=moved))
+        assert torch.equal(found[:, :-1], states[:, :-1]) and not torch.allclose(found[:, -1], states[:, -1])
+
+
+def test_bad_input(folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folders["llama"][0]
+
+    def refused(name: str | Path) -> str:
+        with pytest.raises(UserError) as raised:
+            read_language_model(f"hf:{name}")
+        assert "\n" not in str(raised.value)
+        return str(raised.value)
+
+    def copy(name: str, **config: Any) -> Path:
+        there = tmp_path / name
+        shutil.copytree(folder, there)
+        values = json.loads((there / "config.json").read_text())
+        (there / "config.json").write_text(json.dumps({**values, **config}))
+        return there
+
+    assert "is of type 'bert': taken are llama, mistral, qwen2" in refused(copy("bert", model_type="bert"))
+    assert "has embed_tokens.weight (24, 32) instead of (99, 32)" in refused(copy("larger", vocab_size=99))
+    assert "it lacks layers.2." in refused(copy("deeper", num_hidden_layers=3))
+    assert "num_hidden_layers is 2000: choose" in refused(copy("tower", num_hidden_layers=2000))
+    assert "cannot be read (" in refused(copy("odd", hidden_size="wide"))
+    dynamic = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+    assert "of type 'dynamic', which change with the length" in refused(copy("dynamic", rope_parameters=dynamic))
+    (bare := copy("bare") / "model.safetensors").unlink()
+    assert "has no model.safetensors: give the folder of a whole language model" in refused(bare.parent)
+    word_tokenizer([*WORDS, *map(str, range(20))]).save(copy("words"))
+    assert "has 34 ids, its embedding 24 rows" in refused(tmp_path / "words")
+    assert "no file" in refused(tmp_path / "none.gguf") and "no file" in refused(tmp_path / "none.json")
+    assert "no folder" in refused(tmp_path / "none")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "is no local folder and could not be fetched" in refused("owner/none")
+
+    language = read_language_model(f"hf:{folder}")
+    larger = dataclasses.replace(language, texts=word_tokenizer([*WORDS, *map(str, range(20))]))
+    with pytest.raises(UserError, match=r"has 34 ids, .* knows 24: give the tokenizer of this model"):
+        model_on(larger, "next_token")
+    with pytest.raises(UserError, match="text_length is 64, and the language model has learned 64 positions"):
+        ModelConfig(HFTrunk.of(settings_of("gpt2")), "next_token", Vocabulary.of(9, 9).spans, text_length=64)
+
+
+def test_a_configuration_alone_has_fresh_weights(folders: dict[str, tuple[Path, Any]]) -> None:
+    language = read_language_model(f"hf:{folders['qwen3'][0] / 'config.json'}")
+    assert language.texts is None and not language.weights
+    model = model_on(language, "next_token")
+    counts = language.trunk.parameters(model.vocabulary.size)
+    assert counts["total"] == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    batch = lay_out([documents_of(model)], pad=model.vocabulary.pad)
+    assert model(batch).isfinite().all()
+
+
+def test_the_command_trains_and_resumes(
+    folders: dict[str, tuple[Path, Any]],
+    make_model: Callable[..., UniTok],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_model().image_tokenizer.save_pretrained(tmp_path / "tokenizer")
+    words = ["train", "generator", "--data", "shapes?limit=8", "--image_tokenizer", str(tmp_path / "tokenizer")]
+    words += ["--out", str(tmp_path / "run"), "--run.batch_size", "4", "--run.workers", "0", "--run.precision", "fp32"]
+    words += ["--optim.lr", "1e-30", "--text_length", "32"]
+    assert main([*words, "--trunk", f"hf:{folders['qwen2'][0]}", "--run.steps", "1"]) == 0
+    model = UniTok.from_pretrained(tmp_path / "run")
+    assert model.config.trunk.kind == "hf" and model.text_tokenizer.size == len(WORDS) + 2
+    theirs = folders["qwen2"][1].get_input_embeddings().weight[: model.text_tokenizer.size]
+    assert torch.allclose(model.ids.embedding.weight[: len(theirs)], theirs, 0, 1e-20)
+
+    assert main([*words, "--trunk", f"hf:{folders['qwen2'][0]}", "--run.steps", "2", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--trunk", f"hf:{folders['qwen3'][0]}", "--run.steps", "3", "--resume"]) == 2
+    assert "trunk" in capsys.readouterr().err
+    assert main([*words[:4], "--out", str(tmp_path / "b"), "--init", "x", "--trunk", "hf:y"]) == 2
+    assert "--trunk is that of the model in --init: leave it out" in capsys.readouterr().err

@@ -85,7 +85,8 @@ class HFTrunk:
             )
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             problems.check(
-                not getattr(self.read, name, None), f"the language model has {name}, which is not known here: take another"
+                not getattr(self.read, name, None),
+                f"the language model has {name}, which is not known here: take another",
             )
         problems.raise_if_any()
 
@@ -173,4 +174,6 @@ def _read(values: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(**values)
     except Exception as error:  # it raises what its checks and those of its fields do
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"the language model's configuration cannot be read ({said}): restore its config.json") from error
+        raise UserError(
+            f"the language model's configuration cannot be read ({said}): restore its config.json"
+        ) from error
