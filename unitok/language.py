@@ -6,12 +6,14 @@ What is read here is files of others: safetensors, or a GGUF file. No code of th
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError, shown
@@ -158,9 +160,11 @@ def _read_gguf(path: Path) -> LanguageModel:
         config = AutoConfig.from_pretrained(path.parent, **where)
         trunk = HFTrunk.of(config.to_dict())
         model = AutoModelForCausalLM.from_pretrained(path.parent, config=config, dtype=torch.float32, **where)
-        texts = AutoTokenizer.from_pretrained(path.parent, **where)
-        weights = _plain(model.state_dict())
-        return _checked(LanguageModel(str(path), trunk, TextTokenizer(texts.backend_tokenizer, str(path)), weights))
+        texts = json.loads(AutoTokenizer.from_pretrained(path.parent, **where).backend_tokenizer.to_str())
+        # transformers adds marks of its own, which this model has no rows for.
+        texts["added_tokens"] = [mark for mark in texts["added_tokens"] if mark["id"] < trunk.read.vocab_size]
+        tokenizer = TextTokenizer(Tokenizer.from_str(json.dumps(texts)), str(path))
+        return _checked(LanguageModel(str(path), trunk, tokenizer, _plain(model.state_dict())))
 
 
 def _fetch(name: str) -> Path:

@@ -346,3 +346,54 @@ def test_the_command_trains_and_resumes(
     assert "trunk" in capsys.readouterr().err
     assert main([*words[:4], "--out", str(tmp_path / "b"), "--init", "x", "--trunk", "hf:y"]) == 2
     assert "--trunk is that of the model in --init: leave it out" in capsys.readouterr().err
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    """Its weights, settings and tokenizer; the rotary pairs of its queries and keys lie in another order."""
+    import gguf
+
+    theirs = save("llama", tmp_path / "folder", rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    words = ["a", "b", "ab", *[f"w{number}" for number in range(9)], "<end>", "<begin>"]
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(100.0)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(ROWS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*words, *[f"more{number}" for number in range(ROWS - len(words))]])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(13)
+    writer.add_eos_token_id(12)
+    parts = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    parts |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    parts |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    names |= {f"model.layers.{n}.{ours}": f"blk.{n}.{name}" for n in (0, 1) for ours, name in parts.items()}
+    state = theirs.state_dict()
+    for ours, name in names.items():
+        weight = state[f"{ours}.weight"]
+        if name.endswith(("attn_q", "attn_k")):
+            weight = weight.unflatten(0, (-1, 2, 8)).transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{name}.weight", weight.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    language = read_language_model(f"hf:{tmp_path / 'tiny.gguf'}")
+    assert language.texts is not None and language.texts.size == ROWS and language.texts.encode("aab") == [0, 2]
+    model = model_on(language, "next_token")
+    batch = lay_out([[document(model.modalities()["text"].given([[0, 2, 5]]))]], pad=model.vocabulary.pad)
+    with torch.no_grad():
+        logits = model.ids.scores(model.states(batch), model.vocabulary["text"])
+        torch.testing.assert_close(logits, theirs(torch.tensor([[13, 0, 2, 5]])).logits, atol=2e-5, rtol=1e-5)
+
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(40))
+    with pytest.raises(UserError, match=r"tiny.gguf cannot be read \(.*\): give another GGUF file"):
+        read_language_model(f"hf:{tmp_path / 'tiny.gguf'}")
