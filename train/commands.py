@@ -16,7 +16,7 @@ from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig, small
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
-from unitok.trunk.hf_config import HFTrunk
+from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
@@ -174,10 +174,10 @@ def train_generator(
     from unitok.data.mixture import idle_sources, without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.language import read_language_model
     from unitok.model import UniTok
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
+    from unitok.trunk.hf.reading import read_language_model
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for

@@ -19,13 +19,13 @@ from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
 from unitok.data.mixture import Mixture, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
-from unitok.language import LanguageModel
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import TASKS, needs
 from unitok.text import CaptionEncoder, TextTokenizer
+from unitok.trunk.hf.reading import LanguageModel
 
 from .config import RunConfig
 from .distributed import World

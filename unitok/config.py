@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
-from .trunk.hf_config import HFTrunk
+from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
 from .vocabulary import Vocabulary
 

@@ -18,18 +18,20 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
 from unitok.config import ModelConfig, ObjectiveSettings
-from unitok.language import LanguageModel, read_language_model
+from unitok.device import autocast
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw
 from unitok.ports import add_features
+from unitok.prepare import prepare
 from unitok.sample.pipeline import draw_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import Document, document, lay_out
 from unitok.tasks import TASKS, documents
 from unitok.text import TextTokenizer
-from unitok.trunk.hf import Rotary
-from unitok.trunk.hf_config import LANGUAGE_MODELS, HFTrunk
+from unitok.trunk.hf import LANGUAGE_MODELS, HFTrunk
+from unitok.trunk.hf.blocks import Rotary
+from unitok.trunk.hf.reading import LanguageModel, read_language_model
 from unitok.trunk.native import rotate
 from unitok.vocabulary import Vocabulary
 
@@ -167,12 +169,9 @@ def test_rows_of_ids(folders: dict[str, tuple[Path, Any]], built: Callable[[str,
             assert torch.equal(model.ids.head.bias[:texts], theirs.lm_head.bias[:texts])
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_reach_exactly_what_may_be_seen(
-    family: str, objective: str, built: Callable[[str, str], UniTok]
-) -> None:
-    model = built(family, objective)
+def test_gradients_reach_exactly_what_may_be_seen(family: str, built: Callable[[str, str], UniTok]) -> None:
+    model = built(family, "masked_token" if FAMILIES.index(family) % 2 else "next_token")
     short, long = documents_of(model)
     batch = lay_out([[long, short]], pad=model.vocabulary.pad)
     x = add_features(model.ids(batch.inputs), model.ports, batch.features).detach().requires_grad_()
@@ -184,7 +183,7 @@ def test_gradients_reach_exactly_what_may_be_seen(
         assert torch.equal(gradient[0].abs().sum(-1) > 0, seen.mask[0, 0, q]), q
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+@pytest.mark.parametrize("objective", ["masked_token", "next_scale"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_and_steps_change_nothing(family: str, objective: str, built: Callable[[str, str], UniTok]) -> None:
     """Packed is unpacked; and a group after the other through the cache gives the states of all at once."""
@@ -246,6 +245,21 @@ def test_a_folder_gives_the_model_back_and_a_batch_draws_as_alone(
     together = draw_codes(model, texts, settings, [3, 4])
     for number, text in enumerate(texts):
         assert torch.equal(draw_codes(again, [text], settings, [3 + number])[0], together[number])
+    assert prepare(again, "bf16") == "bf16"
+    assert draw_codes(again, texts, settings, [3, 4]).shape == together.shape
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "phi", "gpt2"])
+def test_bf16_autocast_gives_the_same_loss(family: str, built: Callable[[str, str], UniTok]) -> None:
+    """Norms of some families leave queries in float32 there."""
+    model = built(family, "masked_token").train()
+    batch = lay_out([documents_of(model)], pad=model.vocabulary.pad)
+    exact = model(batch).sum()
+    with autocast(model.device, "bf16"):
+        rounded = model(batch).sum()
+        rounded.backward()
+        assert model.trunk.cache(1, 4).keys.dtype == torch.bfloat16
+    assert abs(rounded - exact) < 0.05 * exact and model.ids.embedding.weight.grad is not None
 
 
 def test_a_position_is_seen_where_it_stands() -> None:
@@ -334,6 +348,7 @@ def test_the_command_trains_and_resumes(
     words = ["train", "generator", "--data", "shapes?limit=8", "--image_tokenizer", str(tmp_path / "tokenizer")]
     words += ["--out", str(tmp_path / "run"), "--run.batch_size", "4", "--run.workers", "0", "--run.precision", "fp32"]
     words += ["--optim.lr", "1e-30", "--text_length", "32"]
+    words += ["--objective", "masked_token"]  # which draws the grids in few passes
     assert main([*words, "--trunk", f"hf:{folders['qwen2'][0]}", "--run.steps", "1"]) == 0
     model = UniTok.from_pretrained(tmp_path / "run")
     assert model.config.trunk.kind == "hf" and model.text_tokenizer.size == len(WORDS) + 2

@@ -22,7 +22,6 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
-from ..trunk.hf_config import HUB
 from .commands import Command
 from .values import text_problem, value_problems
 from .yaml_file import check_value, read_yaml
@@ -72,8 +71,7 @@ class _CommandLine:
             registry, parameter = load(command.presets[0]), command.presets[1]
             default = inspect.signature(self.function).parameters["preset"].default
             preset = next((name for name in self._named("preset", argv) if name in registry), default)
-            # A model of others has its own sizes: then the group is this one name.
-            named = next(self._named(parameter, argv), "").startswith(HUB)
+            named = next(self._named(parameter, argv), "").startswith("hf:")  # a model of others, with its own sizes
             self.function.__annotations__[parameter] = str if named else type(registry[preset]())
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
@@ -285,9 +283,8 @@ class _CommandLine:
             pairs = zip(argv, [*argv[1:], ""], strict=False)  # without words there are none
             values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
             for value in reversed(values):
-                if option == key:
-                    yield value
-                elif isinstance(content := self._file(value), dict) and isinstance(content.get(key), str):
+                content = {key: value} if option == key else self._file(value)
+                if isinstance(content, dict) and isinstance(content.get(key), str):
                     yield content[key]
 
     def _text(self, option: Option) -> str:

@@ -22,13 +22,13 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModel
 
-from .base import Trunk
-from .cache import KVCache
-from .native import GRID_BASE, rotate
-from .rule import Visibility, attend
+from ..base import Trunk
+from ..cache import KVCache
+from ..native import GRID_BASE, rotate
+from ..rule import Visibility, attend
 
 if TYPE_CHECKING:
-    from .hf_config import HFTrunk
+    from . import HFTrunk
 
 RULE = "unitok_rule"
 """What transformers calls our attention."""

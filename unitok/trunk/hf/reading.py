@@ -22,10 +22,10 @@ from tokenizers_vq.hub import from_hub
 from tokenizers_vq.published.read import locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
 
-from .model import CONFIG, HEAD, UniTok
-from .text import FILE as TOKENIZER
-from .text import TextTokenizer, load_text_tokenizer
-from .trunk.hf_config import HUB, HFTrunk, Parts
+from ...model import CONFIG, HEAD, UniTok
+from ...text import FILE as TOKENIZER
+from ...text import TextTokenizer, load_text_tokenizer
+from . import HFTrunk, Parts
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 GGUF = ".gguf"
@@ -111,7 +111,7 @@ def read_language_model(name: str) -> LanguageModel:
     Raises:
         UserError: files that are missing, foreign or damaged; a model of a type that is not known.
     """
-    path = Path(name.removeprefix(HUB))
+    path = Path(name.removeprefix("hf:"))
     if path.suffix == GGUF:
         return _read_gguf(path)
     if path.suffix == ".json":

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 
 if TYPE_CHECKING:
-    from .base import Trunk
-
-HUB = "hf:"
-"""Begin of the names of language models, as of all models of the hub."""
-FEWEST_PAIRS = 4
-"""Rotary pairs of a head that hold order, row and column."""
+    from ..base import Trunk
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ class HFTrunk:
 
     def build(self) -> Trunk:
         """A trunk with fresh weights."""
-        from .hf import LanguageTrunk
+        from .blocks import LanguageTrunk
 
         return LanguageTrunk(self)
 
