@@ -308,6 +308,9 @@ def test_bad_input(folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeyp
     assert "has embed_tokens.weight (24, 32) instead of (99, 32)" in refused(copy("larger", vocab_size=99))
     assert "it lacks layers.2." in refused(copy("deeper", num_hidden_layers=3))
     assert "num_hidden_layers is 2000: choose" in refused(copy("tower", num_hidden_layers=2000))
+    assert "turns 2 pairs of each head: it needs 4" in refused(copy("narrow", head_dim=4))
+    odd = {"rope_type": "default", "rope_theta": "far"}
+    assert "the language model cannot be built (" in refused(copy("far", rope_parameters=odd))
     assert "cannot be read (" in refused(copy("odd", hidden_size="wide"))
     dynamic = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
     assert "of type 'dynamic', which change with the length" in refused(copy("dynamic", rope_parameters=dynamic))

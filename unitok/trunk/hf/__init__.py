@@ -12,6 +12,9 @@ from tokenizers_vq.errors import Problems, UserError, shown
 if TYPE_CHECKING:
     from ..base import Trunk
 
+FEWEST_PAIRS = 4
+"""Rotary pairs of a head that hold order, row and column."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -72,6 +75,12 @@ class HFTrunk:
             f"the language model has {self.heads} heads of {self.head_size} numbers and {self.key_heads} key heads: "
             "restore its config.json",
         )
+        parts = [rope.get("partial_rotary_factor", 1.0) for rope in self._ropes()]
+        turned = [int(self.head_size * part) // 2 if isinstance(part, float | int) else 0 for part in parts]
+        problems.check(
+            bool(self.parts.positions) or min(turned) >= FEWEST_PAIRS,
+            f"the language model turns {min(turned)} pairs of each head: it needs {FEWEST_PAIRS} for order, row, column",
+        )
         for kind in sorted({rope.get("rope_type", "default") for rope in self._ropes()} & {"dynamic", "longrope"}):
             problems.check(
                 False,
@@ -120,7 +129,8 @@ class HFTrunk:
 
     @property
     def head_size(self) -> int:
-        return getattr(self.read, "head_dim", None) or self.width // self.heads
+        given = getattr(self.read, "head_dim", None)
+        return self.width // self.heads if given is None else given
 
     @property
     def tied_head(self) -> bool:
@@ -136,10 +146,14 @@ class HFTrunk:
         return self.parts.head_bias
 
     def build(self) -> Trunk:
-        """A trunk with fresh weights."""
+        """A trunk with fresh weights. Raises UserError for values that its authors' code cannot work with."""
         from .blocks import LanguageTrunk
 
-        return LanguageTrunk(self)
+        try:
+            return LanguageTrunk(self)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"the language model cannot be built ({said}): restore its config.json") from error
 
     def parameters(self, vocabulary_size: int, features: int = 0) -> dict[str, int]:
         """Parameter counts by part, as `TrunkConfig.parameters`."""
