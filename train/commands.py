@@ -263,6 +263,7 @@ def train_generator(
         trainee = GeneratorTrainee(
             config, images, texts, tasks, objective_settings, dataset, validation, run, world, start or language
         )
+        start = language = None  # their weights are taken
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)

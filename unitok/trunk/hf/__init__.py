@@ -79,7 +79,7 @@ class HFTrunk:
         turned = [int(self.head_size * part) // 2 if isinstance(part, float | int) else 0 for part in parts]
         problems.check(
             bool(self.parts.positions) or min(turned) >= FEWEST_PAIRS,
-            f"the language model turns {min(turned)} pairs of each head: it needs {FEWEST_PAIRS} for order, row, column",
+            f"the language model turns {min(turned)} pairs of each head: it needs {FEWEST_PAIRS} for rows and columns",
         )
         for kind in sorted({rope.get("rope_type", "default") for rope in self._ropes()} & {"dynamic", "longrope"}):
             problems.check(
