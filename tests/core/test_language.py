@@ -331,8 +331,10 @@ def test_bad_input(folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeyp
         ModelConfig(HFTrunk.of(settings_of("gpt2")), "next_token", Vocabulary.of(9, 9).spans, text_length=64)
 
 
-def test_a_configuration_alone_has_fresh_weights(folders: dict[str, tuple[Path, Any]]) -> None:
+def test_a_configuration_alone_has_fresh_weights(folders: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     language = read_language_model(f"hf:{folders['qwen3'][0] / 'config.json'}")
+    (tmp_path / "kept.json").write_text(json.dumps(language.trunk.language_model))
+    assert read_language_model(f"hf:{tmp_path / 'kept.json'}").trunk == language.trunk
     assert language.texts is None and not language.weights
     model = model_on(language, "next_token")
     counts = language.trunk.parameters(model.vocabulary.size)
