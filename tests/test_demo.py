@@ -53,3 +53,17 @@ def test_all_tasks_are_learned_by_any_objective(
     learned = {task for source in generator["data"] for task, share in source.tasks.items() if share}
     assert learned == TASKS.keys() - {"text_only"}
     assert (generator["sampling"].guidance is None) == (objective != "next_token")
+
+
+def test_a_language_model_in_place_of_the_trunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        module,
+        "run_step",
+        lambda command, words, out: ran.append(
+            parse(command, COMMANDS[command], [*map(str, words), "--out", str(out)])[1]
+        ),
+    )
+    monkeypatch.setattr(module, "_measure", lambda *_: None)
+    module.demo(tmp_path / "demo", trunk="hf:models/tiny")
+    assert ran[-1]["trunk"] == "hf:models/tiny" and ran[-1]["optim"].lr == module.LANGUAGE_LR

@@ -16,6 +16,7 @@ from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig, small
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
+from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
@@ -107,7 +108,7 @@ def train_generator(
     preset: str = "small",
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,
-    trunk: TrunkConfig,
+    trunk: TrunkConfig | str,
     tasks: TasksConfig,
     sampling: GivenSettings,
     text_tokenizer: str | None = None,
@@ -136,7 +137,8 @@ def train_generator(
             by pass), next_scale (scale by scale), random_order (code by code, trained in any order), maskgit (many at a
             time, by confidence).
         objective_settings: How the objective is trained; null is the objective's own value.
-        trunk: The transformer.
+        trunk: The transformer. Or hf:NAME, a causal language model that goes on learning: a folder, a .gguf file, a
+            config.json alone for fresh weights, or owner/name on the hub. Then its text tokenizer is the model's.
         tasks: What the model learns to do.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
             objective's own value.
@@ -175,6 +177,7 @@ def train_generator(
     from unitok.model import UniTok
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
+    from unitok.trunk.hf.reading import read_language_model
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
@@ -184,13 +187,20 @@ def train_generator(
 
     with join(run.device, run.threads) as world:
         start = None
-        network: TrunkConfig | PublishedTrunk = trunk
+        language = None
         if init is not None:
             start = UniTok.from_pretrained(str(init))
-            network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            objective, text_length = start.config.objective, start.config.text_length
+            network: TrunkConfig | HFTrunk | PublishedTrunk = start.config.trunk
             objective_settings = _settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
             settings |= {"init": start.fingerprint(), "trunk": _as_plain(network), "objective": objective}
+        elif isinstance(trunk, str):
+            language = read_language_model(trunk)
+            network = language.trunk
+            settings |= {"init": language.fingerprint(), "trunk": _as_plain(network)}
+        else:
+            network = trunk
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -200,7 +210,8 @@ def train_generator(
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
         else:
-            texts = world.from_main(
+            own = None if language is None or text_tokenizer is not None else language.texts
+            texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
             vocabulary = Vocabulary.of(texts.size, images.codebook_size)
@@ -231,7 +242,7 @@ def train_generator(
             tuple(task for task in TASKS if task in wanted | before),
             dataclasses.asdict(drawn),
         )
-        if isinstance(network, TrunkConfig):
+        if not isinstance(network, PublishedTrunk):
             counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
             del counts["total"]
         else:
@@ -242,8 +253,9 @@ def train_generator(
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(
-            config, images, texts, tasks, objective_settings, dataset, validation, run, world, start
+            config, images, texts, tasks, objective_settings, dataset, validation, run, world, start or language
         )
+        start = language = None  # their weights are taken
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
@@ -259,7 +271,9 @@ def _check_start(settings: dict[str, Any]) -> None:
     problems.raise_if_any()
 
 
-def _settled(given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | PublishedTrunk) -> ObjectiveSettings:
+def _settled(
+    given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | HFTrunk | PublishedTrunk
+) -> ObjectiveSettings:
     """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
     if isinstance(trunk, PublishedTrunk):
         left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}

@@ -25,6 +25,7 @@ from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import TASKS, needs
 from unitok.text import CaptionEncoder, TextTokenizer
+from unitok.trunk.hf.reading import LanguageModel
 
 from .config import RunConfig
 from .distributed import World
@@ -54,7 +55,7 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
-        start: UniTok | None = None,
+        start: UniTok | LanguageModel | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
@@ -62,7 +63,9 @@ class GeneratorTrainee:
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
-        if start is not None:
+        if isinstance(start, LanguageModel):
+            start.fill(self.unitok)
+        elif start is not None:
             self.unitok.start_from(start)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
+from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
 from .vocabulary import Vocabulary
 
@@ -260,7 +261,7 @@ class PortConfig:
 class ModelConfig:
     """Everything that `config.json` of a model folder says."""
 
-    trunk: TrunkConfig | PublishedTrunk
+    trunk: TrunkConfig | HFTrunk | PublishedTrunk
     objective: str
     vocabulary: tuple[tuple[str, int], ...]
     """(name, number of ids) of every span, in the order of the ids."""
@@ -278,6 +279,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         problems = Problems()
         problems.check_range("text_length", self.text_length, 1, 2**20)
+        places = self.trunk.places if isinstance(self.trunk, HFTrunk) else None
+        problems.check(
+            places is None or self.text_length < places,
+            f"text_length is {self.text_length}, and the language model has learned {places} positions: choose fewer",
+        )
         problems.raise_if_any()
         Vocabulary(self.vocabulary)
 
@@ -309,7 +315,8 @@ class ModelConfig:
         if isinstance(trunk, Mapping):
             trunk = dict(trunk)
             kind = trunk.pop("kind", TrunkConfig.kind)
-            config = TrunkConfig if kind == TrunkConfig.kind else published_family(kind).config
+            own: dict[str, type[Any]] = {TrunkConfig.kind: TrunkConfig, HFTrunk.kind: HFTrunk}
+            config = own[kind] if isinstance(kind, str) and kind in own else published_family(kind).config
             data["trunk"] = read_dataclass(config, trunk, f"{where}: trunk")
         return read_dataclass(cls, data, where)
 

@@ -70,8 +70,9 @@ class _CommandLine:
             # The preset chooses the dataclass of its group, and so which options there are.
             registry, parameter = load(command.presets[0]), command.presets[1]
             default = inspect.signature(self.function).parameters["preset"].default
-            preset = next((name for name in self._presets_named(argv) if name in registry), default)
-            self.function.__annotations__[parameter] = type(registry[preset]())
+            preset = next((name for name in self._named("preset", argv) if name in registry), default)
+            named = next(self._named(parameter, argv), "").startswith("hf:")  # a model of others, with its own sizes
+            self.function.__annotations__[parameter] = str if named else type(registry[preset]())
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
         self.problems = Problems()
@@ -275,17 +276,16 @@ class _CommandLine:
             values[inline] = kind(**{item.name: values.pop(item.name) for item in dataclasses.fields(kind)})
         return values
 
-    def _presets_named(self, argv: list[str]) -> Iterator[object]:
-        """What `--preset` on the command line names, then what the files of `--config` do, last first; mistakes are
+    def _named(self, key: str, argv: list[str]) -> Iterator[str]:
+        """What an option on the command line names, then what the files of `--config` do, last first; mistakes are
         left to the parser."""
-        for option in ("preset", "config"):
+        for option in (key, "config"):
             pairs = zip(argv, [*argv[1:], ""], strict=False)  # without words there are none
             values = [word.partition("=")[2] or after for word, after in pairs if re.match(rf"--{option}(=|$)", word)]
             for value in reversed(values):
-                if option == "preset":
-                    yield value
-                elif isinstance(content := self._file(value), dict) and isinstance(content.get("preset"), str):
-                    yield content["preset"]
+                content = {key: value} if option == key else self._file(value)
+                if isinstance(content, dict) and isinstance(content.get(key), str):
+                    yield content[key]
 
     def _text(self, option: Option) -> str:
         """An option as jsonargparse reads it; a file by what it says."""

@@ -28,6 +28,8 @@ ENCODED = 24_000
 """Pictures that the generator learns from."""
 CONDITIONS = "shapes?task=condition"
 """What the tokenizer of all tasks learns from: pictures, outlines and label maps."""
+LANGUAGE_LR = 0.0005
+"""Learning rate of a language model: that of the recipes, for fresh weights, would overwrite what it knows."""
 EXAMS = ("edit", "condition", "story", "ground")
 """Records of `shapes` that tasks are measured on, besides captions and questions."""
 
@@ -36,6 +38,7 @@ def demo(
     out: Path = Path("runs/demo"),
     objective: str = DEFAULT,
     tasks: Literal["drawing", "all"] = "drawing",
+    trunk: str | None = None,
     pictures: int = 192,
     seed: int = 0,
 ) -> None:
@@ -51,6 +54,8 @@ def demo(
             random_order, maskgit or var; next_scale and var train a tokenizer with several scales for it.
         tasks: drawing: drawing and captions. all: also questions, edits, boxes, layouts, stories, outlines and label
             maps, by recipes/shapes/tasks.yaml; each is measured by its exact score.
+        trunk: A language model that goes on learning in place of the recipe's trunk, hf:NAME as --trunk of
+            train generator; slower than the recipe's by its size, and at a lower learning rate.
         pictures: Pictures drawn from held-out captions, and held-out pictures that are captioned; as many of one, two
             and three objects. The first 48 captions are distinct, then those of one object come again.
         seed: Seed of the runs.
@@ -81,6 +86,8 @@ def demo(
         run_step("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
         run_step("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
         words = ["--config", recipes / f"{objective}.yaml", *seeded, "--data", codes]
+    if trunk is not None:
+        words += ["--trunk", trunk, "--optim.lr", LANGUAGE_LR]
     run_step("train generator", [*words, "--image_tokenizer", tokenizer], generator)
     _measure(out, tokenizer, generator, pictures, seed, started, everything)
 

@@ -72,7 +72,7 @@ class PublishedTrunk(ABC):
 def published_family(name: object) -> Family:
     """The family of that name. Raises UserError that lists the names."""
     if not isinstance(name, str) or name not in PUBLISHED:
-        raise UserError(f"trunk kind is {shown(name)}: known are native, {', '.join(PUBLISHED)}; update unitok")
+        raise UserError(f"trunk kind is {shown(name)}: known are native, {', '.join(PUBLISHED)}, hf; update unitok")
     module, _, item = PUBLISHED[name].partition(":")
     found: Family = getattr(importlib.import_module(module, __name__), item)
     return found
