@@ -21,7 +21,7 @@ from ..masks import check_places, fit_mask
 from ..pipeline import GREEDY, settings_for
 from ..reading import has_learned
 from .errors import ApiError, about, refused
-from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message, Named
+from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message
 from .limits import Limits
 from .orders import Drawing, Editing, Inpainting, Inspecting, Order, Reading, Telling
 from .uploads import read_data_url, read_mask, read_picture
@@ -152,7 +152,6 @@ class Service:
 
     def inspection(self, asked: InspectionFields, pictures: Sequence[bytes]) -> Inspecting:
         """Raises ApiError for a picture that cannot be read, or a caption that is too long."""
-        self._check_model(asked)
         if len(pictures) != 1:
             raise ApiError(400, f"here are {len(pictures)} images: send one, as a file", "image")
         if not has_learned(self.model, "text_to_image"):
@@ -163,7 +162,6 @@ class Service:
 
     def _asked(self, asked: ImageFields) -> tuple[list[int], SampleSettings, list[int], int | None]:
         """Caption, settings, seeds and partial pictures."""
-        self._check_model(asked)
         height, width = self.size
         if asked.size not in (None, "auto", f"{width}x{height}"):
             raise ApiError(400, f"size is {asked.size!r:.80}: this model draws {width}x{height} or auto", "size")
@@ -190,7 +188,6 @@ class Service:
         Raises:
             ApiError: something that the model did not learn.
         """
-        self._check_model(asked)
         seed = _seed(asked)
         facts = {"seed": seed, "model_sha256": self.fingerprint}
         document = [part for number, one in enumerate(asked.messages) for part in self._parts(one, number)]
@@ -247,12 +244,6 @@ class Service:
             elif part.text:
                 parts.append(("text", part.text))
         return parts
-
-    def _check_model(self, asked: Named) -> None:
-        if asked.model not in (None, self.name):
-            raise ApiError(
-                404, f"there is no model {asked.model!r:.80} here, only {self.name!r}", "model", "model_not_found"
-            )
 
 
 def _seed(asked: Fields) -> int:

@@ -21,6 +21,7 @@ from unitok.model import UniTok
 from unitok.sample.serving.api import Access, make_app
 from unitok.sample.serving.guards import patient
 from unitok.sample.serving.limits import Limits
+from unitok.sample.serving.models import Models, Serving
 from unitok.sample.serving.service import Service
 from unitok.sample.serving.worker import Worker
 
@@ -36,12 +37,16 @@ class Parts:
     app: Any
 
 
-def make_parts(model: UniTok, access: Access | None = None, context: int = 300, **limits: Any) -> Parts:
+def make_parts(
+    model: UniTok, access: Access | None = None, context: int = 300, other: UniTok | None = None, **limits: Any
+) -> Parts:
     chosen = replace(Limits(lanes=8), **limits)
-    service = Service(model, "tiny", chosen, context)
-    worker = Worker(model, chosen.lanes, service.room, chosen.queue)
+    served = []
+    for name, one in [("tiny", model), *([("other", other)] if other is not None else [])]:
+        service = Service(one, name, chosen, context)
+        served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))
     lines: list[Mapping[str, Any]] = []
-    return Parts(service, worker, lines, make_app(service, worker, lines.append, access or Access()))
+    return Parts(*served[0], lines, make_app(Models(served), chosen, lines.append, access or Access()))
 
 
 @contextmanager
