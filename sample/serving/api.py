@@ -18,9 +18,17 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from .answers import EventStream, encoded, shown_parts
+from .answers import EventStream, encoded, shown_parts, shown_tokens
 from .errors import ApiError, invalid
-from .fields import ChatFields, ImageFields, InspectionFields
+from .fields import (
+    ChatFields,
+    DrawingFields,
+    ExtensionFields,
+    GroundingFields,
+    ImageFields,
+    InspectionFields,
+    Named,
+)
 from .guards import FACTS, Bounded, Keyed, Logged
 from .limits import Limits
 from .metrics import Metrics
@@ -119,6 +127,31 @@ def make_app(
         order = await run_in_threadpool(one.service.inspection, asked, form.files["image"])
         return JSONResponse({"object": "image_inspection", **await found(request, one, order)})
 
+    @app.post("/v1/images/tokenizations")
+    async def tokenizations(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        one = models.find(checked(Named, form).model)
+        order = await run_in_threadpool(one.service.reconstruction, form.files["image"])
+        value = await found(request, one, order)
+        return JSONResponse({"object": "image_tokenization", **await run_in_threadpool(shown_tokens, value)})
+
+    @app.post("/v1/images/extensions")
+    async def extensions(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        asked = checked(ExtensionFields, form)
+        note(request, asked)
+        one = models.find(asked.model)
+        order, made_from = await run_in_threadpool(one.service.extension, asked, form.files["image"])
+        return await answer(request, asked, one, order, made_from, "image_extension")
+
+    @app.post("/v1/images/groundings")
+    async def groundings(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        asked = checked(GroundingFields, form)
+        one = models.find(asked.model)
+        order = await run_in_threadpool(one.service.grounding, asked, form.files["image"])
+        return JSONResponse({"object": "image_grounding", **await found(request, one, order)})
+
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatFields, request: Request) -> Response:
         one = models.find(asked.model)
@@ -135,7 +168,7 @@ def make_app(
         named = {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion", "created": int(time.time())}
         return JSONResponse({**named, "model": one.service.name, "choices": [choice], "record": facts})
 
-    def note(request: Request, asked: ImageFields) -> None:
+    def note(request: Request, asked: DrawingFields) -> None:
         request.scope[FACTS]["pictures"] = asked.n
         if access.prompts:
             request.scope[FACTS]["prompt"] = asked.prompt
@@ -147,11 +180,16 @@ def make_app(
         return {"model": one.service.name, **value}
 
     async def answer(
-        request: Request, asked: ImageFields, one: Serving, order: Drawing, made_from: Mapping[str, Any], kind: str
+        request: Request,
+        asked: ImageFields | ExtensionFields,
+        one: Serving,
+        order: Drawing,
+        made_from: Mapping[str, Any],
+        kind: str,
     ) -> Response:
         """Pictures, in one object or as a stream of events of a kind."""
         service, facts = one.service, request.scope[FACTS]
-        height, width = service.size
+        height, width = order.canvas(service.size)
         common = {"size": f"{width}x{height}", "output_format": "png", "background": "opaque", "quality": "auto"}
 
         def shown(place: int, picture: torch.Tensor) -> dict[str, Any]:
@@ -200,7 +238,7 @@ def make_app(
 async def _refuse(request: Request, error: Exception) -> Response:
     """The answer to a request that failed; one that is no `ApiError` was refused by the framework, or is a bug."""
     if isinstance(error, RequestValidationError):
-        error = invalid(error.errors())
+        error = invalid([{**one, "loc": one["loc"][1:]} for one in error.errors()])  # the first is "body" or "query"
     elif isinstance(error, HTTPException):
         error = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}"[:200])
     elif not isinstance(error, ApiError):

@@ -22,7 +22,10 @@ class Metrics:
         )
         self.pictures = Counter("unitok_pictures", "Pictures sent", registry=registry)
         numbers = {
-            "unitok_open_jobs": ("Pictures and texts asked for and not finished", lambda: sum(one.open for one in workers)),
+            "unitok_open_jobs": (
+                "Pictures and texts asked for and not finished",
+                lambda: sum(one.open for one in workers),
+            ),
             "unitok_running_jobs": ("Pictures and texts being written", lambda: sum(one.running for one in workers)),
             "unitok_steps": ("Steps of the engine since the start", lambda: sum(one.steps for one in workers)),
         }

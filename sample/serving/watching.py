@@ -103,9 +103,10 @@ class Watched:
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError as error:
             raise ApiError(404, f"{name} cannot be read ({error.strerror})") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ApiError(404, f"{name} is no file")
         with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise ApiError(404, f"{name} is no file")
             data = file.read(limit + 1)
         if len(data) > limit:
             raise ApiError(400, f"{name} has more than {limit:,} bytes, the most that is read here")

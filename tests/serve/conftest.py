@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from unitok.sample.serving.guards import patient
 from unitok.sample.serving.limits import Limits
 from unitok.sample.serving.models import Models, Serving
 from unitok.sample.serving.service import Service
+from unitok.sample.serving.watching import Watched
 from unitok.sample.serving.worker import Worker
 
 
@@ -30,27 +32,44 @@ from unitok.sample.serving.worker import Worker
 class Parts:
     """A server, and what it is made of."""
 
-    service: Service
-    worker: Worker
+    served: list[Serving]
+    limits: Limits
     lines: list[Mapping[str, Any]]
     """What it told of requests."""
     app: Any
 
+    @property
+    def service(self) -> Service:
+        """Of the first model."""
+        return self.served[0].service
+
+    @property
+    def worker(self) -> Worker:
+        return self.served[0].worker
+
 
 def make_parts(
-    model: UniTok, access: Access | None = None, context: int = 300, other: UniTok | None = None, **limits: Any
+    model: UniTok | None,
+    access: Access | None = None,
+    context: int = 300,
+    other: UniTok | None = None,
+    run: Path | None = None,
+    **limits: Any,
 ) -> Parts:
     chosen = replace(Limits(lanes=8), **limits)
     served = []
-    for name, one in [("tiny", model), *([("other", other)] if other is not None else [])]:
-        service = Service(one, name, chosen, context)
-        served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))
+    for name, one in (("tiny", model), ("other", other)):
+        if one is not None:
+            service = Service(one, name, chosen, context)
+            served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))
     lines: list[Mapping[str, Any]] = []
-    return Parts(*served[0], lines, make_app(Models(served), chosen, lines.append, access or Access()))
+    watched = Watched(run) if run is not None else None
+    app = make_app(Models(served), chosen, lines.append, access or Access(), watched)
+    return Parts(served, chosen, lines, app)
 
 
 @contextmanager
-def in_process(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
+def in_process(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
     parts = make_parts(model, access, **limits)
     with TestClient(parts.app, raise_server_exceptions=False) as client:
         yield client, parts
@@ -73,9 +92,9 @@ class Listening:
 
 
 @contextmanager
-def on_a_port(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
+def on_a_port(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
     parts = make_parts(model, access, **limits)
-    patience = parts.service.limits.patience
+    patience = parts.limits.patience
     config = uvicorn.Config(
         parts.app, http=patient(patience), ws="none", lifespan="on", access_log=False, log_level="error"
     )
