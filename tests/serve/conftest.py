@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from tokenizers_vq.images import png_bytes
+from unitok.config import ModelConfig
 from unitok.model import UniTok
 from unitok.sample.serving.api import Access, make_app
 from unitok.sample.serving.guards import patient
@@ -26,6 +28,7 @@ from unitok.sample.serving.models import Models, Serving
 from unitok.sample.serving.service import Service
 from unitok.sample.serving.watching import Watched
 from unitok.sample.serving.worker import Worker
+from unitok.vocabulary import Vocabulary
 
 
 @dataclass
@@ -153,3 +156,31 @@ def png() -> Callable[[torch.Tensor], io.BytesIO]:
         return file
 
     return made
+
+
+@pytest.fixture(scope="session")
+def grounded(make_model: Callable[..., UniTok]) -> UniTok:
+    """A model that knows boxes."""
+    made = make_model()
+    vocabulary = Vocabulary(made.config.vocabulary).grown("location", 100).grown("box", 1)
+    tasks = ("text_to_image", "image_to_text", "edit", "ground", "ground_caption")
+    config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks})
+    torch.manual_seed(0)
+    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A training with three lines of its log and two samples, one of them old."""
+    folder = tmp_path / "out" / "run"
+    (folder / "samples").mkdir(parents=True)
+    lines = [("train", 20, 3.0), ("train", 40, 2.0), ("val", 40, 2.5)]
+    log = [{"kind": kind, "step": step, "loss": loss, "time": 1.0, "note": "a text"} for kind, step, loss in lines]
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log))
+    for step in (20, 40):
+        (folder / "samples" / f"step-{step:08d}.png").write_bytes(png_bytes(random_picture(seed=step)))
+    return folder

@@ -13,7 +13,6 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import png_bytes, to_float, to_uint8
-from unitok.config import ModelConfig
 from unitok.data.decoding import decode
 from unitok.model import UniTok
 from unitok.sample.inpainting import Sides, extend_all
@@ -22,7 +21,6 @@ from unitok.sample.reading import ground, ground_caption
 from unitok.sample.serving.models import Models, short_names
 from unitok.sample.serving.reconstruction import reconstruct, shown_after
 from unitok.sampling import SampleSettings
-from unitok.vocabulary import Vocabulary
 
 URL, IMAGES = "/v1/images/generations", "/v1/images/"
 
@@ -181,20 +179,6 @@ def test_wrong_extensions(
 
 
 # --- where something is ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def grounded(make_model: Callable[..., UniTok]) -> UniTok:
-    made = make_model()
-    vocabulary = Vocabulary(made.config.vocabulary).grown("location", 100).grown("box", 1)
-    tasks = ("text_to_image", "ground", "ground_caption")
-    config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks})
-    torch.manual_seed(0)
-    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 def test_boxes_of_a_phrase_and_of_a_caption(

@@ -20,17 +20,6 @@ from unitok.sample.serving.watching import MOST_POINTS, Watched
 SAMPLE = "/v1/run/samples"
 
 
-@pytest.fixture
-def run(tmp_path: Path, picture: Callable[..., torch.Tensor]) -> Path:
-    """A training with three lines of its log and two samples, one of them old."""
-    folder = tmp_path / "out" / "run"
-    (folder / "samples").mkdir(parents=True)
-    write(folder, [line(20, 3.0), line(40, 2.0), line(40, 2.5, kind="val")])
-    for step in (20, 40):
-        (folder / "samples" / f"step-{step:08d}.png").write_bytes(png_bytes(picture(seed=step)))
-    return folder
-
-
 def line(step: int, loss: Any, kind: str = "train") -> dict[str, Any]:
     return {"kind": kind, "step": step, "loss": loss, "time": 1.0, "note": "a text", "good": True}
 
