@@ -73,6 +73,8 @@ class InspectionFields(Named):
 
     prompt: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
     """The caption by which the codes would be drawn."""
+    words: bool = False
+    """Whether what each word of it is worth is told too."""
 
 
 class GroundingFields(Named):

@@ -188,22 +188,40 @@ class Inspecting(Order):
     caption: str
     picture: torch.Tensor
     """(3, H, W) uint8 of the model's size."""
+    words: bool = False
+    """Whether to tell what each word of the caption is worth: by how many bits a code is likelier than it would be by
+    the caption without this word. A word that is there twice is left out once at a time."""
 
     def jobs(self, model: UniTok) -> list[Job]:
         return []
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         codes = codes_of(model, self.picture[None])
-        odds = score_codes(model, [self.caption], codes)[0].double().log_softmax(-1)
-        own = odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
-        entropy = -(odds.exp() * odds.clamp(min=-1e9)).sum(-1) / math.log(2)
+
+        def odds(caption: str) -> torch.Tensor:
+            return score_codes(model, [caption], codes)[0].double().log_softmax(-1)
+
+        def own(odds: torch.Tensor) -> torch.Tensor:
+            return odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
+
+        all_odds = odds(self.caption)
+        entropy = -(all_odds.exp() * all_odds.clamp(min=-1e9)).sum(-1) / math.log(2)
         found = {
             "grids": [list(grid) for grid in model.layout.scales],
             "codes": codes[0].tolist(),
-            "probabilities": [float(f"{one:.4g}") for one in own.exp().tolist()],
-            "entropies": [float(f"{one:.4g}") for one in entropy.tolist()],
+            "probabilities": _rounded(own(all_odds).exp()),
+            "entropies": _rounded(entropy),
         }
+        if self.words:
+            words = self.caption.split()
+            without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
+            worth = [(own(all_odds) - own(odds(caption))) / math.log(2) for caption in without]
+            found["words"] = [{"word": word, "bits": _rounded(bits)} for word, bits in zip(words, worth, strict=True)]
         return [(0, found)]
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [float(f"{one:.4g}") for one in values.tolist()]
 
 
 @dataclass

@@ -54,6 +54,8 @@ from .uploads import read_data_url, read_mask, read_picture
 DOCUMENTS = "interleaved"
 MOST_SOURCES = 4
 """Pictures of an edit."""
+MOST_WORDS = 32
+"""Words of a caption of which is told what they are worth: each takes a pass of the model."""
 MOST_DRAWN = 4
 """Pictures in an answer of a chat, unless the request says otherwise."""
 
@@ -232,7 +234,10 @@ class Service:
         self._check_task("text_to_image", "prompt")
         with about("prompt"):
             self.model.text_ids(asked.prompt)
-        return Inspecting(asked.prompt, self._read(data))
+        words = len(asked.prompt.split())
+        if asked.words and words > MOST_WORDS:
+            raise ApiError(400, f"prompt has {words} words: what {MOST_WORDS} are worth is told at most", "prompt")
+        return Inspecting(asked.prompt, self._read(data), asked.words)
 
     def reconstruction(self, pictures: Sequence[bytes]) -> Reconstructing:
         """Raises ApiError for a picture that cannot be read."""

@@ -57,11 +57,12 @@ def make_parts(
     context: int = 300,
     other: UniTok | None = None,
     run: Path | None = None,
+    names: tuple[str, str] = ("tiny", "other"),
     **limits: Any,
 ) -> Parts:
     chosen = replace(Limits(lanes=8), **limits)
     served = []
-    for name, one in (("tiny", model), ("other", other)):
+    for name, one in zip(names, (model, other), strict=True):
         if one is not None:
             service = Service(one, name, chosen, context)
             served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))

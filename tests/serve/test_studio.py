@@ -30,6 +30,7 @@ from unitok.sample.serving.api import Access
 from unitok.sample.serving.page import FILES
 
 CAPTION = "a small red circle left of a large blue square"
+NAMES = (Path(os.environ.get("STUDIO_MODEL", "tiny")).name, Path(os.environ.get("STUDIO_OTHER", "other")).name)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -86,7 +87,7 @@ def opened(browser: Any, model: UniTok, listen: Callable[..., Any]) -> Iterator[
     with ExitStack() as stack:
 
         def page_of(one: UniTok | None = model, looks: dict[str, Any] | None = None, **server: Any) -> Any:
-            listening = stack.enter_context(listen(one, context=2048, **server))
+            listening = stack.enter_context(listen(one, context=2048, **{"names": NAMES, **server}))
             context = browser.new_context(**{"viewport": {"width": 1000, "height": 760}, **(looks or {})})
             stack.callback(context.close)
             page = context.new_page()
@@ -163,7 +164,7 @@ def test_two_settings_are_compared_and_voted_for(page: Any) -> None:
 def test_two_models_are_compared(opened: Callable[..., Any], other: UniTok) -> None:
     page = opened(other=other)
     page.get_by_role("tab", name="Compare").click()
-    assert page.locator("#model-b").input_value() == "other"
+    assert page.locator("#model-b").input_value() == NAMES[1]
     page.locator("#compare-caption").fill(CAPTION)
     page.locator("#compare-seed").fill("3")
     page.get_by_role("button", name="Compare", exact=True).click()
@@ -171,21 +172,19 @@ def test_two_models_are_compared(opened: Callable[..., Any], other: UniTok) -> N
     page.get_by_role("button", name="Better").nth(1).click()
     shot(page, "compare")
     facts = [page.locator("#compared small").nth(number).text_content() for number in range(4)]
-    assert [fact.split(",")[:2] for fact in facts] == [
-        [name, f" seed {seed}"] for seed in (3, 4) for name in ("tiny", "other")
-    ]
+    assert [fact.split(",")[:2] for fact in facts] == [[name, f" seed {seed}"] for seed in (3, 4) for name in NAMES]
     with page.expect_download() as download:
         page.get_by_role("button", name="Save votes").click()
     (vote,) = map(json.loads, Path(download.value.path()).read_text().splitlines())
-    assert (vote["side"], vote["better"]["model"], vote["worse"]["model"]) == ("b", "other", "tiny")
+    assert (vote["side"], vote["better"]["model"], vote["worse"]["model"]) == ("b", NAMES[1], NAMES[0])
     # The choice above is that of all other parts.
-    page.locator("#which").select_option("other")
-    page.get_by_text("other: ").wait_for()
+    page.locator("#which").select_option(NAMES[1])
+    page.get_by_text(f"{NAMES[1]}: ").wait_for()
     page.get_by_role("tab", name="Draw").click()
     page.locator("#caption").fill(CAPTION)
     page.locator("#count").fill("1")
     page.get_by_role("button", name="Draw", exact=True).click()
-    page.locator("#drawn small").get_by_text("other, seed").wait_for(timeout=60_000)
+    page.locator("#drawn small").get_by_text(f"{NAMES[1]}, seed").wait_for(timeout=60_000)
 
 
 def chunks(png: bytes) -> Iterator[int]:
@@ -281,12 +280,20 @@ def test_codes_are_shown(page: Any, model: UniTok) -> None:
     page.get_by_text("It stands at").wait_for()
     assert "entropy" in (page.locator("#told-code").text_content() or "")
     shot(page, "look")
+    page.get_by_label("Show").select_option("words")
+    page.get_by_text('With "a" these codes are together').wait_for(timeout=60_000)
+    page.locator("#word").select_option(label="red")
+    page.get_by_text('With "red" these codes are together').wait_for()
+    assert 'likelier with "red"' in (cells.nth(9).get_attribute("title") or "")
+    shot(page, "words")
+    page.get_by_label("Show").select_option("codes")
+    page.get_by_text("different codes at").wait_for()
 
 
 def test_a_picture_becomes_codes_and_back(
     opened: Callable[..., Any], other: UniTok, png: Callable[..., io.BytesIO], picture: Callable[..., torch.Tensor]
 ) -> None:
-    page = opened(other)  # several maps
+    page = opened(other, names=NAMES[::-1])  # several maps
     page.get_by_role("tab", name="Tokenizer").click()
     page.get_by_role("button", name="To codes and back").click()
     page.get_by_text("Choose a picture first.").wait_for()

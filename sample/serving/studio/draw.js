@@ -31,7 +31,9 @@ export function offerComparing() {
     select.dispatchEvent(new Event("change"));
   }
   const [guidance] = $("settings-b").querySelectorAll("[data-setting=guidance]");
-  if (state.models.length === 1 && guidance) guidance.value = "1"; // what there is to compare in one model: without guidance
+  if (state.models.length > 1 || !guidance) return;
+  guidance.value = "1"; // what there is to compare in one model: without guidance
+  $("details-b").open = true;
 }
 
 const factsOf = (side) => state.models[$(`model-${side}`).selectedIndex];

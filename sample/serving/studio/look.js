@@ -63,28 +63,45 @@ $("look-file").addEventListener("change", () => {
 
 working($("look-form"), async () => {
   if (!inside.picture) throw new Refused("Choose a picture first, or draw one and press Look.");
-  const fields = { image: inside.picture, prompt: $("look-caption").value };
+  const words = $("shown").value === "words";
+  const fields = { image: inside.picture, prompt: $("look-caption").value, words };
   inside.found = await (await ask("v1/images/inspections", asking(fields))).json();
   URL.revokeObjectURL(inside.address);
   inside.address = URL.createObjectURL(inside.picture);
   offerGrids($("map"), inside.found.grids);
+  if (words) $("word").replaceChildren(...inside.found.words.map(({ word }, number) => new Option(word, number)));
   showCodes();
 });
 
-for (const id of ["shown", "map"]) $(id).addEventListener("change", () => inside.found && showCodes());
+$("shown").addEventListener("change", () => {
+  $("word-label").hidden = $("shown").value !== "words";
+  if (!inside.found) return;
+  if ($("shown").value === "words") $("look-form").requestSubmit(); // each word takes a pass of the model
+  else showCodes();
+});
+for (const id of ["word", "map"]) $(id).addEventListener("change", () => inside.found && showCodes());
 
 function showCodes() {
-  const { grids } = inside.found, { grid, part } = chosenGrid($("map"), grids), what = $("shown").value;
+  const { grids, words } = inside.found, { grid, part } = chosenGrid($("map"), grids), what = $("shown").value;
   const [codes, probabilities, entropies] = ["codes", "probabilities", "entropies"].map((name) => part(inside.found[name]));
   const worst = Math.max(...inside.found.entropies, 1e-9);
-  const describe = (at) => `code ${codes[at]}, probability ${(100 * probabilities[at]).toPrecision(2)} %, entropy ${entropies[at].toFixed(2)} bits`;
+  const most = Math.max(1e-9, ...(words ?? []).flatMap(({ bits }) => bits.map(Math.abs))); // words can be compared
+  const worth = what === "words" && words?.length ? words[Number($("word").value)] : null, bits = worth ? part(worth.bits) : null;
+  const describe = (at) => {
+    const said = `code ${codes[at]}, probability ${(100 * probabilities[at]).toPrecision(2)} %, entropy ${entropies[at].toFixed(2)} bits`;
+    return bits ? `${said}, ${bits[at].toFixed(2)} bits likelier with "${worth.word}"` : said;
+  };
+  const amount = { probabilities: (at) => 1 - probabilities[at], entropies: (at) => entropies[at] / worst, words: (at) => (bits?.[at] ?? 0) / most }[what];
   const heat = (cell, at) => {
-    const amount = what === "probabilities" ? 1 - probabilities[at] : entropies[at] / worst;
-    cell.style.backgroundColor = `rgb(220 20 60 / ${(0.85 * amount).toFixed(3)})`;
+    const colour = what === "words" && amount(at) > 0 ? "0 90 220" : "220 20 60"; // blue: likelier with the word, red: less likely
+    cell.style.backgroundColor = `rgb(${colour} / ${(0.85 * Math.abs(amount(at))).toFixed(3)})`;
   };
   showGrid($("codes"), $("told-code"), grid, codes, inside.address, describe, what === "codes" ? write(codes, grid[1]) : heat);
-  const bits = probabilities.reduce((sum, one) => sum - Math.log2(Math.max(one, 1e-12)), 0) / codes.length;
-  $("told-code").textContent = `${different(codes)}; on average ${bits.toFixed(2)} bits a code by this caption.`;
+  const mean = probabilities.reduce((sum, one) => sum - Math.log2(Math.max(one, 1e-12)), 0) / codes.length;
+  const sum = bits?.reduce((one, other) => one + other, 0);
+  $("told-code").textContent = bits
+    ? `With "${worth.word}" these codes are together ${sum.toFixed(2)} bits likelier than by the caption without it. Blue: likelier, red: less likely.`
+    : `${different(codes)}; on average ${mean.toFixed(2)} bits a code by this caption.`;
 }
 
 // --- what the image tokenizer makes of it ----------------------------------------------------------------------------

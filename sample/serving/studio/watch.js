@@ -46,6 +46,7 @@ async function take(facts) {
   $("sample-at").max = Math.max(facts.samples.length - 1, 0);
   if (last) $("sample-at").value = $("sample-at").max; // who looks at the newest goes on to do so
   $("samples").hidden = facts.samples.length === 0;
+  $("sample-label").hidden = facts.samples.length < 2;
   await showSample();
 }
 
@@ -76,7 +77,13 @@ function mark(name, attributes, text = "") {
   return made;
 }
 
-// Round numbers between two, about five.
+// Round numbers between two, about five; of logarithms, powers of ten, and between few of them 2 and 5.
+function powers(low, high) {
+  const steps = high - low < 3 ? [1, 2, 5] : [1];
+  const tens = Array.from({ length: Math.ceil(high) - Math.floor(low) + 1 }, (_, number) => 10 ** (Math.floor(low) + number));
+  return tens.flatMap((ten) => steps.map((step) => step * ten)).filter((value) => value >= 10 ** low && value <= 10 ** high);
+}
+
 function ticks(low, high) {
   const rough = (high - low) / 5 || 1, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find((one) => one * power >= rough) * power;
@@ -97,8 +104,7 @@ function draw(step) {
   const x = (at) => LEFT + (at / end) * (WIDTH - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - ((scaled(value) - low) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
   const marks = [];
-  for (const tick of ticks(low, high)) {
-    const value = log ? 10 ** tick : tick;
+  for (const value of log ? powers(low, high) : ticks(low, high)) {
     marks.push(mark("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
     marks.push(mark("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
