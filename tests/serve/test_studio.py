@@ -233,7 +233,6 @@ def test_a_part_is_drawn_anew(page: Any, model: UniTok) -> None:
     page.locator("#changed").get_by_role("button", name="Save").nth(1).wait_for(timeout=60_000)
     sizes = page.locator("#changed img").evaluate_all("all => all.map((one) => [one.naturalWidth, one.naturalHeight])")
     assert sizes == [[width + width // 2, height]] * 2
-    shot(page, "extend")
     page.locator("#add-right").fill("0")
     page.get_by_role("button", name="Extend").click()
     page.get_by_text("nothing to extend: give left, right, top or bottom").wait_for()

@@ -95,6 +95,7 @@ function showCodes() {
   const heat = (cell, at) => {
     const colour = what === "words" && amount(at) > 0 ? "0 90 220" : "220 20 60"; // blue: likelier with the word, red: less likely
     cell.style.backgroundColor = `rgb(${colour} / ${(0.85 * Math.abs(amount(at))).toFixed(3)})`;
+    if (bits && grid[1] <= 16 && Math.abs(bits[at]) >= 0.1) cell.textContent = (bits[at] > 0 ? "+" : "") + bits[at].toFixed(1);
   };
   showGrid($("codes"), $("told-code"), grid, codes, inside.address, describe, what === "codes" ? write(codes, grid[1]) : heat);
   const mean = probabilities.reduce((sum, one) => sum - Math.log2(Math.max(one, 1e-12)), 0) / codes.length;
