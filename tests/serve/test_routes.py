@@ -13,6 +13,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import png_bytes, to_float, to_uint8
+from unitok.cli.main import main
 from unitok.data.decoding import decode
 from unitok.model import UniTok
 from unitok.sample.inpainting import Sides, extend_all
@@ -63,6 +64,30 @@ def test_names_of_folders_tell_them_apart() -> None:
     assert short_names([Path("/a/b/model"), Path("/c/b/model")]) == ["a/b/model", "c/b/model"]
     with pytest.raises(UserError, match="is given twice: give two different models"):
         short_names([Path("/a/b"), Path("/a/c/../b")])
+
+
+def test_the_commands_open_two_models_and_a_training(
+    make_model: Callable[..., UniTok],
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: None)
+    for name in ("a", "b"):
+        make_model("maskgit").save_pretrained(tmp_path / name / "generator")
+    a, b = str(tmp_path / "a" / "generator"), str(tmp_path / "b" / "generator")
+    assert main(["studio", "--model", a, "--other", b, "--run", str(run), "--port", "0"]) == 0
+    assert f"serving a/generator and b/generator and the training {run} at http://127" in capsys.readouterr().out
+    assert main(["serve", "--model", a, "--other", b, "--name", "first", "--port", "0"]) == 0
+    assert "serving first and b/generator at http://127" in capsys.readouterr().out
+    for words, message in (
+        (["serve", "--model", a, "--other", a], "is given twice: give two different models"),
+        (["serve", "--model", a, "--other", b, "--name", "b/generator"], "is the name of two models: choose another"),
+        (["studio", "--other", b, "--run", str(run)], "nothing to open: give --model DIR"),
+    ):
+        assert main([*words, "--port", "0"]) == 2
+        assert message in capsys.readouterr().err
 
 
 # --- an image tokenizer ----------------------------------------------------------------------------------------------

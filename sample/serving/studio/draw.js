@@ -43,7 +43,8 @@ for (const side of SIDES) $(`model-${side}`).addEventListener("change", () => se
 working($("compare-form"), async () => {
   const prompt = $("compare-caption").value, n = Number($("compare-count").value), seed = seedOf("compare-seed");
   const sides = SIDES.map((side) => {
-    const cards = Array.from({ length: n }, () => new Card(`${side.toUpperCase()}: ${prompt}`, factsOf(side)));
+    const cards = Array.from({ length: n }, () => new Card(prompt, factsOf(side)));
+    for (const { caption } of cards) caption.prepend(`${side.toUpperCase()}: `);
     return { side, cards, options: asking({ prompt, n, seed, ...streamed, ...settingsOf($(`settings-${side}`)) }, factsOf(side)) };
   });
   const hidden = $("blind").checked;

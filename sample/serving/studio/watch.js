@@ -4,7 +4,7 @@ import { $, ask, element, tell } from "./server.js";
 
 const EVERY = 3000; // milliseconds between two looks
 const WIDTH = 720, HEIGHT = 300, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 32;
-const run = { facts: null, address: "", shown: null, trouble: false };
+const run = { facts: null, address: "", shown: undefined, trouble: false };
 
 // Begins to watch if the server has a training; says whether it has.
 export async function watch() {
@@ -100,7 +100,7 @@ function draw(step) {
   const values = points.map(([, value]) => value), [least, most] = [Math.min(...values), Math.max(...values)];
   const log = least > 0 && most / least > 20; // a loss falls fast, then slowly
   const scaled = log ? Math.log10 : (value) => value;
-  const [low, high] = [scaled(least), scaled(most)], end = Math.max(...points.map(([at]) => at), 1);
+  const [low, high] = [scaled(least), scaled(most)], end = Math.max(...points.map(([at]) => at), step ?? 0, 1);
   const x = (at) => LEFT + (at / end) * (WIDTH - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - ((scaled(value) - low) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
   const marks = [];
@@ -109,7 +109,7 @@ function draw(step) {
     marks.push(mark("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
   for (const tick of ticks(0, end)) marks.push(mark("text", { x: x(tick), y: HEIGHT - 10, "text-anchor": "middle" }, tick.toLocaleString("en")));
-  if (step !== undefined && step !== null) marks.push(mark("line", { class: "here", x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }));
+  if (step !== undefined) marks.push(mark("line", { class: "here", x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }));
   marks.push(mark("polyline", { points: train.map(([at, value]) => `${x(at)},${y(value)}`).join(" ") }));
   marks.push(...val.map(([at, value]) => mark("circle", { cx: x(at), cy: y(value), r: 4 })));
   $("plot").setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
