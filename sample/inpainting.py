@@ -277,17 +277,18 @@ def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window]
     stride = model.image_tokenizer.stride
     above, down, below = _along(height, rows, stride, sides.top, sides.bottom)
     before, across, behind = _along(width, columns, stride, sides.left, sides.right)
+    # Counted before they are listed: of a long and narrow picture there can be more than fit into the memory.
+    count = len(down) * len(across) - list(down.values()).count(0) * list(across.values()).count(0)
+    if count > MOST_WINDOWS:
+        raise UserError(
+            f"the canvas needs {count} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose smaller sides"
+        )
     distances = {
         Window(top, left): far_down + far_across
         for top, far_down in down.items()
         for left, far_across in across.items()
         if far_down + far_across
     }
-    if len(distances) > MOST_WINDOWS:
-        raise UserError(
-            f"the canvas needs {len(distances)} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose "
-            "smaller sides"
-        )
     return sorted(distances, key=lambda window: (distances[window], window)), Sides(before, behind, above, below)
 
 

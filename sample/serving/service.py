@@ -201,8 +201,16 @@ class Service:
                 f"{self.limits.pictures} for a request, choose smaller sides, a smaller image or a smaller n",
                 "n",
             )
-        made_from = {"sha256": _digest(data), **sides._asdict()}
-        return Extending(*given, picture=picture, sides=sides), {"made_from": made_from}
+        order = Extending(*given, picture=picture, sides=sides)
+        height, width = order.canvas(self.size)
+        if asked.n * height * width > self.limits.pixels:
+            raise ApiError(
+                400,
+                f"n is {asked.n} and each picture has {width}x{height} pixels: this server draws up to "
+                f"{self.limits.pixels:,} for a request, choose a smaller image or a smaller n",
+                "n",
+            )
+        return order, {"made_from": {"sha256": _digest(data), **sides._asdict()}}
 
     def _given(self, asked: ImageFields) -> tuple[list[int], SampleSettings, list[int], int | None]:
         """Caption, settings, seeds and partial pictures."""

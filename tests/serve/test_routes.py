@@ -192,6 +192,11 @@ def test_wrong_extensions(
             status, said, named = refusal(answer)
             assert (status, named) == (404 if field == "model" else 400, field) and message in said, (fields, said)
         assert parts.worker.steps == 0
+    large = {"prompt": "a", "left": 16, "n": 4}
+    with serve(make_model("maskgit"), pixels=2000) as (client, _):
+        status, said, field = refusal(client.post(IMAGES + "extensions", data=large, files={"image": good}))
+        assert (status, field) == (400, "n")
+        assert "n is 4 and each picture has 48x32 pixels: this server draws up to 2,000 for a request" in said
     queries = {"tokenizations": {}, "extensions": {"prompt": "a", "left": 9}, "groundings": {"prompt": "a"}}
     with serve(make_model("maskgit")) as (client, _):
         for route, fields in queries.items():
