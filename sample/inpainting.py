@@ -281,7 +281,8 @@ def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window]
     count = len(down) * len(across) - list(down.values()).count(0) * list(across.values()).count(0)
     if count > MOST_WINDOWS:
         raise UserError(
-            f"the canvas needs {count} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose smaller sides"
+            f"the canvas needs {count} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose smaller "
+            "sides"
         )
     distances = {
         Window(top, left): far_down + far_across
