@@ -3,7 +3,7 @@
 import { $, ask, element, tell } from "./server.js";
 
 const EVERY = 3000; // milliseconds between two looks
-const WIDTH = 720, HEIGHT = 300, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 32;
+const HEIGHT = 300, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 32;
 const run = { facts: null, address: "", shown: undefined, trouble: false };
 
 // Begins to watch if the server has a training; says whether it has.
@@ -67,6 +67,7 @@ async function showSample() {
 
 $("sample-at").addEventListener("input", () => showSample().catch((error) => tell(error.message)));
 $("curve").addEventListener("change", () => draw(run.shown));
+new ResizeObserver(() => run.facts && draw(run.shown)).observe($("plot-box"));
 
 // --- the curve -------------------------------------------------------------------------------------------------------
 
@@ -101,18 +102,19 @@ function draw(step) {
   const log = least > 0 && most / least > 20; // a loss falls fast, then slowly
   const scaled = log ? Math.log10 : (value) => value;
   const [low, high] = [scaled(least), scaled(most)], end = Math.max(...points.map(([at]) => at), step ?? 0, 1);
-  const x = (at) => LEFT + (at / end) * (WIDTH - LEFT - RIGHT);
+  const width = $("plot").clientWidth || 720; // so letters are as large on every screen
+  const x = (at) => LEFT + (at / end) * (width - LEFT - RIGHT);
   const y = (value) => HEIGHT - BOTTOM - ((scaled(value) - low) / (high - low || 1)) * (HEIGHT - TOP - BOTTOM);
   const marks = [];
   for (const value of log ? powers(low, high) : ticks(low, high)) {
-    marks.push(mark("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
+    marks.push(mark("line", { class: "rule", x1: LEFT, x2: width - RIGHT, y1: y(value), y2: y(value) }));
     marks.push(mark("text", { x: LEFT - 8, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
   for (const tick of ticks(0, end)) marks.push(mark("text", { x: x(tick), y: HEIGHT - 10, "text-anchor": "middle" }, tick.toLocaleString("en")));
   if (step !== undefined) marks.push(mark("line", { class: "here", x1: x(step), x2: x(step), y1: TOP, y2: HEIGHT - BOTTOM }));
   marks.push(mark("polyline", { points: train.map(([at, value]) => `${x(at)},${y(value)}`).join(" ") }));
   marks.push(...val.map(([at, value]) => mark("circle", { cx: x(at), cy: y(value), r: 4 })));
-  $("plot").setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+  $("plot").setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
   $("plot").replaceChildren(...marks);
   const said = [["training (line)", train], ["validation (dots)", val]].filter(([, some]) => some.length).map(([kind, some]) => {
     const best = some.reduce((one, other) => (other[1] < one[1] ? other : one));
