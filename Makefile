@@ -49,10 +49,10 @@ demo: $(READY)
 test: $(READY)
 	$(PYTEST)
 
-# playwright is needed here alone. It drives the browser that is there.
+# playwright drives the browser that is there, axe finds what not everybody could use. They are needed here alone.
 test-browser: $(READY)
-	@if command -v uv >/dev/null; then uv pip install -q --python $(RUN)/python playwright; \
-		else $(RUN)/python -m pip install -q playwright; fi
+	@if command -v uv >/dev/null; then uv pip install -q --python $(RUN)/python playwright axe-playwright-python; \
+		else $(RUN)/python -m pip install -q playwright axe-playwright-python; fi
 	$(RUN)/python -m pytest tests/serve/test_studio.py
 
 # The harness is no part of the package: it is found in tests/.

@@ -6,7 +6,7 @@ What is known comes back to the bit. Codes whose places lie in it are given to t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -182,32 +182,78 @@ def extend_all(
         UserError: a picture smaller than the model's, sides that are negative, all zero or too long, a tokenizer whose
             codes have no place, a caption that is too long, or logits that are not finite.
     """
-    check_places(model.image_tokenizer)
-    sides = Sides(*sides)
-    windows, around = plan(model, picture.shape[1:], sides)
-    _, height, width = picture.shape
-    # What is not known yet continues the border, for the codes beside it to be made from likely neighbours.
-    border = (around.left, around.right, around.top, around.bottom)
-    whole = F.pad(picture[None].float(), border, mode="replicate").to(torch.uint8)
-    canvases = whole.repeat(len(seeds), 1, 1, 1)
-    empty = torch.ones(whole.shape[2:], dtype=torch.bool)
-    empty[around.top : around.top + height, around.left : around.left + width] = False
-    rows, columns = model.image_tokenizer.image_size
-    for number, (top, left) in enumerate(windows):
-        here = (..., slice(top, top + rows), slice(left, left + columns))
-        canvases[here] = inpaint(
+    canvases = [Canvas(model, picture, Sides(*sides)) for _ in seeds]
+    for number in range(len(canvases[0].windows) if canvases else 0):
+        known, holes = zip(*(canvas.window(number) for canvas in canvases), strict=True)
+        drawn = inpaint(
             model,
-            canvases[here],
-            empty[here].repeat(len(seeds), 1, 1),
+            torch.stack(known),
+            torch.stack(holes),
             [caption] * len(seeds),
             settings,
-            [fold(seed, "window", number) for seed in seeds],
+            [window_seed(seed, number) for seed in seeds],
             batch_size=batch_size,
             precision=precision,
         )
-        empty[here] = False
-    top, left = around.top - sides.top, around.left - sides.left
-    return canvases[..., top : around.top + height + sides.bottom, left : around.left + width + sides.right]
+        for canvas, window in zip(canvases, drawn, strict=True):
+            canvas.put(number, window)
+    return torch.stack([canvas.picture for canvas in canvases])
+
+
+def window_seed(seed: int, number: int) -> int:
+    """The seed of a window of a canvas."""
+    return fold(seed, "window", number)
+
+
+class Canvas:
+    """A picture with room around it, which is drawn window by window.
+
+    Args:
+        model: draws.
+        picture: (3, H, W) uint8, at least of the model's size.
+        sides: pixels to add.
+
+    Raises:
+        UserError: as `extend_all`.
+    """
+
+    def __init__(self, model: UniTok, picture: torch.Tensor, sides: Sides) -> None:
+        check_places(model.image_tokenizer)
+        self.windows, around = plan(model, picture.shape[1:], sides)
+        """In the order in which they are drawn."""
+        self._size = model.image_tokenizer.image_size
+        _, height, width = picture.shape
+        # What is not known yet continues the border, for the codes beside it to be made from likely neighbours.
+        border = (around.left, around.right, around.top, around.bottom)
+        self._pixels = F.pad(picture[None].float(), border, mode="replicate")[0].to(torch.uint8)
+        self._empty = torch.ones(self._pixels.shape[1:], dtype=torch.bool)
+        self._empty[around.top : around.top + height, around.left : around.left + width] = False
+        top, left = around.top - sides.top, around.left - sides.left
+        self._shown = (
+            ...,
+            slice(top, around.top + height + sides.bottom),
+            slice(left, around.left + width + sides.right),
+        )
+
+    def window(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is there where a window stands, (3, H, W) uint8, and what of it is to be drawn, (H, W) bool."""
+        here = self._here(number)
+        return self._pixels[here], self._empty[here]
+
+    def put(self, number: int, drawn: torch.Tensor) -> None:
+        """Keeps what was drawn in a window (3, H, W) uint8 where nothing was known."""
+        here = self._here(number)
+        self._pixels[here] = torch.where(self._empty[here], drawn, self._pixels[here])
+        self._empty[here] = False
+
+    @property
+    def picture(self) -> torch.Tensor:
+        """(3, H', W') uint8 so far."""
+        return self._pixels[self._shown]
+
+    def _here(self, number: int) -> tuple[Any, ...]:
+        (top, left), (rows, columns) = self.windows[number], self._size
+        return (..., slice(top, top + rows), slice(left, left + columns))
 
 
 def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window], Sides]:
@@ -231,17 +277,19 @@ def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window]
     stride = model.image_tokenizer.stride
     above, down, below = _along(height, rows, stride, sides.top, sides.bottom)
     before, across, behind = _along(width, columns, stride, sides.left, sides.right)
+    # Counted before they are listed: of a long and narrow picture there can be more than fit into the memory.
+    count = len(down) * len(across) - list(down.values()).count(0) * list(across.values()).count(0)
+    if count > MOST_WINDOWS:
+        raise UserError(
+            f"the canvas needs {count} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose smaller "
+            "sides"
+        )
     distances = {
         Window(top, left): far_down + far_across
         for top, far_down in down.items()
         for left, far_across in across.items()
         if far_down + far_across
     }
-    if len(distances) > MOST_WINDOWS:
-        raise UserError(
-            f"the canvas needs {len(distances)} windows of {columns}x{rows}, at most {MOST_WINDOWS} are drawn: choose "
-            "smaller sides"
-        )
     return sorted(distances, key=lambda window: (distances[window], window)), Sides(before, behind, above, below)
 
 

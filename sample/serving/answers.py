@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -32,6 +32,12 @@ def shown_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
         else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(value)}"}}
         for kind, value in parts
     ]
+
+
+def shown_tokens(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `reconstruct` found, with pictures as files."""
+    shown = {key: {"b64_json": encoded(one)} if isinstance(one, torch.Tensor) else one for key, one in found.items()}
+    return {**shown, "first": [{"codes": n, "b64_json": encoded(picture)} for n, picture in found["first"]]}
 
 
 class EventStream(Response):

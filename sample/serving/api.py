@@ -15,21 +15,30 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from .answers import EventStream, encoded, shown_parts
+from .answers import EventStream, encoded, shown_parts, shown_tokens
 from .errors import ApiError, invalid
-from .fields import ChatFields, ImageFields, InspectionFields
+from .fields import (
+    ChatFields,
+    DrawingFields,
+    ExtensionFields,
+    GroundingFields,
+    ImageFields,
+    InspectionFields,
+    Named,
+)
 from .guards import FACTS, Bounded, Keyed, Logged
+from .limits import Limits
 from .metrics import Metrics
-from .orders import Drawing
+from .models import Models, Serving
+from .orders import Drawing, Order
 from .page import add_page
 from .running import events
-from .service import Service
-from .uploads import read_form
-from .worker import Accepted, Done, Event, Step, Worker
+from .uploads import checked, read_form
+from .watching import Watched, add_watched
+from .worker import Accepted, Done, Event, Step
 
 
 @dataclass(frozen=True)
@@ -48,77 +57,107 @@ OPEN_TO_ALL = Access()
 
 
 def make_app(
-    service: Service, worker: Worker, tell: Callable[[Mapping[str, Any]], None], access: Access = OPEN_TO_ALL
+    models: Models,
+    limits: Limits,
+    tell: Callable[[Mapping[str, Any]], None],
+    access: Access = OPEN_TO_ALL,
+    run: Watched | None = None,
 ) -> ASGIApp:
-    """The application, which starts the worker, and at the end lets it write what is ordered.
+    """The application, which starts the workers, and at the end lets them write what is ordered.
 
     Args:
-        service: makes orders.
-        worker: writes them.
+        models: make orders and write them.
+        limits: what is taken on.
         tell: is given the facts of each request.
         access: who may ask.
+        run: a training that is watched.
     """
-    limits, metrics, started = service.limits, Metrics(worker), int(time.time())
+    metrics, started = Metrics([one.worker for one in models.all]), int(time.time())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+        for one in models.all:
+            one.worker.start()
         yield
-        await run_in_threadpool(worker.close)
+        for one in models.all:
+            await run_in_threadpool(one.worker.close)
 
     app = FastAPI(title="unitok", lifespan=lifespan, docs_url=None, redoc_url=None)
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _refuse)
 
     add_page(app)
+    add_watched(app, run)
 
     @app.get("/health")
     async def health() -> Response:
-        return JSONResponse({"status": "ok" if worker.alive else "stopped"}, 200 if worker.alive else 503)
+        return JSONResponse({"status": "ok" if models.alive else "stopped"}, 200 if models.alive else 503)
 
     @app.get("/metrics")
     async def numbers() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")
-    async def models() -> Response:
-        one = {"id": service.name, "object": "model", "created": started, "owned_by": "unitok", **service.facts()}
-        return JSONResponse({"object": "list", "data": [one]})
+    async def listed() -> Response:
+        common = {"object": "model", "created": started, "owned_by": "unitok"}
+        data = [{"id": one.service.name, **common, **one.service.facts()} for one in models.all]
+        return JSONResponse({"object": "list", "data": data})
 
     @app.post("/v1/images/generations")
     async def generations(asked: ImageFields, request: Request) -> Response:
         note(request, asked)
-        order = await run_in_threadpool(service.drawing, asked)
-        return await answer(request, asked, order, {}, "image_generation")
+        one = models.find(asked.model)
+        order = await run_in_threadpool(one.service.drawing, asked)
+        return await answer(request, asked, one, order, {}, "image_generation")
 
     @app.post("/v1/images/edits")
     async def edits(request: Request) -> Response:
         form = await read_form(request, ("image", "mask"))
-        try:
-            asked = ImageFields.model_validate(form.values, strict=False)  # all values of a form are text
-        except ValidationError as error:
-            raise invalid(error.errors()) from None
+        asked = checked(ImageFields, form)
         note(request, asked)
-        order, made_from = await run_in_threadpool(service.edit, asked, form.files["image"], form.files["mask"])
-        return await answer(request, asked, order, made_from, "image_edit")
+        one = models.find(asked.model)
+        order, made_from = await run_in_threadpool(one.service.edit, asked, form.files["image"], form.files["mask"])
+        return await answer(request, asked, one, order, made_from, "image_edit")
 
     @app.post("/v1/images/inspections")
     async def inspections(request: Request) -> Response:
         form = await read_form(request, ("image",))
-        try:
-            asked = InspectionFields.model_validate(form.values, strict=False)
-        except ValidationError as error:
-            raise invalid(error.errors()) from None
-        order = await run_in_threadpool(service.inspection, asked, form.files["image"])
-        async with aclosing(events(worker, order, request, limits.seconds)) as running:
-            (found,) = [event.value async for event in running if isinstance(event, Done)]
-        return JSONResponse({"object": "image_inspection", "model": service.name, **found})
+        asked = checked(InspectionFields, form)
+        one = models.find(asked.model)
+        order = await run_in_threadpool(one.service.inspection, asked, form.files["image"])
+        return JSONResponse({"object": "image_inspection", **await found(request, one, order)})
+
+    @app.post("/v1/images/tokenizations")
+    async def tokenizations(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        one = models.find(checked(Named, form).model)
+        order = await run_in_threadpool(one.service.reconstruction, form.files["image"])
+        value = await found(request, one, order)
+        return JSONResponse({"object": "image_tokenization", **await run_in_threadpool(shown_tokens, value)})
+
+    @app.post("/v1/images/extensions")
+    async def extensions(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        asked = checked(ExtensionFields, form)
+        note(request, asked)
+        one = models.find(asked.model)
+        order, made_from = await run_in_threadpool(one.service.extension, asked, form.files["image"])
+        return await answer(request, asked, one, order, made_from, "image_extension")
+
+    @app.post("/v1/images/groundings")
+    async def groundings(request: Request) -> Response:
+        form = await read_form(request, ("image",))
+        asked = checked(GroundingFields, form)
+        one = models.find(asked.model)
+        order = await run_in_threadpool(one.service.grounding, asked, form.files["image"])
+        return JSONResponse({"object": "image_grounding", **await found(request, one, order)})
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatFields, request: Request) -> Response:
-        order, facts = await run_in_threadpool(service.answer, asked)
+        one = models.find(asked.model)
+        order, facts = await run_in_threadpool(one.service.answer, asked)
         parts: list[dict[str, Any]] = []
-        async with aclosing(events(worker, order, request, limits.seconds)) as running:
+        async with aclosing(events(one.worker, order, request, limits.seconds)) as running:
             async for event in running:
                 if isinstance(event, Done):
                     parts += await run_in_threadpool(shown_parts, event.value)
@@ -127,18 +166,30 @@ def make_app(
         message = {"role": "assistant", "content": text, "parts": parts}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         named = {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion", "created": int(time.time())}
-        return JSONResponse({**named, "model": service.name, "choices": [choice], "record": facts})
+        return JSONResponse({**named, "model": one.service.name, "choices": [choice], "record": facts})
 
-    def note(request: Request, asked: ImageFields) -> None:
+    def note(request: Request, asked: DrawingFields) -> None:
         request.scope[FACTS]["pictures"] = asked.n
         if access.prompts:
             request.scope[FACTS]["prompt"] = asked.prompt
 
+    async def found(request: Request, one: Serving, order: Order) -> dict[str, Any]:
+        """What an order of one value, which is a part of the answer, has found."""
+        async with aclosing(events(one.worker, order, request, limits.seconds)) as running:
+            (value,) = [event.value async for event in running if isinstance(event, Done)]
+        return {"model": one.service.name, **value}
+
     async def answer(
-        request: Request, asked: ImageFields, order: Drawing, made_from: Mapping[str, Any], kind: str
+        request: Request,
+        asked: ImageFields | ExtensionFields,
+        one: Serving,
+        order: Drawing,
+        made_from: Mapping[str, Any],
+        kind: str,
     ) -> Response:
         """Pictures, in one object or as a stream of events of a kind."""
-        (height, width), facts = service.size, request.scope[FACTS]
+        service, facts = one.service, request.scope[FACTS]
+        height, width = order.canvas(service.size)
         common = {"size": f"{width}x{height}", "output_format": "png", "background": "opaque", "quality": "auto"}
 
         def shown(place: int, picture: torch.Tensor) -> dict[str, Any]:
@@ -161,18 +212,18 @@ def make_app(
                             partial = {"partial_image_index": event.number, "b64_json": picture}
                             yield {"type": f"{kind}.partial_image", **base, **partial}
 
-        running = events(worker, order, request, limits.seconds)
+        running = events(one.worker, order, request, limits.seconds)
         first = await anext(running)  # what is refused is refused before a stream begins
         assert isinstance(first, Accepted)
         if asked.stream:
             return EventStream(told(running))
-        found: dict[int, dict[str, Any]] = {}
+        drawn: dict[int, dict[str, Any]] = {}
         async with aclosing(running):
             async for event in running:
                 if isinstance(event, Done):
-                    found[event.place] = await run_in_threadpool(shown, event.place, event.value)
-        facts["pictures_sent"] = len(found)
-        data = [found[place] for place in range(order.places)]
+                    drawn[event.place] = await run_in_threadpool(shown, event.place, event.value)
+        facts["pictures_sent"] = len(drawn)
+        data = [drawn[place] for place in range(order.places)]
         return JSONResponse({"created": int(time.time()), **common, "data": data})
 
     guarded: ASGIApp = Bounded(app, limits.bytes, limits.patience)
@@ -187,7 +238,7 @@ def make_app(
 async def _refuse(request: Request, error: Exception) -> Response:
     """The answer to a request that failed; one that is no `ApiError` was refused by the framework, or is a bug."""
     if isinstance(error, RequestValidationError):
-        error = invalid(error.errors())
+        error = invalid([{**one, "loc": one["loc"][1:]} for one in error.errors()])  # the first is "body" or "query"
     elif isinstance(error, HTTPException):
         error = ApiError(error.status_code, f"{error.detail}: {request.method} {request.url.path}"[:200])
     elif not isinstance(error, ApiError):

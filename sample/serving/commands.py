@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 def serve(
     model: Path,
+    other: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str | None = None,
@@ -41,9 +42,10 @@ def serve(
 
     Args:
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        other: A second model, which requests name in their field `model`.
         host: Address to listen at. Others than 127.0.0.1 are open to the network: give --api_key_file too.
         port: Port to listen at; 0 takes a free one.
-        name: By which clients know the model; else the folder's.
+        name: By which clients know the first model; else the folder's.
         limits: What is taken on.
         context: Models of documents: most positions of a document.
         api_key_file: File of keys, one a line; a request must bring one of them (Authorization: Bearer KEY).
@@ -56,28 +58,31 @@ def serve(
         unitok serve --model runs/demo/generator --port 8000
     """
     keys = _keys(api_key_file) if api_key_file is not None else []
-    listening = _listen(host, port)
-    try:
-        _serve(listening, model, name, limits, context, keys, cors_origins or [], log_prompts, precision, device)
-    finally:
-        listening.close()
+    folders = [model, other] if other is not None else [model]
+    with closing(_listen(host, port)) as listening:
+        _serve(listening, folders, name, limits, context, keys, cors_origins or [], log_prompts, precision, device)
 
 
 def studio(
-    model: Path,
+    model: Path | None = None,
+    other: Path | None = None,
+    run: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: Path | None = None,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Open a model in a browser: see pictures appear, fill parts of them in, change them, ask about them.
+    """Open a model in a browser: see pictures appear, fill parts of them in, change them, ask about them, compare it
+    with another; or watch a training.
 
     It is `unitok serve` with its usual limits; the page at / is the same there. The page works offline and keeps
     nothing. Ctrl-C ends it.
 
     Args:
         model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        other: A second model, to be compared with the first.
+        run: Folder of a training, running or finished, to be watched. It is only read. A model is not needed then.
         host: Address to listen at. Others than 127.0.0.1 are open to the network: give --api_key_file too.
         port: Port to listen at; 0 takes a free one.
         api_key_file: File of keys, one a line; the page asks for one of them.
@@ -86,8 +91,14 @@ def studio(
 
     Example:
         unitok studio --model runs/demo/generator
+        unitok studio --run runs/demo/generator
     """
-    serve(model, host, port, api_key_file=api_key_file, precision=precision, device=device)
+    if model is None and (run is None or other is not None):
+        raise UserError("nothing to open: give --model DIR, the folder of a model, or --run DIR, that of a training")
+    keys = _keys(api_key_file) if api_key_file is not None else []
+    folders = [folder for folder in (model, other) if folder is not None]
+    with closing(_listen(host, port)) as listening:
+        _serve(listening, folders, None, USUAL, 2048, keys, [], False, precision, device, run)
 
 
 def _keys(path: Path) -> list[str]:
@@ -129,7 +140,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _serve(
     listening: socket.socket,
-    model: Path,
+    folders: list[Path],
     name: str | None,
     limits: Limits,
     context: int,
@@ -138,6 +149,7 @@ def _serve(
     log_prompts: bool,
     precision: Literal["auto", "bf16", "fp32"],
     device: Literal["auto", "cpu", "cuda"],
+    run: Path | None = None,
 ) -> None:
     try:
         import fastapi  # noqa: F401
@@ -153,14 +165,22 @@ def _serve(
 
     from .api import Access, make_app
     from .guards import patient
+    from .models import Models, Serving, short_names
     from .service import Service
+    from .watching import Watched
     from .worker import Worker
 
-    loaded = UniTok.from_pretrained(str(model), pick_device(device))
-    computed = prepare(loaded, precision)
-    service = Service(loaded, name or model.resolve().name, limits, context)
-    worker = Worker(loaded, limits.lanes, service.room, limits.queue, computed)
-    app = make_app(service, worker, _tell, Access(keys, origins, log_prompts))
+    watched = Watched(run) if run is not None else None
+    names = short_names(folders)
+    if name is not None:
+        names[0] = name
+    served = []
+    for folder, called in zip(folders, names, strict=True):
+        loaded = UniTok.from_pretrained(str(folder), pick_device(device))
+        computed = prepare(loaded, precision)
+        service = Service(loaded, called, limits, context)
+        served.append(Serving(service, Worker(loaded, limits.lanes, service.room, limits.queue, computed)))
+    app = make_app(Models(served), limits, _tell, Access(keys, origins, log_prompts), watched)
     config = uvicorn.Config(
         app,
         http=patient(limits.patience),
@@ -175,7 +195,8 @@ def _serve(
     if host not in LOOPBACK and not keys:
         print(f"{host} is open to the network, and no key is asked for (--api_key_file)", file=sys.stderr)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"serving {service.name} at {address}/v1, in a browser at {address}/", flush=True)
+    what = " and ".join([*names, *([f"the training {run}"] if run is not None else [])])
+    print(f"serving {what} at {address}/v1, in a browser at {address}/", flush=True)
     with suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it once more
         uvicorn.Server(config).run(sockets=[listening])
 

@@ -72,7 +72,7 @@ def invalid(errors: Sequence[Any]) -> ApiError:
     """What pydantic found wrong with the fields of a request, in one line; a field is named once."""
     found: dict[str, str] = {}
     for error in errors:
-        path = [str(part) for part in error["loc"] if part != "body"]
+        path = [str(part) for part in error["loc"]]
         name = path[0] if path else ""
         if error["type"] == "extra_forbidden":
             found.setdefault(name, f"unknown field {'.'.join(path)!r:.80}: leave it out")

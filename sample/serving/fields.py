@@ -32,24 +32,40 @@ _OPTIONAL: dict[str, Any] = {name: (kind, None) for name, kind in SETTINGS.items
 _Settings: Any = create_model("_Settings", __base__=Fields, **_OPTIONAL)
 
 
-class ImageFields(_Settings):
-    """Of `/v1/images/generations`, and beside the files of `/v1/images/edits`: with all settings of `unitok sample`."""
+class DrawingFields(_Settings):
+    """Of all routes that draw: with all settings of `unitok sample`."""
 
     prompt: Annotated[str, Field(max_length=LONGEST_TEXT)]
     n: Annotated[int, Field(ge=1)] = 1
     """Pictures, with the seeds seed, seed + 1, ..."""
-    size: str | None = None
-    """WIDTHxHEIGHT; it must be the model's."""
     response_format: Literal["b64_json"] | None = None
     """The server keeps no files, so there are no addresses."""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that are given. Raises UserError for values out of range."""
+        return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in SETTINGS}))
+
+
+class ImageFields(DrawingFields):
+    """Of `/v1/images/generations`, and beside the files of `/v1/images/edits`."""
+
+    size: str | None = None
+    """WIDTHxHEIGHT; it must be the model's."""
     stream: bool = False
     """Whether steps and partial pictures are sent while it draws."""
     partial_images: Annotated[int, Field(ge=0, le=MOST_PARTIAL_IMAGES)] = 3
     """Partial pictures of each picture of a stream, evenly over its steps; fewer where the server is short of time."""
 
-    def settings(self) -> dict[str, Any]:
-        """The settings that are given. Raises UserError for values out of range."""
-        return SampleSettings.given(GivenSettings(**{name: getattr(self, name) for name in SETTINGS}))
+
+class ExtensionFields(DrawingFields):
+    """Of `/v1/images/extensions`, beside the file."""
+
+    left: int = 0
+    """Pixels to add; so are the other sides."""
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    stream: Literal[False] = False
 
 
 class InspectionFields(Named):
@@ -57,6 +73,15 @@ class InspectionFields(Named):
 
     prompt: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
     """The caption by which the codes would be drawn."""
+    words: bool = False
+    """Whether what each word of it is worth is told too."""
+
+
+class GroundingFields(Named):
+    """Of `/v1/images/groundings`, beside the file."""
+
+    prompt: Annotated[str, Field(max_length=LONGEST_TEXT)] = ""
+    """What is looked for; without it the picture is captioned, with the box of each thing that is named."""
 
 
 class TextPart(BaseModel):

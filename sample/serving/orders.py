@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
+from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..inpainting import inpainting_job, known_codes
+from ..inpainting import Canvas, Sides, inpainting_job, known_codes, window_seed
 from ..jobs import Job, job_for
-from ..pipeline import codes_of, rooms_of, score_codes
+from ..pipeline import GREEDY, codes_of, rooms_of, score_codes
 from .partial import decode_one
+from .reconstruction import reconstruct
 
 Finished = list[tuple[int, Any]]
 """(place among the values of the order, value) of what a job completes."""
@@ -49,6 +51,10 @@ class Order(ABC):
     @abstractmethod
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         """What a job completes; `number` is its place in `jobs`. Without jobs it is asked once, for 0."""
+
+    def follow(self, model: UniTok, number: int) -> Job | None:
+        """What takes the place of a job that is finished, if its value is not whole yet."""
+        return None
 
     def room(self, model: UniTok, job: Job) -> int:
         """Positions that a job takes at most."""
@@ -92,6 +98,10 @@ class Drawing(Order):
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         return [job_for("text_to_image", {"caption": self.caption}, seed, self.settings) for seed in seeds]
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of the pictures, by a model of a size."""
+        return size
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         chosen = self.best.take([(number, written[0])])
@@ -139,6 +149,38 @@ class Editing(_FromPictures):
         return [job_for("edit", record, seed, self.settings) for seed in seeds]
 
 
+@dataclass(kw_only=True)
+class Extending(_FromPictures):
+    """A picture with more around it, which is drawn window by window."""
+
+    picture: torch.Tensor
+    """(3, H, W) uint8, at least of the model's size."""
+    sides: Sides
+
+    def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        _, height, width = self.picture.shape
+        return self.sides.top + height + self.sides.bottom, self.sides.left + width + self.sides.right
+
+    def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
+        self.canvases = [Canvas(model, self.picture, self.sides) for _ in seeds]
+        self.drawn = [0] * len(seeds)
+        return [self._job(model, number) for number in range(len(seeds))]
+
+    def _job(self, model: UniTok, number: int) -> Job:
+        window, (picture, mask) = self.drawn[number], self.canvases[number].window(self.drawn[number])
+        (known,) = known_codes(model, picture[None], mask[None])
+        return inpainting_job(model, known, self.caption, window_seed(self.seeds[number], window), self.settings)
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        canvas = self.canvases[number]
+        canvas.put(self.drawn[number], decode_one(model.image_tokenizer, written[0]))
+        self.drawn[number] += 1
+        return [(number, canvas.picture)] if self.drawn[number] == len(canvas.windows) else []
+
+    def follow(self, model: UniTok, number: int) -> Job | None:
+        return self._job(model, number) if self.drawn[number] < len(self.canvases[number].windows) else None
+
+
 @dataclass
 class Inspecting(Order):
     """The codes of a picture, and what the model thinks of them where it draws them by a caption."""
@@ -146,22 +188,54 @@ class Inspecting(Order):
     caption: str
     picture: torch.Tensor
     """(3, H, W) uint8 of the model's size."""
+    words: bool = False
+    """Whether to tell what each word of the caption is worth: by how many bits a code is likelier than it would be by
+    the caption without this word. A word that is there twice is left out once at a time."""
 
     def jobs(self, model: UniTok) -> list[Job]:
         return []
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         codes = codes_of(model, self.picture[None])
-        odds = score_codes(model, [self.caption], codes)[0].double().log_softmax(-1)
-        own = odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
-        entropy = -(odds.exp() * odds.clamp(min=-1e9)).sum(-1) / math.log(2)
+
+        def odds(caption: str) -> torch.Tensor:
+            return score_codes(model, [caption], codes)[0].double().log_softmax(-1)
+
+        def own(odds: torch.Tensor) -> torch.Tensor:
+            return odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
+
+        all_odds = odds(self.caption)
+        entropy = -(all_odds.exp() * all_odds.clamp(min=-1e9)).sum(-1) / math.log(2)
         found = {
             "grids": [list(grid) for grid in model.layout.scales],
             "codes": codes[0].tolist(),
-            "probabilities": [float(f"{one:.4g}") for one in own.exp().tolist()],
-            "entropies": [float(f"{one:.4g}") for one in entropy.tolist()],
+            "probabilities": _rounded(own(all_odds).exp()),
+            "entropies": _rounded(entropy),
         }
+        if self.words:
+            words = self.caption.split()
+            without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
+            worth = [(own(all_odds) - own(odds(caption))) / math.log(2) for caption in without]
+            found["words"] = [{"word": word, "bits": _rounded(bits)} for word, bits in zip(words, worth, strict=True)]
         return [(0, found)]
+
+
+def _rounded(values: torch.Tensor) -> list[float]:
+    return [float(f"{one:.4g}") for one in values.tolist()]
+
+
+@dataclass
+class Reconstructing(Order):
+    """What an image tokenizer makes of a picture; no transformer has to do with it."""
+
+    picture: torch.Tensor
+    """(3, H, W) uint8 of the model's size."""
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        return []
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        return [(0, reconstruct(model.image_tokenizer, self.picture))]
 
 
 @dataclass
@@ -182,6 +256,33 @@ class Reading(Order):
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         return [(0, [("text", model.text_tokenizer.decode(written[0].tolist()))])]
+
+
+@dataclass
+class Locating(Order):
+    """Where in a picture something is: texts, and boxes, shares of the whole picture."""
+
+    phrase: list[int] | None
+    """Its ids; None: the caption of the picture, with a box behind each thing that it names."""
+    picture: torch.Tensor
+    """(3, H, W) uint8 of the model's size."""
+    window: Box
+    """What is kept of the whole picture, as shares of it."""
+
+    def jobs(self, model: UniTok) -> list[Job]:
+        (codes,) = codes_of(model, self.picture[None])
+        if self.phrase is None:
+            return [job_for("ground_caption", {"image": codes}, 0, GREEDY, "grounded")]
+        return [job_for("ground", {"image": codes, "phrase": self.phrase}, 0, GREEDY, "box")]
+
+    def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        reader = model.modalities()["box" if self.phrase is not None else "grounded"]
+        if isinstance(reader, GroundedTextModality):
+            parts: Sequence[str | Box] = reader.parts(written[0].tolist(), model.text_tokenizer.decode)
+        else:
+            parts = reader.value(written[0])
+        found = [{"text": one} if isinstance(one, str) else {"box": uncropped(one, self.window)} for one in parts]
+        return [(0, {"parts": found})]
 
 
 @dataclass

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 
-FILES = {"/": "index.html", "/studio.css": "studio.css", "/studio.js": "studio.js"}
+SCRIPTS = ("studio", "server", "tabs", "cards", "draw", "change", "look", "ask", "watch")
+FILES = {"/": "index.html", "/studio.css": "studio.css", **{f"/{name}.js": f"{name}.js" for name in SCRIPTS}}
 """Path -> file. They say nothing about the model, so they need no key; what they ask for does."""
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 HEADERS = {

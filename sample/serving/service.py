@@ -9,26 +9,53 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from tokenizers_vq.errors import UserError
+from unitok.boxes import SPANS
+from unitok.data.decoding import fit_shares
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.tasks import needs
 
 from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
-from ..inpainting import reads_known
+from ..inpainting import Sides, plan, reads_known
 from ..masks import check_places, fit_mask
 from ..pipeline import GREEDY, settings_for
 from ..reading import has_learned
 from .errors import ApiError, about, refused
-from .fields import ChatFields, Fields, ImageFields, ImagePart, InspectionFields, Message, Named
+from .fields import (
+    ChatFields,
+    DrawingFields,
+    ExtensionFields,
+    Fields,
+    GroundingFields,
+    ImageFields,
+    ImagePart,
+    InspectionFields,
+    Message,
+)
 from .limits import Limits
-from .orders import Drawing, Editing, Inpainting, Inspecting, Order, Reading, Telling
+from .orders import (
+    Drawing,
+    Editing,
+    Extending,
+    Inpainting,
+    Inspecting,
+    Locating,
+    Order,
+    Reading,
+    Reconstructing,
+    Telling,
+)
 from .uploads import read_data_url, read_mask, read_picture
 
 DOCUMENTS = "interleaved"
 MOST_SOURCES = 4
 """Pictures of an edit."""
+MOST_WORDS = 32
+"""Words of a caption of which is told what they are worth: each takes a pass of the model."""
 MOST_DRAWN = 4
 """Pictures in an answer of a chat, unless the request says otherwise."""
 
@@ -61,9 +88,9 @@ class Service:
         read = MOST_SOURCES if edited else 1
         drawn = text + 2 * max(text, image + 1)  # behind known codes, a pass carries more than it draws
         drawn += image if reads_known(self.model) else 0
-        return max(
-            drawn, read * image + 2 * text + max(text, image + 1), self.documents.context if self.documents else 0
-        )
+        boxes = [self.model.modalities()[name].longest + 1 for name in SPANS if name in self.model.modalities()]
+        written = max(text, image + 1, *boxes)
+        return max(drawn, read * image + 2 * text + written, self.documents.context if self.documents else 0)
 
     def facts(self) -> dict[str, Any]:
         """The model, as a client sees it."""
@@ -92,7 +119,7 @@ class Service:
 
     def drawing(self, asked: ImageFields) -> Drawing:
         """Raises ApiError for what cannot be drawn."""
-        order = Drawing(*self._asked(asked))
+        order = Drawing(*self._given(asked))
         try:
             check_best_of(self.model, order.settings)
         except UserError as error:
@@ -108,7 +135,7 @@ class Service:
         Raises:
             ApiError: files that cannot be read or do not fit, or a task that the model did not learn.
         """
-        given = self._asked(asked)
+        given = self._given(asked)
         if not pictures:
             raise ApiError(400, "image is missing: send the picture as a file", "image")
         if not masks:
@@ -150,23 +177,50 @@ class Service:
         sources = [read_picture(data, self.size, self.limits.pixels, "image") for data in pictures]
         return Editing(*given, sources=sources), {"source": [{"sha256": _digest(data)} for data in pictures]}
 
-    def inspection(self, asked: InspectionFields, pictures: Sequence[bytes]) -> Inspecting:
-        """Raises ApiError for a picture that cannot be read, or a caption that is too long."""
-        self._check_model(asked)
-        if len(pictures) != 1:
-            raise ApiError(400, f"here are {len(pictures)} images: send one, as a file", "image")
-        if not has_learned(self.model, "text_to_image"):
-            raise ApiError(400, f"this model learned {', '.join(self.model.config.tasks)}, not text_to_image", "prompt")
-        with about("prompt"):
-            self.model.text_ids(asked.prompt)
-        return Inspecting(asked.prompt, read_picture(pictures[0], self.size, self.limits.pixels, "image"))
+    def extension(self, asked: ExtensionFields, pictures: Sequence[bytes]) -> tuple[Drawing, dict[str, Any]]:
+        """The order of a picture with more around it, and what its record names.
 
-    def _asked(self, asked: ImageFields) -> tuple[list[int], SampleSettings, list[int], int | None]:
+        Raises:
+            ApiError: a picture that cannot be read or is too small, or sides that are wrong or take too many drawings.
+        """
+        given = self._asked(asked)
+        data = _one(pictures)
+        picture = read_picture(data, None, self.limits.pixels, "image")
+        sides = Sides(asked.left, asked.right, asked.top, asked.bottom)
+        try:
+            check_places(self.model.image_tokenizer)
+            windows, _ = plan(self.model, picture.shape[1:], sides)
+        except UserError as error:  # names the side, or is about the picture or its codes
+            wrong = refused(error)
+            raise ApiError(400, wrong.message, wrong.param or "image") from None
+        drawings = asked.n * len(windows)
+        if drawings > self.limits.pictures:
+            raise ApiError(
+                400,
+                f"n is {asked.n} and each picture takes {len(windows)} drawings: this server draws up to "
+                f"{self.limits.pictures} for a request, choose smaller sides, a smaller image or a smaller n",
+                "n",
+            )
+        order = Extending(*given, picture=picture, sides=sides)
+        height, width = order.canvas(self.size)
+        if asked.n * height * width > self.limits.pixels:
+            raise ApiError(
+                400,
+                f"n is {asked.n} and each picture has {width}x{height} pixels: this server draws up to "
+                f"{self.limits.pixels:,} for a request, choose a smaller image or a smaller n",
+                "n",
+            )
+        return order, {"made_from": {"sha256": _digest(data), **sides._asdict()}}
+
+    def _given(self, asked: ImageFields) -> tuple[list[int], SampleSettings, list[int], int | None]:
         """Caption, settings, seeds and partial pictures."""
-        self._check_model(asked)
         height, width = self.size
         if asked.size not in (None, "auto", f"{width}x{height}"):
             raise ApiError(400, f"size is {asked.size!r:.80}: this model draws {width}x{height} or auto", "size")
+        return *self._asked(asked), asked.partial_images if asked.stream else None
+
+    def _asked(self, asked: DrawingFields) -> tuple[list[int], SampleSettings, list[int]]:
+        """Caption, settings and seeds."""
         try:
             settings = settings_for(self.model, asked.settings())
         except UserError as error:
@@ -178,7 +232,42 @@ class Service:
         with about("prompt"):
             caption = self.model.text_ids(asked.prompt)
         seed = _seed(asked)
-        return caption, settings, list(range(seed, seed + asked.n)), asked.partial_images if asked.stream else None
+        return caption, settings, list(range(seed, seed + asked.n))
+
+    # --- what is in a picture ----------------------------------------------------------------------------------------
+
+    def inspection(self, asked: InspectionFields, pictures: Sequence[bytes]) -> Inspecting:
+        """Raises ApiError for a picture that cannot be read, or a caption that is too long."""
+        data = _one(pictures)
+        self._check_task("text_to_image", "prompt")
+        with about("prompt"):
+            self.model.text_ids(asked.prompt)
+        words = len(asked.prompt.split())
+        if asked.words and words > MOST_WORDS:
+            raise ApiError(400, f"prompt has {words} words: what {MOST_WORDS} are worth is told at most", "prompt")
+        return Inspecting(asked.prompt, self._read(data), asked.words)
+
+    def reconstruction(self, pictures: Sequence[bytes]) -> Reconstructing:
+        """Raises ApiError for a picture that cannot be read."""
+        data = _one(pictures)
+        return Reconstructing(self._read(data))
+
+    def grounding(self, asked: GroundingFields, pictures: Sequence[bytes]) -> Locating:
+        """Raises ApiError for a picture that cannot be read, a phrase that is too long, or a task that the model did
+        not learn."""
+        data = _one(pictures)
+        self._check_task("ground" if asked.prompt else "ground_caption", "prompt")
+        with about("prompt"):
+            phrase = self.model.text_ids(asked.prompt) if asked.prompt else None
+        _, height, width = read_picture(data, None, self.limits.pixels, "image").shape
+        return Locating(phrase, self._read(data), fit_shares((height, width), self.size))
+
+    def _read(self, data: bytes) -> torch.Tensor:
+        return read_picture(data, self.size, self.limits.pixels, "image")
+
+    def _check_task(self, task: str, param: str) -> None:
+        if not has_learned(self.model, task):
+            raise ApiError(400, f"this model learned {', '.join(self.model.config.tasks)}, not {task}", param)
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -190,7 +279,6 @@ class Service:
         Raises:
             ApiError: something that the model did not learn.
         """
-        self._check_model(asked)
         seed = _seed(asked)
         facts = {"seed": seed, "model_sha256": self.fingerprint}
         document = [part for number, one in enumerate(asked.messages) for part in self._parts(one, number)]
@@ -248,15 +336,16 @@ class Service:
                 parts.append(("text", part.text))
         return parts
 
-    def _check_model(self, asked: Named) -> None:
-        if asked.model not in (None, self.name):
-            raise ApiError(
-                404, f"there is no model {asked.model!r:.80} here, only {self.name!r}", "model", "model_not_found"
-            )
-
 
 def _seed(asked: Fields) -> int:
     return secrets.randbelow(2**31) if asked.seed is None else asked.seed
+
+
+def _one(pictures: Sequence[bytes]) -> bytes:
+    """The only one. Raises ApiError if there is none, or more."""
+    if len(pictures) != 1:
+        raise ApiError(400, f"here are {len(pictures)} images: send one, as a file", "image")
+    return pictures[0]
 
 
 def _digest(data: bytes) -> str:

@@ -7,11 +7,12 @@ import binascii
 import io
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -19,8 +20,9 @@ from starlette.requests import Request
 from unitok.data.decoding import FORMATS, PictureError, decode
 
 from ..masks import mask_of_picture
-from .errors import ApiError
+from .errors import ApiError, invalid
 
+Checked = TypeVar("Checked", bound=BaseModel)
 MOST_FIELDS = 64
 MOST_FILES = 8
 HALF = 128
@@ -66,6 +68,14 @@ async def read_form(request: Request, files: Sequence[str]) -> Form:
             before = form.values.get(name, [])
             form.values[name] = [*(before if isinstance(before, list) else [before]), value]
     return form
+
+
+def checked(kind: type[Checked], form: Form) -> Checked:
+    """The values of a form, which are all text, as fields. Raises ApiError for wrong ones."""
+    try:
+        return kind.model_validate(form.values, strict=False)
+    except ValidationError as error:
+        raise invalid(error.errors()) from None
 
 
 def read_picture(data: bytes, size: tuple[int, int] | None, pixels: int, field: str) -> torch.Tensor:

@@ -289,10 +289,14 @@ class Worker:
             self._complete(number, self._orders[number].jobs.pop(job), written)
 
     def _complete(self, number: int, place: int, written: list[torch.Tensor]) -> None:
-        """Tells what a job of an order has completed, or an order that has none."""
+        """Tells what a job of an order has completed, or an order that has none, and begins what follows it."""
         state = self._orders[number]
         try:
             values = state.order.finished(self.model, place, written)
+            more = state.order.follow(self.model, place)
+            if more is not None:
+                job = self._engine.add(more)
+                state.jobs[job], self._owners[job] = place, number
         except UserError as error:
             self._fail(number, refused(error))
             return
@@ -300,12 +304,13 @@ class Worker:
             traceback.print_exc()
             self._fail(number, ApiError(500, "the server failed to finish this; its log says why"))
             return
-        with self._changed:
-            self.open -= 1
-            state.left -= 1
-            self._ends.append(time.monotonic())
-            if not state.left:
-                del self._orders[number]
+        if more is None:
+            with self._changed:
+                self.open -= 1
+                state.left -= 1
+                self._ends.append(time.monotonic())
+                if not state.left:
+                    del self._orders[number]
         for place, value in values:
             state.tell(Done(place, value))
 

@@ -19,7 +19,7 @@ from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.masked_token import PASSES
 from unitok.objectives.orders import pass_sizes, spread_order
 from unitok.sample import inpainting
-from unitok.sample.inpainting import Sides, extend, extend_all, inpaint, plan
+from unitok.sample.inpainting import LONGEST_SIDE, Sides, extend, extend_all, inpaint, plan
 from unitok.sample.jobs import job_for
 from unitok.sample.masks import fit_mask, touched
 from unitok.sample.pipeline import draw, draw_codes, run
@@ -208,6 +208,9 @@ def test_what_cannot_be_drawn_is_refused(make_model: Callable[..., UniTok]) -> N
         extend(model, given[0], Sides(), "a")
     with pytest.raises(UserError, match=r"the canvas needs \d+ windows of 32x32, at most 4096 are drawn"):
         extend(model, given[0], Sides(2000, 0, 2000, 0), "a")
+    # Sixty-seven million: they are counted, not listed.
+    with pytest.raises(UserError, match=r"the canvas needs 671\d{5} windows"):
+        plan(model, (32, 2**19), Sides(top=LONGEST_SIDE, bottom=LONGEST_SIDE))
     with pytest.raises(UserError, match="--top is 1000000000: choose at most 16384"):
         extend(model, given[0], Sides(0, 0, 10**9, 0), "a")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,35 +19,61 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from tokenizers_vq.images import png_bytes
+from unitok.config import ModelConfig
 from unitok.model import UniTok
 from unitok.sample.serving.api import Access, make_app
 from unitok.sample.serving.guards import patient
 from unitok.sample.serving.limits import Limits
+from unitok.sample.serving.models import Models, Serving
 from unitok.sample.serving.service import Service
+from unitok.sample.serving.watching import Watched
 from unitok.sample.serving.worker import Worker
+from unitok.vocabulary import Vocabulary
 
 
 @dataclass
 class Parts:
     """A server, and what it is made of."""
 
-    service: Service
-    worker: Worker
+    served: list[Serving]
+    limits: Limits
     lines: list[Mapping[str, Any]]
     """What it told of requests."""
     app: Any
 
+    @property
+    def service(self) -> Service:
+        """Of the first model."""
+        return self.served[0].service
 
-def make_parts(model: UniTok, access: Access | None = None, context: int = 300, **limits: Any) -> Parts:
+    @property
+    def worker(self) -> Worker:
+        return self.served[0].worker
+
+
+def make_parts(
+    model: UniTok | None,
+    access: Access | None = None,
+    context: int = 300,
+    other: UniTok | None = None,
+    run: Path | None = None,
+    names: tuple[str, str] = ("tiny", "other"),
+    **limits: Any,
+) -> Parts:
     chosen = replace(Limits(lanes=8), **limits)
-    service = Service(model, "tiny", chosen, context)
-    worker = Worker(model, chosen.lanes, service.room, chosen.queue)
+    served = []
+    for name, one in zip(names, (model, other), strict=True):
+        if one is not None:
+            service = Service(one, name, chosen, context)
+            served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))
     lines: list[Mapping[str, Any]] = []
-    return Parts(service, worker, lines, make_app(service, worker, lines.append, access or Access()))
+    watched = Watched(run) if run is not None else None
+    app = make_app(Models(served), chosen, lines.append, access or Access(), watched)
+    return Parts(served, chosen, lines, app)
 
 
 @contextmanager
-def in_process(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
+def in_process(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
     parts = make_parts(model, access, **limits)
     with TestClient(parts.app, raise_server_exceptions=False) as client:
         yield client, parts
@@ -68,9 +96,9 @@ class Listening:
 
 
 @contextmanager
-def on_a_port(model: UniTok, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
+def on_a_port(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
     parts = make_parts(model, access, **limits)
-    patience = parts.service.limits.patience
+    patience = parts.limits.patience
     config = uvicorn.Config(
         parts.app, http=patient(patience), ws="none", lifespan="on", access_log=False, log_level="error"
     )
@@ -129,3 +157,31 @@ def png() -> Callable[[torch.Tensor], io.BytesIO]:
         return file
 
     return made
+
+
+@pytest.fixture(scope="session")
+def grounded(make_model: Callable[..., UniTok]) -> UniTok:
+    """A model that knows boxes."""
+    made = make_model()
+    vocabulary = Vocabulary(made.config.vocabulary).grown("location", 100).grown("box", 1)
+    tasks = ("text_to_image", "image_to_text", "edit", "ground", "ground_caption")
+    config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks})
+    torch.manual_seed(0)
+    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
+    for parameter in model.parameters():
+        if parameter.ndim == 2 and parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A training with three lines of its log and two samples, one of them old."""
+    folder = tmp_path / "out" / "run"
+    (folder / "samples").mkdir(parents=True)
+    lines = [("train", 20, 3.0), ("train", 40, 2.0), ("val", 40, 2.5)]
+    log = [{"kind": kind, "step": step, "loss": loss, "time": 1.0, "note": "a text"} for kind, step, loss in lines]
+    (folder / "log.jsonl").write_text("".join(json.dumps(one) + "\n" for one in log))
+    for step in (20, 40):
+        (folder / "samples" / f"step-{step:08d}.png").write_bytes(png_bytes(random_picture(seed=step)))
+    return folder

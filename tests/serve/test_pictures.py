@@ -235,3 +235,37 @@ def test_what_a_model_thinks_of_a_picture(
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "seed"
         assert client.post("/v1/images/inspections", files={"image": png(given)}).status_code == 200
         assert parts.worker.open == 0
+
+
+@pytest.mark.parametrize("objective", ["next_token", "next_scale"])
+def test_what_a_word_is_worth(
+    make_model: Callable[..., UniTok],
+    serve: Callable[..., Any],
+    picture: Callable[..., torch.Tensor],
+    png: Callable[..., io.BytesIO],
+    objective: str,
+) -> None:
+    model, given = make_model(objective), picture()
+    codes = codes_of(model, given[None])
+
+    def bits(caption: str) -> torch.Tensor:
+        odds = score_codes(model, [caption], codes)[0].double().log_softmax(-1)
+        return odds.gather(-1, codes[0][:, None])[:, 0] / torch.tensor(2.0).log()
+
+    with serve(model) as (client, _):
+
+        def ask(prompt: str, **fields: Any) -> Any:
+            data = {"prompt": prompt, **fields}
+            return client.post("/v1/images/inspections", data=data, files={"image": png(given)})
+
+        found = ask("a  red circle", words=True).json()
+        assert [one["word"] for one in found["words"]] == ["a", "red", "circle"]
+        wanted = bits("a  red circle") - bits("a circle")
+        assert found["words"][1]["bits"] == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-3)
+        assert wanted.abs().max() > 0.01, "the word counts"
+        assert ask("", words=True).json()["words"] == []
+        assert "words" not in ask("a red circle").json()
+        refused = ask("a " * 33, words=True)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt"
+        assert "33 words: what 32 are worth is told at most" in refused.text
+        assert ask("a", words="maybe").json()["error"]["param"] == "words"

@@ -93,7 +93,8 @@ COMMANDS: dict[str, Command] = {
         inline="limits",
     ),
     "studio": Command(
-        "unitok.sample.serving.commands:studio", "Open a model in a browser: draw, fill in, change, ask."
+        "unitok.sample.serving.commands:studio",
+        "Open a model in a browser: draw, compare, change, ask; or watch a training.",
     ),
     "eval tokenizer": Command(
         "unitok.eval.tokenizer_commands:eval_tokenizer", "Measure a tokenizer: PSNR, SSIM, LPIPS, rFID."
