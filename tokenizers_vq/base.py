@@ -16,7 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
@@ -25,6 +25,7 @@ from .digests import check_digest, check_own, take_digests, with_digests
 from .errors import UserError
 from .files import part, read_json, read_stable, replace_parts, write_json
 from .layout import Layout
+from .parts import Tunable
 from .quantizer_base import check_codes
 from .weights import build_empty, read_weights, write_weights
 
@@ -62,7 +63,7 @@ class TokenizerOutput:
     """Scalars of the quantizer, already weighted: add them to the reconstruction loss."""
 
 
-class ImageTokenizer(nn.Module, ABC):
+class ImageTokenizer(Tunable, ABC):
     """Pixels <-> codes.
 
     Images are float (B, 3, H, W) in [-1, 1]; codes are (B, L) int64, scale-major then row-major. Keep the parameters in

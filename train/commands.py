@@ -13,15 +13,17 @@ from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig, small
+from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.published import PublishedTrunk
+from unitok.tuning.config import LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
+from .tuning.start import Start, check_start, check_tokenizer_start, given_patterns, settled
 
 if TYPE_CHECKING:
-    from unitok.objectives.base import Objective
+    pass
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ def train_tokenizer(
     *,
     data: str,
     out: Path,
+    init: Path | None = None,
+    trainable: str | list[str] | None = None,
     preset: str = "small",
     tokenizer: TokenizerConfig,
     losses: LossConfig,
@@ -51,6 +55,9 @@ def train_tokenizer(
         data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read, unless
             tokenizer.contrastive_weight is set.
         out: New folder for the tokenizer.
+        init: Folder of a tokenizer to start from: its weights and sizes, instead of fresh ones.
+        trainable: Names of the weights that are trained, with * for any text, such as 'decoder.*', and commas between
+            several; the rest of --init stays as it is. With encoder and codebook frozen, codes stay as they are.
         preset: Starting values of --tokenizer.*; with --help, the options of its family.
         tokenizer: The network.
         losses: What it is trained for.
@@ -65,6 +72,9 @@ def train_tokenizer(
         unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer
     """
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
+    patterns = given_patterns(trainable, init)
+    if init is not None:
+        check_tokenizer_start(tokenizer)
     if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["adversarial"]
     if losses.perceptual is None:
@@ -74,6 +84,7 @@ def train_tokenizer(
     folder = RunFolder(out, resume)
     folder.claim()
 
+    from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
 
@@ -81,6 +92,10 @@ def train_tokenizer(
     from .loop import train
     from .tokenizer import TokenizerTrainee, parameters_of
 
+    start = load_tokenizer(init) if init is not None else None
+    if start is not None:
+        tokenizer = start.config
+        settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
     captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
     dataset = open_data(data, tokenizer.size, captions=captions)
     validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
@@ -88,7 +103,9 @@ def train_tokenizer(
         pictures = run.micro_batch_for(world.size)
         height, width = tokenizer.size
         check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
-        trainee = TokenizerTrainee(tokenizer, losses, adversarial, augment, dataset, validation, run, world)
+        trainee = TokenizerTrainee(
+            tokenizer, losses, adversarial, augment, dataset, validation, run, world, start, patterns
+        )
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
@@ -104,6 +121,8 @@ def train_generator(
     out: Path,
     image_tokenizer: Path | None = None,
     init: Path | None = None,
+    trainable: str | list[str] | None = None,
+    lora: LoraConfig,
     preset: str = "small",
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,
@@ -131,6 +150,9 @@ def train_generator(
         image_tokenizer: Folder of the image tokenizer.
         init: Model folder to start from, or hf:owner/name: its weights, sizes, objective and both tokenizers, instead
             of fresh ones. One of unitok import does too. Tasks may be new to it.
+        trainable: Names of the weights that are trained, with * for any text, such as 'trunk.blocks.1?.*', and commas
+            between several; the rest of --init stays as it is.
+        lora: Thin matrices beside those of --init, which stay as they are; the output folder holds the thin ones alone.
         preset: Starting values of --trunk.*
         objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time, pass
             by pass), next_scale (scale by scale), random_order (code by code, trained in any order), maskgit (many at a
@@ -152,6 +174,12 @@ def train_generator(
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
     """
     settings = _settings(locals())
+    patterns = given_patterns(trainable, init)
+    settings["trainable"] = patterns or None
+    if lora.rank is None:  # then the rest says nothing, and runs that know nothing of it can go on
+        del settings["lora"]
+    elif init is None:
+        raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
     from unitok.objectives import get_objective, objective_class
 
     if init is None and image_tokenizer is None:
@@ -160,7 +188,7 @@ def train_generator(
         kind = objective_class(objective)
         objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
     else:
-        _check_start(settings)
+        check_start(settings)
         drawn = SampleSettings(**SampleSettings.given(sampling))
     from .folder import RunFolder
 
@@ -172,7 +200,6 @@ def train_generator(
     from unitok.data.mixture import idle_sources, without_a_slot
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.model import UniTok
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
@@ -183,14 +210,15 @@ def train_generator(
     from .loop import train
 
     with join(run.device, run.threads) as world:
-        start = None
+        start = beginning = None
         network: TrunkConfig | PublishedTrunk = trunk
         if init is not None:
-            start = UniTok.from_pretrained(str(init))
+            beginning = Start.of(init, patterns, lora)
+            start = beginning.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
-            objective_settings = _settled(objective_settings, objective_class(objective), network)
+            objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
-            settings |= {"init": start.fingerprint(), "trunk": _as_plain(network), "objective": objective}
+            settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -250,29 +278,11 @@ def train_generator(
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(
-            config, images, texts, tasks, objective_settings, dataset, validation, run, world, start
+            config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
         )
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
-
-
-def _check_start(settings: dict[str, Any]) -> None:
-    """Raises UserError for what a model that is started from brings itself."""
-    fresh = {"image_tokenizer": None, "objective": "next_token", "text_tokenizer": None, "text_vocabulary": 4096}
-    fresh |= {"text_length": 128, "trunk": _as_plain(small())}
-    problems = Problems()
-    for name, value in fresh.items():
-        problems.check(settings[name] == value, f"--{name} is that of the model in --init: leave it out")
-    problems.raise_if_any()
-
-
-def _settled(given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | PublishedTrunk) -> ObjectiveSettings:
-    """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
-    if isinstance(trunk, PublishedTrunk):
-        left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}
-        given = dataclasses.replace(given, **left)
-    return kind.settled(given)
 
 
 def _given(value: T | None) -> T:
