@@ -37,17 +37,24 @@ def train_only(network: nn.Module, patterns: Sequence[str], option: str = "--tra
     Raises:
         UserError: a pattern that matches nothing, or nothing with a gradient.
     """
-    chosen = matching_names(trainable_names(network), patterns, option, "nothing that can be trained")
+    chosen = trained_names(network, patterns, option)
     names = dict(network.named_parameters(remove_duplicate=False))
     wanted = {id(names[name]) for name in chosen & names.keys()}  # a tied weight has several names
-    if not wanted:
-        raise UserError(
-            f"{option} {_listed(patterns)} matches no weight that is trained by its gradient: name more, such as"
-            f" {_listed(_parts(trainable_names(network)))}"
-        )
     for weight in names.values():
         weight.requires_grad_(weight.requires_grad and id(weight) in wanted)
     freeze_the_rest(network, chosen | {name for name, weight in names.items() if id(weight) in wanted})
+
+
+def trained_names(network: nn.Module, patterns: Sequence[str], option: str = "--trainable") -> set[str]:
+    """The names of what `train_only` leaves to be trained. Raises what it raises."""
+    names = trainable_names(network)
+    chosen = matching_names(names, patterns, option, "nothing that can be trained")
+    if not chosen & dict(network.named_parameters(remove_duplicate=False)).keys():
+        raise UserError(
+            f"{option} {_listed(patterns)} matches no weight that is trained by its gradient: name more, such as"
+            f" {_listed(_parts(names))}"
+        )
+    return chosen
 
 
 def freeze_the_rest(network: nn.Module, trained: set[str]) -> None:

@@ -20,6 +20,7 @@ from unitok.trunk.published import PublishedTrunk
 from unitok.tuning.config import LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
+from .tuning.stages import run_stages
 from .tuning.start import Start, check_start, check_tokenizer_start, given_patterns, settled
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def train_generator(
     optim: OptimConfig,
     run: RunConfig,
     val_data: str | list[str] | None = None,
+    stages: list[dict[str, Any]] | None = None,
     resume: bool = False,
 ) -> None:
     """Train one transformer over text and image codes: it draws captions, captions pictures, answers questions.
@@ -168,11 +170,15 @@ def train_generator(
         optim: Optimizer.
         run: Length, hardware, and intervals of logging, evaluation and saving.
         val_data: Pictures to measure on, such as shapes@val, or a list of such, for several tasks.
+        stages: In a --config file: what is different in one stage after the other, such as data, tasks, trainable,
+            lora, optim or run. Each has a folder of its own in --out and starts from the model of the one before.
         resume: Go on from the newest checkpoint in the output folder.
 
     Example:
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
     """
+    if stages is not None:
+        return run_stages(train_generator, locals(), stages)
     settings = _settings(locals())
     patterns = given_patterns(trainable, init)
     settings["trainable"] = patterns or None

@@ -294,3 +294,93 @@ def test_adapters_that_cannot_be(
     save_file({"trunk.norm.weight": torch.ones(32)}, tmp_path / "out/adapter.safetensors")
     assert "lacks trunk.blocks.0.mlp.down.lora.down" in told(capsys, main(drawn))
     assert "holds no adapter" in told(capsys, main(["merge", str(tmp_path / "other"), "--out", str(tmp_path / "no")]))
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+STAGES = """
+image_tokenizer: {tokenizer}
+objective: next_token
+text_vocabulary: 300
+trunk: {{width: 32, depth: 2, heads: 2}}
+stages:
+  - run: {{steps: 3}}
+  - trainable: [trunk.*]
+    optim: {{lr: 1e-3}}
+    run: {{steps: 4}}
+    data:
+      - data: shapes?seed=1
+        tasks: {{image_to_text: 1}}
+  - lora: {{rank: 2}}
+    run: {{steps: 2}}
+"""
+
+
+def staged(out: Path, recipe: Path, *words: str) -> int:
+    return train("generator", out, "--config", str(recipe), *words)
+
+
+@pytest.fixture
+def recipe(tokenizer_folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "stages.yaml"
+    path.write_text(STAGES.format(tokenizer=tokenizer_folder), encoding="utf-8")
+    return path
+
+
+def test_stages_follow_one_another_and_are_resumed(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert staged(whole, recipe) == 0
+    said = capsys.readouterr().err
+    assert "stage 1 of 3: " in said and "stage 2 of 3 ends after 4 steps" in said
+    first, second, third = (UniTok.from_pretrained(whole / f"stage{number}") for number in (1, 2, 3))
+    assert {name.split(".")[0] for name in changed(first, second)} == {"trunk"}
+    assert (whole / "stage3/adapter.safetensors").exists() and changed(second, third)
+    settings = json.loads((whole / "stage2/run.json").read_text())["settings"]
+    assert settings["optim"]["lr"] == 1e-3 and settings["optim"]["warmup_steps"] == 1, "the rest is the recipe's"
+    assert settings["data"][0]["data"] == "shapes?seed=1" and settings["run"]["batch_size"] == 4
+
+    # Killed inside the first stage, between two stages, and inside the second.
+    def same() -> bool:
+        pairs = [(whole / f"stage{number}", killed / f"stage{number}") for number in (1, 2, 3)]
+        return all(UniTok.from_pretrained(a).fingerprint() == UniTok.from_pretrained(b).fingerprint() for a, b in pairs)
+
+    cut_back(whole / "stage1", killed / "stage1")
+    assert staged(killed, recipe, "--resume") == 0 and same()
+    shutil.rmtree(killed / "stage3")
+    shutil.rmtree(killed / "stage2")
+    cut_back(whole / "stage2", killed / "stage2")
+    capsys.readouterr()
+    assert staged(killed, recipe, "--resume") == 0 and same()
+    said = capsys.readouterr().err
+    assert "stage1 is finished after 3 steps: nothing to do" in said and "going on from" in said
+    assert "already holds stages: add --resume" in told(capsys, staged(killed, recipe))
+
+
+def test_stages_that_cannot_be(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that can be known is said before the first stage begins."""
+
+    def told_of(stages: str, *words: str) -> str:
+        text = recipe.read_text(encoding="utf-8")
+        path = tmp_path / "other.yaml"
+        path.write_text(text[: text.index("stages:")] + stages, encoding="utf-8")
+        said = told(capsys, staged(tmp_path / "no", path, *words))
+        assert not (tmp_path / "no/stage1").exists()
+        return said
+
+    assert told_of("stages: [{}, {lr: 3}]").startswith("stage 2 has an unknown key 'lr': a stage may have data,")
+    assert "stage 2: optim has an unknown key 'lrr': known are" in told_of("stages: [{}, {optim: {lrr: 3}}]")
+    assert told_of("stages: [{run: {steps: x}}]") == "stage 1: run: steps is 'x': expected a whole number"
+    assert told_of("stages: [{run: {steps: 0}}]") == "stage 1: run: run.steps is 0: choose 1 or more"
+    assert "stage 2: --trainable 'trnk.*' matches nothing" in told_of("stages: [{}, {trainable: trnk.*}]")
+    assert "stage 2: --trainable names nothing" in told_of("stages: [{}, {trainable: []}]")
+    assert "stage 1: --trainable trains a part of a model" in told_of("stages: [{trainable: trunk.*}]")
+    assert "stage 2: lora.rank is 64, but" in told_of("stages: [{}, {lora: {rank: 64}}]")
+    assert "nowhere" in told_of("stages: [{}, {data: nowhere/}]")
+    assert "which objective next_token does not take" in told_of("stages: [{}, {objective_settings: {code_noise: 1}}]")
+    assert told_of("stages: []").startswith("stages is an empty list")
+    (tmp_path / "no").mkdir()
+    (tmp_path / "no/mine.txt").write_text("")
+    assert "holds no stages to resume" in told_of("stages: [{}]", "--resume")
+    assert "is not empty: choose another folder" in told_of("stages: [{}]")

@@ -66,7 +66,7 @@ def tune(model: UniTok, start: UniTok, patterns: Sequence[str], lora: LoraConfig
     Raises:
         UserError: a pattern that matches nothing; weights that `start` lacks, and that would not be trained.
     """
-    targets = [] if lora.rank is None else lora_targets(model.trunk, as_patterns(lora.targets))
+    targets = [] if lora.rank is None else lora_targets(model.trunk, as_patterns(lora.targets), lora.rank)
     if patterns:
         train_only(model, patterns)
     if lora.rank is not None:

@@ -50,12 +50,7 @@ def add_lora(trunk: nn.Module, names: Sequence[str], rank: int, alpha: float) ->
     Raises:
         UserError: a map that is thinner than the adapter would be.
     """
-    for name in names:
-        layer = trunk.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        side = min(layer.weight.shape)
-        if rank > side:
-            raise UserError(f"lora.rank is {rank}, but trunk.{name} has only {side} on one side: choose at most {side}")
+    for layer in _checked(trunk, names, rank):
         low = LowRank(layer, rank, alpha)
         layer.add_module(ADAPTER, low)
         low.hook = layer.register_forward_hook(_add)
@@ -77,15 +72,30 @@ def linear_maps(trunk: nn.Module) -> list[str]:
     return [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
 
 
-def lora_targets(trunk: nn.Module, patterns: Sequence[str]) -> list[str]:
+def lora_targets(trunk: nn.Module, patterns: Sequence[str], rank: int) -> list[str]:
     """The linear maps of a trunk that match patterns over the names `trunk.NAME`.
 
     Raises:
-        UserError: a pattern that matches none.
+        UserError: a pattern that matches none, or a map that is thinner than the adapter would be.
     """
     maps = [f"trunk.{name}" for name in linear_maps(trunk)]
     found = matching_names(maps, patterns, "--lora.targets", "no linear map of the trunk")
-    return [name.removeprefix("trunk.") for name in maps if name in found]
+    targets = [name.removeprefix("trunk.") for name in maps if name in found]
+    _checked(trunk, targets, rank)
+    return targets
+
+
+def _checked(trunk: nn.Module, names: Sequence[str], rank: int) -> list[nn.Linear]:
+    """The linear maps of these names, if none is thinner than an adapter of this rank would be."""
+    layers = []
+    for name in names:
+        layer = trunk.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        side = min(layer.weight.shape)
+        if rank > side:
+            raise UserError(f"lora.rank is {rank}, but trunk.{name} has only {side} on one side: choose at most {side}")
+        layers.append(layer)
+    return layers
 
 
 def _add(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
