@@ -5,42 +5,64 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.parts import train_only, trainable_names
+from unitok.cli.arguments import parse
+from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
-from unitok.config import TrunkConfig
+from unitok.config import TaskConfig, TasksConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.sample.pipeline import score_codes
+from unitok.train import loop
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.trunk.native import Transformer
 from unitok.tuning.adapter import open_adapter
+from unitok.tuning.config import LoraConfig
 from unitok.tuning.lora import add_lora, linear_maps, merge_lora
 
 RUN = ["--run.batch_size", "4", "--run.workers", "0", "--run.device", "cpu", "--run.precision", "fp32", "--data"]
 RUN += ["shapes", "--optim.warmup_steps", "1", "--optim.lr", "0.01", "--run.log_every", "1", "--run.save_every", "2"]
-
 CAPTIONS = ["--tasks.text_to_image.share", "0", "--tasks.text_only.share", "0"]  # grids of drawings take time
+LORA = LoraConfig(rank=4, alpha=8.0)
 
 
-def train(kind: str, out: Path, *words: str, steps: int = 2) -> int:
-    tasks = CAPTIONS if kind == "generator" else []
-    return main(["train", kind, "--out", str(out), "--run.steps", str(steps), *RUN, *tasks, *words])
+@cache
+def parsed(kind: str) -> tuple[Callable[..., object], dict[str, Any]]:
+    """A command and its arguments. Reading them takes as long as a run does."""
+    name = f"train {kind}"
+    return parse(name, COMMANDS[name], [*RUN, *(CAPTIONS if kind == "generator" else []), "--out", "unused"])
 
 
-def told(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """The error of a command that must fail, without `error: `."""
-    text = capsys.readouterr().err
-    assert code == 2 and text.count("error: ") == 1, text
-    return text.partition("error: ")[2].rstrip("\n")
+def train(kind: str, out: Path, steps: int = 2, **settings: Any) -> None:
+    command, values = parsed(kind)
+    command(**{**values, "out": out, "run": replace(values["run"], steps=steps), **settings})
+
+
+def refused(kind: str, out: Path, **settings: Any) -> str:
+    """The error of a run that must not begin."""
+    with pytest.raises(UserError) as caught:
+        train(kind, out, **settings)
+    assert not (out / "run.json").exists() or settings.get("resume")
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
 
 
 def changed(before: nn.Module, after: nn.Module) -> set[str]:
@@ -78,8 +100,8 @@ def model_folder(make_model: Callable[..., UniTok], tmp_path: Path) -> Path:
 def test_a_tokenizers_decoder_learns_and_its_codes_stay(
     tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--init", str(tokenizer_folder), "--trainable", "decoder.*,post_quant_conv.*"]
-    assert train("tokenizer", tmp_path / "out", *words, steps=4) == 0
+    start: dict[str, Any] = {"init": tokenizer_folder, "trainable": "decoder.*, post_quant_conv.*"}
+    train("tokenizer", tmp_path / "out", steps=4, **start)
     before, after = load_tokenizer(tokenizer_folder), load_tokenizer(tmp_path / "out")
     moved = changed(before, after)
     assert moved and all(name.startswith(("decoder.", "post_quant_conv.")) for name in moved)
@@ -96,30 +118,27 @@ def test_a_tokenizers_decoder_learns_and_its_codes_stay(
         assert all(name.startswith(parts) for name in load_file(newest / f"{file}.safetensors"))
 
     cut_back(tmp_path / "out", tmp_path / "again")
-    assert train("tokenizer", tmp_path / "again", *words, "--resume", steps=4) == 0
+    train("tokenizer", tmp_path / "again", steps=4, resume=True, **start)
     assert load_tokenizer(tmp_path / "again").fingerprint() == after.fingerprint()
-    capsys.readouterr()
-    other = [*words[:3], "decoder.*", "--resume"]
-    assert "trainable is ['decoder.*'], but the run" in told(capsys, train("tokenizer", tmp_path / "again", *other))
+    start["trainable"] = "decoder.*"
+    assert "trainable is ['decoder.*'], but the run" in refused("tokenizer", tmp_path / "again", resume=True, **start)
 
 
 def test_a_tokenizer_is_trained_on_whole(tokenizer_folder: Path, tmp_path: Path) -> None:
-    assert train("tokenizer", tmp_path / "out", "--init", str(tokenizer_folder)) == 0
+    train("tokenizer", tmp_path / "out", init=tokenizer_folder)
     moved = changed(load_tokenizer(tokenizer_folder), load_tokenizer(tmp_path / "out"))
     assert {"encoder.conv_in.weight", "quantizer.library._codebook.embed", "decoder.conv_out.weight"} <= moved
 
 
 def test_a_generators_parts_learn(model_folder: Path, tmp_path: Path) -> None:
-    """Dots are any text: all of one block's mlp, and norms anywhere. A YAML file takes a list."""
-    config = tmp_path / "tune.yaml"
-    config.write_text("trainable: ['trunk.blocks.1.mlp.*', '*norm.weight']\n", encoding="utf-8")
-    words = ["--init", str(model_folder), "--config", str(config)]
-    assert train("generator", tmp_path / "out", *words, steps=4) == 0
+    """All of one block's mlp, and norms anywhere."""
+    start = {"init": model_folder, "trainable": ["trunk.blocks.1.mlp.*", "*norm.weight"]}
+    train("generator", tmp_path / "out", steps=4, **start)
     moved = changed(UniTok.from_pretrained(model_folder), UniTok.from_pretrained(tmp_path / "out"))
     assert {"trunk.blocks.1.mlp.down.weight", "trunk.blocks.0.attention_norm.weight", "trunk.norm.weight"} <= moved
     assert all(".mlp." in name or name.endswith("norm.weight") for name in moved)
     cut_back(tmp_path / "out", tmp_path / "again")
-    assert train("generator", tmp_path / "again", *words, "--resume", steps=4) == 0
+    train("generator", tmp_path / "again", steps=4, resume=True, **start)
     assert not changed(UniTok.from_pretrained(tmp_path / "out"), UniTok.from_pretrained(tmp_path / "again"))
 
 
@@ -140,10 +159,8 @@ def test_what_is_frozen_stands_still(tokenizer_folder: Path) -> None:
 
 
 def test_a_codebook_inside_a_quantizer_stands_still() -> None:
-    import dataclasses
-
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), scales=(1, 2, 4, 8)))
+    tokenizer = build_tokenizer(replace(TOKENIZER_PRESETS["debug"](), scales=(1, 2, 4, 8)))
     train_only(tokenizer, ["quantizer.convs.*"])
     before = tokenizer.quantizer.book.codebook.clone()
     tokenizer.train()(torch.rand(2, 3, 32, 32))
@@ -165,37 +182,36 @@ def test_a_tied_weight_is_found_by_each_of_its_names() -> None:
     assert trainable_names(model) == ["table.weight", "head.weight"]
 
 
-def test_patterns_that_say_nothing(
-    tokenizer_folder: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def tokenizer(*words: str) -> str:
-        return told(capsys, train("tokenizer", tmp_path / "no", "--init", str(tokenizer_folder), *words))
+def test_patterns_that_say_nothing(tokenizer_folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    def tokenizer(trainable: Any, **settings: Any) -> str:
+        return refused("tokenizer", tmp_path / "no", trainable=trainable, **{"init": tokenizer_folder, **settings})
 
-    assert tokenizer("--trainable", "decodr.*") == (
+    assert tokenizer("decodr.*") == (
         "--trainable 'decodr.*' matches nothing that can be trained: did you mean 'decoder.*', 'encoder.*', "
         "'decoder.up.*'?"
     )
-    assert "there are 'encoder.*', 'quantizer.*', 'quant_conv.*'" in tokenizer("--trainable", "xyz")
-    assert "matches no weight that is trained by its gradient" in tokenizer("--trainable", "quantizer.*")
-    assert tokenizer("--trainable", ",").startswith("--trainable names nothing")
-    assert "adversarial.adaptive balances" in tokenizer(
-        "--trainable", "encoder.*", "--adversarial.weight", "0.5", "--adversarial.start", "0"
-    )
-    assert "--tokenizer and --preset are those" in tokenizer("--preset", "debug")
-    assert "give its folder with --init" in told(
-        capsys, train("tokenizer", tmp_path / "no", "--trainable", "decoder.*")
-    )
-    words = ["--init", str(model_folder), "--trainable", "image_tokenizer.*"]
-    assert "matches nothing that can be trained" in told(capsys, train("generator", tmp_path / "no", *words))
-    words[-1] = "trunk.*"
-    task = ["--tasks.ground.share", "1", "--data", "shapes?task=ground&limit=16"]
-    assert "name 'ids.*' in --trainable too" in told(capsys, train("generator", tmp_path / "no", *words, *task))
-    assert not (tmp_path / "no" / "run.json").exists()
+    assert "there are 'encoder.*', 'quantizer.*', 'quant_conv.*'" in tokenizer("xyz")
+    assert "matches no weight that is trained by its gradient" in tokenizer("quantizer.*")
+    assert tokenizer(",").startswith("--trainable names nothing")
+    against = AdversarialConfig(weight=0.5, start=0)
+    assert "adversarial.adaptive balances" in tokenizer("encoder.*", adversarial=against)
+    assert "--tokenizer and --preset are those" in tokenizer(None, tokenizer=TOKENIZER_PRESETS["debug"]())
+    assert "give its folder with --init" in tokenizer("decoder.*", init=None)
+    start: dict[str, Any] = {"init": model_folder, "trainable": "image_tokenizer.*"}
+    assert "matches nothing that can be trained" in refused("generator", tmp_path / "no", **start)
+    start |= {"trainable": "trunk.*", "data": "shapes?task=ground&limit=16"}
+    start["tasks"] = TasksConfig(ground=TaskConfig(share=1.0))
+    assert "name 'ids.*' in --trainable too" in refused("generator", tmp_path / "no", **start)
+
+
+def test_patterns_on_the_command_line_may_begin_with_a_star() -> None:
+    """Which YAML has another meaning for."""
+    words = [*RUN, "--out", "x", "--trainable", "*norm,*bias", "--lora.rank", "8", "--lora.targets", "[*mlp.down]"]
+    values = parse("train generator", COMMANDS["train generator"], words)[1]
+    assert values["trainable"] == "*norm,*bias" and values["lora"] == LoraConfig(rank=8, targets="[*mlp.down]")
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
-
-LORA = ["--lora.rank", "4", "--lora.alpha", "8"]
 
 
 def scores(model: UniTok) -> torch.Tensor:
@@ -206,8 +222,8 @@ def scores(model: UniTok) -> torch.Tensor:
 def test_an_adapter_is_learned_opened_and_merged(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--init", str(model_folder), *LORA, "--trainable", "ids.*"]
-    assert train("generator", tmp_path / "out", *words, steps=4) == 0
+    start: dict[str, Any] = {"init": model_folder, "lora": LORA, "trainable": "ids.*"}
+    train("generator", tmp_path / "out", steps=4, **start)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"config.json", "adapter.safetensors"}
     assert not (tmp_path / "out" / "model.safetensors").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["base"] == "../model"
@@ -222,22 +238,21 @@ def test_an_adapter_is_learned_opened_and_merged(
         *linear_maps(base.trunk)
     }
     cut_back(tmp_path / "out", tmp_path / "again")
-    assert train("generator", tmp_path / "again", *words, "--resume", steps=4) == 0
+    train("generator", tmp_path / "again", steps=4, resume=True, **start)
     assert (tmp_path / "again/adapter.safetensors").read_bytes() == (tmp_path / "out/adapter.safetensors").read_bytes()
     capsys.readouterr()
-    assert train("generator", tmp_path / "again", *words, "--resume", steps=4) == 0
+    train("generator", tmp_path / "again", steps=4, resume=True, **start)
     assert "nothing to do" in capsys.readouterr().err
 
     assert main(["merge", str(tmp_path / "out"), "--out", str(tmp_path / "merged")]) == 0
     assert UniTok.from_pretrained(tmp_path / "merged").fingerprint() == tuned.fingerprint()
     assert main(["merge", str(tmp_path / "out"), "--out", str(tmp_path / "merged")]) == 0, "killed after its work"
     shutil.move(tmp_path / "out", tmp_path / "inner" / "out")
-    assert "which is not there: bring it back, or join" in told(
-        capsys, main(["sample", "a circle", "--model", str(tmp_path / "inner/out"), "--out", str(tmp_path / "drawn")])
-    )
+    with pytest.raises(UserError, match="which is not there: bring it back, or join both with unitok merge"):
+        UniTok.from_pretrained(tmp_path / "inner/out")
     assert open_adapter(tmp_path / "inner/out", model_folder).fingerprint() == tuned.fingerprint()
     # An adapter may be trained on: its base is then an adapter itself.
-    assert train("generator", tmp_path / "further", "--init", str(tmp_path / "again"), *LORA, steps=1) == 0
+    train("generator", tmp_path / "further", steps=1, init=tmp_path / "again", lora=LORA)
     assert changed(tuned, UniTok.from_pretrained(tmp_path / "further"))
     assert main(["sample", "a circle", "--model", str(tmp_path / "again"), "--out", str(tmp_path / "drawn")]) == 0
 
@@ -264,74 +279,69 @@ def test_a_merged_model_computes_what_the_adapters_do(make_model: Callable[..., 
 def test_adapters_that_cannot_be(
     model_folder: Path, make_model: Callable[..., UniTok], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told_by(*words: str, init: bool = True) -> str:
-        start = ["--init", str(model_folder)] if init else ["--image_tokenizer", str(model_folder / "image_tokenizer")]
-        return told(capsys, train("generator", tmp_path / "no", *start, *words))
+    def told_by(lora: LoraConfig, **settings: Any) -> str:
+        return refused("generator", tmp_path / "no", lora=lora, **{"init": model_folder, **settings})
 
-    assert told_by("--lora.rank", "0") == "lora.rank is 0: choose 1 or more"
-    assert told_by("--lora.rank", "64").startswith("lora.rank is 64, but trunk.blocks.0.attention.qkv has only 32")
-    assert "did you mean 'trunk.blocks." in told_by(*LORA, "--lora.targets", "trunk.blocks.*.atention.qkv")
-    assert "lora.rank tunes a model that has learned" in told_by(*LORA, init=False)
+    with pytest.raises(UserError, match=r"^lora.rank is 0: choose 1 or more$"):
+        LoraConfig(rank=0)
+    assert told_by(LoraConfig(rank=64)).startswith("lora.rank is 64, but trunk.blocks.0.attention.qkv has only 32")
+    assert "did you mean 'trunk.blocks." in told_by(replace(LORA, targets="trunk.blocks.*.atention.qkv"))
+    images = model_folder / "image_tokenizer"
+    assert "lora.rank tunes a model that has learned" in told_by(LORA, init=None, image_tokenizer=images)
 
-    assert train("generator", tmp_path / "out", "--init", str(model_folder), *LORA, steps=1) == 0
-    drawn = ["sample", "a circle", "--model", str(tmp_path / "out"), "--out", str(tmp_path / "drawn")]
+    train("generator", tmp_path / "out", steps=1, init=model_folder, lora=LORA)
+
+    def told() -> str:
+        with pytest.raises(UserError) as caught:
+            UniTok.from_pretrained(tmp_path / "out")
+        return str(caught.value)
+
     make_model(seed=1).save_pretrained(model_folder)
-    assert "was learned on another model than" in told(capsys, main(drawn))
+    assert "was learned on another model than" in told()
     make_model(depth=1).save_pretrained(tmp_path / "other")
     config = json.loads((tmp_path / "out/config.json").read_text())
     other = UniTok.from_pretrained(tmp_path / "other")
     del config["files"]
     config |= {"base": "../other", "fingerprint": other.fingerprint()}
     (tmp_path / "out/config.json").write_text(json.dumps(config))
-    assert "is of another trunk than" in told(capsys, main(drawn))
+    assert "is of another trunk than" in told()
     config["base"] = "../out"
     (tmp_path / "out/config.json").write_text(json.dumps(config))
-    assert "stands on more than 8 others" in told(capsys, main(drawn))
+    assert "stands on more than 8 others" in told()
     config |= {"base": "../other", "model": other.config.to_json(), "trained": ["trunk.norm.weight"]}
     config["targets"] = ["blocks.0.mlp.down"]
     (tmp_path / "out/config.json").write_text(json.dumps(config))
-    assert "adapter.safetensors lacks trunk.norm.weight" in told(capsys, main(drawn))
+    assert "adapter.safetensors lacks trunk.norm.weight" in told()
     save_file({"trunk.norm.weight": torch.ones(32)}, tmp_path / "out/adapter.safetensors")
-    assert "lacks trunk.blocks.0.mlp.down.lora.down" in told(capsys, main(drawn))
-    assert "holds no adapter" in told(capsys, main(["merge", str(tmp_path / "other"), "--out", str(tmp_path / "no")]))
+    assert "lacks trunk.blocks.0.mlp.down.lora.down" in told()
+    assert main(["merge", str(tmp_path / "other"), "--out", str(tmp_path / "no")]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
 
-STAGES = """
-image_tokenizer: {tokenizer}
-objective: next_token
-text_vocabulary: 300
-trunk: {{width: 32, depth: 2, heads: 2}}
-stages:
-  - run: {{steps: 3}}
-  - trainable: [trunk.*]
-    optim: {{lr: 1e-3}}
-    run: {{steps: 4}}
-    data:
-      - data: shapes?seed=1
-        tasks: {{image_to_text: 1}}
-  - lora: {{rank: 2}}
-    run: {{steps: 2}}
-"""
-
-
-def staged(out: Path, recipe: Path, *words: str) -> int:
-    return train("generator", out, "--config", str(recipe), *words)
-
-
-@pytest.fixture
-def recipe(tokenizer_folder: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "stages.yaml"
-    path.write_text(STAGES.format(tokenizer=tokenizer_folder), encoding="utf-8")
-    return path
+STAGES: list[dict[str, Any]] = [
+    {"run": {"steps": 3}},
+    {
+        "data": [{"data": "shapes?seed=1", "tasks": {"image_to_text": 1}}],
+        "trainable": ["trunk.*"],
+        "optim": {"lr": 1e-3},
+        "run": {"steps": 4},
+    },
+    {"lora": {"rank": 2}, "run": {"steps": 2}},
+]
+SMALL = TrunkConfig(width=32, depth=2, heads=2)
 
 
 def test_stages_follow_one_another_and_are_resumed(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert staged(whole, recipe) == 0
+
+    def staged(out: Path, **settings: Any) -> None:
+        train("generator", out, image_tokenizer=tokenizer_folder, trunk=SMALL, stages=STAGES, **settings)
+
+    staged(whole)
     said = capsys.readouterr().err
     assert "stage 1 of 3: " in said and "stage 2 of 3 ends after 4 steps" in said
     first, second, third = (UniTok.from_pretrained(whole / f"stage{number}") for number in (1, 2, 3))
@@ -341,46 +351,48 @@ def test_stages_follow_one_another_and_are_resumed(
     assert settings["optim"]["lr"] == 1e-3 and settings["optim"]["warmup_steps"] == 1, "the rest is the recipe's"
     assert settings["data"][0]["data"] == "shapes?seed=1" and settings["run"]["batch_size"] == 4
 
-    # Killed inside the first stage, between two stages, and inside the second.
-    def same() -> bool:
-        pairs = [(whole / f"stage{number}", killed / f"stage{number}") for number in (1, 2, 3)]
-        return all(UniTok.from_pretrained(a).fingerprint() == UniTok.from_pretrained(b).fingerprint() for a, b in pairs)
-
-    cut_back(whole / "stage1", killed / "stage1")
-    assert staged(killed, recipe, "--resume") == 0 and same()
-    shutil.rmtree(killed / "stage3")
-    shutil.rmtree(killed / "stage2")
+    # Killed between two stages, and then inside the second.
+    shutil.copytree(whole / "stage1", killed / "stage1")
     cut_back(whole / "stage2", killed / "stage2")
     capsys.readouterr()
-    assert staged(killed, recipe, "--resume") == 0 and same()
+    staged(killed, resume=True)
     said = capsys.readouterr().err
     assert "stage1 is finished after 3 steps: nothing to do" in said and "going on from" in said
-    assert "already holds stages: add --resume" in told(capsys, staged(killed, recipe))
+    for number, model in ((2, second), (3, third)):
+        assert UniTok.from_pretrained(killed / f"stage{number}").fingerprint() == model.fingerprint()
+    with pytest.raises(UserError, match="already holds stages: add --resume"):
+        staged(killed)
 
 
-def test_stages_that_cannot_be(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_that_cannot_be(tokenizer_folder: Path, tmp_path: Path) -> None:
     """All that can be known is said before the first stage begins."""
 
-    def told_of(stages: str, *words: str) -> str:
-        text = recipe.read_text(encoding="utf-8")
-        path = tmp_path / "other.yaml"
-        path.write_text(text[: text.index("stages:")] + stages, encoding="utf-8")
-        said = told(capsys, staged(tmp_path / "no", path, *words))
+    def told_of(*stages: dict[str, Any], **settings: Any) -> str:
+        common = {"image_tokenizer": tokenizer_folder, "trunk": SMALL, **settings}
+        said = refused("generator", tmp_path / "no", stages=list(stages), **common)
         assert not (tmp_path / "no/stage1").exists()
         return said
 
-    assert told_of("stages: [{}, {lr: 3}]").startswith("stage 2 has an unknown key 'lr': a stage may have data,")
-    assert "stage 2: optim has an unknown key 'lrr': known are" in told_of("stages: [{}, {optim: {lrr: 3}}]")
-    assert told_of("stages: [{run: {steps: x}}]") == "stage 1: run: steps is 'x': expected a whole number"
-    assert told_of("stages: [{run: {steps: 0}}]") == "stage 1: run: run.steps is 0: choose 1 or more"
-    assert "stage 2: --trainable 'trnk.*' matches nothing" in told_of("stages: [{}, {trainable: trnk.*}]")
-    assert "stage 2: --trainable names nothing" in told_of("stages: [{}, {trainable: []}]")
-    assert "stage 1: --trainable trains a part of a model" in told_of("stages: [{trainable: trunk.*}]")
-    assert "stage 2: lora.rank is 64, but" in told_of("stages: [{}, {lora: {rank: 64}}]")
-    assert "nowhere" in told_of("stages: [{}, {data: nowhere/}]")
-    assert "which objective next_token does not take" in told_of("stages: [{}, {objective_settings: {code_noise: 1}}]")
-    assert told_of("stages: []").startswith("stages is an empty list")
+    assert told_of({}, {"lr": 3}).startswith("stage 2 has an unknown key 'lr': a stage may have data, val_data,")
+    assert "stage 2: optim has an unknown key 'lrr': known are" in told_of({}, {"optim": {"lrr": 3}})
+    assert told_of({"run": {"steps": "x"}}) == "stage 1: run: steps is 'x': expected a whole number"
+    assert told_of({"run": {"steps": 0}}) == "stage 1: run: run.steps is 0: choose 1 or more"
+    assert told_of({"run": 3}).startswith("stage 1: run is 3")
+    assert "stage 2: --trainable 'trnk.*' matches nothing" in told_of({}, {"trainable": "trnk.*"})
+    assert "stage 2: --trainable names nothing" in told_of({}, {"trainable": []})
+    assert "stage 1: --trainable trains a part of a model" in told_of({"trainable": "trunk.*"})
+    assert "stage 2: lora.rank is 64, but" in told_of({}, {"lora": {"rank": 64}})
+    assert "nowhere" in told_of({}, {"data": "nowhere/"})
+    assert "which objective next_token does not take" in told_of({}, {"objective_settings": {"code_noise": 1}})
+    assert told_of().startswith("stages is an empty list")
     (tmp_path / "no").mkdir()
     (tmp_path / "no/mine.txt").write_text("")
-    assert "holds no stages to resume" in told_of("stages: [{}]", "--resume")
-    assert "is not empty: choose another folder" in told_of("stages: [{}]")
+    assert "holds no stages to resume" in told_of({}, resume=True)
+    assert "is not empty: choose another folder" in told_of({})
+
+
+def test_stages_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "stages.yaml"
+    path.write_text("out: x\ndata: shapes\nstages:\n- {optim: {lr: 1e-4}}\n- {trainable: ['*norm']}\n")
+    values = parse("train generator", COMMANDS["train generator"], ["--config", str(path)])[1]
+    assert values["stages"] == [{"optim": {"lr": 1e-4}}, {"trainable": ["*norm"]}]
