@@ -286,6 +286,7 @@ def train_generator(
         trainee = GeneratorTrainee(
             config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
         )
+        start = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -136,6 +137,22 @@ class UniTok(Tunable):
         for name, given in other.state_dict().items():
             here = mine[name][: len(given)] if given.ndim else mine[name]
             here.copy_(given)
+
+    def with_tokenizer(self, image_tokenizer: ImageTokenizer) -> UniTok:
+        """This model with another decoder of its codes.
+
+        Raises:
+            UserError: a tokenizer that makes other codes.
+        """
+        if not image_tokenizer.same_codes(self.image_tokenizer):
+            raise UserError(
+                "the image tokenizer makes other codes than that of the model: train its decoder alone, from the "
+                "model's own, with unitok train tokenizer --init MODEL/image_tokenizer --trainable 'decoder.*'"
+            )
+        config = replace(self.config, image_tokenizer=image_tokenizer.fingerprint())
+        model = build_empty(lambda: UniTok(config, image_tokenizer, self.text_tokenizer), "the model")
+        model.load_state_dict(self._state(), strict=False)
+        return model.eval()
 
     def train(self, mode: bool = True) -> UniTok:
         super().train(mode)

@@ -318,6 +318,29 @@ def test_adapters_that_cannot_be(
     assert "holds no adapter" in capsys.readouterr().err
 
 
+def test_a_tuned_decoder_is_put_into_a_model(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model reads and draws the same codes. A tokenizer with other codes is refused."""
+    model = UniTok.from_pretrained(model_folder)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        model.image_tokenizer.decoder.conv_out.weight.normal_()
+    model.image_tokenizer.save_pretrained(tmp_path / "decoder")
+    words = ["merge", str(model_folder), "--image_tokenizer", str(tmp_path / "decoder"), "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    before, after = UniTok.from_pretrained(model_folder), UniTok.from_pretrained(tmp_path / "out")
+    assert changed(before, after) == {"image_tokenizer.decoder.conv_out.weight"}
+    assert torch.equal(scores(before), scores(after))
+
+    with torch.no_grad():
+        model.image_tokenizer.quant_conv.bias += 1
+    model.image_tokenizer.save_pretrained(tmp_path / "decoder")
+    capsys.readouterr()
+    assert main([*words[:-1], str(tmp_path / "no")]) == 2
+    assert "makes other codes than that of the model" in capsys.readouterr().err
+
+
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 STAGES: list[dict[str, Any]] = [

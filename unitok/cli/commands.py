@@ -44,8 +44,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "merge": Command(
         "unitok.cli.merging:merge",
-        "Join an adapter and the model that it was learned on.",
-        positional=("adapter",),
+        "Join what was tuned apart, an adapter or a decoder, with a model.",
+        positional=("model",),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "data check": Command(
