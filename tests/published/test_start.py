@@ -111,3 +111,15 @@ def test_every_linear_map_of_a_trunk_can_have_an_adapter(
         assert not torch.allclose(beside, plain, atol=1e-4), name
         merge_lora(model.trunk)
         torch.testing.assert_close(score_codes(model, ["3"], codes), beside, atol=1e-4, rtol=1e-4)
+
+
+def test_a_published_model_gets_adapters(tmp_path: Path) -> None:
+    torch.save(var_weights(False), tmp_path / "x.pt")
+    start = import_generator("var", tmp_path / "x.pt", tokenizer(SIDES))
+    start.save_pretrained(tmp_path / "start")
+    assert main(["sample", "--model", str(tmp_path / "start"), "3", "--n", "4", "--out", str(tmp_path / "drawn")]) == 0
+    words = ["--init", str(tmp_path / "start"), "--data", str(tmp_path / "drawn" / "pictures"), *DRAW_ALONE]
+    assert train(tmp_path / "tuned", *words, "--lora.rank", "2", steps=2, lr="1e-2") == 0
+    before, after = state(tmp_path / "start"), state(tmp_path / "tuned")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"trunk.{name}.weight" for name in linear_maps(start.trunk)}
