@@ -17,7 +17,7 @@ from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfi
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.published import PublishedTrunk
-from unitok.tuning.config import LoraConfig
+from unitok.tuning.config import NO_LORA, LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 from .tuning.stages import run_stages
@@ -123,7 +123,7 @@ def train_generator(
     image_tokenizer: Path | None = None,
     init: Path | None = None,
     trainable: str | list[str] | None = None,
-    lora: LoraConfig,
+    lora: LoraConfig = NO_LORA,
     preset: str = "small",
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,

@@ -10,6 +10,16 @@ from tokenizers_vq.errors import Problems
 MOST_RANK = 2**14
 
 
+def as_patterns(given: str | Sequence[str]) -> list[str]:
+    """Patterns with commas between them, or a list of them.
+
+    >>> as_patterns("decoder.*, post_quant_conv.*")
+    ['decoder.*', 'post_quant_conv.*']
+    """
+    texts = [given] if isinstance(given, str) else given
+    return [pattern.strip() for text in texts for pattern in text.split(",") if pattern.strip()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
     """Low-rank adapters (LoRA, arXiv:2106.09685): linear maps stay as they are, and what is learned beside each is a
@@ -31,11 +41,4 @@ class LoraConfig:
         problems.raise_if_any()
 
 
-def as_patterns(given: str | Sequence[str]) -> list[str]:
-    """Patterns with commas between them, or a list of them.
-
-    >>> as_patterns("decoder.*, post_quant_conv.*")
-    ['decoder.*', 'post_quant_conv.*']
-    """
-    texts = [given] if isinstance(given, str) else given
-    return [pattern.strip() for text in texts for pattern in text.split(",") if pattern.strip()]
+NO_LORA = LoraConfig()
