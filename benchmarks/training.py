@@ -2,6 +2,7 @@
 
     python benchmarks/training.py --width 768 --depth 12 --heads 12 --rows 2 --side 64
     python benchmarks/training.py --muon --codes 64000
+    python benchmarks/training.py --lora 16
 
 Fresh weights and codes, captions of one length, one thread. Run two checkouts in turns to compare them.
 """
@@ -16,8 +17,8 @@ import time
 CAPTION = "a small red circle left of a large blue square"
 
 
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Part of a step -> its median in seconds of the processor."""
+def measure(options: argparse.Namespace) -> tuple[dict[str, float], int]:
+    """Part of a step -> its median in seconds of the processor; bytes of weights, gradients, moments and averages."""
     import torch
     from torch import nn
 
@@ -34,6 +35,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from unitok.train.config import OptimConfig
     from unitok.train.optim import AveragedWeights, build_optimizers
     from unitok.train.packing import Packer
+    from unitok.tuning.adapter import tune
+    from unitok.tuning.config import LoraConfig, as_patterns
     from unitok.vocabulary import Vocabulary
 
     torch.set_num_threads(1)
@@ -48,6 +51,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     ports = get_objective(options.objective, tokenizer).ports(tokenizer.layout)
     trunk = TrunkConfig(width=options.width, depth=options.depth, heads=options.heads)
     model = UniTok(ModelConfig(trunk, options.objective, spans, ports=ports), tokenizer, text).train()
+    tune(model, model, as_patterns(options.trainable), LoraConfig(rank=options.lora))
     rows = options.rows
     codes = torch.randint(tokenizer.codebook_size, (rows, tokenizer.layout.length))
     records = [Record(str(row), CAPTION) for row in range(rows)]
@@ -82,7 +86,9 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         average.update(step)
         lap("average", since)
     found = {part: statistics.median(times[1:]) for part, times in seconds.items()}
-    return {**found, "step": sum(found.values())}
+    moments = [value for one in optimizers for state in one.state.values() for value in state.values()]
+    held = [*model.trunk.parameters(), *model.ids.parameters(), *weights, *moments, *average.tensors.values()]
+    return {**found, "step": sum(found.values())}, sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def main() -> None:
@@ -96,9 +102,13 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1000, help="size of the codebook")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--muon", action="store_true")
+    parser.add_argument("--trainable", default="", help="patterns of the weights that are trained")
+    parser.add_argument("--lora", type=int, help="rank of adapters")
     parser.add_argument("--rounds", type=int, default=10)
-    for part, value in measure(parser.parse_args()).items():
+    parts, held = measure(parser.parse_args())
+    for part, value in parts.items():
         print(f"{part:<10} {value:8.4f} s")
+    print(f"{'held':<10} {held / 1e6:8.0f} MB")
 
 
 if __name__ == "__main__":

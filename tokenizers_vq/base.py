@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
@@ -25,6 +26,7 @@ from .digests import check_digest, check_own, take_digests, with_digests
 from .errors import UserError
 from .files import part, read_json, read_stable, replace_parts, write_json
 from .layout import Layout
+from .parts import Tunable
 from .quantizer_base import check_codes
 from .weights import build_empty, read_weights, write_weights
 
@@ -62,12 +64,15 @@ class TokenizerOutput:
     """Scalars of the quantizer, already weighted: add them to the reconstruction loss."""
 
 
-class ImageTokenizer(nn.Module, ABC):
+class ImageTokenizer(Tunable, ABC):
     """Pixels <-> codes.
 
     Images are float (B, 3, H, W) in [-1, 1]; codes are (B, L) int64, scale-major then row-major. Keep the parameters in
     float32 and use autocast for speed: `encode` switches it off, so the codes of a picture never depend on it.
     """
+
+    decoding: ClassVar[tuple[str, ...]] = ("decoder.",)
+    """How the names of those tensors begin that only turn codes into pictures."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -173,6 +178,14 @@ class ImageTokenizer(nn.Module, ABC):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    def same_codes(self, other: ImageTokenizer) -> bool:
+        """Whether all that decides codes is that of another tokenizer, to the bit; they may decode otherwise."""
+        mine, theirs = self._coding(), other._coding()
+        return self.config == other.config and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    def _coding(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self.decoding)}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` and `model.safetensors`, both or none; inverse of `load_tokenizer`.

@@ -88,6 +88,8 @@ class MovingAverage(Quantizer):
 
     def start(self, rows: Tensor) -> None:
         """k-means over the first batch of all ranks, once."""
+        if not self.training:  # frozen inside a quantizer that is not
+            return
         book = self._book
         together = ranks() > 1
         sample = library_vq.sample_vectors_distributed if together else library_vq.batched_sample_vectors
@@ -105,6 +107,8 @@ class MovingAverage(Quantizer):
         The library's own update makes an (N, K) one-hot table, several times the cost of everything else here; counts
         and sums are the same numbers.
         """
+        if not self.training:
+            return
         book, size = self._book, self.codebook_size
         counts = torch.bincount(codes, weights, minlength=size).float()
         weighted = rows if weights is None else rows * weights[:, None]

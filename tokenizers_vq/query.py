@@ -105,6 +105,17 @@ class QueryVQTokenizer(ImageTokenizer):
     """One row of codes, each depending on the picture and on the codes before it alone; pictures of one size."""
 
     config: QueryVQConfig
+    decoding = (
+        "from_code.",
+        "absent",
+        "painter.",
+        "to_latent.",
+        "decoder.",
+        "recaller.",
+        "to_features.",
+        "to_text.",
+        "log_scale",
+    )
 
     def __init__(self, config: QueryVQConfig) -> None:
         vision: VisionTower | None = None

@@ -23,6 +23,8 @@ from .vit import Encoder as ViTEncoder
 class ConvVQTokenizer(ImageTokenizer):
     """One or several grids of codes, any image size that the stride divides."""
 
+    decoding = ("post_quant_conv.", "decoder.")
+
     def __init__(self, config: ConvVQConfig) -> None:
         super().__init__(config)
         vit = config.backbone == "vit"

@@ -6,23 +6,23 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig, small
+from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
+from unitok.tuning.config import NO_LORA, LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
-
-if TYPE_CHECKING:
-    from unitok.objectives.base import Objective
+from .tuning.stages import run_stages
+from .tuning.start import LanguageStart, Start, check_start, check_tokenizer_start, given_patterns, settled
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ def train_tokenizer(
     *,
     data: str,
     out: Path,
+    init: Path | None = None,
+    trainable: str | list[str] | None = None,
     preset: str = "small",
     tokenizer: TokenizerConfig,
     losses: LossConfig,
@@ -52,6 +54,9 @@ def train_tokenizer(
         data: Pictures to learn from, such as shapes or pictures/ or hf:owner/name@train. Captions are not read, unless
             tokenizer.contrastive_weight is set.
         out: New folder for the tokenizer.
+        init: Folder of a tokenizer to start from: its weights and sizes, instead of fresh ones.
+        trainable: Names of the weights that are trained, with * for any text, such as 'decoder.*', and commas between
+            several; the rest of --init stays as it is. With encoder and codebook frozen, codes stay as they are.
         preset: Starting values of --tokenizer.*; with --help, the options of its family.
         tokenizer: The network.
         losses: What it is trained for.
@@ -66,6 +71,9 @@ def train_tokenizer(
         unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer
     """
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
+    patterns = given_patterns(trainable, init)
+    if init is not None:
+        check_tokenizer_start(tokenizer)
     if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["adversarial"]
     if losses.perceptual is None:
@@ -75,6 +83,7 @@ def train_tokenizer(
     folder = RunFolder(out, resume)
     folder.claim()
 
+    from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
 
@@ -82,6 +91,10 @@ def train_tokenizer(
     from .loop import train
     from .tokenizer import TokenizerTrainee, parameters_of
 
+    start = load_tokenizer(init) if init is not None else None
+    if start is not None:
+        tokenizer = start.config
+        settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
     captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
     dataset = open_data(data, tokenizer.size, captions=captions)
     validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
@@ -89,7 +102,9 @@ def train_tokenizer(
         pictures = run.micro_batch_for(world.size)
         height, width = tokenizer.size
         check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
-        trainee = TokenizerTrainee(tokenizer, losses, adversarial, augment, dataset, validation, run, world)
+        trainee = TokenizerTrainee(
+            tokenizer, losses, adversarial, augment, dataset, validation, run, world, start, patterns
+        )
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
@@ -105,6 +120,8 @@ def train_generator(
     out: Path,
     image_tokenizer: Path | None = None,
     init: Path | None = None,
+    trainable: str | list[str] | None = None,
+    lora: LoraConfig = NO_LORA,
     preset: str = "small",
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,
@@ -117,6 +134,7 @@ def train_generator(
     optim: OptimConfig,
     run: RunConfig,
     val_data: str | list[str] | None = None,
+    stages: list[dict[str, Any]] | None = None,
     resume: bool = False,
 ) -> None:
     """Train one transformer over text and image codes: it draws captions, captions pictures, answers questions.
@@ -132,6 +150,9 @@ def train_generator(
         image_tokenizer: Folder of the image tokenizer.
         init: Model folder to start from, or hf:owner/name: its weights, sizes, objective and both tokenizers, instead
             of fresh ones. One of unitok import does too. Tasks may be new to it.
+        trainable: Names of the weights that are trained, with * for any text, such as 'trunk.blocks.1?.*', and commas
+            between several; the rest of --init stays as it is.
+        lora: Thin matrices beside those of --init, which stay as they are; the output folder holds the thin ones alone.
         preset: Starting values of --trunk.*
         objective: Order in which pictures are drawn: next_token (code by code), masked_token (many at a time, pass
             by pass), next_scale (scale by scale), random_order (code by code, trained in any order), maskgit (many at a
@@ -148,12 +169,22 @@ def train_generator(
         optim: Optimizer.
         run: Length, hardware, and intervals of logging, evaluation and saving.
         val_data: Pictures to measure on, such as shapes@val, or a list of such, for several tasks.
+        stages: In a --config file: what is different in one stage after the other, such as data, tasks, trainable,
+            lora, optim or run. Each has a folder of its own in --out and starts from the model of the one before.
         resume: Go on from the newest checkpoint in the output folder.
 
     Example:
         unitok train generator --data shapes --image_tokenizer runs/tokenizer --preset shapes --out runs/generator
     """
+    if stages is not None:
+        return run_stages(train_generator, locals(), stages)
     settings = _settings(locals())
+    patterns = given_patterns(trainable, init, trunk)
+    settings["trainable"] = patterns or None
+    if lora.rank is None:  # then the rest says nothing, and runs that know nothing of it can go on
+        del settings["lora"]
+    elif init is None:
+        raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
     from unitok.objectives import get_objective, objective_class
 
     if init is None and image_tokenizer is None:
@@ -162,7 +193,7 @@ def train_generator(
         kind = objective_class(objective)
         objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
     else:
-        _check_start(settings)
+        check_start(settings)
         drawn = SampleSettings(**SampleSettings.given(sampling))
     from .folder import RunFolder
 
@@ -174,10 +205,8 @@ def train_generator(
     from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.model import UniTok
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
-    from unitok.trunk.hf.reading import read_language_model
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
@@ -187,20 +216,21 @@ def train_generator(
 
     with join(run.device, run.threads) as world:
         start = None
-        language = None
+        beginning: Start | LanguageStart | None = None
+        network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
-            start = UniTok.from_pretrained(str(init))
-            objective, text_length = start.config.objective, start.config.text_length
-            network: TrunkConfig | HFTrunk | PublishedTrunk = start.config.trunk
-            objective_settings = _settled(objective_settings, objective_class(objective), network)
+            beginning = Start.of(init, patterns, lora)
+            start = beginning.model
+            network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
-            settings |= {"init": start.fingerprint(), "trunk": _as_plain(network), "objective": objective}
         elif isinstance(trunk, str):
-            language = read_language_model(trunk)
-            network = language.trunk
-            settings |= {"init": language.fingerprint(), "trunk": _as_plain(network)}
+            beginning = LanguageStart.of(trunk, patterns)
+            network = beginning.language.trunk
         else:
             network = trunk
+        if beginning is not None:
+            settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -210,7 +240,7 @@ def train_generator(
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
         else:
-            own = None if language is None or text_tokenizer is not None else language.texts
+            own = beginning.language.texts if isinstance(beginning, LanguageStart) and text_tokenizer is None else None
             texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
@@ -253,32 +283,12 @@ def train_generator(
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
         trainee = GeneratorTrainee(
-            config, images, texts, tasks, objective_settings, dataset, validation, run, world, start or language
+            config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
         )
-        start = language = None  # their weights are taken
+        start = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)
-
-
-def _check_start(settings: dict[str, Any]) -> None:
-    """Raises UserError for what a model that is started from brings itself."""
-    fresh = {"image_tokenizer": None, "objective": "next_token", "text_tokenizer": None, "text_vocabulary": 4096}
-    fresh |= {"text_length": 128, "trunk": _as_plain(small())}
-    problems = Problems()
-    for name, value in fresh.items():
-        problems.check(settings[name] == value, f"--{name} is that of the model in --init: leave it out")
-    problems.raise_if_any()
-
-
-def _settled(
-    given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | HFTrunk | PublishedTrunk
-) -> ObjectiveSettings:
-    """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
-    if isinstance(trunk, PublishedTrunk):
-        left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}
-        given = dataclasses.replace(given, **left)
-    return kind.settled(given)
 
 
 def _given(value: T | None) -> T:

@@ -25,13 +25,14 @@ from unitok.sample.pipeline import draw
 from unitok.seeding import fold
 from unitok.tasks import TASKS, needs
 from unitok.text import CaptionEncoder, TextTokenizer
-from unitok.trunk.hf.reading import LanguageModel
+from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
 from .config import RunConfig
 from .distributed import World
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
+from .tuning.start import LanguageStart, Start
 
 GRID_PICTURES = 16
 EXAMINED = 32
@@ -55,18 +56,17 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
-        start: UniTok | LanguageModel | None = None,
+        start: Start | LanguageStart | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
         self._world, self._tasks, self._precision = world, tasks, run.precision
+        self._adapter: Adapter | None = None
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
-        if isinstance(start, LanguageModel):
-            start.fill(self.unitok)
-        elif start is not None:
-            self.unitok.start_from(start)
+        if start is not None:
+            self._adapter = start.begin(self.unitok)
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)
         self.model: nn.Module = self.unitok
@@ -211,12 +211,17 @@ class GeneratorTrainee:
         save_grid(path, pictures, columns=8, labels=self._shown, scale=scale)
 
     def export(self, folder: Path) -> None:
-        self.unitok.save_pretrained(folder)
+        if self._adapter is None:
+            self.unitok.save_pretrained(folder)
+        else:
+            save_adapter(self.unitok, self._adapter.seen_from(folder), folder)
 
     def keep(self, folder: Path) -> None:
         self.unitok.text_tokenizer.save(folder / TEXT_TOKENIZER)
 
     def exported(self, folder: Path) -> bool:
+        if self._adapter is not None:
+            return holds_adapter(folder, self._adapter.seen_from(folder), self.unitok)
         try:
             return UniTok.from_pretrained(folder).fingerprint() == self.unitok.fingerprint()
         except UserError:

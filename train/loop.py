@@ -111,7 +111,7 @@ def train(
         folder.describe(settings, **facts, processes=world.size, finished=False)
 
     with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
-        _announce(log, folder, newest, run, world)
+        _announce(log, folder, model, newest, run, world)
         batches = make_loader(
             dataset,
             seed=run.seed,
@@ -358,10 +358,17 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _announce(log: RunLog, folder: RunFolder, newest: Path | None, run: RunConfig, world: World) -> None:
+def _announce(
+    log: RunLog, folder: RunFolder, model: nn.Module, newest: Path | None, run: RunConfig, world: World
+) -> None:
     with autocast(world.device, run.precision):
         precision = "bf16" if torch.is_autocast_enabled(world.device.type) else "fp32"
     log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
+    trained, still = (
+        sum(w.numel() for w in model.parameters() if w.requires_grad is learns) for learns in (True, False)
+    )
+    if still:
+        log.say(f"{trained:,} of {trained + still:,} parameters are trained")
     if newest:
         log.say(f"going on from {newest}")
         steps = flatten(read_about(newest)["settings"]).get("run.steps", run.steps)

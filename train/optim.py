@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.parts import trainable_names
 from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
@@ -61,7 +62,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     if config.muon:
         matrices = {name: weight for name, weight in decayed.items() if ".blocks." in f".{name}" and weight.ndim == 2}
         if not matrices:
-            raise UserError("optim.muon is true, but this model has no transformer blocks: leave it out")
+            raise UserError("optim.muon is true, but this model has no transformer blocks to train: leave it out")
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
         # A GPU would wait for every small matrix to be asked for. A CPU gains little, and would round otherwise.
         kind = StackedMuon if all(weight.is_cuda for weight in matrices.values()) else torch.optim.Muon
@@ -78,7 +79,9 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         {"params": list(kept.values()), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return [*optimizers, torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True)]
+    if groups:  # Muon may have all that is trained
+        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-8, fused=True))
+    return optimizers
 
 
 def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
@@ -145,20 +148,8 @@ def _wide(matrix: torch.Tensor) -> torch.Tensor:
 def learning_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """The tensors of a model that training changes, by name, each once: weights with gradients, and saved buffers of
     modules that are not frozen as a whole."""
-    frozen = [name for name, module in model.named_modules() if _is_frozen(module)]
-    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
-    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    found = {}
-    for name, tensor in each_once(model.state_dict(keep_vars=True)):
-        inside = any(name.startswith(f"{place}.") for place in frozen)
-        if name in trainable or (name not in weights and not inside):
-            found[name] = tensor.data
-    return found
-
-
-def _is_frozen(module: nn.Module) -> bool:
-    weights = list(module.parameters())
-    return bool(weights) and not any(weight.requires_grad for weight in weights)
+    learn = set(trainable_names(model))
+    return {name: tensor.data for name, tensor in each_once(model.state_dict(keep_vars=True)) if name in learn}
 
 
 class AveragedWeights:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid, to_uint8
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.parts import train_only
 from tokenizers_vq.quantizer_config import BSQ, FSQ
 from tokenizers_vq.query_config import QueryVQConfig
 from tokenizers_vq.usage import CodebookUsage
@@ -81,11 +82,18 @@ class TokenizerTrainee:
         validation: RecordDataset | None,
         run: RunConfig,
         world: World,
+        start: ImageTokenizer | None = None,
+        trainable: Sequence[str] = (),
     ) -> None:
         self._world = world
         self._augmenter = Augmenter(augmentation)
         torch.manual_seed(fold(run.seed, "weights"))
-        self.tokenizer: ImageTokenizer = build_tokenizer(config).to(world.device)
+        self.tokenizer: ImageTokenizer = build_tokenizer(config)
+        if start is not None:
+            self.tokenizer.load_state_dict(start.state_dict())
+        if trainable:
+            train_only(self.tokenizer, trainable)
+        self.tokenizer.to(world.device)
         self.model: nn.Module = self.tokenizer
         self.size = self.tokenizer.codebook_size
         self._loss = TokenizerLoss(losses).to(world.device)
@@ -93,6 +101,11 @@ class TokenizerTrainee:
         self.opponent: Opponent | None = None
         if adversarial.weight > 0:
             adversarial.check_run(config.size, run.steps)
+            if adversarial.adaptive and not self.tokenizer.last_layer.requires_grad:
+                raise UserError(
+                    "adversarial.adaptive balances two losses at the last layer of the decoder, which --trainable"
+                    " leaves out: train the decoder's, or set adversarial.adaptive false"
+                )
             torch.manual_seed(fold(run.seed, "discriminator"))
             self.adversarial = AdversarialLoss(adversarial).to(world.device)
             self.opponent = Opponent(self.adversarial, adversarial.lr)

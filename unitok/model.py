@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
 from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
@@ -16,6 +16,7 @@ from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
 from tokenizers_vq.hub import from_hub
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.parts import Tunable
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
@@ -40,7 +41,7 @@ PROVEN = (WEIGHTS, f"{IMAGE_TOKENIZER}/{CONFIG_FILE}", f"{TEXT_TOKENIZER}/{TEXT_
 """Files whose digests stand in `config.json`; that of the image tokenizer has those of its weights."""
 
 
-class UniTok(nn.Module):
+class UniTok(Tunable):
     """What a model folder holds.
 
     `config.json`, `model.safetensors` (trunk and ports), `image_tokenizer/` and `text_tokenizer/`. `save_pretrained`
@@ -137,6 +138,22 @@ class UniTok(nn.Module):
             here = mine[name][: len(given)] if given.ndim else mine[name]
             here.copy_(given)
 
+    def with_tokenizer(self, image_tokenizer: ImageTokenizer) -> UniTok:
+        """This model with another decoder of its codes.
+
+        Raises:
+            UserError: a tokenizer that makes other codes.
+        """
+        if not image_tokenizer.same_codes(self.image_tokenizer):
+            raise UserError(
+                "the image tokenizer makes other codes than that of the model: train its decoder alone, from the "
+                "model's own, with unitok train tokenizer --init MODEL/image_tokenizer --trainable 'decoder.*'"
+            )
+        config = replace(self.config, image_tokenizer=image_tokenizer.fingerprint())
+        model = build_empty(lambda: UniTok(config, image_tokenizer, self.text_tokenizer), "the model")
+        model.load_state_dict(self._state(), strict=False)
+        return model.eval()
+
     def train(self, mode: bool = True) -> UniTok:
         super().train(mode)
         self.image_tokenizer.eval()
@@ -218,12 +235,17 @@ class UniTok(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, device: torch.device | str = "cpu") -> UniTok:
-        """Reads a model folder, or `hf:owner/name` from the hub.
+        """Reads a model folder, or `hf:owner/name` from the hub. Of the folder of an adapter, the model that it makes
+        of its base.
 
         Raises:
             UserError: files that are missing, foreign or damaged.
         """
-        folder = _fetch(str(name)) if str(name).startswith("hf:") else Path(name)
+        from .tuning.adapter import is_adapter, open_adapter  # which opens a model itself
+
+        folder = model_folder(name)
+        if is_adapter(folder):
+            return open_adapter(folder).to(device)
         problems = Problems()
         problems.check(folder.is_dir(), f"model folder {folder} does not exist")
         problems.raise_if_any()
@@ -303,7 +325,11 @@ def _said(ports: Mapping[str, PortConfig]) -> str:
     return ", ".join(f"{name} ({port.kind} {port.size})" for name, port in ports.items()) or "nothing"
 
 
-def _fetch(name: str) -> Path:
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model; one of the hub, `hf:owner/name`, is fetched."""
+    name = str(name)
+    if not name.startswith("hf:"):
+        return Path(name)
     from huggingface_hub import snapshot_download
 
     with from_hub(

@@ -364,6 +364,24 @@ def test_the_command_trains_and_resumes(
     capsys.readouterr()
     assert main([*words, "--trunk", f"hf:{folders['qwen3'][0]}", "--run.steps", "3", "--resume"]) == 2
     assert "trunk" in capsys.readouterr().err
+
+    words = [str(tmp_path / "part") if word == str(tmp_path / "run") else word for word in words]
+    words += [
+        "--run.steps",
+        "1",
+        "--trunk",
+        f"hf:{folders['qwen2'][0]}",
+        "--optim.lr",
+        "0.1",
+        "--optim.warmup_steps",
+        "0",
+    ]
+    assert main([*words, "--trainable", "trunk.*"]) == 2
+    assert "is new to the language model: name it in --trainable too, as in 'ids.*'" in capsys.readouterr().err
+    assert main([*words, "--trainable", "ids.*,ports.*"]) == 0
+    part = UniTok.from_pretrained(tmp_path / "part").state_dict()
+    for name, weight in model.state_dict().items():
+        assert torch.allclose(part[name], weight, 0, 1e-20) == (not name.startswith(("ids.", "ports."))), name
     assert main([*words[:4], "--out", str(tmp_path / "b"), "--init", "x", "--trunk", "hf:y"]) == 2
     assert "--trunk is that of the model in --init: leave it out" in capsys.readouterr().err
 

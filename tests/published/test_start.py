@@ -11,10 +11,11 @@ import torch
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
-from unitok.sample.pipeline import draw_codes
+from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
+from unitok.tuning.lora import add_lora, linear_maps, merge_lora
 
-from .tiny import SIDES, tokenizer, var_weights
+from .tiny import SIDES, Weights, llamagen_weights, tokenizer, var_weights
 
 RUN = ["--run.batch_size", "4", "--run.workers", "0", "--run.precision", "fp32", "--optim.warmup_steps", "1"]
 DRAW_ALONE = ["--tasks.image_to_text.share", "0", "--tasks.text_only.share", "0"]
@@ -85,3 +86,40 @@ def test_a_task_may_be_new_to_a_model(
     assert "--text_length is that of the model in --init: leave it out" in said
     assert main(["train", "generator", "--data", "shapes", "--out", str(tmp_path / "bare")]) == 2
     assert "give its folder with --image_tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "scales"),
+    [("llamagen", llamagen_weights(), ()), ("var", var_weights(False), SIDES), ("var", var_weights(True), SIDES)],
+)
+def test_every_linear_map_of_a_trunk_can_have_an_adapter(
+    family: str, weights: Weights, scales: tuple[int, ...], tmp_path: Path
+) -> None:
+    """An adapter hangs on the call of its map. Beside one whose weights are used otherwise it would do nothing."""
+    torch.save(weights, tmp_path / "x.pt")
+    settings = {"n_head": 4} if family == "llamagen" else {}
+    model = import_generator(family, tmp_path / "x.pt", tokenizer(scales), settings)
+    codes = torch.arange(model.layout.length).remainder(model.vocabulary.codebook_size)[None]
+    generator = torch.Generator().manual_seed(0)
+    for name in linear_maps(model.trunk):
+        plain = score_codes(model, ["3"], codes)
+        add_lora(model.trunk, [name], rank=2, alpha=2.0)
+        low = model.trunk.get_submodule(f"{name}.lora")
+        with torch.no_grad():
+            low.up.copy_(0.1 * torch.randn(low.up.shape, generator=generator))
+        beside = score_codes(model, ["3"], codes)
+        assert not torch.allclose(beside, plain, atol=1e-4), name
+        merge_lora(model.trunk)
+        torch.testing.assert_close(score_codes(model, ["3"], codes), beside, atol=1e-4, rtol=1e-4)
+
+
+def test_a_published_model_gets_adapters(tmp_path: Path) -> None:
+    torch.save(var_weights(False), tmp_path / "x.pt")
+    start = import_generator("var", tmp_path / "x.pt", tokenizer(SIDES))
+    start.save_pretrained(tmp_path / "start")
+    assert main(["sample", "--model", str(tmp_path / "start"), "3", "--n", "4", "--out", str(tmp_path / "drawn")]) == 0
+    words = ["--init", str(tmp_path / "start"), "--data", str(tmp_path / "drawn" / "pictures"), *DRAW_ALONE]
+    assert train(tmp_path / "tuned", *words, "--lora.rank", "2", steps=2, lr="1e-2") == 0
+    before, after = state(tmp_path / "start"), state(tmp_path / "tuned")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"trunk.{name}.weight" for name in linear_maps(start.trunk)}

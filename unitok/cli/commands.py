@@ -42,6 +42,11 @@ COMMANDS: dict[str, Command] = {
         "Turn a published checkpoint into the folder of a tokenizer or a model.",
         positional=("family", "file"),
     ),
+    "merge": Command(
+        "unitok.cli.merging:merge",
+        "Join what was tuned apart, an adapter or a decoder, with a model.",
+        positional=("model",),
+    ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "data check": Command(
         "unitok.eval.data.commands:data_check",

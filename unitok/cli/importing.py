@@ -53,8 +53,7 @@ def import_published(
         unitok import var_vae vae_ch160v4096z32.pth --out runs/var_vae
         unitok import var var_d16.pth --image_tokenizer runs/var_vae --out runs/var
     """
-    if _holds_more_than(out, LOCK_FILE, *PARTS):
-        raise UserError(f"--out {out} is not empty: choose a new folder")
+    check_free(out)
     odd = [name for name in settings or {} if not isinstance(name, str)]
     if odd:
         raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
@@ -74,7 +73,7 @@ def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any
     from tokenizers_vq.published import load_published
 
     tokenizer = load_published(family, file, **settings)
-    _write(out, tokenizer, lambda: load_tokenizer(out).fingerprint(), "tokenizer")
+    write_made(out, tokenizer, lambda: load_tokenizer(out).fingerprint(), "tokenizer")
     print(f"tokenizer: {out}")
     print(f"{_what(tokenizer)} codes out of {tokenizer.codebook_size}", file=sys.stderr)
 
@@ -89,7 +88,7 @@ def _import_generator(family: str, file: str, out: Path, image_tokenizer: Path, 
     unused = unused_settings(family, settings)
     if unused:
         print(f"settings that the import does not need: {', '.join(unused)}", file=sys.stderr)
-    _write(out, model, lambda: UniTok.from_pretrained(out).fingerprint(), "generator")
+    write_made(out, model, lambda: UniTok.from_pretrained(out).fingerprint(), "generator")
     print(f"model: {out}")
     count = sum(weight.numel() for module in (model.trunk, model.ids, model.ports) for weight in module.parameters())
     print(f"{count:,} parameters, {_what(model.image_tokenizer)} codes", file=sys.stderr)
@@ -101,7 +100,13 @@ def _what(tokenizer: ImageTokenizer) -> str:
     return f"{height}x{width} pixels -> {grids}"
 
 
-def _write(out: Path, made: ImageTokenizer | UniTok, held: Callable[[], str], kind: str) -> None:
+def check_free(out: Path) -> None:
+    """Raises UserError for a folder that holds other things than a model or a tokenizer."""
+    if _holds_more_than(out, LOCK_FILE, *PARTS):
+        raise UserError(f"--out {out} is not empty: choose a new folder")
+
+
+def write_made(out: Path, made: ImageTokenizer | UniTok, held: Callable[[], str], kind: str) -> None:
     """Writes a folder; `held` is the fingerprint of what it holds already."""
     if not _holds_more_than(out, LOCK_FILE):
         made.save_pretrained(out)

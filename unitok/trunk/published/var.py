@@ -140,7 +140,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, seen: Visibility, cache: KVCache | None, layer: int) -> Tensor:
         batch, length, _ = x.shape
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, length, 3, self.heads, self.head_size)
+        qkv = self.qkv(x)
+        qkv = (qkv + bias.to(qkv.dtype)).view(batch, length, 3, self.heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         sharp = self.scale.clamp(max=SHARPEST).exp() * self.head_size**0.5  # `attend` divides by this root
         q, k = F.normalize(q, dim=-1) * sharp[:, None, None].to(q.dtype), F.normalize(k, dim=-1)
