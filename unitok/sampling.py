@@ -37,8 +37,9 @@ class SampleSettings:
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
     guided_codes: int = 0
-    """Next token: only the first so many codes of a picture are guided (LlamaGen's cfg_interval is 2 less); 0 guides
-    all."""
+    """Only the first so many codes of a picture are guided, which halves the work of the others (LlamaGen's
+    cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that draws several codes is guided if it
+    begins among the first. 0 guides all."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
@@ -137,7 +138,7 @@ class GivenSettings:
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
     guided_codes: int | None = None
-    """Next token: guide only the first so many codes; 0 guides all."""
+    """Guide only the first so many codes of a picture, which halves the work of the others; 0 guides all."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None

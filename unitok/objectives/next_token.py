@@ -12,7 +12,6 @@ from tokenizers_vq.layout import Layout
 
 from ..choose import choose
 from ..config import ObjectiveSettings
-from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
@@ -90,10 +89,8 @@ class CodeByCode(Writer):
         """(L,) int64: the places in the order in which they are written."""
         return torch.arange(self.layout.length)
 
-    def settings(self, row: int) -> SampleSettings:
-        state = self.row(row)
-        guided = state.settings.guided_codes
-        return state.unguided() if guided and self.ends[row][state.step] > guided else super().settings(row)
+    def before(self, row: int) -> int:
+        return self.ends[row][self.row(row).step] - 1
 
     def phase(self, row: int) -> int:
         """Rows that run equally many codes and draw from the same ids."""
