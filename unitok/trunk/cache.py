@@ -132,8 +132,8 @@ class KVCache:
         self.lengths[row] = n
 
     def _every(self, rows: Sequence[int]) -> slice | torch.Tensor:
-        """What picks these rows: a slice where they stand at even distances (all lanes of an engine, or the first lane of
-        each job), which copies nothing."""
+        """What picks these rows: a slice, which copies nothing, where they stand at even distances (all lanes of an
+        engine, or the first lane of each job)."""
         step = max(1, rows[1] - rows[0]) if len(rows) > 1 else 1
         if list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
             return slice(rows[0], rows[-1] + 1, step)
