@@ -280,9 +280,9 @@ class Engine:
                 self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
             self.sums.index_add_(0, index, guided.flatten(1).mean(1))
             scores.append(guided)
-        if not asked.keep:
-            self.cache.rewind([lane for lane, _, _ in pairs], asked.ids.shape[1])
-        writer.take(rows, index, scores)
+        back = writer.take(rows, index, scores) or [0] * len(rows)
+        for number in {*back} - {0}:
+            self.cache.rewind([lane for lane, r, _ in pairs if back[r] == number], number)
         return [result for row in writer.finished(rows) for result in self._finish(row, writer)]
 
     def _forward(self, asked: Asked, lanes: list[int], of: list[int]) -> torch.Tensor:

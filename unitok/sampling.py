@@ -40,6 +40,9 @@ class SampleSettings:
     """Only the first so many codes of a picture are guided, which halves the work of the others (LlamaGen's
     cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that draws several codes is guided if it
     begins among the first. 0 guides all."""
+    ahead: int = 0
+    """Next token, random order: guess so many codes behind the one that is drawn, and check them in the same pass. The
+    pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
@@ -66,6 +69,7 @@ class SampleSettings:
         problems.check(
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
+        problems.check_range("--ahead", self.ahead, 0, 2**16)
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -139,6 +143,9 @@ class GivenSettings:
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
     guided_codes: int | None = None
     """Guide only the first so many codes of a picture, which halves the work of the others; 0 guides all."""
+    ahead: int | None = None
+    """Next token, random order: guess so many codes ahead and check them in the same pass: the same pictures in fewer
+    passes; 0 guesses none."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None

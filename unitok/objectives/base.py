@@ -147,8 +147,6 @@ class Asked:
     """(b, n, 3) float32; the order is counted from the segment's begin."""
     spans: tuple[tuple[slice, slice], ...]
     """(ids, positions among the n) of all that is to be scored."""
-    keep: bool = True
-    """Whether what comes later sees them."""
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     """Port -> (b, n, F) or (b, n)."""
     stands: torch.Tensor | None = None
@@ -210,8 +208,10 @@ class Writer(ABC):
         """What to run for these rows, which are at the same phase; `index` are they as a tensor on the device."""
 
     @abstractmethod
-    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        """Guided logits (b, m, V) float32 of each of `Asked.spans`. Never waits for the device."""
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int] | None:
+        """Guided logits (b, m, V) float32 of each of `Asked.spans`. Returns how many of the positions that were asked
+        for, the last ones, nothing later sees, for each row; None: all of them are seen. Never waits for the device,
+        unless that number depends on what was drawn."""
 
     @abstractmethod
     def finished(self, rows: Sequence[int]) -> list[int]:

@@ -112,9 +112,9 @@ class ByConfidence(Writer):
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         codes = self.codes[index]
         ids = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
-        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans, keep=False)
+        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans)
 
-    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
         codes, steps = self.codes[index], [self.row(row).step for row in rows]
         plans = [(self.plan(row), step) for row, step in zip(rows, steps, strict=True)]
         hidden = codes < 0
@@ -136,6 +136,7 @@ class ByConfidence(Writer):
         self.codes[index] = codes
         for row in rows:
             self.row(row).step += 1
+        return [self.layout.length] * len(rows)
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]
