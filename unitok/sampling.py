@@ -37,9 +37,9 @@ class SampleSettings:
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
     guided_codes: int = 0
-    """Only the first so many codes of a picture are guided, which halves the work of the others (LlamaGen's
-    cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that draws several codes is guided if it
-    begins among the first. 0 guides all."""
+    """Only the first so many codes of a picture are guided; for the others the model runs without the prompt that
+    guidance compares with (LlamaGen's cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that
+    draws several codes is guided if it begins among the first. 0 guides all."""
     ahead: int = 0
     """Next token, random order: guess so many codes behind the one that is drawn, and check them in the same pass. The
     pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
@@ -142,7 +142,8 @@ class GivenSettings:
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
     guided_codes: int | None = None
-    """Guide only the first so many codes of a picture, which halves the work of the others; 0 guides all."""
+    """Guide only the first so many codes of a picture, which saves up to half of the work for the others; 0 guides
+    all."""
     ahead: int | None = None
     """Next token, random order: guess so many codes ahead and check them in the same pass: the same pictures in fewer
     passes; 0 guesses none."""
