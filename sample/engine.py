@@ -43,12 +43,19 @@ class _Row:
     """The prompts that the turn compares."""
     begin: list[int] = field(default_factory=list)
     """Length of each lane when the turn began."""
+    unguided: bool = False
+    """Whether guidance is over: the first of the prompts goes on alone."""
     written: list[torch.Tensor] = field(default_factory=list)
 
     @property
     def lanes(self) -> list[int]:
-        """Those that the turn runs."""
+        """Those that the turn compares."""
         return [self.held[which] for which in self.which]
+
+    @property
+    def running(self) -> list[int]:
+        """Those of them that run now."""
+        return self.lanes[: 1 if self.unguided else None]
 
     @property
     def extended(self) -> list[int]:
@@ -186,6 +193,7 @@ class Engine:
         self.writers[modality].admit(row, seed, settings, state.turn.known)
         state.which = compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
+        state.unguided = False
         self.sums[row] = 0
 
     def _finish(self, row: int, writer: Writer) -> list[tuple[int, list[torch.Tensor]]]:
@@ -257,9 +265,11 @@ class Engine:
     def _run(self, writer: Writer, rows: list[int]) -> list[tuple[int, list[torch.Tensor]]]:
         """One forward pass for rows of one writer that are at the same phase."""
         states = [self.running[row] for row in rows]
+        for row, state in zip(rows, states, strict=True):
+            state.unguided = not writer.guided(row)
         index = self.cache.index(rows)
         asked = writer.ask(rows, index)
-        pairs = sorted((lane, r, j) for r, state in enumerate(states) for j, lane in enumerate(state.lanes))
+        pairs = sorted((lane, r, j) for r, state in enumerate(states) for j, lane in enumerate(state.running))
         place = {(r, j): at for at, (_, r, j) in enumerate(pairs)}
         hidden = self._forward(asked, [lane for lane, _, _ in pairs], [r for _, r, _ in pairs])
         scores = []
@@ -270,9 +280,9 @@ class Engine:
                 self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
             self.sums.index_add_(0, index, guided.flatten(1).mean(1))
             scores.append(guided)
-        if not asked.keep:
-            self.cache.rewind([lane for lane, _, _ in pairs], asked.ids.shape[1])
-        writer.take(rows, index, scores)
+        back = writer.take(rows, index, scores) or [0] * len(rows)
+        for number in {*back} - {0}:
+            self.cache.rewind([lane for lane, r, _ in pairs if back[r] == number], number)
         return [result for row in writer.finished(rows) for result in self._finish(row, writer)]
 
     def _forward(self, asked: Asked, lanes: list[int], of: list[int]) -> torch.Tensor:
@@ -307,7 +317,7 @@ class Engine:
         place: dict[tuple[int, int], int],
     ) -> torch.Tensor:
         """(b, n, V) logits of each row, from those of its lanes."""
-        most = max(len(state.lanes) for state in states)
+        most = max(len(state.running) for state in states)
         lanes: Sequence[torch.Tensor]
         if len(logits) == most * len(states) and all(place[r, j] == r * most + j for r, j in place):
             lanes = logits.unflatten(0, (len(states), most)).unbind(1)  # nothing is copied
@@ -322,7 +332,7 @@ class Engine:
 
     def _lane(self, states: list[_Row], place: dict[tuple[int, int], int], j: int) -> torch.Tensor:
         """Where lane j of each row stands among the lanes of a pass; a row with fewer lanes has its last."""
-        return self.cache.index([place[r, min(j, len(state.lanes) - 1)] for r, state in enumerate(states)])
+        return self.cache.index([place[r, min(j, len(state.running) - 1)] for r, state in enumerate(states)])
 
     def _constant(self, values: tuple[float, ...]) -> float | torch.Tensor:
         """One number for all rows, or (b, 1, 1), made once."""

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
-from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
 from .errors import UserError
+from .library import library_vq
 from .quantizer_config import QuantizerConfig
 
 

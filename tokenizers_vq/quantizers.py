@@ -15,11 +15,10 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-import vector_quantize_pytorch as library
 from torch import Tensor, distributed, nn
-from vector_quantize_pytorch import vector_quantize_pytorch as library_vq
 
 from .errors import UserError
+from .library import library, library_vq
 from .lookup import nearest_rows
 from .quantizer_base import Quantizer, entropy_loss, pass_gradient, ranks
 from .quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ

@@ -37,8 +37,12 @@ class SampleSettings:
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
     guided_codes: int = 0
-    """Next token: only the first so many codes of a picture are guided (LlamaGen's cfg_interval is 2 less); 0 guides
-    all."""
+    """Only the first so many codes of a picture are guided; for the others the model runs without the prompt that
+    guidance compares with (LlamaGen's cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that
+    draws several codes is guided if it begins among the first. 0 guides all."""
+    ahead: int = 0
+    """Next token, random order: guess so many codes behind the one that is drawn, and check them in the same pass. The
+    pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool = False
@@ -65,6 +69,7 @@ class SampleSettings:
         problems.check(
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
+        problems.check_range("--ahead", self.ahead, 0, 2**16)
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -137,7 +142,11 @@ class GivenSettings:
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
     guided_codes: int | None = None
-    """Next token: guide only the first so many codes; 0 guides all."""
+    """Guide only the first so many codes of a picture, which saves up to half of the work for the others; 0 guides
+    all."""
+    ahead: int | None = None
+    """Next token, random order: guess so many codes ahead and check them in the same pass: the same pictures in fewer
+    passes; 0 guesses none."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     random_order: bool | None = None

@@ -70,7 +70,7 @@ def measure(
     if kind == "tokenizer":
         work, network, amount, unit = _tokenizer(detail, preset, batch_size, precision, place)
     else:
-        work, network, amount, unit = _generator(kind, detail, preset, batch_size, precision, place)
+        work, network, amount, unit = generator(kind, detail, preset, batch_size, precision, place)
     gigaflop, gigabytes, passes = _needed(work, network)
     seconds = _times(work, place, rounds)
     median = statistics.median(seconds)
@@ -179,7 +179,7 @@ def _tokenizer(
     return works[what], tokenizer, batch_size, "images/s"
 
 
-def _generator(
+def generator(
     kind: str, objective: str, preset: str, batch_size: int, precision: Precision, device: torch.device
 ) -> tuple[Work, UniTok, float, str]:
     """(what is timed, the model, tokens or images, their unit); `kind` is train or decode."""

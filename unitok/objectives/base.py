@@ -147,8 +147,6 @@ class Asked:
     """(b, n, 3) float32; the order is counted from the segment's begin."""
     spans: tuple[tuple[slice, slice], ...]
     """(ids, positions among the n) of all that is to be scored."""
-    keep: bool = True
-    """Whether what comes later sees them."""
     features: dict[str, torch.Tensor] = field(default_factory=dict)
     """Port -> (b, n, F) or (b, n)."""
     stands: torch.Tensor | None = None
@@ -187,7 +185,16 @@ class Writer(ABC):
 
     def settings(self, row: int) -> SampleSettings:
         """The settings of the step that a row is at, every one a number."""
-        return self.row(row).at(0, 1)
+        return self.row(row).at(0, 1, self.guided(row))
+
+    def guided(self, row: int) -> bool:
+        """Whether the step that a row is at is guided. If it is not, no later one is."""
+        most = self.row(row).settings.guided_codes
+        return not most or self.before(row) < most
+
+    def before(self, row: int) -> int:
+        """Codes that a row has before the step that it is at; a text has none."""
+        return 0
 
     @abstractmethod
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None: ...
@@ -201,8 +208,10 @@ class Writer(ABC):
         """What to run for these rows, which are at the same phase; `index` are they as a tensor on the device."""
 
     @abstractmethod
-    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        """Guided logits (b, m, V) float32 of each of `Asked.spans`. Never waits for the device."""
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int] | None:
+        """Guided logits (b, m, V) float32 of each of `Asked.spans`. Returns how many of the positions that were asked
+        for, the last ones, nothing later sees, for each row; None: all of them are seen. Never waits for the device,
+        unless that number depends on what was drawn."""
 
     @abstractmethod
     def finished(self, rows: Sequence[int]) -> list[int]:
@@ -241,16 +250,11 @@ class Row:
     settings: SampleSettings
     step: int = 0
     """Steps done."""
-    _at: dict[int, SampleSettings] = field(default_factory=dict)
+    _at: dict[tuple[int, bool], SampleSettings] = field(default_factory=dict)
 
-    def at(self, scale: int, scales: int) -> SampleSettings:
-        """The settings of a scale, put together once."""
-        if scale not in self._at:
-            self._at[scale] = self.settings.at_scale(scale, scales)
-        return self._at[scale]
-
-    def unguided(self) -> SampleSettings:
-        """The settings of a single scale with guidance turned off, put together once."""
-        if -1 not in self._at:
-            self._at[-1] = replace(self.at(0, 1), guidance=1.0)
-        return self._at[-1]
+    def at(self, scale: int, scales: int, guided: bool = True) -> SampleSettings:
+        """The settings of a scale, put together once; with guidance turned off where it is over."""
+        if (scale, guided) not in self._at:
+            found = self.settings.at_scale(scale, scales)
+            self._at[scale, guided] = found if guided else replace(found, guidance=1.0)
+        return self._at[scale, guided]

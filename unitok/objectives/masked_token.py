@@ -114,7 +114,7 @@ class PassByPass(Writer):
         self.outside = _outside(layout, vocabulary, device)
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        device, length, settings = self.codes.device, self.layout.length, self.settings(row)
+        device, length, settings = self.codes.device, self.layout.length, self.row(row).at(0, 1)
         self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, "masked_token")).to(device)
         self.at[row] = 0
         order = order_in_drawing(self.home, "masked_token", seed, settings, known)
@@ -126,6 +126,9 @@ class PassByPass(Writer):
         self.given[row] = _first_passes(length, number)
         self.sizes[row] = self.given[row] + (pass_sizes(length - number, settings.steps) if number < length else [])
         self.order[row] = order.to(device)
+
+    def before(self, row: int) -> int:
+        return sum(self.sizes[row][: self.row(row).step])
 
     def phase(self, row: int) -> int:
         """Rows that carry equally many codes, and draw equally many, or of which equally many are known."""

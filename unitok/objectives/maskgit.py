@@ -70,6 +70,8 @@ class Plan:
     """(steps,): of the confidence."""
     still_hidden: list[int]
     """`hidden`, known to the host."""
+    unknown: int
+    """Codes that are hidden before the first pass."""
 
 
 class ByConfidence(Writer):
@@ -85,7 +87,7 @@ class ByConfidence(Writer):
         self.plans: list[Plan | None] = [None] * rows
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
-        device, length, settings = self.codes.device, self.layout.length, self.settings(row)
+        device, length, settings = self.codes.device, self.layout.length, self.row(row).at(0, 1)
         self.codes[row] = -1 if known is None else known.to(device)
         unknown = length if known is None else int((known < 0).sum())
         steps = max(1, min(settings.steps, unknown))
@@ -95,21 +97,24 @@ class ByConfidence(Writer):
         draws = torch.rand(
             steps, 2, length, generator=keyed_generator(seed, "masked_token")
         )  # the pictures of older models
-        self.plans[row] = Plan(
-            draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device), hidden
-        )
+        on_device = (draws.to(device), torch.tensor(hidden).to(device), torch.tensor(noise).to(device))
+        self.plans[row] = Plan(*on_device, hidden, unknown)
 
     def plan(self, row: int) -> Plan:
         plan = self.plans[row]
         assert plan is not None
         return plan
 
+    def before(self, row: int) -> int:
+        plan, step = self.plan(row), self.row(row).step
+        return self.layout.length - (plan.still_hidden[step - 1] if step else plan.unknown)
+
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         codes = self.codes[index]
         ids = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
-        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans, keep=False)
+        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans)
 
-    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
         codes, steps = self.codes[index], [self.row(row).step for row in rows]
         plans = [(self.plan(row), step) for row, step in zip(rows, steps, strict=True)]
         hidden = codes < 0
@@ -131,6 +136,7 @@ class ByConfidence(Writer):
         self.codes[index] = codes
         for row in rows:
             self.row(row).step += 1
+        return [self.layout.length] * len(rows)
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]

@@ -143,7 +143,10 @@ class InTurn(ScaleByScale):
 
     def settings(self, row: int) -> SampleSettings:
         state = self.row(row)
-        return state.at(self.scales[state.step], len(self.layout.scales))
+        return state.at(self.scales[state.step], len(self.layout.scales), self.guided(row))
+
+    def before(self, row: int) -> int:
+        return sum(map(len, self.order[: self.row(row).step]))
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         step = self.phase(rows[0])

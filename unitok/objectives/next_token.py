@@ -12,7 +12,6 @@ from tokenizers_vq.layout import Layout
 
 from ..choose import choose
 from ..config import ObjectiveSettings
-from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
@@ -48,7 +47,13 @@ class NextToken(Objective):
 
 
 class CodeByCode(Writer):
-    """Writes one code a step, in raster order. Known codes come in the same pass as the next one that is drawn."""
+    """Writes one code a step, in raster order. Known codes come in the same pass as the next one that is drawn.
+
+    With the setting `ahead`, the codes that follow are guessed and run in the same pass. The number that draws the code
+    of a place is fixed before, so a code that follows from right ones is right, and a guess that comes out as it was is
+    too. What comes out after the first wrong guess is the guess of the next pass (predictive sampling,
+    arXiv:2002.09928; speculative Jacobi decoding, 2410.01699, without its rejections).
+    """
 
     def __init__(self, key: str, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
         super().__init__(rows)
@@ -77,6 +82,7 @@ class CodeByCode(Writer):
         self.order[row], self.order_on_host[row] = order.to(device), order.tolist()
         self.at[row] = 0
         self.known[row] = -1
+        self.codes[row] = 0
         self.ends[row] = list(range(1, length + 1))
         self.forced.discard(row)
         if known is not None:
@@ -90,26 +96,46 @@ class CodeByCode(Writer):
         """(L,) int64: the places in the order in which they are written."""
         return torch.arange(self.layout.length)
 
-    def settings(self, row: int) -> SampleSettings:
-        state = self.row(row)
-        guided = state.settings.guided_codes
-        return state.unguided() if guided and self.ends[row][state.step] > guided else super().settings(row)
+    def before(self, row: int) -> int:
+        return self.ends[row][self.row(row).step] - 1
 
     def phase(self, row: int) -> int:
-        """Rows that run equally many codes and draw from the same ids."""
-        here = self.span_of[self.order_on_host[row][self.ends[row][self.row(row).step] - 1]]
-        return self._run(row) * len(self.spans) + self.spans.index((here.start, here.stop))
+        """Rows that run equally many codes, draw from the same ids, and guess equally many more."""
+        step, length = self.row(row).step, self.layout.length
+        return (self._guesses(row) * (length + 1) + self._run(row)) * len(self.spans) + self._span_at(row, step)
 
     def _run(self, row: int) -> int:
         """Codes of this step: known ones, and the one that is drawn."""
         step, ends = self.row(row).step, self.ends[row]
         return ends[step] - (ends[step - 1] if step else 0)
 
-    def _span(self, row: int) -> tuple[int, int]:
-        return self.spans[self.phase(row) % len(self.spans)]
+    def _guesses(self, row: int) -> int:
+        """Codes that are guessed behind the one that is drawn: those that follow it without a known one, are drawn from
+        the same ids, and are guided if it is."""
+        state, ends = self.row(row), self.ends[row]
+        if not state.settings.ahead:
+            return 0
+        step, last = state.step, len(ends)
+        if state.settings.guided_codes and self.guided(row):
+            last = min(last, step + state.settings.guided_codes - self.before(row))
+        number = 0
+        while (
+            number < state.settings.ahead
+            and step + number + 1 < last
+            and ends[step + number + 1] == ends[step + number] + 1
+            and self._span_at(row, step + number + 1) == self._span_at(row, step)
+        ):
+            number += 1
+        return number
+
+    def _span_at(self, row: int, step: int) -> int:
+        """The number of the ids from which a row draws in a step."""
+        here = self.span_of[self.order_on_host[row][self.ends[row][step] - 1]]
+        return self.spans.index((here.start, here.stop))
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
-        n, at, order = self._run(rows[0]), self.at[index][:, None], self.order[index]
+        run, at, order = self._run(rows[0]), self.at[index][:, None], self.order[index]
+        n = run + self._guesses(rows[0])
         groups = None
         if n > 1:
             groups = torch.arange(n, device=at.device)
@@ -117,7 +143,8 @@ class CodeByCode(Writer):
         target, before = order.gather(1, at), order.gather(1, (at - 1).clamp(min=0))  # (b, n)
         ids = self.codes[index].gather(1, before) + self.vocabulary.image_start
         ids = ids.masked_fill(at == 0, self.vocabulary.boi)
-        spans = ((slice(*self._span(rows[0])), slice(n - 1, n)),)
+        ids_here = slice(*self.spans[self._span_at(rows[0], self.row(rows[0]).step)])
+        spans = ((ids_here, slice(run - 1, n)),)
         return self._asked(Asked(ids, self.places[target], spans, groups=groups), at, target, before)
 
     def _asked(self, asked: Asked, at: torch.Tensor, target: torch.Tensor, before: torch.Tensor) -> Asked:
@@ -125,17 +152,35 @@ class CodeByCode(Writer):
         place of the code that it predicts, and that of the code that it carries."""
         return asked
 
-    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
-        start = self._span(rows[0])[0] - self.vocabulary.image_start
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
+        state, guesses, at = self.row(rows[0]), self._guesses(rows[0]), index[:, None]
+        start = self.spans[self._span_at(rows[0], state.step)][0] - self.vocabulary.image_start
         self.at[index] += self._run(rows[0])
-        place = self.order[index, self.at[index] - 1]
-        chosen = choose(scores[0], self.uniform[index, place][:, None], list(map(self.settings, rows)))[0][:, 0] + start
+        drawn = self.at[at] - 1 + torch.arange(1 + guesses, device=index.device)
+        place = self.order[at, drawn]  # (b, 1 + guesses)
+        chosen = choose(scores[0], self.uniform[at, place], list(map(self.settings, rows)))[0] + start
         if not self.forced.isdisjoint(rows):
-            known = self.known[index, place]  # where all are
+            known = self.known[at, place]  # where all are
             chosen = torch.where(known >= 0, known, chosen)
-        self.codes[index, place] = chosen
-        for row in rows:
-            self.row(row).step += 1
+        right = [0] * len(rows)
+        if guesses:
+            right_so_far = (chosen[:, :-1] == self.codes[at, place[:, :-1]]).long().cumprod(1)
+            self.at[index] += right_so_far.sum(1)
+            right = right_so_far.sum(1).tolist()
+        self.codes[at, place] = chosen
+        self._guess(at, drawn[:, -1:], chosen[:, -1:], max(self.row(row).settings.ahead for row in rows))
+        for row, more in zip(rows, right, strict=True):
+            self.row(row).step += 1 + more
+        return [guesses - more for more in right]
+
+    def _guess(self, at: torch.Tensor, last: torch.Tensor, code: torch.Tensor, ahead: int) -> None:
+        """Puts the last code (b, 1) of a pass also behind its place, where nothing is known. (The code above is no
+        better a guess: docs/log.md, 2026-11-26.)"""
+        if ahead:
+            behind = (last + 1 + torch.arange(ahead, device=last.device)).clamp(max=self.layout.length - 1)
+            place = self.order[at, behind]
+            known = self.known[at, place]
+            self.codes[at, place] = torch.where(known >= 0, known, code)
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]

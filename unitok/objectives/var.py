@@ -166,7 +166,10 @@ class ScaleByScale(Writer):
 
     def settings(self, row: int) -> SampleSettings:
         state = self.row(row)
-        return state.at(state.step, len(self.layout.scales))
+        return state.at(state.step, len(self.layout.scales), self.guided(row))
+
+    def before(self, row: int) -> int:
+        return sum(self.layout.lengths[: self.row(row).step])
 
     def phase(self, row: int) -> int:
         return self.row(row).step

@@ -36,7 +36,8 @@ class KVCache:
         self._on_device = torch.zeros(rows, device=device, dtype=torch.int64)
         """The same."""
         self._indices: dict[tuple[int, ...], torch.Tensor] = {}
-        self._rows: torch.Tensor | None = None
+        self._rows: torch.Tensor | slice = slice(0)
+        self._index = self._on_device
         self._slots: torch.Tensor | slice = slice(0)
         self._width = 0
         self.gaps = False
@@ -55,25 +56,23 @@ class KVCache:
         (n,); without groups, they all see one another."""
         assert all(self.lengths[row] + n <= self.capacity for row in rows), "the KV cache is full"
         starts = {self.lengths[row] for row in rows}
-        everyone = list(rows) == list(range(self.rows))
-        index = self.index(rows)
+        self._rows = self._every(rows)
         even = len(starts) == 1
-        if everyone and even:
+        if even and isinstance(self._rows, slice):
             start = starts.pop()
-            self._rows, self._slots = None, slice(start, start + n)
-            self.used[:, self._slots] = True
-            self._on_device += n
+            self._slots = slice(start, start + n)
+            self.used[self._rows, self._slots] = True
         else:
-            self._rows = index
-            self._slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)  # (b, n)
-            self.used[index[:, None], self._slots] = True
-            self._on_device[index] += n
+            self._index = self.index(rows)
+            self._slots = self._on_device[self._index][:, None] + torch.arange(n, device=self.used.device)  # (b, n)
+            self.used[self._index[:, None], self._slots] = True
+        self._on_device[self._rows] += n
         for row in rows:
             self.lengths[row] += n
         self._width = max(self.lengths[row] for row in rows)
         if even and groups is None and not self.gaps:
             return Visibility("sdpa")
-        used = self.used[:, : self._width] if everyone else self.used[index, : self._width]  # (b, W)
+        used = self.used[self._rows, : self._width]  # (b, W)
         mask = used[:, None, None]
         if groups is not None:
             inside = allowed(groups[None], torch.zeros_like(groups)[None], groups[None], torch.zeros_like(groups)[None])
@@ -84,24 +83,22 @@ class KVCache:
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
-        if self._rows is None:
-            self.keys[layer, :, :, self._slots] = keys
-            self.values[layer, :, :, self._slots] = values
-            return self.keys[layer, :, :, : self._width], self.values[layer, :, :, : self._width]
-        where = (self._rows[:, None], slice(None), self._slots)
-        self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
-        if len(self._rows) == self.rows:  # all rows, in order: an engine names them so
-            return self.keys[layer, :, :, : self._width], self.values[layer, :, :, : self._width]
+        if isinstance(self._slots, slice):
+            self.keys[layer, self._rows, :, self._slots] = keys
+            self.values[layer, self._rows, :, self._slots] = values
+        else:
+            where = (self._index[:, None], slice(None), self._slots)
+            self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
+            self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
         return self.keys[layer, self._rows, :, : self._width], self.values[layer, self._rows, :, : self._width]
 
     def rewind(self, rows: Sequence[int], n: int) -> None:
         """Gives the last n slots of these rows back."""
-        lengths = {self.lengths[row] for row in rows}
-        if len(rows) == self.rows and len(lengths) == 1:
+        lengths, every = {self.lengths[row] for row in rows}, self._every(rows)
+        if isinstance(every, slice) and len(lengths) == 1:
             end = lengths.pop()
-            self._on_device -= n
-            self.used[:, end - n : end] = False
+            self._on_device[every] -= n
+            self.used[every, end - n : end] = False
         else:
             index = self.index(rows)
             self._on_device[index] -= n
@@ -133,6 +130,14 @@ class KVCache:
         self.used[row, :n] = True
         self._on_device[row] = n
         self.lengths[row] = n
+
+    def _every(self, rows: Sequence[int]) -> slice | torch.Tensor:
+        """What picks these rows: a slice, which copies nothing, where they stand at even distances (all lanes of an
+        engine, or the first lane of each job)."""
+        step = max(1, rows[1] - rows[0]) if len(rows) > 1 else 1
+        if list(rows) == list(range(rows[0], rows[0] + step * len(rows), step)):
+            return slice(rows[0], rows[-1] + 1, step)
+        return self.index(rows)
 
     def index(self, rows: Sequence[int]) -> torch.Tensor:
         """Numbers as a tensor on the device. Each choice is copied once, because a copy waits for the device."""
