@@ -183,6 +183,7 @@ def train_generator(
     from .loop import train
 
     with join(run.device, run.threads, run.timeout_minutes) as world:
+        world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
         network: TrunkConfig | PublishedTrunk = trunk
         if init is not None:

@@ -30,7 +30,7 @@ from unitok.train.parallel import choice
 Work = Callable[[int], Any]
 
 
-def pair(*works: Work, timeout: float = 120) -> list[int]:
+def pair(*works: Work, timeout: float = 250) -> list[int]:
     """Runs functions of the rank, one after another, in two processes that can `join`; gives their exit codes."""
     ports = [_free_port() for _ in works]
 
@@ -131,7 +131,7 @@ def test_shards_train_as_one_process_and_checkpoints_fit_both(
     assert read_about(all_checkpoints(torn / "checkpoints")[-1])["step"] == 4
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_muon_and_groups_of_shards(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
     """Muon on gathered matrices; a group of one process holds its model alone."""
     muon = ["--optim.muon", "true", "--run.steps", "2"]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tokenizers_vq.errors import UserError
 from unitok.device import autocast
@@ -76,8 +76,7 @@ class Shards:
         return self.model
 
     def exchanging(self, last: bool) -> AbstractContextManager[object]:
-        assert isinstance(self.model, FSDPModule)
-        self.model.set_requires_gradient_sync(last)
+        """Gradients travel in every micro-batch: put off, they would be held whole, as large as the whole model."""
         return nullcontext()
 
     def clip(self, weights: list[nn.Parameter], longest: float) -> torch.Tensor:
