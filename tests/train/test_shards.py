@@ -5,19 +5,17 @@ The processes are forked: torch is imported once.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from processes import pair
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
@@ -26,37 +24,6 @@ from unitok.train.checkpoint import all_checkpoints, read_about
 from unitok.train.distributed import join
 from unitok.train.log import read_log
 from unitok.train.parallel import choice
-
-Work = Callable[[int], Any]
-
-
-def pair(*works: Work, timeout: float = 250) -> list[int]:
-    """Runs functions of the rank, one after another, in two processes that can `join`; gives their exit codes."""
-    ports = [_free_port() for _ in works]
-
-    def run(rank: int) -> None:
-        torch.set_num_threads(1)
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-        for port, work in zip(ports, works, strict=True):
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            code = work(rank)
-            if code:
-                sys.exit(code)
-
-    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-    return [process.exitcode for process in processes]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def command(out: Path, tokenizer: Path, *more: str) -> list[str]:
