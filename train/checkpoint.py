@@ -31,7 +31,7 @@ from tokenizers_vq.weights import check_finite, read_weights, write_weights
 
 from .optim import AveragedWeights, learning_tensors
 from .parallel.files import read_shards, sizes
-from .parallel.tensors import fill
+from .parallel.tensors import put
 
 FORMAT, SHARDS = "unitok-checkpoint-2", "unitok-checkpoint-2-shards"
 MODEL, AVERAGE, OPTIMIZER, SUMS = (f"{name}.safetensors" for name in ("model", "average", "optimizer", "sums"))
@@ -66,10 +66,10 @@ def save(
     state: TrainState,
     about: dict[str, Any],
     keep: int,
-    more: Callable[[Path], None] | None = None,
+    fill: Callable[[Path], None] | None = None,
     write_shards: Write | None = None,
 ) -> Path:
-    """Writes the checkpoint of `state.step` into `folder`, then removes all but the newest `keep`. `more` adds what
+    """Writes the checkpoint of `state.step` into `folder`, then removes all but the newest `keep`. `fill` adds what
     else the run needs to go on; `write_shards` writes the state of a model in shards.
 
     Raises:
@@ -85,8 +85,8 @@ def save(
             for name, tensors in state.parts().items():
                 write_weights(tensors, draft / f"{name}.safetensors")
         write_weights(state.sums, draft / SUMS)
-        if more:
-            more(draft)
+        if fill:
+            fill(draft)
         names = sorted(place.relative_to(draft).as_posix() for place in draft.rglob("*") if place.is_file())
         values = plain({"format": SHARDS if write_shards else FORMAT, "step": state.step, **about})
         values = with_digests(values, draft, ABOUT, *(name for name in names if name not in shards))
@@ -233,7 +233,7 @@ def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, to
 def _put(tensors: dict[str, torch.Tensor], path: Path, advice: str) -> None:
     """Fills tensors with those of a file."""
     for name, value in read_weights(path, tensors, advice).items():
-        fill(tensors[name], value)
+        put(tensors[name], value)
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:
@@ -265,7 +265,7 @@ def _put_moments(model: nn.Module, optimizers: list[torch.optim.Optimizer], tens
                 # The moments keep the memory format of their weight: the fused kernel reads them side by side.
                 moments[key] = torch.empty_like(weight) if value.ndim else value
                 if value.ndim:
-                    fill(moments[key], value)
+                    put(moments[key], value)
             if moments:  # none: a weight that has had no gradient yet
                 optimizer.state[weight] = moments
     if by_weight:

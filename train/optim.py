@@ -14,7 +14,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
-from .parallel.tensors import fill, is_shard, whole
+from .parallel.tensors import is_shard, put, whole
 from .trainee import Opponent
 
 STACK = 2**24
@@ -115,7 +115,7 @@ class StackedMuon(torch.optim.Muon):
         found = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"])
         steps = [torch.empty_like(weight) for weight in weights]
         for weight, step, one in zip(weights, steps, found, strict=True):
-            fill(step, one if weight.shape[0] <= weight.shape[1] else one.mT)
+            put(step, one if weight.shape[0] <= weight.shape[1] else one.mT)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5
         torch._foreach_add_(weights, steps, alpha=-rate)

@@ -40,9 +40,9 @@ class Pair:
             from unitok.cli.main import main
 
             os.chdir(folder)
-            with (folder / "said.txt").open("a") as said:
-                with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                    return main(words)
+            said = (folder / "said.txt").open("a")
+            with said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+                return main(words)
 
         return pair(work, timeout=120, kill=kill)
 

@@ -25,7 +25,7 @@ def local(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(target: Any, value: Tensor) -> None:
+def put(target: Any, value: Tensor) -> None:
     """Copies a whole tensor into another one, or its part into a shard."""
     if is_shard(target) and not is_shard(value):
         from torch.distributed.tensor import distribute_tensor
