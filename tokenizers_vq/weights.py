@@ -150,7 +150,8 @@ def each_once(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once: those that share their memory have several names, and a file holds one."""
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape)
+        # A tensor that is spread over processes has no address: it is the same where the object is.
+        place = (tensor.data_ptr() or id(tensor), tensor.shape)
         if tensor.numel() == 0 or place not in seen:
             seen.add(place)
             yield name, tensor

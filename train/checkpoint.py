@@ -8,6 +8,7 @@
         text_tokenizer/         of a generator
         state.json              format, step, settings, versions, numbers, and the digests of all files
 
+Of a model in shards the first three are folders (`parallel/files.py`). Either kind is read by any number of processes.
 No generator state is needed: every draw is keyed by the step (unitok/seeding.py).
 """
 
@@ -23,14 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
+from tokenizers_vq.digests import FILES, check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import plain, read_json, remove_folder, write_folder, write_json
 from tokenizers_vq.weights import check_finite, read_weights, write_weights
 
 from .optim import AveragedWeights, learning_tensors
+from .parallel.files import read_shards, sizes
+from .parallel.tensors import put
 
-FORMAT = "unitok-checkpoint-2"
+FORMAT, SHARDS = "unitok-checkpoint-2", "unitok-checkpoint-2-shards"
 MODEL, AVERAGE, OPTIMIZER, SUMS = (f"{name}.safetensors" for name in ("model", "average", "optimizer", "sums"))
 ABOUT = "state.json"
 
@@ -46,12 +49,28 @@ class TrainState:
     """Steps done."""
     sums: dict[str, torch.Tensor]
 
+    def parts(self) -> dict[str, dict[str, torch.Tensor]]:
+        """The large tensors, by file, without its ending, and name."""
+        parts = {"model": learning_tensors(self.model)}
+        if self.average.decay:
+            parts["average"] = self.average.tensors
+        return {**parts, "optimizer": _moments(self.model, self.optimizers)}
+
+
+Write = Callable[[Path, dict[str, dict[str, torch.Tensor]]], dict[str, str]]
+"""Writes the parts of a state into a folder, and gives the digests of its files."""
+
 
 def save(
-    folder: Path, state: TrainState, about: dict[str, Any], keep: int, fill: Callable[[Path], None] | None = None
+    folder: Path,
+    state: TrainState,
+    about: dict[str, Any],
+    keep: int,
+    fill: Callable[[Path], None] | None = None,
+    write_shards: Write | None = None,
 ) -> Path:
     """Writes the checkpoint of `state.step` into `folder`, then removes all but the newest `keep`. `fill` adds what
-    else the run needs to go on.
+    else the run needs to go on; `write_shards` writes the state of a model in shards.
 
     Raises:
         UserError: a weight is not finite, the disk is full, or the place cannot be written.
@@ -59,16 +78,19 @@ def save(
     path = folder / checkpoint_name(state.step)
 
     def write(draft: Path) -> None:
-        write_weights(learning_tensors(state.model), draft / MODEL)
-        if state.average.decay:
-            write_weights(state.average.tensors, draft / AVERAGE)
-        write_weights(_moments(state.model, state.optimizers), draft / OPTIMIZER)
+        shards: dict[str, str] = {}
+        if write_shards:
+            shards = write_shards(draft, state.parts())
+        else:
+            for name, tensors in state.parts().items():
+                write_weights(tensors, draft / f"{name}.safetensors")
         write_weights(state.sums, draft / SUMS)
         if fill:
             fill(draft)
         names = sorted(place.relative_to(draft).as_posix() for place in draft.rglob("*") if place.is_file())
-        values = plain({"format": FORMAT, "step": state.step, **about})
-        write_json(draft / ABOUT, with_digests(values, draft, ABOUT, *names))
+        values = plain({"format": SHARDS if write_shards else FORMAT, "step": state.step, **about})
+        values = with_digests(values, draft, ABOUT, *(name for name in names if name not in shards))
+        write_json(draft / ABOUT, {**values, FILES: {**values[FILES], **shards}})
 
     write_folder(path, write)
     keep_newest(folder, state.step, keep)
@@ -133,8 +155,8 @@ def _read_about(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
         raise UserError(f"{where} holds a {type(values).__name__}, not the facts of a checkpoint")
     files = take_digests(values, where)
     check_own(values, files, where)
-    if values.get("format") != FORMAT:
-        raise UserError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT!r}")
+    if values.get("format") not in (FORMAT, SHARDS):
+        raise UserError(f"{path} has format {values.get('format')!r}, this version reads {FORMAT!r} and {SHARDS!r}")
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{where}: step is {step!r}, expected a whole number")
@@ -166,17 +188,36 @@ def load(path: Path, state: TrainState) -> dict[str, Any]:
     device = next(state.model.parameters()).device
     advice = "the checkpoint is damaged or of another run: start again in another --out"
     try:
-        _put(learning_tensors(state.model), path / MODEL, advice)
-        if state.average.decay:
-            _put(state.average.tensors, path / AVERAGE, advice)
-        moments = _read_tensors(path / OPTIMIZER, device, advice)
-        _put_moments(state.model, state.optimizers, moments)
+        if about["format"] == SHARDS:
+            _load_shards(path, state)
+        else:
+            _put(learning_tensors(state.model), path / MODEL, advice)
+            if state.average.decay:
+                _put(state.average.tensors, path / AVERAGE, advice)
+            moments = _read_tensors(path / OPTIMIZER, device, advice)
+            _put_moments(state.model, state.optimizers, moments)
         state.sums.update(_read_tensors(path / SUMS, device, advice))
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {path} does not fit this run: {reason[:300]}") from error
     state.step = about["step"]
     return about
+
+
+def _load_shards(path: Path, state: TrainState) -> None:
+    folder = path / "optimizer"
+    for name, tensors in state.parts().items():
+        if path / name != folder:  # a fresh optimizer has no moments yet
+            read_shards(path / name, tensors)
+    weights = {
+        name: weight for optimizer in state.optimizers for weight, name in _names(state.model, optimizer).items()
+    }
+    moments = {}
+    for full, size in sizes(folder).items():
+        weight = weights[full.rpartition(".")[0]]
+        moments[full] = torch.empty_like(weight) if len(size) else torch.empty((), device=weight.device)
+    read_shards(folder, moments)
+    _put_moments(state.model, state.optimizers, moments)
 
 
 def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, torch.Tensor]:
@@ -192,7 +233,7 @@ def _read_tensors(path: Path, device: torch.device, advice: str) -> dict[str, to
 def _put(tensors: dict[str, torch.Tensor], path: Path, advice: str) -> None:
     """Fills tensors with those of a file."""
     for name, value in read_weights(path, tensors, advice).items():
-        tensors[name].copy_(value)
+        put(tensors[name], value)
 
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:
@@ -222,7 +263,9 @@ def _put_moments(model: nn.Module, optimizers: list[torch.optim.Optimizer], tens
                     found = f"{tuple(value.shape)} {value.dtype} instead of {tuple(weight.shape)} {weight.dtype}"
                     raise KeyError(f"{name}.{key} is {found}")
                 # The moments keep the memory format of their weight: the fused kernel reads them side by side.
-                moments[key] = torch.empty_like(weight).copy_(value) if value.ndim else value
+                moments[key] = torch.empty_like(weight) if value.ndim else value
+                if value.ndim:
+                    put(moments[key], value)
             if moments:  # none: a weight that has had no gradient yet
                 optimizer.state[weight] = moments
     if by_weight:

@@ -98,8 +98,8 @@ def train_tokenizer(
     captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
     dataset = open_data(data, tokenizer.size, captions=captions)
     validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
-    with join(run.device, run.threads) as world:
-        pictures = run.micro_batch_for(world.size)
+    with join(run.device, run.threads, run.timeout_minutes) as world:
+        pictures = world.from_main(lambda: run.micro_batch_for(world.size))
         height, width = tokenizer.size
         check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
         trainee = TokenizerTrainee(
@@ -214,7 +214,8 @@ def train_generator(
     from .generator import GeneratorTrainee
     from .loop import train
 
-    with join(run.device, run.threads) as world:
+    with join(run.device, run.threads, run.timeout_minutes) as world:
+        world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
         beginning: Start | LanguageStart | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk

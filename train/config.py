@@ -120,6 +120,13 @@ class RunConfig:
     """torch.compile the model (worth it on a GPU)."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"
+    """With several processes. ddp: each holds the whole model; fsdp: each holds a part of weights, gradients and
+    optimizer (generators only). auto = ddp where the model leaves half of a device free, else fsdp."""
+    shard_within: int | None = None
+    """Processes that share one copy of the model under fsdp, such as those of a machine; null = all of them."""
+    timeout_minutes: float = 60.0
+    """How long a process waits for the others before it says where it stands and ends."""
     threads: int | None = None
     """CPU threads of one process; null = torch's choice. The same number is needed to repeat a run to the bit."""
     log_every: int = 20
@@ -169,6 +176,8 @@ _RANGES = {
     "micro_batch": (1, 2**20),
     "seed": (-(2**53), 2**53),
     "workers": (0, 1024),
+    "shard_within": (1, 2**20),
+    "timeout_minutes": (0.01, 2**20),
     "threads": (1, 1024),
     "log_every": (1, 2**40),
     "eval_every": (0, 2**40),
@@ -183,6 +192,6 @@ FREE_ON_RESUME = frozenset(
     | {f"run.{name}" for name in ("steps", "workers", "device", "compile", "checkpointing", "threads", "micro_batch")}
     | {f"run.{name}_every" for name in ("log", "eval", "sample", "save")}
     | {f"sampling.{item.name}" for item in fields(SampleSettings)}
-    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad")}
+    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad", "parallel", "shard_within", "timeout_minutes")}
 )
 """Settings that a resumed run may change, for they do not alter what is learned. (`steps` stretches the schedule.)"""

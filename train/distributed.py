@@ -1,7 +1,7 @@
 """One process, or several started by torchrun.
 
-Every process runs the same program; rank 0 alone writes files. Small facts (counts, "stop now") travel between the CPUs
-through gloo, so that agreeing on them never waits for a GPU.
+Every process runs the same program; rank 0 alone writes files, but for the shards of a checkpoint. Small facts (counts,
+"stop now") travel between the CPUs through gloo, so that agreeing on them never waits for a GPU.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -23,13 +23,15 @@ from unitok.device import pick_device
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """This process among all processes of the run."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    doing: str = "the start"
+    """What this process is at, for the message when the others do not answer."""
 
     @property
     def is_main(self) -> bool:
@@ -66,11 +68,37 @@ class World:
         return values
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What `make` returns in the first process, in every process."""
-        values: list[Any] = [make() if self.is_main else None]
-        if self.size > 1:
-            dist.broadcast_object_list(values)
+        """What `make` returns in the first process, in every process. Where it raises a UserError, the others leave
+        with the same exit code and say nothing."""
+        if self.size == 1:
+            return make()
+        values: list[Any] = [None, False]
+        if self.is_main:
+            try:
+                values = [make(), True]
+            except UserError:
+                with suppress(RuntimeError):  # they may have left already
+                    dist.broadcast_object_list(values)
+                raise
+        dist.broadcast_object_list(values)
+        if not values[1]:
+            raise SystemExit(2)
         return values[0]
+
+    def together(self, do: Callable[[], T]) -> T:
+        """What `do` returns here. Where it raises a UserError in some processes, the first of them raises it and all
+        others leave with the same exit code."""
+        error, value = None, None
+        try:
+            value = do()
+        except UserError as found:
+            error = found
+        failed = [rank for rank, bad in enumerate(self.gather(error is not None)) if bad]
+        if error is not None and failed[0] == self.rank:
+            raise error
+        if failed:
+            raise SystemExit(2)
+        return cast("T", value)
 
     def wait(self) -> None:
         """Until every process has come here."""
@@ -79,8 +107,12 @@ class World:
 
 
 @contextmanager
-def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
-    """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down."""
+def join(device: str = "auto", threads: int | None = None, timeout_minutes: float = 60) -> Iterator[World]:
+    """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down.
+
+    Raises:
+        UserError: a process waited `timeout_minutes` for the others, or lost one; the message names both sides.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -94,12 +126,34 @@ def join(device: str = "auto", threads: int | None = None) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     # Gradients of 1x1 convolutions come in either of two equal memory orders; DDP copies a few kilobytes and warns.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
+    world = World(place, int(os.environ.get("RANK", "0")), size)
     try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
         if dist.get_world_size() != size:
             raise UserError(
                 f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
             )
-        yield World(place, rank=dist.get_rank(), size=size)
+        yield world
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if any(sign in text.lower() for sign in _TIMED_OUT):
+            raise UserError(
+                f"process {world.rank} of {size} waited {timeout_minutes:g} minutes for the others at {world.doing}: "
+                "one of them hangs or has ended, look at what the others say last; repeat the command with --resume, "
+                "or raise run.timeout_minutes if they were only slow"
+            ) from error
+        if any(sign in text.lower() for sign in _LOST):
+            raise UserError(
+                f"process {world.rank} of {size} lost another process at {world.doing}: look at what that one says "
+                "last, then repeat the command with --resume"
+            ) from error
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+_TIMED_OUT = ("timed out", "timeout")
+_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused")
+"""What errors of gloo, nccl and the store say; they have no types of their own."""

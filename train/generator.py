@@ -92,6 +92,10 @@ class GeneratorTrainee:
         self._shown = [text for text in shown if len(text_tokenizer.encode(text)) <= config.text_length] or [""]
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.unitok.trunk.blocks)
+
+    @property
     def transform(self) -> None:
         return None  # a mirrored picture would belie "left of"
 
@@ -101,7 +105,7 @@ class GeneratorTrainee:
 
     def compile(self) -> None:
         # Block by block: one graph serves all of them, and what surrounds them follows the batch's shape.
-        for block in self.unitok.trunk.blocks:
+        for block in self.blocks:
             block.compile()
 
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:

@@ -11,26 +11,28 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from unitok.data.loader import BadPictures, make_loader
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast, keep_freed_memory
 from unitok.seeding import fold
 
-from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about, save
+from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about
 from .config import OptimConfig, RunConfig
 from .distributed import World
 from .folder import DATA, RunFolder, environment, flatten
 from .guard import Guard
 from .log import RunLog, plot_losses
 from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
+from .parallel.choice import spread
+from .parallel.replicas import Replicas
 from .signals import StopRequest
 from .trainee import MicroBatch, Trainee
 
@@ -61,7 +63,9 @@ def train(
     if newest:
         folder.check_settings(settings, newest)
 
-    model, opponent = trainee.model, trainee.opponent
+    world.doing = "the building of the model"
+    parallel, why = spread(trainee, optim, run, world)
+    model, opponent = parallel.model, trainee.opponent
     optimizers = build_optimizers(model, optim)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     weights = [weight for group in groups for weight in group["params"]]
@@ -75,11 +79,12 @@ def train(
     numbers: dict[str, Any] = {}
     unreadable: dict[int, tuple[str, str]] = {}
     if newest:
-        about = load(newest, state)
+        about = world.together(lambda: load(newest, state))
+        state.sums = {name: total / world.size for name, total in state.sums.items()}  # those of all processes
         numbers = about["numbers"]
         unreadable = {int(index): (name, reason) for index, (name, reason) in about["unreadable"].items()}
         done = world.from_main(lambda: folder.finished(state.step) if state.step >= run.steps else None)
-        with state.average.in_place():
+        with parallel.showing(state.average):
             whole = done and world.from_main(lambda: trainee.exported(folder.path))
         if done and whole:
             if world.is_main:
@@ -89,16 +94,11 @@ def train(
     if run.checkpointing:
         recompute_activations(model)
     if run.compile:
-        trainee.compile()
-    parallel = None
-    if world.size > 1:
-        devices = [world.device] if world.device.type == "cuda" else None
-        parallel = DistributedDataParallel(
-            model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        parallel.compile()
+    parallel.start()
     bad = BadPictures(len(dataset), run.max_bad, dataset.left_out)
     bad.reasons.update(unreadable)
-    guard = Guard(state.optimizers, late=world.device.type == "cuda")
+    guard = Guard(state.optimizers, late=world.device.type == "cuda" and isinstance(parallel, Replicas))
 
     world.wait()  # nobody writes before everybody has looked
     started = time.perf_counter()
@@ -111,7 +111,7 @@ def train(
         folder.describe(settings, **facts, processes=world.size, finished=False)
 
     with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
-        _announce(log, folder, model, newest, run, world)
+        _announce(log, folder, model, newest, run, world, parallel.name, why)
         batches = make_loader(
             dataset,
             seed=run.seed,
@@ -124,28 +124,30 @@ def train(
             transform=trainee.transform,
             finish=trainee.finish,
         )
-        with state.average.in_place(), autocast(world.device, run.precision):
+        with parallel.showing(state.average), autocast(world.device, run.precision):
             trainee.evaluate(pictures=2 * world.size)  # what is broken here shows in the first minute
         speed = Speed()
 
         def export_now() -> None:
-            with state.average.in_place():
-                trainee.export(folder.path)
+            with parallel.showing(state.average):
+                world.from_main(lambda: trainee.export(folder.path))
 
         def save_now() -> None:
+            world.doing = f"the checkpoint of step {state.step}"
             guard.settle()
             met = world.gather(bad.reasons)
-            if world.is_main:
-                about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
-                save(folder.checkpoints, state, about, run.keep, trainee.keep)
-                export_now()
-            world.wait()
+            about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
+            whole = replace(state, sums=world.sum_all(state.sums) if state.sums else {})
+            parallel.save(folder.checkpoints, whole, about, run.keep, trainee.keep)
+            export_now()
 
-        if state.step >= run.steps and world.is_main:  # killed between the last checkpoint and the end
-            keep_newest(folder.checkpoints, state.step, run.keep)
+        if state.step >= run.steps:  # killed between the last checkpoint and the end
+            if world.is_main:
+                keep_newest(folder.checkpoints, state.step, run.keep)
             export_now()
         while state.step < run.steps:
             step = state.step
+            world.doing = f"step {step + 1}"
             torch.manual_seed(fold(run.seed, "step", step, world.rank))
 
             # load
@@ -168,19 +170,16 @@ def train(
                 losses = []
                 for index, micro in enumerate(micros):
                     last = index == len(micros) - 1
-                    with (
-                        nullcontext() if last or parallel is None else parallel.no_sync(),
-                        autocast(world.device, run.precision),
-                    ):
-                        loss, sums = trainee.loss(parallel or model, micro.data, totals, last)
-                        # DDP takes the mean over processes; the loss is a share of the whole step's.
+                    with parallel.exchanging(last), autocast(world.device, run.precision):
+                        loss, sums = trainee.loss(parallel.forward, micro.data, totals, last)
+                        # Gradients are averaged over processes; the loss is a share of the whole step's.
                         (loss * world.size).backward()
                     losses.append(loss.detach())
                     _add(state.sums, sums)
                 # guard, clip
                 longest = optim.clip or float("inf")
-                norm = nn.utils.clip_grad_norm_(weights, longest)
-                world.average_gradients(opponent_weights)  # the model's are averaged by DDP
+                norm = parallel.clip(weights, longest)
+                world.average_gradients(opponent_weights)  # the model's are averaged already
                 opponent_norm = nn.utils.clip_grad_norm_(opponent_weights, longest)
                 guard.check(step + 1, norm + opponent_norm, losses, [micro.names for micro in micros])
                 # step, average
@@ -214,19 +213,19 @@ def train(
                     log.say(f"warning: {notice}")
             # evaluate, sample, save
             if _due(step, run.eval_every, run.steps):
-                with speed.pause(), state.average.in_place(), autocast(world.device, run.precision):
+                world.doing = f"the evaluation after step {step}"
+                with speed.pause(), parallel.showing(state.average), autocast(world.device, run.precision):
                     validation = trainee.evaluate(run.eval_pictures)
                 if validation:
                     log.numbers("val", step, validation)
                     numbers |= {f"val {name}": value for name, value in validation.items()}
             if _due(step, run.sample_every, run.steps):
-                with speed.pause(), state.average.in_place():
-                    if world.is_main:
-                        path = folder.samples / f"step-{step:08d}.png"
-                        trainee.draw(path)
-                        if path.exists():
-                            log.picture(step, path)
-                    world.wait()
+                world.doing = f"the pictures after step {step}"
+                with speed.pause(), parallel.showing(state.average):
+                    path = folder.samples / f"step-{step:08d}.png"
+                    world.from_main(partial(trainee.draw, path))
+                if world.is_main and path.exists():
+                    log.picture(step, path)
             if _due(step, run.save_every, run.steps):
                 with speed.pause():
                     save_now()
@@ -359,11 +358,21 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _announce(
-    log: RunLog, folder: RunFolder, model: nn.Module, newest: Path | None, run: RunConfig, world: World
+    log: RunLog,
+    folder: RunFolder,
+    model: nn.Module,
+    newest: Path | None,
+    run: RunConfig,
+    world: World,
+    parallel: str,
+    why: str,
 ) -> None:
     with autocast(world.device, run.precision):
         precision = "bf16" if torch.is_autocast_enabled(world.device.type) else "fp32"
-    log.say(f"training on {world.size} x {world.device.type}, {precision}, {run.batch_size} pictures per step")
+    how = f", {parallel}" if world.size > 1 else ""
+    log.say(f"training on {world.size} x {world.device.type}{how}, {precision}, {run.batch_size} pictures per step")
+    if why:
+        log.say(f"run.parallel auto is {parallel}: {why}")
     trained, still = (
         sum(w.numel() for w in model.parameters() if w.requires_grad is learns) for learns in (True, False)
     )

@@ -15,6 +15,7 @@ from tokenizers_vq.parts import trainable_names
 from tokenizers_vq.weights import each_once
 
 from .config import OptimConfig
+from .parallel.tensors import is_shard, put, whole
 from .trainee import Opponent
 
 STACK = 2**24
@@ -65,7 +66,8 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
             raise UserError("optim.muon is true, but this model has no transformer blocks to train: leave it out")
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
         # A GPU would wait for every small matrix to be asked for. A CPU gains little, and would round otherwise.
-        kind = StackedMuon if all(weight.is_cuda for weight in matrices.values()) else torch.optim.Muon
+        stacked = all(weight.is_cuda or is_shard(weight) for weight in matrices.values())
+        kind = StackedMuon if stacked else torch.optim.Muon
         optimizers.append(
             kind(
                 list(matrices.values()),
@@ -94,6 +96,8 @@ class StackedMuon(torch.optim.Muon):
     """Takes the steps of `torch.optim.Muon` with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, with the
     same settings and state, but orthogonalises all matrices of one size at once: a transformer has many, and a GPU is
     done with a small one before the next is asked for.
+
+    A matrix in shards is gathered for its iterations: every process makes all of them, and keeps its own part.
     """
 
     @torch.no_grad()
@@ -110,13 +114,14 @@ class StackedMuon(torch.optim.Muon):
         means = [self.state[weight]["momentum_buffer"] for weight in weights]
         torch._foreach_lerp_(means, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, means, group["momentum"])  # Nesterov's
-        found = orthogonal(torch.stack([_wide(one) for one in ahead]), group["ns_coefficients"], group["ns_steps"])
-        steps = [
-            one if weight.shape[0] <= weight.shape[1] else one.mT for weight, one in zip(weights, found, strict=True)
-        ]
+        matrices = torch.stack([_wide(whole(one)) for one in ahead])
+        found = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"])
+        steps = [torch.empty_like(weight) for weight in weights]
+        for weight, step, one in zip(weights, steps, found, strict=True):
+            put(step, one if weight.shape[0] <= weight.shape[1] else one.mT)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         rate = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5
-        torch._foreach_add_(weights, [one.to(weight) for weight, one in zip(weights, steps, strict=True)], alpha=-rate)
+        torch._foreach_add_(weights, steps, alpha=-rate)
 
 
 def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], iterations: int) -> torch.Tensor:

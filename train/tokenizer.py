@@ -133,6 +133,10 @@ class TokenizerTrainee:
         self._shown = first_records(validation or dataset, GRID_PICTURES).images
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+    @property
     def transform(self) -> Transform:
         return self._augmenter
 

@@ -49,6 +49,11 @@ class Trainee(Protocol):
     """Names of the loss's parts: `MicroBatch.counts` has one number for each."""
 
     @property
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the model that fsdp gathers one after another; none: the model is small, and stays whole."""
+        ...
+
+    @property
     def transform(self) -> Transform | None:
         """Changes one training record; every draw comes from the generator. It runs in the loader's workers and holds
         nothing heavy, for it travels there."""

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from . import damage, disk, fuzz, hostile, kills
+from . import damage, disk, fuzz, hostile, kills, pairs
 from .trial import Case, Trial
 
-KINDS = {"kills": kills, "damage": damage, "fuzz": fuzz, "hostile": hostile, "disk": disk}
+KINDS = {"kills": kills, "damage": damage, "fuzz": fuzz, "hostile": hostile, "disk": disk, "pairs": pairs}
 
 
 def main() -> int:

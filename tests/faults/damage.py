@@ -51,6 +51,8 @@ GENERIC: dict[str, Spoil] = {
     "missing": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut in its head": lambda path: path.write_bytes(path.read_bytes()[:7]),
+    "cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "flipped at its head": lambda path: flip(path, 0.02),
     "flipped in the middle": lambda path: flip(path, 0.5),
     "flipped at its end": lambda path: flip(path, 1.0),

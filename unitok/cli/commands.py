@@ -37,6 +37,11 @@ COMMANDS: dict[str, Command] = {
         "Train one transformer over text and image codes.",
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
     ),
+    "plan": Command(
+        "unitok.train.plan.commands:plan",
+        "Say what a training would need: memory, traffic, time.",
+        positional=("model",),
+    ),
     "import": Command(
         "unitok.cli.importing:import_published",
         "Turn a published checkpoint into the folder of a tokenizer or a model.",

@@ -1,0 +1,130 @@
+"""The model in shards: each process holds a part of weights, gradients, averages and moments (FSDP2).
+
+A block of the trunk is gathered when the pass comes to it and given back behind it. What is outside of the blocks is
+gathered for the whole step. Frozen weights outside of the blocks, such as those of an image tokenizer, stay whole.
+
+Evaluation, drawing and the export run on the whole model, as always: its weights are filled from the shards before,
+and emptied after. So they may take as many passes as they like, each process its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from tokenizers_vq.errors import UserError
+from unitok.device import autocast
+
+from ..checkpoint import TrainState, save
+from ..config import RunConfig
+from ..distributed import World
+from ..optim import AveragedWeights
+from ..trainee import Trainee
+from .files import write_shards
+from .tensors import is_shard, whole
+
+
+class Shards:
+    """What the engine needs of a model that the processes hold together. `Replicas` answers the same.
+
+    Raises:
+        UserError: the trainee's model has no blocks, or `run.shard_within` does not divide the processes.
+    """
+
+    name = "fsdp"
+
+    def __init__(self, trainee: Trainee, run: RunConfig, world: World) -> None:
+        if not trainee.blocks:
+            raise UserError("run.parallel is fsdp, which shards the blocks of a generator: choose ddp")
+        within = run.shard_within or world.size
+        if world.size % within:
+            raise UserError(f"run.shard_within is {within}: choose a divisor of the number of processes ({world.size})")
+        self._world, self._whole = world, trainee.model
+        self.model, blocks = _twin(trainee.model, trainee.blocks)
+        self._blocks = blocks
+        inside = {weight for block in blocks for weight in block.parameters()}
+        left = {weight for weight in self.model.parameters() if not weight.requires_grad and weight not in inside}
+        mesh = _mesh(world, within)
+        with autocast(world.device, run.precision):
+            bf16 = torch.is_autocast_enabled(world.device.type)
+        # Autocast would round the weights of a block's products to bf16 after they have travelled; here they travel so.
+        # Gradients are summed in float32, and what runs along the blocks keeps its float32.
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else None
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy(), ignored_params=left)
+        fully_shard(self.model, mesh=mesh, ignored_params=left)
+        self._empty()
+
+    def compile(self) -> None:
+        for block in self._blocks:
+            block.compile()
+
+    def start(self) -> None:
+        """Nothing: every process has read its shards."""
+
+    @property
+    def forward(self) -> Callable[..., Any]:
+        return self.model
+
+    def exchanging(self, last: bool) -> AbstractContextManager[object]:
+        """Gradients travel in every micro-batch: put off, they would be held whole, as large as the whole model."""
+        return nullcontext()
+
+    def clip(self, weights: list[nn.Parameter], longest: float) -> torch.Tensor:
+        return whole(nn.utils.clip_grad_norm_(weights, longest))
+
+    @contextmanager
+    def showing(self, average: AveragedWeights) -> Iterator[None]:
+        with average.in_place():  # moves what is not in shards, too: the two models have it in common
+            self._fill()
+            try:
+                yield
+            finally:
+                self._empty()
+
+    def save(
+        self, folder: Path, state: TrainState, about: dict[str, Any], keep: int, fill: Callable[[Path], None]
+    ) -> None:
+        def write(draft: Path | None, parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, str]:
+            return write_shards(draft, parts, self._world)
+
+        if not self._world.is_main:
+            write(None, state.parts())
+        self._world.from_main(lambda: save(folder, state, about, keep, fill, write))
+
+    @torch.no_grad()
+    def _fill(self) -> None:
+        shards = self.model.state_dict()
+        for name, weight in self._whole.named_parameters():
+            if is_shard(shards[name]):
+                weight.data = whole(shards[name])
+
+    def _empty(self) -> None:
+        shards = self.model.state_dict()
+        for name, weight in self._whole.named_parameters():
+            if is_shard(shards[name]):
+                weight.data = weight.data.new_empty(0)
+
+
+def _twin(model: nn.Module, blocks: list[nn.Module]) -> tuple[nn.Module, list[nn.Module]]:
+    """A second model of the same weights, buffers and frozen parts, and those modules of it that are its blocks."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    names = {module: name for name, module in model.named_modules()}
+    twin = copy.deepcopy(model, memo)
+    return twin, [twin.get_submodule(names[block]) for block in blocks]
+
+
+def _mesh(world: World, within: int) -> DeviceMesh:
+    kind = world.device.type
+    if within == dist.get_world_size():
+        return init_device_mesh(kind, (within,), mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (world.size // within, within), mesh_dim_names=("replicate", "shard"))
