@@ -75,10 +75,11 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
 
 
 def value_of(model: UniTok, condition: Condition, text_ids: Callable[[str], list[int]] | None = None) -> Any:
-    """What a record holds as its caption. Raises UserError for a caption that is too long, or a class that is none."""
+    """What a record holds as its caption, in the model's wording. Raises UserError for a caption that is too long, or a
+    class that is none."""
     if isinstance(condition, TextStates):
         return condition
-    return (text_ids or model.text_ids)(str(condition))
+    return model.captions(text_ids or model.text_ids).read(str(condition))
 
 
 @torch.inference_mode()

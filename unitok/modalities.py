@@ -50,6 +50,17 @@ class Modality(Protocol):
         ...
 
 
+class Padded(list[int]):
+    """Ids of a text that has padding in its place where it is left out."""
+
+    def __init__(self, ids: Sequence[int], pad: int) -> None:
+        super().__init__(ids)
+        self.pad = pad
+
+    def left_out(self) -> list[int]:
+        return [self.pad] * len(self)
+
+
 @dataclass(frozen=True)
 class TextModality:
     """Texts, or ids of texts: begin, then token by token."""
@@ -58,9 +69,19 @@ class TextModality:
     encode: Callable[[str], list[int]]
     longest: int
     """Of a text, in tokens."""
+    wording: str = "{}"
+    padded: bool = False
+    """Both as of `TrunkConfig`."""
+
+    def read(self, value: str | list[int]) -> list[int]:
+        """The ids of a text that is given, in the wording of the model."""
+        if not isinstance(value, str):
+            return value
+        ids = self.encode(self.wording.replace("{}", value))
+        return Padded(ids, self.vocabulary.pad) if self.padded else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
-        return [text_segment(self.ids(value), self.vocabulary) for value in values]
+        return [text_segment(self.read(value), self.vocabulary) for value in values]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]

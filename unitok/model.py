@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,7 +80,8 @@ class UniTok(nn.Module):
             )
         self.text_tokenizer = text_tokenizer
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales)
+        deep = self.vocabulary.image_range if trunk.deep_head else None
+        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
@@ -151,13 +153,16 @@ class UniTok(nn.Module):
         captions = self.captions(encode)
         return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
 
-    def captions(self, encode: Callable[[str], list[int]]) -> Modality | None:
-        """How the model reads captions that are a condition; None: they are texts."""
+    def captions(self, encode: Callable[[str], list[int]]) -> TextModality | ClassModality | StatesModality:
+        """How the model reads captions: as texts, or as a condition."""
         if STATES in self.ports:
             port = self.ports[STATES]
             assert isinstance(port, StatesPort)
             return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
-        return None if self.config.trunk.captions == "text" else ClassModality(self.vocabulary, encode)
+        trunk = self.config.trunk
+        if trunk.captions == "text":
+            return TextModality(self.vocabulary, encode, self.config.text_length, trunk.wording, trunk.padded)
+        return ClassModality(self.vocabulary, encode)
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +171,7 @@ class UniTok(nn.Module):
     @property
     def layout(self) -> Layout:
         """Layout of the pictures that the model draws."""
-        return self.image_tokenizer.layout
+        return replace(self.image_tokenizer.layout, in_line=self.config.trunk.in_line)
 
     def text_ids(self, caption: str) -> list[int]:
         """Ids of a caption, or of the class whose number it is. Raises UserError when it is too long for the model, or

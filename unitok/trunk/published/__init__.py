@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from ..base import Trunk
     from .family import Family
 
-PUBLISHED = {"llamagen": ".llamagen:FAMILY", "var": ".var:FAMILY"}
+PUBLISHED = {
+    "llamagen": ".llamagen:FAMILY",
+    "var": ".var:FAMILY",
+    "janus": ".janus:FAMILY",
+    "chameleon": ".chameleon:FAMILY",
+}
 """Name -> where its family stands."""
 
 
@@ -26,6 +31,9 @@ class PublishedTrunk(ABC):
     head_bias: ClassVar[bool] = False
     plain_inputs: ClassVar[bool] = False
     """Whether what is seen of a picture comes in as it is: neither whitened nor with ids beside it."""
+    in_line: ClassVar[bool] = False
+    deep_head: ClassVar[bool] = False
+    padded: ClassVar[bool] = False
 
     width: int
     depth: int
@@ -61,8 +69,13 @@ class PublishedTrunk(ABC):
 
     @property
     @abstractmethod
-    def captions(self) -> Literal["class", "states"]:
-        """What a caption is to the model (`unitok/conditions.py`)."""
+    def captions(self) -> Literal["text", "class", "states"]:
+        """What a caption is to the model: a text before the picture, or a condition (`unitok/conditions.py`)."""
+
+    @property
+    def wording(self) -> str:
+        """See `TrunkConfig`."""
+        return "{}"
 
     @abstractmethod
     def build(self) -> Trunk:
