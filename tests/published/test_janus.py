@@ -17,9 +17,12 @@ from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
+from unitok.objectives.base import Draw
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
+from unitok.tasks import documents
+from unitok.trunk.published import published_family
 
 from .foreign import CODES, SIDE, TEXTS, stirred, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
@@ -191,6 +194,41 @@ def test_commands_take_the_folder(theirs: tuple[Any, Path], tmp_path: Path, caps
     tuned = UniTok.from_pretrained(tmp_path / "tuned")
     assert tuned.config.trunk == model.config.trunk
     assert not torch.equal(tuned.ids.deep.layer.weight, model.ids.deep.layer.weight)
+
+
+def test_a_caption_that_training_leaves_out_is_padding_too(theirs: tuple[Any, Path]) -> None:
+    model, codes = import_generator("janus", theirs[1]), some_codes(SIDE * SIDE)[:1]
+    record = {"caption": CAPTION, "image": codes[0]}
+    task, texts = "text_to_image", model.modalities()
+    rows = []
+    for share in (0.0, 1.0):
+        draws = [Draw(torch.Generator().manual_seed(0))]
+        [made] = documents([task], [record], draws, texts, {"text": share}, {task: 0})
+        rows.append(made.inputs.tolist())
+    caption = len(ids_of(model, CAPTION)) - 2
+    assert len(rows[0]) == 1 + caption + SIDE * SIDE and model.vocabulary.pad not in rows[0]
+    assert rows[1] == [rows[0][0], *[model.vocabulary.pad] * caption, *rows[0][1 + caption :]]
+
+
+def test_released_models_have_the_tensors_of_transformers() -> None:
+    table = published_family("janus")
+    trunk, texts, codes = table.released()["Janus-Pro-1B"]
+    config = JanusConfig(
+        text_config={
+            "model_type": "llama",
+            "vocab_size": texts,
+            "hidden_size": trunk.width,
+            "intermediate_size": trunk.inner,
+            "num_hidden_layers": trunk.depth,
+            "num_attention_heads": trunk.heads,
+            "num_key_value_heads": trunk.heads,
+        },
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        state = JanusForConditionalGeneration(config).state_dict()
+    kept = {name: tuple(one.shape) for name, one in state.items() if not name.startswith(table.left_out)}
+    assert kept == table.shapes(trunk, texts, codes)
 
 
 def test_the_model_survives_its_folder(theirs: tuple[Any, Path], tmp_path: Path) -> None:
