@@ -94,7 +94,9 @@ def score_codes(
     Raises:
         UserError: codes or conditions that the model does not have.
     """
-    place = {tuple(one): number for number, one in enumerate(model.layout.coordinates().tolist())}
+    places = model.layout.coordinates()
+    places[:, 0] += len(model.objective.frames.drawn[0])
+    place = {tuple(one): number for number, one in enumerate(places.tolist())}
     captions = model.modalities()["text"]
     scores = torch.zeros(*codes.shape, model.vocabulary.codebook_size)
     for part in parts(len(codes), batch_size):

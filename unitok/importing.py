@@ -26,12 +26,8 @@ from .trunk.published import published_family
 from .trunk.published.family import Family, Settings, Weights, flat
 from .vocabulary import Vocabulary
 
-TEXT_LENGTH = 512
-"""Longest text, in tokens, of a model whose captions are texts."""
 NEARLY = 0.02
 """By how much two codebooks may differ, as a share of the largest number: one of them may have been kept in bf16."""
-LENGTHS = {"text": TEXT_LENGTH, "class": 1, "states": STATES}
-"""What captions are -> the longest."""
 
 
 def import_generator(
@@ -84,14 +80,16 @@ def import_generator(
         )
     _check_codebook(table.codebook(weights), image_tokenizer, f"{path}")
     check_numbers(path, weights, weights.keys(), "generator")
-    texts = _texts(table, str(path), file, classes) if table.tokens else number_tokenizer(max(1, classes))
+    texts = _texts(table, str(path), file, given, classes) if table.tokens else number_tokenizer(max(1, classes))
     vocabulary = Vocabulary.of(texts.size, codes)
+    for span in table.spans:
+        vocabulary = vocabulary.grown(span, 1)
     ports = get_objective(table.objective, image_tokenizer, trunk.plain_inputs).ports(image_tokenizer.layout)
     config = ModelConfig(
         trunk,
         table.objective,
         vocabulary.spans,
-        LENGTHS[trunk.captions],
+        {"text": table.text_length, "class": 1, "states": STATES}[trunk.captions],
         image_tokenizer.fingerprint(),
         ports | caption_ports(trunk.captions, trunk.state_width),
         table.tasks,
@@ -120,19 +118,22 @@ def _settings(table: Family, path: str, file: Path, given: Settings) -> Settings
     return {**found, **given}
 
 
-def _texts(table: Family, path: str, file: Path, rows: int) -> TextTokenizer:
-    """The text tokenizer beside a file. Raises UserError where there is none, or that of another model."""
-    where = beside(path, file, TEXT_FILE)
-    if not where.is_file():
+def _texts(table: Family, path: str, file: Path, settings: Settings, rows: int) -> TextTokenizer:
+    """The text tokenizer that is named, else the one beside a file. Raises UserError where there is none, or that of
+    another model."""
+    named = settings.get("text_tokenizer")
+    where = Path(named) if isinstance(named, str) else beside(path, file, TEXT_FILE)
+    if not isinstance(named, str) and not where.is_file():
         raise UserError(
-            f"{path} has no {TEXT_FILE} beside it, which turns captions into ids: put the model's own there"
+            f"{path} has no {TEXT_FILE} beside it, which turns captions into ids: put the model's own there, or name "
+            "it with --settings '{\"text_tokenizer\": ...}'"
         )
     texts = load_text_tokenizer(where)
     lacking = [token for token in table.tokens.values() if texts.tokenizer.token_to_id(token) is None]
     if lacking:
-        raise UserError(f"{where} has no {', '.join(lacking)}: put the text tokenizer of the model there")
+        raise UserError(f"{where} has no {', '.join(lacking)}: give the text tokenizer of the model")
     if texts.size > rows:
-        raise UserError(f"{where} has {texts.size} ids, the model {rows}: put the text tokenizer of the model there")
+        raise UserError(f"{where} has {texts.size} ids, the model {rows}: give the text tokenizer of the model")
     return texts
 
 

@@ -16,7 +16,7 @@ from .config import ObjectiveSettings
 from .objectives.base import Asked, Draw, Objective, Writer
 from .seeding import keyed_generator
 from .sequence import Ids, Segment
-from .vocabulary import Vocabulary
+from .vocabulary import BARE, Frame, Vocabulary
 
 OUTSIDE = 0.3
 """Share of the pictures with a hole that are known inside a box alone."""
@@ -71,7 +71,8 @@ class TextModality:
     """Of a text, in tokens."""
     wording: str = "{}"
     padded: bool = False
-    """Both as of `TrunkConfig`."""
+    frame: Frame = BARE
+    """What stands around a text that is given. All as of `TrunkConfig`."""
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -81,7 +82,8 @@ class TextModality:
         return Padded(ids, self.vocabulary.pad) if self.padded else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
-        return [text_segment(self.read(value), self.vocabulary) for value in values]
+        before, behind = self.vocabulary.around(self.frame)
+        return [text_segment([*self.read(value), *behind], self.vocabulary, before) for value in values]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
@@ -125,9 +127,9 @@ class PassageModality(TextModality):
         return written[-1:].tolist() == [self.vocabulary.boi]
 
 
-def text_segment(ids: list[int], vocabulary: Vocabulary) -> Segment:
+def text_segment(ids: list[int], vocabulary: Vocabulary, before: Sequence[int] = ()) -> Segment:
     """The begin of a text and its ids; each opens a group and takes a step of the order."""
-    inputs = torch.tensor([vocabulary.bos, *ids])
+    inputs = torch.tensor([*before, vocabulary.bos, *ids])
     places = torch.zeros(len(inputs), 3)
     places[:, 0] = torch.arange(len(inputs))
     return Segment(inputs, torch.arange(len(inputs)), places)
@@ -145,7 +147,7 @@ class ImageModality:
 
     @property
     def longest(self) -> int:
-        return self.layout.length
+        return self.layout.length + sum(map(len, self.objective.frames.drawn))
 
     def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
         return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []

@@ -67,6 +67,7 @@ class UniTok(nn.Module):
         problems.raise_if_any()
         trunk = config.trunk
         self.objective: Objective = get_objective(config.objective, image_tokenizer, trunk.plain_inputs)
+        self.objective.frames, self.objective.cools_fast = trunk.frames, trunk.cools_fast
         ports = self.objective.ports(image_tokenizer.layout) | caption_ports(trunk.captions, trunk.state_width)
         waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
         unknown = sorted(name for name in waves if name not in self.vocabulary)
@@ -161,7 +162,8 @@ class UniTok(nn.Module):
             return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
         trunk = self.config.trunk
         if trunk.captions == "text":
-            return TextModality(self.vocabulary, encode, self.config.text_length, trunk.wording, trunk.padded)
+            length, frame = self.config.text_length, trunk.frames.text
+            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, frame)
         return ClassModality(self.vocabulary, encode)
 
     @property

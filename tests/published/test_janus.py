@@ -241,9 +241,7 @@ def test_what_is_missing_is_told(theirs: tuple[Any, Path], tmp_path: Path, capsy
     assert main(["import", "janus", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "has no tokenizer.json beside it" in capsys.readouterr().err and not (tmp_path / "out").exists()
     text_tokenizer(tmp_path, SPECIALS[:3])
-    with pytest.raises(
-        UserError, match=r"has no <begin_of_image>, <.*pad.*>: put the text tokenizer of the model there"
-    ):
+    with pytest.raises(UserError, match=r"has no <begin_of_image>, <.*pad.*>: give the text tokenizer of the model"):
         import_generator("janus", tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"is no llamagen_vq of these settings: .*instead of"):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
+from ...vocabulary import Frames
+
 if TYPE_CHECKING:
     from ..base import Trunk
     from .family import Family
@@ -18,6 +20,7 @@ PUBLISHED = {
     "var": ".var:FAMILY",
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
+    "showo": ".showo:FAMILY",
 }
 """Name -> where its family stands."""
 
@@ -34,6 +37,8 @@ class PublishedTrunk(ABC):
     in_line: ClassVar[bool] = False
     deep_head: ClassVar[bool] = False
     padded: ClassVar[bool] = False
+    frames: ClassVar[Frames] = Frames()
+    cools_fast: ClassVar[bool] = False
 
     width: int
     depth: int

@@ -105,8 +105,8 @@ def _places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
     lacking = next((code for code in range(codes) if code not in found), None)
     if lacking is not None:
         raise UserError(
-            f"{texts.name} has no token of code {lacking}, such as IMGIMGAZ of code 0: put the text tokenizer of the "
-            "model there"
+            f"{texts.name} has no token of code {lacking}, such as IMGIMGAZ of code 0: give the text tokenizer of the "
+            "model"
         )
     return [found[code] for code in range(codes)]
 

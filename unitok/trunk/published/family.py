@@ -46,6 +46,10 @@ class Family(ABC):
     tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
     tokens: ClassVar[Mapping[str, str]] = {}
     """Span of the vocabulary -> the token of the authors' text tokenizer that it is; empty: captions are no texts."""
+    text_length: ClassVar[int] = 512
+    """Longest text, in tokens, where captions are texts."""
+    spans: ClassVar[tuple[str, ...]] = ()
+    """Further spans of one id that stand around texts and pictures."""
     holds_tokenizer: ClassVar[bool] = False
     """Whether a file holds the image tokenizer too."""
 

@@ -27,6 +27,7 @@ HEAD_NORM_EPS = 1e-5
 """Of the norms of queries and keys."""
 SETTINGS = frozenset([
     "num_attention_heads", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling", "tie_word_embeddings",
+    "text_tokenizer",
 ])  # fmt: skip
 """Names of the settings that are read."""
 
