@@ -183,7 +183,7 @@ def test_the_model_survives_its_folder_and_commands_take_it(
     words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "drawn")]
     assert main(["sample", CAPTIONS[0], "--n", "1", *words]) == 0
     records = [json.loads(line) for line in (tmp_path / "drawn/pictures/metadata.jsonl").read_text().splitlines()]
-    assert records[0]["settings"]["guidance"] == 2.75 and records[0]["settings"]["steps"] == 16
+    assert records[0]["settings"]["guidance"] == 2.75 and records[0]["settings"]["steps"] == 18
     capsys.readouterr()
     picture = next((tmp_path / "drawn" / "pictures").glob("*.png"))
     assert main(["caption", "--model", str(tmp_path / "model"), str(picture)]) == 0

@@ -233,7 +233,7 @@ class _ShowoFamily(Family):
     def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
         """Those of the authors' README. Their scale w is 1 less: theirs is (1 + w) cond - w uncond."""
         large = isinstance(config, ShowoTrunk) and config.side > 16
-        return {"guidance": 6.0, "steps": 50} if large else {"guidance": 2.75, "steps": 16}
+        return {"guidance": 6.0, "steps": 50} if large else {"guidance": 2.75, "steps": 18}
 
 
 FAMILY = _ShowoFamily()
