@@ -13,7 +13,7 @@ from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
 from .trunk.published import PublishedTrunk, published_family
-from .vocabulary import Frames, Vocabulary
+from .vocabulary import FRAMELESS, Frames, Vocabulary
 
 FORMAT = 4
 """Version of the model folder's layout. Formats 1 to 3 (unitok 0.1) are read too."""
@@ -40,7 +40,7 @@ class TrunkConfig:
     """What a caption that is given is put into, in place of {}, before it is encoded."""
     padded: ClassVar[bool] = False
     """Whether a caption that is left out has padding in its place; else it is an empty text."""
-    frames: ClassVar[Frames] = Frames()
+    frames: ClassVar[Frames] = FRAMELESS
     """What stands around texts and pictures."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""

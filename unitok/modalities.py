@@ -16,7 +16,7 @@ from .config import ObjectiveSettings
 from .objectives.base import Asked, Draw, Objective, Writer
 from .seeding import keyed_generator
 from .sequence import Ids, Segment
-from .vocabulary import BARE, Frame, Vocabulary
+from .vocabulary import FRAMELESS, Frames, Vocabulary
 
 OUTSIDE = 0.3
 """Share of the pictures with a hole that are known inside a box alone."""
@@ -71,8 +71,13 @@ class TextModality:
     """Of a text, in tokens."""
     wording: str = "{}"
     padded: bool = False
-    frame: Frame = BARE
-    """What stands around a text that is given. All as of `TrunkConfig`."""
+    frames: Frames = FRAMELESS
+    """All as of `TrunkConfig`."""
+
+    @property
+    def begin(self) -> int:
+        """Id at the begin of a text that is learned or written."""
+        return self.vocabulary[self.frames.begin].start
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -82,7 +87,7 @@ class TextModality:
         return Padded(ids, self.vocabulary.pad) if self.padded else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
-        before, behind = self.vocabulary.around(self.frame)
+        before, behind = self.vocabulary.around(self.frames.text)
         return [text_segment([*self.read(value), *behind], self.vocabulary, before) for value in values]
 
     def learned(
@@ -93,13 +98,16 @@ class TextModality:
     def _learned(self, value: str | list[int], end: int, can_stand: Ids) -> Segment:
         ids = self.ids(value)
         target = torch.tensor([*ids, end])
-        return replace(text_segment(ids, self.vocabulary), target=target, runs=((can_stand, len(target)),))
+        segment = text_segment(ids, self.vocabulary)
+        segment.ids[0] = self.begin
+        return replace(segment, target=target, runs=((can_stand, len(target)),))
 
     def ids(self, value: str | list[int]) -> list[int]:
         return self.encode(value) if isinstance(value, str) else value
 
     def writer(self, rows: int, device: torch.device) -> Writer:
-        return TokenByToken("text", self.vocabulary, (self.vocabulary.text_range,), self.longest, rows, device)
+        spans = (self.vocabulary.text_range,)
+        return TokenByToken("text", self.vocabulary, spans, self.longest, rows, device, self.begin)
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()
@@ -190,7 +198,14 @@ class TokenByToken(Writer):
     """Writes ids of some spans behind those that are known, until the end or the greatest length."""
 
     def __init__(
-        self, key: str, vocabulary: Vocabulary, spans: Sequence[slice], length: int, rows: int, device: torch.device
+        self,
+        key: str,
+        vocabulary: Vocabulary,
+        spans: Sequence[slice],
+        length: int,
+        rows: int,
+        device: torch.device,
+        begin: int | None = None,
     ) -> None:
         super().__init__(rows)
         self.key, self.vocabulary, self.spans, self.length = key, vocabulary, tuple(spans), length
@@ -199,7 +214,7 @@ class TokenByToken(Writer):
         self.ends = torch.tensor([vocabulary.eos], device=device)
         self.ids = torch.full((rows, 1 + length), vocabulary.eos, device=device)
         """The begin of a text, then its ids."""
-        self.ids[:, 0] = vocabulary.bos
+        self.ids[:, 0] = vocabulary.bos if begin is None else begin
         self.uniform = torch.zeros(rows, length, device=device)
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
         """Ids that each row has."""

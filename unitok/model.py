@@ -162,8 +162,8 @@ class UniTok(nn.Module):
             return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
         trunk = self.config.trunk
         if trunk.captions == "text":
-            length, frame = self.config.text_length, trunk.frames.text
-            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, frame)
+            length = self.config.text_length
+            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames)
         return ClassModality(self.vocabulary, encode)
 
     @property

@@ -30,7 +30,7 @@ BARE: Frame = ((), ())
 
 
 class Frames(NamedTuple):
-    """What stands around values, beside the begin of a text."""
+    """What stands around values, and how pictures are read."""
 
     text: Frame = BARE
     """Around a caption that is given."""
@@ -38,6 +38,13 @@ class Frames(NamedTuple):
     """Around a picture that is drawn."""
     read: Frame = BARE
     """Around a picture that is read."""
+    read_in_order: bool = False
+    """Whether each code of a picture that is read sees those before it alone."""
+    begin: str = "bos"
+    """Span of the begin of a text that is learned or written."""
+
+
+FRAMELESS = Frames()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from tokenizers_vq.quantizer_config import VQ
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
-from unitok.sample.pipeline import draw_codes, score_codes
+from unitok.objectives.base import Draw
+from unitok.sample.pipeline import caption_codes, draw_codes, score_codes
 from unitok.sampling import SampleSettings
-from unitok.sequence import document, lay_out
+from unitok.sequence import lay_out
+from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
 from .foreign import CODES, SIDE, TEXTS, stirred, survives, text_tokenizer
@@ -27,7 +29,8 @@ from .test_generators import GREEDY, some_codes
 from .tiny import tokenizer
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-BOI, FIRST = 4, 6
+LENGTH = SIDE * SIDE
+BOI, EOI, FIRST = 4, 5, 6
 ORDER = torch.randperm(CODES, generator=torch.Generator().manual_seed(7)).tolist()
 """Codes in the order of their ids."""
 IDS = torch.tensor([FIRST + ORDER.index(code) for code in range(CODES)])
@@ -66,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(folder: Path, norms_behind: bool = False) -> tuple[Any, Path]:
     names = ["<racm3:break>", "<eoss>", *map(spelled, ORDER)]
     words = text_tokenizer(folder, SPECIALS, names)
-    vocabulary = {**words.get_vocab(), "<image>": 5}
+    vocabulary = {**words.get_vocab(), "<image>": TEXTS - 1}
     images = {"embed_dim": 256, "num_embeddings": CODES, "latent_channels": 32, "resolution": 16, "base_channels": 32}
     images |= {"channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
     config = ChameleonConfig(
@@ -104,7 +107,7 @@ def prompt(model: UniTok, caption: str) -> list[int]:
 
 @torch.inference_mode()
 def test_codes_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
-    model, codes = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(SIDE * SIDE)
+    model, codes = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH)
     found = score_codes(model, CAPTIONS, codes)
     for row, caption in enumerate(CAPTIONS):
         begin = prompt(model, caption)
@@ -123,7 +126,7 @@ def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[A
         drawn.append(found)
         for row, caption in enumerate(CAPTIONS[:2]):
             full, wanted = prompt(model, caption), []
-            for _ in range(SIDE * SIDE):
+            for _ in range(LENGTH):
                 written = IDS[wanted].tolist()
                 cond, image, none = (scored(theirs[0], [*one, *written])[-1, IDS] for one in (full, [0, BOI], [0, BOI]))
                 wanted.append(int((none + 1.2 * (image - none) + scale * (cond - image)).argmax()))
@@ -132,18 +135,31 @@ def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[A
 
 
 @torch.inference_mode()
-def test_texts_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
-    model, ids = import_generator("chameleon", theirs[1], image_tokenizer()), [70, 61, 88, 59]
-    [[segment]] = model.modalities()["text"].learned([ids], [], [False])
-    hidden = model.states(lay_out([[document([segment])]], pad=model.vocabulary.pad))
-    found = model.ids.scores(hidden[0], model.vocabulary.text_range)
-    wanted = theirs[0](torch.tensor([[0, *ids]])).logits[0]  # those of codes are lowest
+def test_captions_have_the_logits_and_ids_of_transformers(
+    theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, codes, ids = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH), [70, 61, 88]
+    monkeypatch.setattr(model.config, "text_length", 8)
+    pictures = [[0, BOI, *IDS[one].tolist(), EOI] for one in codes]
+    task, draws = "image_to_text", [Draw(torch.Generator())]
+    [made] = documents([task], [{"image": codes[0], "caption": ids}], draws, model.modalities(), {}, {task: 0})
+    hidden = model.states(lay_out([[made]], pad=model.vocabulary.pad))[0, LENGTH + 2 :]
+    found = model.ids.scores(hidden, model.vocabulary.text_range)
+    wanted = theirs[0](torch.tensor([[*pictures[0], *ids]])).logits[0, LENGTH + 2 :]  # those of codes are lowest
     size = model.text_tokenizer.size
     closed = {2, *IDS.tolist()}
     others = [place for place in range(size) if place not in closed]
     torch.testing.assert_close(found[:, others], wanted[:, others], atol=1e-4, rtol=0)
     torch.testing.assert_close(found[:, size], wanted[:, 2], atol=1e-4, rtol=0)  # the end is an id of its own here
     assert (found[:, sorted(closed)] < -1000).all()
+    for picture, written in zip(pictures, caption_codes(model, codes), strict=True):
+        row: list[int] = []
+        while (
+            len(row) < 8
+            and (chosen := int(theirs[0](torch.tensor([picture + row])).logits[0, -1, :size].argmax())) != 2
+        ):
+            row.append(chosen)
+        assert written == model.text_tokenizer.decode(row)
 
 
 @torch.inference_mode()
@@ -164,7 +180,9 @@ def test_the_command_makes_a_model_that_draws(folder: Path, tmp_path: Path, caps
     assert main([*argv, "--image_tokenizer", str(images)]) == 0
     assert UniTok.from_pretrained(out).config.sampling == {"guidance": 3.0, "temperature": 0.7, "top_p": 0.9}
     assert main(["sample", "--model", str(out), CAPTIONS[0], "--out", str(drawn)]) == 0
-    assert len(list((drawn / "pictures").glob("*.png"))) == 4
+    pictures = sorted((drawn / "pictures").glob("*.png"))
+    assert len(pictures) == 4
+    assert main(["caption", "--model", str(out), str(pictures[0])]) == 0
 
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])

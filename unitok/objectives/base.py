@@ -17,7 +17,7 @@ from tokenizers_vq.layout import Layout
 from ..config import ObjectiveSettings, PortConfig
 from ..sampling import GivenSettings, SampleSettings
 from ..sequence import IGNORE, Segment
-from ..vocabulary import Frames, Vocabulary
+from ..vocabulary import FRAMELESS, Frames, Vocabulary
 
 CodeRuns = tuple[tuple[slice, int], ...]
 """(codes that can stand there, number of positions) of runs of positions of an image."""
@@ -95,7 +95,7 @@ class Objective(ABC):
     """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
     plain: bool = False
     """Whether what is seen of a picture comes in as published models have it: neither whitened nor with ids beside."""
-    frames: Frames = Frames()
+    frames: Frames = FRAMELESS
     """What stands around pictures: of those that are drawn only `maskgit` has it."""
     cools_fast: bool = False
     """See `MaskGIT`."""
@@ -147,10 +147,13 @@ class Objective(ABC):
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """Codes (B, L) of images that are read, -1 for those that are not known: nothing is predicted, and all
-        positions are one group."""
+        positions are one group, unless `frames` says otherwise."""
         places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
         around = vocabulary.around(self.frames.read)
-        return [framed(Segment(ids, groups, places), *around) for ids in vocabulary.known_ids(codes).cpu()]
+        segments = [framed(Segment(ids, groups, places), *around) for ids in vocabulary.known_ids(codes).cpu()]
+        if self.frames.read_in_order:
+            return [replace(segment, groups=torch.arange(len(segment))) for segment in segments]
+        return segments
 
     @abstractmethod
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
-from ...vocabulary import Frames
+from ...vocabulary import FRAMELESS, Frames
 
 if TYPE_CHECKING:
     from ..base import Trunk
@@ -37,7 +37,7 @@ class PublishedTrunk(ABC):
     in_line: ClassVar[bool] = False
     deep_head: ClassVar[bool] = False
     padded: ClassVar[bool] = False
-    frames: ClassVar[Frames] = Frames()
+    frames: ClassVar[Frames] = FRAMELESS
     cools_fast: ClassVar[bool] = False
 
     width: int

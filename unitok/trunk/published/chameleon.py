@@ -17,7 +17,7 @@ from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.layout import Layout
 
 from ...text import TextTokenizer
-from ...vocabulary import Vocabulary
+from ...vocabulary import Frames, Vocabulary
 from . import PublishedTrunk, llama
 from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans
 
@@ -35,6 +35,8 @@ class ChameleonTrunk(llama.LlamaTrunk):
 
     kind = "chameleon"
     head_bias = True
+    frames = Frames(read=(("bos", "boi"), ()), read_in_order=True, begin="eoi")
+    """A text that is learned or written stands behind a picture, whose end begins it."""
 
 
 class _ChameleonFamily(Family):
@@ -44,8 +46,15 @@ class _ChameleonFamily(Family):
     settings = llama.SETTINGS | {"swin_norm"}
     left_out = tuple(f"model.vqmodel.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
     files = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    tasks = ("text_to_image", "text_only")
-    tokens: ClassVar[Mapping[str, str]] = {"eos": "</s>", "bos": "<s>", "boi": "<racm3:break>", "pad": "<pad>"}
+    tasks = ("text_to_image", "image_to_text")
+    spans = ("eoi",)
+    tokens: ClassVar[Mapping[str, str]] = {
+        "eos": "</s>",
+        "bos": "<s>",
+        "boi": "<racm3:break>",
+        "eoi": "<eoss>",
+        "pad": "<pad>",
+    }
 
     def named(self, weights: Weights, settings: Settings) -> Weights:
         return llama.untied(weights, START, settings)
