@@ -87,6 +87,8 @@ class Layout:
 
         >>> Layout(((1, 1), (2, 2))).coordinates().tolist()[:2]
         [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]
+        >>> Layout(((1, 2),), in_line=True).coordinates().tolist()
+        [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
         """
         import torch
 

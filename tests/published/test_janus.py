@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration
@@ -172,6 +173,48 @@ def test_files_of_the_authors_are_the_same_model(theirs: tuple[Any, Path], tmp_p
     (tmp_path / "tokenizer.json").write_bytes((theirs[1] / "tokenizer.json").read_bytes())
     found = import_generator("janus", tmp_path)
     assert found.fingerprint() == import_generator("janus", theirs[1]).fingerprint()
+
+
+class NotThere(RemoteEntryNotFoundError):
+    def __init__(self) -> None:
+        """Without the answer of a server."""
+
+
+def test_several_files_from_the_hub_are_the_same_model(
+    theirs: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs[0].save_pretrained(tmp_path, max_shard_size="200KB")
+    (tmp_path / "tokenizer.json").write_bytes((theirs[1] / "tokenizer.json").read_bytes())
+    files = [one.name for one in tmp_path.iterdir()]
+    assert sum(name.endswith(".safetensors") for name in files) > 1
+    fetched = []
+
+    def fetch(repository: str, file: str) -> str:
+        fetched.append((repository, file))
+        if file not in files:
+            raise NotThere
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, repository: files)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    found = import_generator("janus", "hf:deepseek-community/tiny")
+    assert found.fingerprint() == import_generator("janus", theirs[1]).fingerprint()
+    assert {file for _, file in fetched} >= {"config.json", "tokenizer.json", "model.safetensors.index.json"}
+    files.remove("tokenizer.json")
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"^hf:deepseek-community/tiny has no tokenizer.json beside it"):
+        import_generator("janus", "hf:deepseek-community/tiny")
+
+    def offline(repository: str, file: str) -> str:
+        if file == "config.json":
+            raise OSError("no route to host")
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
+    with pytest.raises(
+        UserError, match=r"config.json of hf:.* could not be fetched \(no route to host\): check network"
+    ):
+        import_generator("janus", "hf:deepseek-community/tiny")
 
 
 def test_commands_take_the_folder(theirs: tuple[Any, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,10 +60,14 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
 
 def beside(path: str, file: Path, name: str) -> Path:
     """Where a further file of a model lies: beside the file of weights that `locate` found for a path, fetched from
-    there if need be. It may not exist."""
+    there if need be. It may not exist.
+
+    Raises:
+        UserError: the hub cannot be reached.
+    """
     if path.startswith("hf:"):
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import RemoteEntryNotFoundError
 
         owner, model, *inside = path.removeprefix("hf:").split("/")
         with (
@@ -72,7 +76,7 @@ def beside(path: str, file: Path, name: str) -> Path:
                     f"{name} of {path} could not be fetched ({' '.join(str(error).split())[:200]}): check network"
                 )
             ),
-            suppress(EntryNotFoundError),
+            suppress(RemoteEntryNotFoundError),
         ):
             hf_hub_download(f"{owner}/{model}", "/".join([*inside[:-1], name]))
     return file.parent / name

@@ -119,7 +119,7 @@ class _JanusFamily(Family):
         wording = settings.get("wording", WORDING)
         if not isinstance(wording, str) or wording.count("{}") != 1:
             raise UserError(f"setting wording is {shown(wording)}: give a text with one {{}}, where the caption stands")
-        found = JanusTrunk(**llama.sizes(shapes, START, settings, table[1] // 128, 1e-6), wording=wording)
+        found = JanusTrunk(**llama.sizes(shapes, START, settings, max(1, table[1] // 128), 1e-6), wording=wording)
         return found, table[0], shapes["model.generation_head.vision_head.weight"][0]
 
     def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:
