@@ -88,14 +88,14 @@ def sample(
     from unitok.prepare import prepare
 
     from .outputs import PictureFolder
-    from .pipeline import draw_each, draw_progress, settings_for
+    from .pipeline import draw_each, draw_progress, settings_for, value_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     computed = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
-            loaded.text_ids(caption)
+            value_of(loaded, caption)
         except UserError as error:
             raise UserError(
                 f"--captions {captions}, line {lines[caption]}: {error}" if caption in lines else str(error)

@@ -20,7 +20,7 @@ from unitok.seeding import fold
 
 from .jobs import Job, job_for
 from .masks import check_places, touched
-from .pipeline import check_size, draw_jobs
+from .pipeline import check_size, draw_jobs, value_of
 
 LONGEST_SIDE = 2**14
 """Pixels that a side of a picture is extended by."""
@@ -81,7 +81,7 @@ def inpaint_each(
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
     known = known_codes(model, pictures, masks)
     jobs = [
-        inpainting_job(model, given, (text_ids or model.text_ids)(caption), seed, settings)
+        inpainting_job(model, given, value_of(model, caption, text_ids), seed, settings)
         for caption, seed, given in zip(captions, seeds, known, strict=True)
     ]
     for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):

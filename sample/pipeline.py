@@ -75,10 +75,11 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
 
 
 def value_of(model: UniTok, condition: Condition, text_ids: Callable[[str], list[int]] | None = None) -> Any:
-    """What a record holds as its caption. Raises UserError for a caption that is too long, or a class that is none."""
+    """What a record holds as its caption, in the model's wording. Raises UserError for a caption that is too long, or a
+    class that is none."""
     if isinstance(condition, TextStates):
         return condition
-    return (text_ids or model.text_ids)(str(condition))
+    return model.captions(text_ids or model.text_ids).read(str(condition))
 
 
 @torch.inference_mode()
@@ -93,7 +94,9 @@ def score_codes(
     Raises:
         UserError: codes or conditions that the model does not have.
     """
-    place = {tuple(one): number for number, one in enumerate(model.layout.coordinates().tolist())}
+    places = model.layout.coordinates()
+    places[:, 0] += len(model.objective.frames.drawn[0])
+    place = {tuple(one): number for number, one in enumerate(places.tolist())}
     captions = model.modalities()["text"]
     scores = torch.zeros(*codes.shape, model.vocabulary.codebook_size)
     for part in parts(len(codes), batch_size):

@@ -27,6 +27,8 @@ class Layout:
     scales: tuple[tuple[int, int], ...]
     books: tuple[tuple[int, int], ...] = ()
     """(first id, number of ids) that each grid can hold; empty: every grid holds any code."""
+    in_line: bool = False
+    """Whether codes have places in one line, as the tokens of a language model, and not by row and column."""
 
     def __post_init__(self) -> None:
         scales = tuple((int(height), int(width)) for height, width in self.scales)
@@ -81,13 +83,19 @@ class Layout:
         """(L, 3) float32: scale, row, column of every code, in the order in which codes travel.
 
         Rows and columns count in the finest grid's units, so that codes of different scales that show the same place
-        have the same coordinates.
+        have the same coordinates. In one line, the first number counts the codes, and there are no rows and columns.
 
         >>> Layout(((1, 1), (2, 2))).coordinates().tolist()[:2]
         [[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]
+        >>> Layout(((1, 2),), in_line=True).coordinates().tolist()
+        [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
         """
         import torch
 
+        if self.in_line:
+            places = torch.zeros(self.length, 3)
+            places[:, 0] = torch.arange(self.length)
+            return places
         parts = []
         for index, (height, width) in enumerate(self.scales):
             row = (torch.arange(height) + 0.5) * (self.grid[0] / height) - 0.5

@@ -55,6 +55,10 @@ class _GivenOnly:
     encode: Callable[[str], list[int]]
     longest: int = 0
 
+    def read(self, value: str) -> list[int]:
+        """The ids of a caption."""
+        return self.encode(value)
+
     def learned(self, values: Sequence[Any], draws: Sequence[Draw], followed: Sequence[bool]) -> list[list[Segment]]:
         if values:
             raise UserError("this model writes no captions: give it the task text_to_image alone")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.published.read import locate, read_weights
+from tokenizers_vq.files import read_json
+from tokenizers_vq.published.read import beside, locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
 from tokenizers_vq.weights import build_empty
 
@@ -17,40 +20,54 @@ from .config import ModelConfig
 from .model import UniTok
 from .objectives import get_objective
 from .ports import STATES
-from .text import number_tokenizer
+from .text import FILE as TEXT_FILE
+from .text import TextTokenizer, load_text_tokenizer, number_tokenizer
 from .trunk.published import published_family
-from .trunk.published.family import Family, Weights
+from .trunk.published.family import Family, Settings, Weights, flat
 from .vocabulary import Vocabulary
+
+NEARLY = 0.02
+"""By how much two codebooks may differ, as a share of the largest number: one of them may have been kept in bf16."""
 
 
 def import_generator(
-    family: str, path: str | Path, image_tokenizer: ImageTokenizer, settings: Mapping[str, Any] | None = None
+    family: str,
+    path: str | Path,
+    image_tokenizer: ImageTokenizer | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> UniTok:
     """The model in a published checkpoint, in evaluation mode, float32 on the CPU.
 
     Gives the codes of the authors' code where the most likely ones are taken, and its logits to 1e-4. Sizes are read
-    off the shapes of the tensors.
+    off the shapes of the tensors; where captions are texts, `tokenizer.json` and `config.json` are read beside them.
 
     Args:
         family: A key of `unitok.trunk.published.PUBLISHED`.
         path: .pt, .pth, .ckpt, .bin, .safetensors, the .index.json of several, or the folder that holds it;
             `hf:owner/name` or `hf:owner/name/file` fetches from the hub.
-        image_tokenizer: the tokenizer that the model was trained with, for pictures of the model's size.
+        image_tokenizer: the tokenizer that the model was trained with, for pictures of the model's size. None: the file
+            holds it too.
         settings: what no shape says, under the authors' names; their whole configuration may be given
             (`unused_settings` names what is not read).
 
     Raises:
         UserError: an unknown family, a file that cannot be had or read, tensors that are missing, unexpected,
-            misshapen, or not finite; a tokenizer of another model.
+            misshapen, or not finite; a tokenizer of another model; a text tokenizer that is not there.
     """
     table = published_family(family)
+    if image_tokenizer is None and not table.holds_tokenizer:
+        raise UserError(f"{family} draws codes of an image tokenizer: give its folder with --image_tokenizer")
     file = locate(str(path), table.files)
     read = read_weights(file, table.wrappers)
-    weights = {name: tensor for name, tensor in read.items() if not name.endswith(table.ignored)}
+    given = _settings(table, str(path), file, settings or {})
+    named = table.named({name: one for name, one in read.items() if not name.endswith(table.ignored)}, given)
+    if image_tokenizer is None:
+        image_tokenizer = table.image_tokenizer(named, given, str(path))
+    weights = {name: tensor for name, tensor in named.items() if not name.startswith(table.left_out)}
     _check_name(table, file, image_tokenizer)
     try:
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        trunk, classes, codes = table.read(shapes, dict(_flat(settings or {})), image_tokenizer.layout)
+        trunk, classes, codes = table.read(shapes, table.configuration(given), image_tokenizer.layout)
         number, complaint = misfits(weights, table.shapes(trunk, classes, codes))
     except (KeyError, IndexError, ZeroDivisionError):  # a tensor that says the sizes is missing, or has no sizes
         number, complaint = 1, ""
@@ -61,41 +78,66 @@ def import_generator(
             f"{path} draws {codes} codes, the image tokenizer has {image_tokenizer.codebook_size}: give the folder "
             f"that unitok import {table.tokenizer} made"
         )
+    _check_codebook(table.codebook(weights), image_tokenizer, f"{path}")
     check_numbers(path, weights, weights.keys(), "generator")
-    texts = number_tokenizer(max(1, classes))
+    texts = _texts(table, str(path), file, given, classes) if table.tokens else number_tokenizer(max(1, classes))
     vocabulary = Vocabulary.of(texts.size, codes)
+    for span in table.spans:
+        vocabulary = vocabulary.grown(span, 1)
     ports = get_objective(table.objective, image_tokenizer, trunk.plain_inputs).ports(image_tokenizer.layout)
     config = ModelConfig(
         trunk,
         table.objective,
         vocabulary.spans,
-        1 if classes else STATES,
+        {"text": table.text_length, "class": 1, "states": STATES}[trunk.captions],
         image_tokenizer.fingerprint(),
         ports | caption_ports(trunk.captions, trunk.state_width),
-        ("text_to_image",),
+        table.tasks,
         table.sampling(trunk),
     )
-    model = build_empty(lambda: UniTok(config, image_tokenizer, texts), str(path))
-    state = table.state(trunk, weights, vocabulary)
+    images = image_tokenizer
+    model = build_empty(lambda: UniTok(config, images, texts), str(path))
+    state = table.state(trunk, weights, vocabulary, texts)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()} | _own(model))
     return model.eval()
 
 
 def unused_settings(family: str, settings: Mapping[str, Any]) -> list[str]:
     """The names of those settings that an import does not read: training's, and those that the tensors say too."""
-    return sorted({name for name, _ in _flat(settings)} - published_family(family).settings)
+    return sorted({name for name, _ in flat(settings)} - published_family(family).settings)
 
 
-def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Settings of a configuration, without the groups that they stand in."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value)
-        else:
-            yield str(name), value
+def _settings(table: Family, path: str, file: Path, given: Settings) -> Settings:
+    """The settings that are given, else those of the authors' configuration beside the file."""
+    if not table.tokens:
+        return given
+    where = beside(path, file, "config.json")
+    found = read_json(where) if where.is_file() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{where} holds a {type(found).__name__}, not a configuration: restore the file")
+    return {**found, **given}
 
 
-def _own(model: UniTok) -> dict[str, Any]:
+def _texts(table: Family, path: str, file: Path, settings: Settings, rows: int) -> TextTokenizer:
+    """The text tokenizer that is named, else the one beside a file. Raises UserError where there is none, or that of
+    another model."""
+    named = settings.get("text_tokenizer")
+    where = Path(named) if isinstance(named, str) else beside(path, file, TEXT_FILE)
+    if not isinstance(named, str) and not where.is_file():
+        raise UserError(
+            f"{path} has no {TEXT_FILE} beside it, which turns captions into ids: put the model's own there, or name "
+            "it with --settings '{\"text_tokenizer\": ...}'"
+        )
+    texts = load_text_tokenizer(where)
+    lacking = [token for token in table.tokens.values() if texts.tokenizer.token_to_id(token) is None]
+    if lacking:
+        raise UserError(f"{where} has no {', '.join(lacking)}: give the text tokenizer of the model")
+    if texts.size > rows:
+        raise UserError(f"{where} has {texts.size} ids, the model {rows}: give the text tokenizer of the model")
+    return texts
+
+
+def _own(model: UniTok) -> dict[str, Tensor]:
     """What a model holds beside that of its own file."""
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith("image_tokenizer.")}
 
@@ -110,6 +152,13 @@ def _check_name(table: Family, file: Path, image_tokenizer: ImageTokenizer) -> N
                 f"{file.name} draws {height}x{width} codes, the image tokenizer makes "
                 f"{image_tokenizer.layout.names[-1]}: import the tokenizer for the model's picture size"
             )
+
+
+def _check_codebook(book: Tensor | None, image_tokenizer: ImageTokenizer, where: str) -> None:
+    """Raises UserError where a file says that its model was trained with another image tokenizer."""
+    own = image_tokenizer.code_vectors()[0]
+    if book is not None and (own.shape != book.shape or (own - book.float()).abs().max() > NEARLY * own.abs().max()):
+        raise UserError(f"{where} holds the codebook of another image tokenizer: give the one of the model")
 
 
 def _nearest(table: Family, weights: Weights, complaint: str) -> str:

@@ -16,7 +16,7 @@ from .config import ObjectiveSettings
 from .objectives.base import Asked, Draw, Objective, Writer
 from .seeding import keyed_generator
 from .sequence import Ids, Segment
-from .vocabulary import Vocabulary
+from .vocabulary import FRAMELESS, Frames, Vocabulary
 
 OUTSIDE = 0.3
 """Share of the pictures with a hole that are known inside a box alone."""
@@ -50,6 +50,17 @@ class Modality(Protocol):
         ...
 
 
+class Padded(list[int]):
+    """Ids of a text that has padding in its place where it is left out."""
+
+    def __init__(self, ids: Sequence[int], pad: int) -> None:
+        super().__init__(ids)
+        self.pad = pad
+
+    def left_out(self) -> list[int]:
+        return [self.pad] * len(self)
+
+
 @dataclass(frozen=True)
 class TextModality:
     """Texts, or ids of texts: begin, then token by token."""
@@ -58,9 +69,26 @@ class TextModality:
     encode: Callable[[str], list[int]]
     longest: int
     """Of a text, in tokens."""
+    wording: str = "{}"
+    padded: bool = False
+    frames: Frames = FRAMELESS
+    """All as of `TrunkConfig`."""
+
+    @property
+    def begin(self) -> int:
+        """Id at the begin of a text that is learned or written."""
+        return self.vocabulary[self.frames.begin].start
+
+    def read(self, value: str | list[int]) -> list[int]:
+        """The ids of a text that is given, in the wording of the model."""
+        if not isinstance(value, str):
+            return value
+        ids = self.encode(self.wording.replace("{}", value))
+        return Padded(ids, self.vocabulary.pad) if self.padded else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
-        return [text_segment(self.ids(value), self.vocabulary) for value in values]
+        before, behind = self.vocabulary.around(self.frames.text)
+        return [text_segment([*self.read(value), *behind], self.vocabulary, before) for value in values]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
@@ -70,13 +98,16 @@ class TextModality:
     def _learned(self, value: str | list[int], end: int, can_stand: Ids) -> Segment:
         ids = self.ids(value)
         target = torch.tensor([*ids, end])
-        return replace(text_segment(ids, self.vocabulary), target=target, runs=((can_stand, len(target)),))
+        segment = text_segment(ids, self.vocabulary)
+        segment.ids[0] = self.begin
+        return replace(segment, target=target, runs=((can_stand, len(target)),))
 
     def ids(self, value: str | list[int]) -> list[int]:
         return self.encode(value) if isinstance(value, str) else value
 
     def writer(self, rows: int, device: torch.device) -> Writer:
-        return TokenByToken("text", self.vocabulary, (self.vocabulary.text_range,), self.longest, rows, device)
+        spans = (self.vocabulary.text_range,)
+        return TokenByToken("text", self.vocabulary, spans, self.longest, rows, device, self.begin)
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()
@@ -104,9 +135,9 @@ class PassageModality(TextModality):
         return written[-1:].tolist() == [self.vocabulary.boi]
 
 
-def text_segment(ids: list[int], vocabulary: Vocabulary) -> Segment:
+def text_segment(ids: list[int], vocabulary: Vocabulary, before: Sequence[int] = ()) -> Segment:
     """The begin of a text and its ids; each opens a group and takes a step of the order."""
-    inputs = torch.tensor([vocabulary.bos, *ids])
+    inputs = torch.tensor([*before, vocabulary.bos, *ids])
     places = torch.zeros(len(inputs), 3)
     places[:, 0] = torch.arange(len(inputs))
     return Segment(inputs, torch.arange(len(inputs)), places)
@@ -124,7 +155,7 @@ class ImageModality:
 
     @property
     def longest(self) -> int:
-        return self.layout.length
+        return self.layout.length + sum(map(len, self.objective.frames.drawn))
 
     def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
         return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []
@@ -167,7 +198,14 @@ class TokenByToken(Writer):
     """Writes ids of some spans behind those that are known, until the end or the greatest length."""
 
     def __init__(
-        self, key: str, vocabulary: Vocabulary, spans: Sequence[slice], length: int, rows: int, device: torch.device
+        self,
+        key: str,
+        vocabulary: Vocabulary,
+        spans: Sequence[slice],
+        length: int,
+        rows: int,
+        device: torch.device,
+        begin: int | None = None,
     ) -> None:
         super().__init__(rows)
         self.key, self.vocabulary, self.spans, self.length = key, vocabulary, tuple(spans), length
@@ -176,7 +214,7 @@ class TokenByToken(Writer):
         self.ends = torch.tensor([vocabulary.eos], device=device)
         self.ids = torch.full((rows, 1 + length), vocabulary.eos, device=device)
         """The begin of a text, then its ids."""
-        self.ids[:, 0] = vocabulary.bos
+        self.ids[:, 0] = vocabulary.bos if begin is None else begin
         self.uniform = torch.zeros(rows, length, device=device)
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
         """Ids that each row has."""

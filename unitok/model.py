@@ -67,6 +67,7 @@ class UniTok(Tunable):
         problems.raise_if_any()
         trunk = config.trunk
         self.objective: Objective = get_objective(config.objective, image_tokenizer, trunk.plain_inputs)
+        self.objective.frames, self.objective.cools_fast = trunk.frames, trunk.cools_fast
         ports = self.objective.ports(image_tokenizer.layout) | caption_ports(trunk.captions, trunk.state_width)
         waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
         unknown = sorted(name for name in waves if name not in self.vocabulary)
@@ -80,7 +81,8 @@ class UniTok(Tunable):
             )
         self.text_tokenizer = text_tokenizer
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales)
+        deep = self.vocabulary.image_range if trunk.deep_head else None
+        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
@@ -168,13 +170,17 @@ class UniTok(Tunable):
         captions = self.captions(encode)
         return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
 
-    def captions(self, encode: Callable[[str], list[int]]) -> Modality | None:
-        """How the model reads captions that are a condition; None: they are texts."""
+    def captions(self, encode: Callable[[str], list[int]]) -> TextModality | ClassModality | StatesModality:
+        """How the model reads captions: as texts, or as a condition."""
         if STATES in self.ports:
             port = self.ports[STATES]
             assert isinstance(port, StatesPort)
             return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
-        return None if self.config.trunk.captions == "text" else ClassModality(self.vocabulary, encode)
+        trunk = self.config.trunk
+        if trunk.captions == "text":
+            length = self.config.text_length
+            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames)
+        return ClassModality(self.vocabulary, encode)
 
     @property
     def device(self) -> torch.device:
@@ -183,7 +189,7 @@ class UniTok(Tunable):
     @property
     def layout(self) -> Layout:
         """Layout of the pictures that the model draws."""
-        return self.image_tokenizer.layout
+        return replace(self.image_tokenizer.layout, in_line=self.config.trunk.in_line)
 
     def text_ids(self, caption: str) -> list[int]:
         """Ids of a caption, or of the class whose number it is. Raises UserError when it is too long for the model, or

@@ -66,9 +66,23 @@ class Waves(nn.Module):
         return F.linear(self.write(hidden), steps.to(hidden.dtype))
 
 
+class Deep(nn.Module):
+    """A hidden layer between the last states and the rows of the head of some ids (Janus, arXiv:2410.13848)."""
+
+    def __init__(self, span: slice, width: int) -> None:
+        super().__init__()
+        self.span = span
+        self.layer = nn.Linear(width, width)
+        nn.init.normal_(self.layer.weight, std=DEVIATION)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """States (..., C) to states (..., C)."""
+        return F.gelu(self.layer(hidden))
+
+
 class IdPort(nn.Module):
     """Ids in and out: a table of vectors, and a head, which may be the same table. `waves`: ids of spans that are steps
-    of a scale, and their numbers of waves, by name."""
+    of a scale, and their numbers of waves, by name. `deep`: ids that are scored behind a hidden layer."""
 
     def __init__(
         self,
@@ -77,6 +91,7 @@ class IdPort(nn.Module):
         tied: bool,
         bias: bool = False,
         waves: Mapping[str, tuple[slice, int]] = MappingProxyType({}),
+        deep: slice | None = None,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, width)
@@ -86,6 +101,7 @@ class IdPort(nn.Module):
         if tied:
             self.head.weight = self.embedding.weight
         self.waves = nn.ModuleDict({name: Waves(span, number, width) for name, (span, number) in waves.items()})
+        self.deep = None if deep is None else Deep(deep, width)
         self.pack: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
         """Makes what multiplies by rows of the head, of a model that is prepared for drawing."""
         self._packed: dict[tuple[int, int], Callable[[torch.Tensor], torch.Tensor]] = {}
@@ -95,10 +111,15 @@ class IdPort(nn.Module):
         x = self.embedding(ids)
         for waves in self.waves.values():
             x = x + waves(ids)
+        if self.deep is not None and torch.is_grad_enabled():
+            # A batch in which none of its ids is scored: see `Waves`.
+            x = x + 0.0 * sum(weight.sum() for weight in self.deep.parameters())
         return x
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
         """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
+        if self.deep is not None and _inside(ids, self.deep.span):
+            hidden = self.deep(hidden)
         bias = None if self.head.bias is None else self.head.bias[ids]
         if self.pack is None:
             found = F.linear(hidden, self.head.weight[ids], bias).float()
@@ -122,7 +143,7 @@ class IdPort(nn.Module):
             places = torch.where(here, targets - span.start + before, places)
             before += span.stop - span.start
         bias: torch.Tensor | None = self.head.bias
-        plain = bias is None and not any(self._waves_of(span) for span in spans)
+        plain = bias is None and self.deep is None and not any(self._waves_of(span) for span in spans)
         if plain and learns_on_cpu(hidden) and len(hidden) * before > PIECE:
             weight = torch.cat([self.head.weight[span] for span in spans])
             return LinearCrossEntropy.apply(hidden, weight, places, compute_dtype(hidden))
@@ -132,7 +153,11 @@ class IdPort(nn.Module):
     def _waves_of(self, ids: slice) -> list[Waves]:
         """The waves whose span these ids lie in."""
         every = [cast("Waves", module) for module in self.waves.values()]
-        return [waves for waves in every if waves.span.start <= ids.start and ids.stop <= waves.span.stop]
+        return [waves for waves in every if _inside(ids, waves.span)]
+
+
+def _inside(ids: slice, span: slice) -> bool:
+    return span.start <= ids.start and ids.stop <= span.stop
 
 
 class LinearPort(nn.Module):

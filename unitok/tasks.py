@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .modalities import PASSAGE, ImageModality, Modality
+from .modalities import PASSAGE, ImageModality, Modality, TextModality
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -177,6 +177,19 @@ def with_holes(
     return {**record, **made} if made else record
 
 
+def _read(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Mapping[str, Any]:
+    """The record with the texts read that may be left out: a text as ids knows what stands for it."""
+    read = {
+        part.field: modality.read(record[part.field])
+        for part in TASKS[task]
+        if part.drop == "text"
+        and isinstance(modality := modalities[FIELDS[part.field]], TextModality)
+        and modality.padded
+        and isinstance(record.get(part.field), str)
+    }
+    return {**record, **read}
+
+
 def task_of_slot(slot: int, shares: Sequence[float]) -> int:
     """Which of several shares a place in the global batch belongs to, so that micro-batches and ranks do not change
     the mix."""
@@ -212,6 +225,8 @@ def documents(
     for task, record, draw in zip(tasks, records, draws, strict=True):
         rolls = {drop: torch.rand((), generator=draw.generator).item() for drop in conditions(task)}
         without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
+        if "text" in without:
+            record = _read(task, record, modalities)
         parts.append(pieces(task, with_holes(task, record, draw, modalities), without))
     made: dict[tuple[int, int], list[Segment]] = {}
     for name, modality in modalities.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
@@ -24,6 +24,27 @@ LARGEST = 2**25
 
 
 Spans = tuple[tuple[str, int], ...]
+Frame = tuple[tuple[str, ...], tuple[str, ...]]
+"""Names of spans whose first ids stand before a value and behind it."""
+BARE: Frame = ((), ())
+
+
+class Frames(NamedTuple):
+    """What stands around values, and how pictures are read."""
+
+    text: Frame = BARE
+    """Around a caption that is given."""
+    drawn: Frame = BARE
+    """Around a picture that is drawn."""
+    read: Frame = BARE
+    """Around a picture that is read."""
+    read_in_order: bool = False
+    """Whether each code of a picture that is read sees those before it alone."""
+    begin: str = "bos"
+    """Span of the begin of a text that is learned or written."""
+
+
+FRAMELESS = Frames()
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,11 @@ class Vocabulary:
     def image_range(self) -> slice:
         """Ids of image codes."""
         return self["image"]
+
+    def around(self, frame: Frame) -> tuple[list[int], list[int]]:
+        """The ids before a value and behind it."""
+        before, behind = ([self[name].start for name in names] for names in frame)
+        return before, behind
 
     def image_ids(self, codes: torch.Tensor) -> torch.Tensor:
         """Ids of image codes. Raises UserError for codes outside the codebook."""

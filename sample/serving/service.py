@@ -22,7 +22,7 @@ from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
 from ..inpainting import Sides, plan, reads_known
 from ..masks import check_places, fit_mask
-from ..pipeline import GREEDY, settings_for
+from ..pipeline import GREEDY, settings_for, value_of
 from ..reading import has_learned
 from .errors import ApiError, about, refused
 from .fields import (
@@ -230,7 +230,7 @@ class Service:
             what = f"n is {asked.n}" + (f" with best_of {settings.best_of}" if settings.best_of > 1 else "")
             raise ApiError(400, f"{what}: this server draws up to {self.limits.pictures} for a request", "n")
         with about("prompt"):
-            caption = self.model.text_ids(asked.prompt)
+            caption = value_of(self.model, asked.prompt)
         seed = _seed(asked)
         return caption, settings, list(range(seed, seed + asked.n))
 

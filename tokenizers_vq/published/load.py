@@ -49,8 +49,14 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
     if family not in PUBLISHED:
         raise UserError(f"unknown family {family!r}: choose one of {', '.join(PUBLISHED)}")
     table = PUBLISHED[family]
+    _attempts(table, config)  # settings that cannot be used are told before anything is fetched
+    return tokenizer_of(family, read_weights(locate(str(path), table.files), table.wrappers), path, config)
+
+
+def tokenizer_of(family: str, weights: dict[str, Tensor], path: str | Path, config: Settings) -> ImageTokenizer:
+    """The tokenizer of these tensors, which a file holds; the rest as of `load_published`."""
+    table = PUBLISHED[family]
     attempts = _attempts(table, config)
-    weights = read_weights(locate(str(path), table.files), table.wrappers)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
         sources = _sources(table, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -55,6 +56,30 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
         for part in parts_of(found):
             hf_hub_download(repository, f"{file.rpartition('/')[0]}/{part}".lstrip("/"))
         return found
+
+
+def beside(path: str, file: Path, name: str) -> Path:
+    """Where a further file of a model lies: beside the file of weights that `locate` found for a path, fetched from
+    there if need be. It may not exist.
+
+    Raises:
+        UserError: the hub cannot be reached.
+    """
+    if path.startswith("hf:"):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
+        owner, model, *inside = path.removeprefix("hf:").split("/")
+        with (
+            from_hub(
+                lambda error: (
+                    f"{name} of {path} could not be fetched ({' '.join(str(error).split())[:200]}): check network"
+                )
+            ),
+            suppress(RemoteEntryNotFoundError),
+        ):
+            hf_hub_download(f"{owner}/{model}", "/".join([*inside[:-1], name]))
+    return file.parent / name
 
 
 def _choose(path: str, files: list[str], usual: tuple[str, ...]) -> str:

@@ -22,6 +22,7 @@ _DD = {
     "num_res_blocks": 2,
     "attn_resolutions": (16,),
 }
+_CHAMELEON = {**_DD, "resolution": 512, "attn_resolutions": ()}
 _F8 = {**_DD, "z_channels": 4, "ch_mult": (1, 2, 2, 4), "attn_resolutions": (32,)}
 _GUMBEL = {**_DD, "ch_mult": (1, 1, 2, 4), "attn_resolutions": (32,)}
 
@@ -51,6 +52,7 @@ FAMILY = Family(
         _released(8192, 256, _GUMBEL, gumbel=True),  # OpenImages f8
         _released(16384, 4, _F8),  # OpenImages f8 of latent-diffusion
         _released(256, 4, _F8),  # the same with few codes
+        _released(8192, 256, _CHAMELEON),  # Chameleon (arXiv 2405.09818; its weights have a licence of their own)
     ),
     configure=_configure,
     source=_source,

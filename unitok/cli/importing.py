@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 PARTS = ("config.json", "model.safetensors", "image_tokenizer", "text_tokenizer")
 """Of the folder of a tokenizer or a generator."""
 FamilyName = Literal[
-    "taming_vqgan", "llamagen_vq", "var_vae", "showo_magvitv2", "open_magvit2", "ibq", "llamagen", "var"
+    "taming_vqgan",
+    "llamagen_vq",
+    "var_vae",
+    "showo_magvitv2",
+    "open_magvit2",
+    "ibq",
+    "llamagen",
+    "var",
+    "janus",
+    "chameleon",
+    "showo",
 ]
 
 
@@ -34,17 +44,18 @@ def import_published(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var) for --model.
+    generator (llamagen, var, janus, chameleon, showo) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.
 
     Args:
         family: Family of the checkpoint, such as taming_vqgan or llamagen.
-        file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors, or the .index.json of several), or hf:owner/name, or
-            hf:owner/name/file.
+        file: Checkpoint (.pt, .pth, .ckpt, .bin, .safetensors, or the .index.json of several), or its folder, or
+            hf:owner/name, or hf:owner/name/file.
         out: New folder for the tokenizer or the generator.
-        image_tokenizer: Of a generator: folder of the tokenizer that it was trained with, imported before.
+        image_tokenizer: Of a generator: folder of the tokenizer that it was trained with, imported before; not needed
+            where the file holds it (janus).
         settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; their own
             configuration of the model may be given as it is.
 
@@ -52,20 +63,18 @@ def import_published(
         unitok import showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
         unitok import var_vae vae_ch160v4096z32.pth --out runs/var_vae
         unitok import var var_d16.pth --image_tokenizer runs/var_vae --out runs/var
+        unitok import janus hf:deepseek-community/Janus-Pro-1B --out runs/janus_pro_1b
     """
     check_free(out)
     odd = [name for name in settings or {} if not isinstance(name, str)]
     if odd:
         raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
-    generator = family in PUBLISHED
-    if generator and image_tokenizer is None:
-        raise UserError(f"{family} draws codes of an image tokenizer: give its folder with --image_tokenizer")
-    if image_tokenizer is not None and not generator:
-        raise UserError(f"{family} is a tokenizer itself: leave --image_tokenizer out")
-    if image_tokenizer is None:
-        _import_tokenizer(family, file, out, settings or {})
-    else:
+    if family in PUBLISHED:
         _import_generator(family, file, out, image_tokenizer, settings or {})
+    elif image_tokenizer is not None:
+        raise UserError(f"{family} is a tokenizer itself: leave --image_tokenizer out")
+    else:
+        _import_tokenizer(family, file, out, settings or {})
 
 
 def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any]) -> None:
@@ -78,13 +87,16 @@ def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any
     print(f"{_what(tokenizer)} codes out of {tokenizer.codebook_size}", file=sys.stderr)
 
 
-def _import_generator(family: str, file: str, out: Path, image_tokenizer: Path, settings: dict[str, Any]) -> None:
+def _import_generator(
+    family: str, file: str, out: Path, image_tokenizer: Path | None, settings: dict[str, Any]
+) -> None:
     from tokenizers_vq.base import load_tokenizer
 
     from ..importing import import_generator, unused_settings
     from ..model import UniTok
 
-    model = import_generator(family, file, load_tokenizer(image_tokenizer), settings)
+    images = None if image_tokenizer is None else load_tokenizer(image_tokenizer)
+    model = import_generator(family, file, images, settings)
     unused = unused_settings(family, settings)
     if unused:
         print(f"settings that the import does not need: {', '.join(unused)}", file=sys.stderr)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import Problems
@@ -15,8 +16,8 @@ from tokenizers_vq.layout import Layout
 
 from ..config import ObjectiveSettings, PortConfig
 from ..sampling import GivenSettings, SampleSettings
-from ..sequence import Segment
-from ..vocabulary import Vocabulary
+from ..sequence import IGNORE, Segment
+from ..vocabulary import FRAMELESS, Frames, Vocabulary
 
 CodeRuns = tuple[tuple[slice, int], ...]
 """(codes that can stand there, number of positions) of runs of positions of an image."""
@@ -65,6 +66,20 @@ def hidden_places(length: int, share: float, draws: Sequence[Draw]) -> torch.Ten
     return table[:, 1:] < share * table[:, :1]
 
 
+def framed(segment: Segment, before: Sequence[int], behind: Sequence[int]) -> Segment:
+    """A segment of one group in one line with ids around it, which belong to the group and are given."""
+    if not before and not behind:
+        return segment
+    ids = torch.cat([torch.tensor(before, dtype=torch.int64), segment.ids, torch.tensor(behind, dtype=torch.int64)])
+    places = torch.zeros(len(ids), 3)
+    places[:, 0] = torch.arange(len(ids))
+    ends = (len(before), len(behind))
+    target = None if segment.target is None else F.pad(segment.target, ends, value=IGNORE)
+    nothing = slice(0, 0)
+    runs = ((nothing, ends[0]), *segment.runs, (nothing, ends[1])) if segment.runs else ()
+    return replace(segment, ids=ids, groups=torch.zeros_like(ids), places=places, target=target, runs=runs)
+
+
 class Objective(ABC):
     """Answers for images: what stands at their positions, what is predicted there, who sees whom, and in which order
     they are drawn."""
@@ -80,6 +95,10 @@ class Objective(ABC):
     """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
     plain: bool = False
     """Whether what is seen of a picture comes in as published models have it: neither whitened nor with ids beside."""
+    frames: Frames = FRAMELESS
+    """What stands around pictures: of those that are drawn only `maskgit` has it."""
+    cools_fast: bool = False
+    """See `MaskGIT`."""
 
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
@@ -128,9 +147,13 @@ class Objective(ABC):
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """Codes (B, L) of images that are read, -1 for those that are not known: nothing is predicted, and all
-        positions are one group."""
+        positions are one group, unless `frames` says otherwise."""
         places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
-        return [Segment(ids, groups, places) for ids in vocabulary.known_ids(codes).cpu()]
+        around = vocabulary.around(self.frames.read)
+        segments = [framed(Segment(ids, groups, places), *around) for ids in vocabulary.known_ids(codes).cpu()]
+        if self.frames.read_in_order:
+            return [replace(segment, groups=torch.arange(len(segment))) for segment in segments]
+        return segments
 
     @abstractmethod
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:

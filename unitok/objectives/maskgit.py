@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 
 import torch
 
@@ -14,8 +16,8 @@ from ..choose import choose
 from ..config import ObjectiveSettings
 from ..seeding import keyed_generator
 from ..sequence import IGNORE, Segment
-from ..vocabulary import Vocabulary
-from .base import Asked, Draw, Objective, Writer, code_runs, code_spans
+from ..vocabulary import BARE, Frame, Vocabulary
+from .base import Asked, Draw, Objective, Writer, code_runs, code_spans, framed
 from .orders import mask_share
 
 CHOICE_TEMPERATURE = 4.5
@@ -23,8 +25,13 @@ CHOICE_TEMPERATURE = 4.5
 
 
 class MaskGIT(Objective):
-    """Input: the code, or the mask token for a random share. Target: the code, where masked. The image is one
-    group."""
+    """Input: the code, or the mask token for a random share. Target: the code, where masked. The image is one group,
+    with what stands around it.
+
+    The noise in the order falls linearly, or, if `cools_fast`, as in Show-o's code: there each pass multiplies the
+    noise of the pass before with the share of the passes that is left, and each pass fixes and hides one code at
+    least.
+    """
 
     name = "maskgit"
     passes = True
@@ -46,16 +53,20 @@ class MaskGIT(Objective):
         inputs, targets = ids.masked_fill(hidden, vocabulary.mask), ids.masked_fill(~hidden, IGNORE)
         groups, places = torch.zeros(layout.length, dtype=torch.int64), layout.coordinates()
         runs = code_runs(layout, vocabulary)
-        return [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
+        around = vocabulary.around(self.frames.drawn)
+        segments = [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
+        return [framed(segment, *around) for segment in segments]
 
     def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
         """As in the first pass, which draws all codes: in which pass one is fixed depends on the drawing."""
         ids, groups = vocabulary.image_ids(codes), torch.zeros(layout.length, dtype=torch.int64)
         inputs, runs = torch.full((layout.length,), vocabulary.mask), code_runs(layout, vocabulary)
-        return [Segment(inputs, groups, layout.coordinates(), target, runs) for target in ids]
+        around = vocabulary.around(self.frames.drawn)
+        segments = [Segment(inputs, groups, layout.coordinates(), target, runs) for target in ids]
+        return [framed(segment, *around) for segment in segments]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
-        return ByConfidence(layout, vocabulary, rows, device)
+        return ByConfidence(layout, vocabulary, rows, device, self.frames.drawn, self.cools_fast)
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,27 @@ class Plan:
 class ByConfidence(Writer):
     """Draws all codes in each pass and keeps the most confident ones."""
 
-    def __init__(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        rows: int,
+        device: torch.device,
+        frame: Frame = BARE,
+        cools_fast: bool = False,
+    ) -> None:
         super().__init__(rows)
-        self.layout, self.vocabulary = layout, vocabulary
+        self.layout, self.vocabulary, self.cools_fast = layout, vocabulary, cools_fast
         self.spans = code_spans(layout, vocabulary)
-        self.places = layout.coordinates().to(device)
+        length = layout.length
+        nothing = Segment(torch.zeros(length, dtype=torch.int64), torch.zeros(length), layout.coordinates())
+        around = vocabulary.around(frame)
+        whole = framed(nothing, *around)
+        self.places = whole.places.to(device)
+        self.ids = whole.ids.to(device)
+        """Of all positions, with what stands around the codes."""
+        self.inside = slice(len(around[0]), len(around[0]) + length)
+        """The positions of the codes."""
         self.codes = torch.full((rows, layout.length), -1, device=device)
         """-1 where a code is hidden."""
         self.plans: list[Plan | None] = [None] * rows
@@ -94,6 +121,10 @@ class ByConfidence(Writer):
         progress = [(step + 1) / steps for step in range(steps)]
         hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
         noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
+        if self.cools_fast:
+            for step in range(steps - 1):
+                hidden[step] = max(1, min(hidden[step], (hidden[step - 1] if step else unknown) - 1))
+            noise = [_number(settings.temperature) * left for left in accumulate((1 - done for done in progress), mul)]
         draws = torch.rand(
             steps, 2, length, generator=keyed_generator(seed, "masked_token")
         )  # the pictures of older models
@@ -111,8 +142,11 @@ class ByConfidence(Writer):
 
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         codes = self.codes[index]
-        ids = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
-        return Asked(ids, self.places.expand(len(rows), -1, -1), self.spans)
+        ids = self.ids.repeat(len(rows), 1)
+        ids[:, self.inside] = torch.where(codes < 0, self.vocabulary.mask, codes + self.vocabulary.image_start)
+        first = self.inside.start
+        spans = tuple((span, slice(first + here.start, first + here.stop)) for span, here in self.spans)
+        return Asked(ids, self.places.expand(len(rows), -1, -1), spans)
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
         codes, steps = self.codes[index], [self.row(row).step for row in rows]
@@ -136,7 +170,7 @@ class ByConfidence(Writer):
         self.codes[index] = codes
         for row in rows:
             self.row(row).step += 1
-        return [self.layout.length] * len(rows)
+        return [len(self.ids)] * len(rows)
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
+from ...vocabulary import FRAMELESS, Frames
+
 if TYPE_CHECKING:
     from ..base import Trunk
     from .family import Family
 
-PUBLISHED = {"llamagen": ".llamagen:FAMILY", "var": ".var:FAMILY"}
+PUBLISHED = {
+    "llamagen": ".llamagen:FAMILY",
+    "var": ".var:FAMILY",
+    "janus": ".janus:FAMILY",
+    "chameleon": ".chameleon:FAMILY",
+    "showo": ".showo:FAMILY",
+}
 """Name -> where its family stands."""
 
 
@@ -26,6 +34,11 @@ class PublishedTrunk(ABC):
     head_bias: ClassVar[bool] = False
     plain_inputs: ClassVar[bool] = False
     """Whether what is seen of a picture comes in as it is: neither whitened nor with ids beside it."""
+    in_line: ClassVar[bool] = False
+    deep_head: ClassVar[bool] = False
+    padded: ClassVar[bool] = False
+    frames: ClassVar[Frames] = FRAMELESS
+    cools_fast: ClassVar[bool] = False
 
     width: int
     depth: int
@@ -61,8 +74,13 @@ class PublishedTrunk(ABC):
 
     @property
     @abstractmethod
-    def captions(self) -> Literal["class", "states"]:
-        """What a caption is to the model (`unitok/conditions.py`)."""
+    def captions(self) -> Literal["text", "class", "states"]:
+        """What a caption is to the model: a text before the picture, or a condition (`unitok/conditions.py`)."""
+
+    @property
+    def wording(self) -> str:
+        """See `TrunkConfig`."""
+        return "{}"
 
     @abstractmethod
     def build(self) -> Trunk:

@@ -4,21 +4,26 @@ them."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.layout import Layout
 
+from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from . import PublishedTrunk
 
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
 Weights = Mapping[str, Tensor]
+
+CLOSED = -1e4
+"""Logit of an id that is never written."""
 
 
 class Family(ABC):
@@ -34,12 +39,40 @@ class Family(ABC):
     """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
     ignored: ClassVar[tuple[str, ...]] = ()
     """Ends of the names of tensors that follow from the sizes."""
+    left_out: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of tensors that drawing and writing do without."""
     files: ClassVar[tuple[str, ...]] = ()
     """File names on the hub, the usual one first."""
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image",)
+    tokens: ClassVar[Mapping[str, str]] = {}
+    """Span of the vocabulary -> the token of the authors' text tokenizer that it is; empty: captions are no texts."""
+    text_length: ClassVar[int] = 512
+    """Longest text, in tokens, where captions are texts."""
+    spans: ClassVar[tuple[str, ...]] = ()
+    """Further spans of one id that stand around texts and pictures."""
+    holds_tokenizer: ClassVar[bool] = False
+    """Whether a file holds the image tokenizer too."""
+
+    def named(self, weights: Weights, settings: Settings) -> Weights:
+        """The tensors of a file by the names that `shapes` uses, where its releases have several."""
+        return weights
+
+    def configuration(self, settings: Settings) -> Settings:
+        """The settings of the transformer in the authors' configuration, which may have groups."""
+        return dict(flat(settings))
+
+    def image_tokenizer(self, weights: Weights, settings: Settings, where: str) -> ImageTokenizer:
+        """The image tokenizer in a file that holds one."""
+        raise NotImplementedError
+
+    def codebook(self, weights: Weights) -> Tensor | None:
+        """(K, D): the vectors of codes of the image tokenizer that the model was trained with, where a file says so."""
+        return None
 
     @abstractmethod
     def released(self) -> dict[str, tuple[PublishedTrunk, int, int]]:
-        """File -> (sizes, classes, codes) of the released models."""
+        """File -> (sizes, classes, codes) of the released models. What is said of classes here and below is said of
+        the ids of texts, where captions are texts."""
 
     @abstractmethod
     def grids(self, config: PublishedTrunk) -> tuple[tuple[int, int], ...]:
@@ -59,8 +92,10 @@ class Family(ABC):
         """The tensors that a file of these sizes holds, by their authors' names."""
 
     @abstractmethod
-    def state(self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary) -> dict[str, Tensor]:
-        """The tensors of our model, by our names; all weights are there and fit."""
+    def state(
+        self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary, texts: TextTokenizer
+    ) -> dict[str, Tensor]:
+        """The tensors of our model, by our names; all weights are there and fit. `texts` is the text tokenizer."""
 
     @abstractmethod
     def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
@@ -73,6 +108,38 @@ def rows(vocabulary: Vocabulary, width: int, spans: Mapping[str, Tensor]) -> Ten
     for name, values in spans.items():
         table[vocabulary[name]] = values.float()
     return table
+
+
+def text_spans(table: Tensor, tokens: Mapping[str, str], texts: TextTokenizer) -> dict[str, Tensor]:
+    """Span -> its rows of a table of all the authors' ids: texts keep their ids, and each of our own spans has the row
+    of its token beside."""
+    found = {"text": table[: texts.size]}
+    for span, token in tokens.items():
+        found[span] = table[[id_of(texts, token)]]
+    return found
+
+
+def id_of(texts: TextTokenizer, token: str) -> int:
+    """The authors' id of a token that is there."""
+    place = texts.tokenizer.token_to_id(token)
+    assert place is not None, token
+    return place
+
+
+def closed(vocabulary: Vocabulary, ids: Sequence[int]) -> Tensor:
+    """(V,): a bias of the head by which no text has these ids, which stand elsewhere in the vocabulary."""
+    bias = torch.zeros(vocabulary.size)
+    bias[torch.tensor(ids, dtype=torch.int64)] = CLOSED
+    return bias
+
+
+def flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+    """Settings of a configuration, without the groups that they stand in."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flat(value)
+        else:
+            yield str(name), value
 
 
 def whole(settings: Settings, name: str, default: int) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.layout import Layout
 
+from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from ..base import Trunk
 from ..cache import KVCache
@@ -66,7 +67,7 @@ class LlamaGenTrunk(PublishedTrunk):
         return self.kv_heads or self.heads
 
     @property
-    def captions(self) -> Literal["class", "states"]:
+    def captions(self) -> Literal["text", "class", "states"]:
         return "states" if self.caption_width else "class"
 
     @property
@@ -245,7 +246,9 @@ class _LlamaGenFamily(Family):
         tables = {"tok_embeddings.weight": (codes, width), "output.weight": (codes, width)}
         return {**found, **tables, "norm.weight": (width,)}
 
-    def state(self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def state(
+        self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary, texts: TextTokenizer
+    ) -> dict[str, Tensor]:
         width = config.width
         spans = {"image": weights["tok_embeddings.weight"]}
         if "cls_embedding.embedding_table.weight" in weights:

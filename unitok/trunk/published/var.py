@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.layout import Layout
 
+from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from ..base import Trunk
 from ..cache import KVCache
@@ -56,7 +57,7 @@ class VARTrunk(PublishedTrunk):
         problems.raise_if_any()
 
     @property
-    def captions(self) -> Literal["class", "states"]:
+    def captions(self) -> Literal["text", "class", "states"]:
         return "class"
 
     @property
@@ -267,7 +268,9 @@ class _VARFamily(Family):
             found |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
         return found
 
-    def state(self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    def state(
+        self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary, texts: TextTokenizer
+    ) -> dict[str, Tensor]:
         classes, width = weights["class_emb.weight"], config.width
         spans = {"text": classes[:-1], "bos": classes[-1:], "mask": weights["word_embed.bias"][None]}
         head = rows(

@@ -1,0 +1,58 @@
+"""Tiny models of transformers with random weights, saved as their authors save them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+
+from unitok.model import UniTok
+from unitok.sample.pipeline import draw_codes
+from unitok.sampling import SampleSettings
+
+CODES, SIDE, TEXTS = 50, 4, 120
+WORDS = 40
+
+
+def text_tokenizer(folder: Path, specials: Sequence[str], more: Sequence[str] = ()) -> Tokenizer:
+    """Words "w0", "w1", ... behind special tokens; writes tokenizer.json."""
+    tokens = [*specials, *more, ":", *(f"w{number}" for number in range(WORDS))]
+    assert len(tokens) <= TEXTS
+    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token=":"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(list(specials))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+@torch.no_grad()
+def stirred(model: nn.Module, seed: int = 1) -> Any:
+    """The model with weights that keep states near 1 and make everything count, also biases and norms."""
+    random = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=random)
+        if "norm" in name and name.endswith("weight"):
+            weight.copy_(1 + 0.2 * noise)
+        elif weight.ndim < 2:
+            weight.copy_(0.1 * noise)
+        elif "embed" in name:
+            weight.copy_(noise)
+        else:
+            weight.copy_(noise / weight[0].numel() ** 0.5)
+    return model.eval()
+
+
+def survives(model: UniTok, captions: Sequence[str], folder: Path) -> None:
+    """The model is the same once it was written and read, and draws each caption alone as beside others."""
+    model.save_pretrained(folder)
+    loaded = UniTok.from_pretrained(folder)
+    assert loaded.config == model.config and loaded.fingerprint() == model.fingerprint()
+    settings, seeds = SampleSettings(guidance=2.0, top_k=20, top_p=0.9), list(range(len(captions)))
+    together = draw_codes(loaded, captions, settings, seeds)
+    alone = [draw_codes(model, [caption], settings, [seed]) for caption, seed in zip(captions, seeds, strict=True)]
+    assert torch.equal(together, torch.cat(alone))

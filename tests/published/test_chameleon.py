@@ -1,0 +1,222 @@
+"""Chameleon: logits and codes of transformers' own classes, on tiny models that they saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+
+from tokenizers_vq.base import ImageTokenizer, build_tokenizer
+from tokenizers_vq.config import ConvVQConfig
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.quantizer_config import VQ
+from unitok.cli.main import main
+from unitok.importing import import_generator
+from unitok.model import UniTok
+from unitok.objectives.base import Draw
+from unitok.sample.pipeline import caption_codes, draw_codes, score_codes
+from unitok.sampling import SampleSettings
+from unitok.sequence import lay_out
+from unitok.tasks import documents
+from unitok.trunk.published import published_family
+
+from .foreign import CODES, SIDE, TEXTS, stirred, survives, text_tokenizer
+from .test_generators import GREEDY, some_codes
+from .tiny import tokenizer
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+LENGTH = SIDE * SIDE
+BOI, EOI, FIRST = 4, 5, 6
+ORDER = torch.randperm(CODES, generator=torch.Generator().manual_seed(7)).tolist()
+"""Codes in the order of their ids."""
+IDS = torch.tensor([FIRST + ORDER.index(code) for code in range(CODES)])
+CAPTIONS = ("w3 w7 w1", "w5", "")
+
+
+def spelled(code: int) -> str:
+    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+
+
+def image_tokenizer() -> ImageTokenizer:
+    """One of taming-transformers with attention in the middle alone."""
+    config = ConvVQConfig(
+        image_size=16,
+        channels=32,
+        channel_multipliers=(1, 1, 2),
+        blocks=1,
+        latent_dim=32,
+        quantizer=VQ(codebook_size=CODES, dim=256),
+        attention="middle",
+    )
+    torch.manual_seed(0)
+    return build_tokenizer(config).eval()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["norms before", "norms behind"])
+def theirs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    return saved(tmp_path_factory.mktemp("chameleon"), request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("chameleon"))[1]
+
+
+def saved(folder: Path, norms_behind: bool = False) -> tuple[Any, Path]:
+    names = ["<racm3:break>", "<eoss>", *map(spelled, ORDER)]
+    words = text_tokenizer(folder, SPECIALS, names)
+    vocabulary = {**words.get_vocab(), "<image>": TEXTS - 1}
+    images = {"embed_dim": 256, "num_embeddings": CODES, "latent_channels": 32, "resolution": 16, "base_channels": 32}
+    images |= {"channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
+    config = ChameleonConfig(
+        vocab_size=TEXTS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        swin_norm=norms_behind,
+        vq_config=images,
+        vocabulary_map=vocabulary,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    model = stirred(ChameleonForConditionalGeneration(config))
+    own = image_tokenizer()
+    parts = {name: one for name, one in own.state_dict().items() if not name.startswith(("decoder.", "quantizer."))}
+    model.model.vqmodel.load_state_dict({**parts, "quantize.embedding.weight": own.code_vectors()[0]})
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@torch.inference_mode()
+def scored(model: Any, ids: list[int]) -> Tensor:
+    """Logits (T, all ids); the model itself hides those of codes."""
+    return model.lm_head(model.model(torch.tensor([ids])).last_hidden_state[0])
+
+
+def prompt(model: UniTok, caption: str) -> list[int]:
+    return [0, *model.text_tokenizer.encode(caption), BOI]
+
+
+@torch.inference_mode()
+def test_codes_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
+    model, codes = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH)
+    found = score_codes(model, CAPTIONS, codes)
+    for row, caption in enumerate(CAPTIONS):
+        begin = prompt(model, caption)
+        wanted = scored(theirs[0], [*begin, *IDS[codes[row, :-1]].tolist()])[len(begin) - 1 :, IDS]
+        torch.testing.assert_close(found[row], wanted, atol=1e-4, rtol=0)
+    assert found.std() > 0.3
+
+
+@torch.inference_mode()
+def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[Any, Path]) -> None:
+    """They compare the prompt with itself without its texts, and with nothing."""
+    model = import_generator("chameleon", theirs[1], image_tokenizer())
+    drawn = []
+    for scale in (1.0, 3.0):
+        found = draw_codes(model, CAPTIONS[:2], SampleSettings(guidance=scale, **GREEDY), [0, 1])
+        drawn.append(found)
+        for row, caption in enumerate(CAPTIONS[:2]):
+            full, wanted = prompt(model, caption), []
+            for _ in range(LENGTH):
+                written = IDS[wanted].tolist()
+                cond, image, none = (scored(theirs[0], [*one, *written])[-1, IDS] for one in (full, [0, BOI], [0, BOI]))
+                wanted.append(int((none + 1.2 * (image - none) + scale * (cond - image)).argmax()))
+            assert found[row].tolist() == wanted, (scale, caption)
+    assert not torch.equal(*drawn)
+
+
+@torch.inference_mode()
+def test_captions_have_the_logits_and_ids_of_transformers(
+    theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, codes, ids = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH), [70, 61, 88]
+    monkeypatch.setattr(model.config, "text_length", 8)
+    pictures = [[0, BOI, *IDS[one].tolist(), EOI] for one in codes]
+    task, draws = "image_to_text", [Draw(torch.Generator())]
+    [made] = documents([task], [{"image": codes[0], "caption": ids}], draws, model.modalities(), {}, {task: 0})
+    hidden = model.states(lay_out([[made]], pad=model.vocabulary.pad))[0, LENGTH + 2 :]
+    found = model.ids.scores(hidden, model.vocabulary.text_range)
+    wanted = theirs[0](torch.tensor([[*pictures[0], *ids]])).logits[0, LENGTH + 2 :]  # those of codes are lowest
+    size = model.text_tokenizer.size
+    closed = {2, *IDS.tolist()}
+    others = [place for place in range(size) if place not in closed]
+    torch.testing.assert_close(found[:, others], wanted[:, others], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:, size], wanted[:, 2], atol=1e-4, rtol=0)  # the end is an id of its own here
+    assert (found[:, sorted(closed)] < -1000).all()
+    for picture, written in zip(pictures, caption_codes(model, codes), strict=True):
+        row: list[int] = []
+        while (
+            len(row) < 8
+            and (chosen := int(theirs[0](torch.tensor([picture + row])).logits[0, -1, :size].argmax())) != 2
+        ):
+            row.append(chosen)
+        assert written == model.text_tokenizer.decode(row)
+
+
+@torch.inference_mode()
+def test_codes_of_pictures_are_those_of_transformers(theirs: tuple[Any, Path]) -> None:
+    images = import_generator("chameleon", theirs[1], image_tokenizer()).image_tokenizer
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    found = images.encode(pictures)
+    assert torch.equal(IDS[found], theirs[0].get_image_tokens(pictures).long()) and len(found.unique()) > 1
+
+
+def test_the_command_makes_a_model_that_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out, drawn = tmp_path / "images", tmp_path / "model", tmp_path / "drawn"
+    image_tokenizer().save_pretrained(images)
+    argv = ["import", "chameleon", str(folder), "--out", str(out)]
+    assert main(argv) == 2
+    assert "chameleon draws codes of an image tokenizer: give its folder" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*argv, "--image_tokenizer", str(images)]) == 0
+    assert UniTok.from_pretrained(out).config.sampling == {"guidance": 3.0, "temperature": 0.7, "top_p": 0.9}
+    assert main(["sample", "--model", str(out), CAPTIONS[0], "--out", str(drawn)]) == 0
+    pictures = sorted((drawn / "pictures").glob("*.png"))
+    assert len(pictures) == 4
+    assert main(["caption", "--model", str(out), str(pictures[0])]) == 0
+
+
+@pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])
+def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
+    table = published_family("chameleon")
+    trunk, texts, codes = table.released()[name]
+    config = ChameleonConfig(
+        vocab_size=texts,
+        hidden_size=trunk.width,
+        intermediate_size=trunk.inner,
+        num_hidden_layers=trunk.depth,
+        num_attention_heads=trunk.heads,
+        num_key_value_heads=trunk.key_heads,
+        vocabulary_map={"<image>": 0},
+    )
+    with torch.device("meta"):
+        state = ChameleonForConditionalGeneration(config).state_dict()
+    kept = {name: tuple(one.shape) for name, one in state.items() if not name.startswith(table.left_out)}
+    assert kept == table.shapes(trunk, texts, codes)
+
+
+def test_the_model_survives_its_folder(theirs: tuple[Any, Path], tmp_path: Path) -> None:
+    survives(import_generator("chameleon", theirs[1], image_tokenizer()), CAPTIONS, tmp_path / "model")
+
+
+def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds the codebook of another image tokenizer"):
+        import_generator("chameleon", folder, tokenizer())
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    text_tokenizer(tmp_path, SPECIALS, ["<racm3:break>", "<eoss>", *map(spelled, range(CODES - 1))])
+    with pytest.raises(UserError, match="has no token of code 49, such as IMGIMGAZ of code 0"):
+        import_generator("chameleon", tmp_path, image_tokenizer())
+    with pytest.raises(UserError, match="rope_scaling of the configuration is 'linear': only plain rotary positions"):
+        import_generator("chameleon", folder, image_tokenizer(), {"rope_parameters": {"rope_type": "linear"}})
+    with pytest.raises(UserError, match="setting swin_norm is 3: give true or false"):
+        import_generator("chameleon", folder, image_tokenizer(), {"swin_norm": 3})
