@@ -14,7 +14,8 @@ from tokenizers_vq.schema import read_dataclass
 
 from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
-from .vocabulary import FRAMELESS, Frames, Vocabulary
+from .trunk.traits import Traits
+from .vocabulary import Vocabulary
 
 FORMAT = 4
 """Version of the model folder's layout. Formats 1 to 3 (unitok 0.1) are read too."""
@@ -24,7 +25,7 @@ RENAMED = {3: {"masked_token": "maskgit"}, 4: {"next_scale": "var"}}
 
 
 @dataclass
-class TrunkConfig:
+class TrunkConfig(Traits):
     """The decoder-only transformer."""
 
     kind: ClassVar[str] = "native"
@@ -32,19 +33,8 @@ class TrunkConfig:
     """What a caption is to the model: a text before the picture (`unitok/conditions.py` has others)."""
     state_width: ClassVar[int] = 0
     head_bias: ClassVar[bool] = False
-    plain_inputs: ClassVar[bool] = False
-    in_line: ClassVar[bool] = False
-    """Whether the positions of a picture count on in one line, as those of a text, and not by row and column."""
-    deep_head: ClassVar[bool] = False
-    """Whether image codes are scored behind a hidden layer of their own."""
     wording: ClassVar[str] = "{}"
     """What a caption that is given is put into, in place of {}, before it is encoded."""
-    padded: ClassVar[bool] = False
-    """Whether a caption that is left out has padding in its place; else it is an empty text."""
-    frames: ClassVar[Frames] = FRAMELESS
-    """What stands around texts and pictures."""
-    cools_fast: ClassVar[bool] = False
-    """MaskGIT: see `MaskGIT`."""
 
     width: int = 768
     """Size of a token's vector; a multiple of 8 * heads."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
+from ..traits import Traits
+
 if TYPE_CHECKING:
     from ..base import Trunk
 
@@ -44,13 +46,13 @@ LANGUAGE_MODELS = {
 
 
 @dataclass
-class HFTrunk:
+class HFTrunk(Traits):
     """A causal language model of transformers; it stands whole in `config.json`."""
 
     kind: ClassVar[str] = "hf"
     captions: ClassVar[Literal["text"]] = "text"
     state_width: ClassVar[int] = 0
-    plain_inputs: ClassVar[bool] = False
+    wording: ClassVar[str] = "{}"
 
     language_model: dict[str, Any]
     """Its own configuration, by its authors' names."""

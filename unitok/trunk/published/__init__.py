@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
-from ...vocabulary import FRAMELESS, Frames
+from ..traits import Traits
 
 if TYPE_CHECKING:
     from ..base import Trunk
@@ -26,19 +26,12 @@ PUBLISHED = {
 
 
 @dataclass
-class PublishedTrunk(ABC):
+class PublishedTrunk(Traits, ABC):
     """The sizes of a published trunk; `kind` names its family in `config.json`."""
 
     kind: ClassVar[str]
     tied_head: ClassVar[bool] = False
     head_bias: ClassVar[bool] = False
-    plain_inputs: ClassVar[bool] = False
-    """Whether what is seen of a picture comes in as it is: neither whitened nor with ids beside it."""
-    in_line: ClassVar[bool] = False
-    deep_head: ClassVar[bool] = False
-    padded: ClassVar[bool] = False
-    frames: ClassVar[Frames] = FRAMELESS
-    cools_fast: ClassVar[bool] = False
 
     width: int
     depth: int

@@ -1,0 +1,24 @@
+"""What a trunk asks of what surrounds it. Free of torch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..vocabulary import FRAMELESS, Frames
+
+
+class Traits:
+    """Ours. Configurations of published trunks override what their authors do in another way."""
+
+    plain_inputs: ClassVar[bool] = False
+    """Whether what is seen of a picture comes in as it is: neither whitened nor with ids beside it."""
+    in_line: ClassVar[bool] = False
+    """Whether the positions of a picture count on in one line, as those of a text, and not by row and column."""
+    deep_head: ClassVar[bool] = False
+    """Whether image codes are scored behind a hidden layer of their own."""
+    padded: ClassVar[bool] = False
+    """Whether a caption that is left out has padding in its place; else it is an empty text."""
+    frames: ClassVar[Frames] = FRAMELESS
+    """What stands around texts and pictures."""
+    cools_fast: ClassVar[bool] = False
+    """MaskGIT: see `MaskGIT`."""
