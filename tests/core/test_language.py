@@ -366,16 +366,7 @@ def test_the_command_trains_and_resumes(
     assert "trunk" in capsys.readouterr().err
 
     words = [str(tmp_path / "part") if word == str(tmp_path / "run") else word for word in words]
-    words += [
-        "--run.steps",
-        "1",
-        "--trunk",
-        f"hf:{folders['qwen2'][0]}",
-        "--optim.lr",
-        "0.1",
-        "--optim.warmup_steps",
-        "0",
-    ]
+    words += ["--run.steps", "1", "--trunk", f"hf:{folders['qwen2'][0]}", "--optim.lr", "0.1"]
     assert main([*words, "--trainable", "trunk.*"]) == 2
     assert "is new to the language model: name it in --trainable too, as in 'ids.*'" in capsys.readouterr().err
     assert main([*words, "--trainable", "ids.*,ports.*"]) == 0
