@@ -156,7 +156,7 @@ def test_module_runs_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
-        "choose one of train, import, merge, encode, data, sample, inpaint, extend, caption, ask, ground, edit, "
+        "choose one of train, plan, import, merge, encode, data, sample, inpaint, extend, caption, ask, ground, edit, "
         "generate, chat, serve, studio, eval, compare, bench, compare-tokenizers, start, demo\n"
     )
 
@@ -172,7 +172,7 @@ def test_module_runs_as_a_program() -> None:
             "unknown command 'train generatr': did you mean 'train generator'? choose one of train",
         ),
         (["eval", "--steps", "3"], "unknown command 'eval --steps': choose one of eval tokenizer, eval generator"),
-        (["xyz"], "unknown command 'xyz': choose one of train, import, merge, encode"),
+        (["xyz"], "unknown command 'xyz': choose one of train, plan, import, merge, encode"),
         (["sample", "--modle", "x"], "unknown option --modle: did you mean --model?"),
         (["train", "tokenizer", "--preset", "smal"], "unknown preset 'smal': did you mean 'small'?"),
     ],

@@ -16,7 +16,7 @@ from unitok.model import UniTok
 
 COMMANDS = [
     "train tokenizer --preset debug --data PICTURES --run.steps 2 --run.batch_size 2 --run.workers 0 --out OUT",
-    "train generator --preset debug --image_tokenizer TOKENIZER --data PICTURES --run.steps 2 --run.batch_size 2 "
+    "train generator --preset debug --image_tokenizer TOKENIZER --data PICTURES --run.steps 2 --run.batch_size 3 "
     "--run.workers 0 --out OUT",
     "encode --image_tokenizer TOKENIZER --data PICTURES --out OUT --workers 0",
     "sample circle --model MODEL --n 1 --out OUT",

@@ -84,7 +84,7 @@ def test_lengths_fill_the_budget_and_stop_where_more_is_of_no_use() -> None:
 def test_a_trial_runs_the_commands_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    trial = start_plan.try_level(TINY, look(fill(tmp_path / "pictures", 8, caption="thing")), batch=2, seed=0)
+    trial = start_plan.try_level(TINY, look(fill(tmp_path / "pictures", 8, caption="thing")), batch=3, seed=0)
     assert 0 < trial.tokenizer < 60 and 0 < trial.generator < 60 and trial.encoding >= 0 and trial.beside > 0
     assert list((tmp_path / "temporary").iterdir()) == []
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers_vq.errors import UserError
 
+from ..config import TasksConfig
 from ..data.spec import DataSpec, parse_spec
 from .demo import RECIPES
 
@@ -294,7 +295,8 @@ def make_plan(data: str, out: Path, minutes: float, seed: int) -> Plan:
     """
     started = time.perf_counter()
     found = look(data)
-    batch = min(BATCH, max(1, found.count // 4))
+    tasks = len(TasksConfig().shares())  # each has a slot in every batch
+    batch = min(BATCH, max(tasks, found.count // 4))
     # Small to large, and no larger than the pictures are.
     fitting = [level for level in LEVELS if level.side <= max(found.side, LEVELS[0].side)]
     chosen, length, why = None, (0, 0), ""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ..vocabulary import FRAMELESS, Frames
 
 
+@dataclass
 class Traits:
-    """Ours. Configurations of published trunks override what their authors do in another way."""
+    """Ours. Configurations of published trunks override what their authors do in another way.
+
+    A dataclass without fields, because the command line takes one that inherits from anything else as one option.
+    """
 
     plain_inputs: ClassVar[bool] = False
     """Whether what is seen of a picture comes in as it is: neither whitened nor with ids beside it."""
