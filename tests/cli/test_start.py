@@ -86,7 +86,8 @@ def test_a_trial_runs_the_commands_and_leaves_nothing(tmp_path: Path, monkeypatc
     (tmp_path / "temporary").mkdir()
     trial = start_plan.try_level(TINY, look(fill(tmp_path / "pictures", 8, caption="thing")), batch=3, seed=0)
     assert 0 < trial.tokenizer < 60 and 0 < trial.generator < 60 and trial.encoding >= 0 and trial.beside > 0
-    assert list((tmp_path / "temporary").iterdir()) == []
+    left = [path.name for path in (tmp_path / "temporary").iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor")] == [], "torch makes that one, once a process"
 
 
 @pytest.mark.usefixtures("tiny")
