@@ -35,6 +35,8 @@ class Pair:
     def run(self, folder: Path, *more: str, kill: tuple[int, float] | None = None) -> list[int]:
         folder.mkdir(parents=True, exist_ok=True)
         words = [*self.trial.train_generator(4), "--run.parallel", "fsdp", "--out", "out", *more]
+        # Whoever waits for a process that died before the two had met is told so by the clock alone.
+        words += ["--run.timeout_minutes", "1"]
 
         def work(rank: int) -> int:
             from unitok.cli.main import main
