@@ -22,9 +22,9 @@ from torch import Tensor
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
 from .conv import fast_weights
-from .digests import check_digest, check_own, take_digests, with_digests
+from .digests import check_digest, check_own, read_configuration, with_digests
 from .errors import UserError
-from .files import part, read_json, read_stable, replace_parts, write_json
+from .files import part, read_stable, replace_parts, write_json
 from .layout import Layout
 from .parts import Tunable
 from .quantizer_base import check_codes
@@ -244,10 +244,7 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
 
 def _load(folder: Path) -> ImageTokenizer:
     where = part(folder, CONFIG_FILE)
-    values = read_json(where)
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds a {type(values).__name__}, not a configuration: restore the file")
-    files = take_digests(values, where)
+    values, files = read_configuration(where)
     config = config_from_dict(values, where=str(where))
     check_own(values, files, where)
     check_digest(folder, WEIGHTS_FILE, files, "restore the file")

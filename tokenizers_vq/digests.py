@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import UserError
-from .files import part, sha256_of
+from .files import part, read_json, sha256_of
 
 FILES = "files"
 
@@ -35,6 +35,18 @@ def with_digests(values: Mapping[str, Any], folder: Path, own: str, *names: str)
     """The JSON of a folder, which will be its file `own`, with its own digest and those of these files beside it."""
     files = {own: _digest_of(values)} | {name: sha256_of(folder / name) for name in names}
     return {**values, FILES: files}
+
+
+def read_configuration(where: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
+    """(values, digests) of the JSON of a folder; no digests when it was written without.
+
+    Raises:
+        UserError: it cannot be read, or is no table.
+    """
+    values = read_json(where)
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds a {type(values).__name__}, not a configuration: restore the file")
+    return values, take_digests(values, where)
 
 
 def take_digests(values: dict[str, Any], where: Path) -> dict[str, str] | None:

@@ -255,6 +255,18 @@ def parse_json(data: bytes | str, where: str) -> Any:
     return value
 
 
+def log_entries(log: str | bytes) -> Iterator[dict[str, Any]]:
+    """The entries of a run's log.jsonl, each with its `kind` and `step`. A line that a crash cut short, or that is
+    damaged, is left out: a log must not stop anything."""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("kind"), str):
+            yield entry
+
+
 def read_bytes(path: str | Path, limit: int) -> bytes:
     """The bytes of a regular file; UserError when it cannot be read or is larger than `limit` bytes."""
     path = Path(path)

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from tokenizers_vq.files import atomic_path
+from tokenizers_vq.files import atomic_path, log_entries
 
 from .folder import RunFolder
 
@@ -154,21 +154,11 @@ def show(value: float) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The entries of a log.jsonl. A line that a crash cut short, or that is damaged, is left out: a log must not stop
-    a run."""
-    entries = []
+    """The entries of a log.jsonl (`log_entries`); none where there is no such file."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return list(log_entries(path.read_text(encoding="utf-8", errors="replace")))
     except FileNotFoundError:
         return []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int) and isinstance(entry.get("kind"), str):
-            entries.append(entry)
-    return entries
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
-from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
+from tokenizers_vq.digests import check_digest, check_own, read_configuration, with_digests
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
+from tokenizers_vq.files import part, read_stable, replace_parts, write_json
 from tokenizers_vq.hub import from_hub
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.parts import Tunable
@@ -266,10 +266,7 @@ class UniTok(Tunable):
     @classmethod
     def _load(cls, folder: Path) -> UniTok:
         where = part(folder, CONFIG)
-        data = read_json(where)
-        if not isinstance(data, dict):
-            raise UserError(f"{where} holds a {type(data).__name__}, not a configuration: restore the file")
-        files = take_digests(data, where)
+        data, files = read_configuration(where)
         config = ModelConfig.from_json(data, str(where))
         check_own(data, files, where)
         for file in PROVEN:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import stat
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.files import log_entries
 
 from .errors import ApiError
 
@@ -121,23 +120,13 @@ def curves_of(log: bytes) -> dict[str, list[list[float]]]:
     {'train loss': [[1, 2.5]]}
     """
     found: dict[str, list[list[float]]] = defaultdict(list)
-    for entry in _entries(log):
+    for entry in log_entries(log):
         for name, value in entry.items():
             key = f"{entry['kind']} {name}"
             plain = type(value) in (int, float) and name not in ("step", "time")
             if plain and abs(value) < 1e300 and (key in found or len(found) < MOST_CURVES):
                 found[key].append([entry["step"], value])
     return {key: _thinned(points) for key, points in found.items()}
-
-
-def _entries(log: bytes) -> Iterator[dict[str, Any]]:
-    for line in log.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and type(entry.get("step")) is int and isinstance(entry.get("kind"), str):
-            yield entry
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:

@@ -74,12 +74,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, make_mo
     assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 98 positions" in said
 
 
+def test_what_it_refuses_of_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path, make_model: Any) -> None:
+    make_model("next_token").save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("[1]")
+    assert main(["plan", str(tmp_path / "model")]) == 2
+    assert "config.json holds a list, not a configuration: restore the file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["huge"], "'huge' is neither a preset (debug, shapes, emoji, small, base, large) nor the folder of a model"),
         (["base", "--tokenizer", "x"], "tokenizer is 'x': choose one of"),
-        (["base", "--gpus", "3"], "run.batch_size is 256: choose a multiple of the number of processes (3)"),
+        (["base", "--gpus", "3"], "error: batch_size is 256: choose a multiple of the number of processes (3)"),
         (["base", "--tflops", "0"], "tflops is 0.0: choose a value above 0"),
     ],
 )

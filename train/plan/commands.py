@@ -66,7 +66,10 @@ def plan(
     problems.raise_if_any()
     from ..config import RunConfig
 
-    rows = RunConfig(batch_size=batch_size, micro_batch=micro_batch).micro_batch_for(gpus)
+    try:
+        rows = RunConfig(batch_size=batch_size, micro_batch=micro_batch).micro_batch_for(gpus)
+    except UserError as error:  # which names options of a run
+        raise UserError(str(error).replace("run.", "")) from None
     from dataclasses import replace
 
     from . import memory
@@ -116,7 +119,8 @@ def plan(
 def _sizes(model: str, tokenizer: str, text_vocabulary: int, caption_tokens: int) -> Sizes:
     from tokenizers_vq.base import CONFIG_FILE
     from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict
-    from tokenizers_vq.files import part, read_json
+    from tokenizers_vq.digests import read_configuration
+    from tokenizers_vq.files import part
     from unitok.config import TRUNK_PRESETS, ModelConfig, TrunkConfig
     from unitok.model import CONFIG, IMAGE_TOKENIZER
     from unitok.vocabulary import Vocabulary
@@ -134,11 +138,13 @@ def _sizes(model: str, tokenizer: str, text_vocabulary: int, caption_tokens: int
             names = ", ".join(TRUNK_PRESETS)
             raise UserError(f"{shown(model)} is neither a preset ({names}) nor the folder of a model: choose one")
         where = part(folder, CONFIG)
-        config = ModelConfig.from_json({k: v for k, v in read_json(where).items() if k != "files"}, str(where))
+        config = ModelConfig.from_json(read_configuration(where)[0], str(where))
         if not isinstance(config.trunk, TrunkConfig):
-            raise UserError(f"{model} is a published model, whose trunk is another: give a model of our own")
+            raise UserError(
+                f"the trunk of {model} is that of {config.trunk.kind}: give a model with a trunk of our own"
+            )
         trunk, size = config.trunk, Vocabulary(config.vocabulary).size
         where = part(folder, IMAGE_TOKENIZER) / CONFIG_FILE
-        images = config_from_dict({k: v for k, v in read_json(where).items() if k != "files"}, str(where))
+        images = config_from_dict(read_configuration(where)[0], str(where))
     layout = images.layout_for(*images.size)
     return Sizes(trunk, size, images.quantizer.size, layout.length, caption_tokens, 1, True)

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from tokenizers_vq.digests import check_digest, check_own, take_digests, with_digests
+from tokenizers_vq.digests import check_digest, check_own, read_configuration, with_digests
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import part, read_json, read_stable, replace_parts, write_json
+from tokenizers_vq.files import part, read_stable, replace_parts, write_json
 from tokenizers_vq.parts import freeze_the_rest, train_only, trainable_names
 from tokenizers_vq.schema import read_dataclass
 from tokenizers_vq.weights import build_empty, each_once, read_weights, write_weights
@@ -131,10 +131,7 @@ def read_adapter(folder: Path) -> tuple[Adapter, list[str], dict[str, Any]]:
     """(adapter, names of what was trained in full, configuration of the tuned model) of a folder whose files are what
     was written."""
     where = part(folder, CONFIG)
-    values = read_json(where)
-    if not isinstance(values, dict):
-        raise UserError(f"{where} holds a {type(values).__name__}, not a configuration: restore the file")
-    files = take_digests(values, where)
+    values, files = read_configuration(where)
     check_own(values, files, where)
     family, version = values.pop("family", None), values.pop("format", None)
     if (family, version) != (FAMILY, FORMAT) or type(version) is not int:

@@ -6,7 +6,7 @@ and in its larger model moves the norms behind attention and feed-forward part.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,19 +33,14 @@ SETTINGS = frozenset([
 
 
 @dataclass
-class LlamaTrunk(PublishedTrunk):
-    """Sizes of such a transformer."""
+class LlamaSizes(PublishedTrunk):
+    """Sizes of Llama's blocks."""
 
-    in_line = True
     kv_heads: int | None = None
     """Key and value heads; None: as many as heads."""
     rope_base: float = 10_000.0
     eps: float = 1e-6
     """Of the norms."""
-    head_norms: bool = False
-    """Whether queries and keys are normed, with a scale and a shift of each head."""
-    norms_behind: bool = False
-    """Whether the norms stand behind attention and feed-forward part, inside the residual branch, and not before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,29 +59,43 @@ class LlamaTrunk(PublishedTrunk):
     def key_heads(self) -> int:
         return self.kv_heads or self.heads
 
+
+@dataclass
+class LlamaTrunk(LlamaSizes):
+    """A transformer of texts and pictures in one line."""
+
+    in_line = True
+    head_norms: bool = False
+    """Whether queries and keys are normed, with a scale and a shift of each head."""
+    norms_behind: bool = False
+    """Whether the norms stand behind attention and feed-forward part, inside the residual branch, and not before."""
+
     @property
     def captions(self) -> Literal["text", "class", "states"]:
         return "text"
 
     def build(self) -> Trunk:
-        return Llama(self)
+        blocks = [Block(self, Attention(self, self.head_norms), self.norms_behind) for _ in range(self.depth)]
+        return InLine(self, self.head_size, self.rope_base, blocks, RMSNorm(self.width, self.eps))
 
 
 Turn = tuple[Tensor, Tensor]
 """Cosine and sine, (B, 1, T, D/2) each."""
 
 
-class Llama(Trunk):
-    """The blocks, and the last norm."""
+class InLine(Trunk):
+    """Blocks whose positions count on in one line, and the last norm. `turning` numbers of each head turn."""
 
     frequencies: Tensor
 
-    def __init__(self, config: LlamaTrunk) -> None:
+    def __init__(
+        self, config: PublishedTrunk, turning: int, rope_base: float, blocks: Sequence[nn.Module], norm: nn.Module
+    ) -> None:
         super().__init__(config)
-        pairs = torch.arange(0, config.head_size, 2).float()
-        self.register_buffer("frequencies", config.rope_base ** -(pairs / config.head_size), persistent=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = RMSNorm(config.width, config.eps)
+        pairs = torch.arange(0, turning, 2).float()
+        self.register_buffer("frequencies", rope_base ** -(pairs / turning), persistent=False)
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = norm
         for parameter in self.blocks.parameters():
             if parameter.ndim == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -102,7 +111,8 @@ class Llama(Trunk):
     ) -> Tensor:
         dtype = self.precision(x.dtype, x.device)
         angles = (places[..., :1].float() * self.frequencies)[:, None]  # all positions stand in one line
-        return self.norm(self.run(x, (angles.cos().to(dtype), angles.sin().to(dtype)), seen, cache))
+        found: Tensor = self.norm(self.run(x, (angles.cos().to(dtype), angles.sin().to(dtype)), seen, cache))
+        return found
 
 
 class HeadNorm(nn.Module):
@@ -118,34 +128,40 @@ class HeadNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: LlamaTrunk) -> None:
+    def __init__(self, config: LlamaSizes, head_norms: bool = False) -> None:
         super().__init__()
         self.heads, self.key_heads, self.head_size = config.heads, config.key_heads, config.head_size
         self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * self.head_size, bias=False)
-        self.query_norm = HeadNorm(self.heads, self.head_size) if config.head_norms else nn.Identity()
-        self.key_norm = HeadNorm(self.key_heads, self.head_size) if config.head_norms else nn.Identity()
+        self.query_norm = HeadNorm(self.heads, self.head_size) if head_norms else nn.Identity()
+        self.key_norm = HeadNorm(self.key_heads, self.head_size) if head_norms else nn.Identity()
         self.out = nn.Linear(config.width, config.width, bias=False)
 
-    def forward(self, x: Tensor, turn: Turn, seen: Visibility, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turn: Any, seen: Visibility, cache: KVCache | None, layer: int) -> Tensor:
         batch, length, _ = x.shape
         qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        q, k = rotate(self.query_norm(q), turn).to(v.dtype), rotate(self.key_norm(k), turn).to(v.dtype)
+        q, k = (self.turned(one, turn).to(v.dtype) for one in (self.query_norm(q), self.key_norm(k)))
         if cache is not None:
             k, v = cache.store(layer, k, v)
         return self.out(attend(q, k, v, seen).transpose(1, 2).reshape(batch, length, -1))
 
+    def turned(self, x: Tensor, turn: Any) -> Tensor:
+        """Queries or keys (B, H, T, D), by what the trunk tells its blocks of the positions."""
+        return rotate(x, turn)
+
 
 class Block(nn.Module):
-    def __init__(self, config: LlamaTrunk) -> None:
+    """`behind`: see `LlamaTrunk.norms_behind`."""
+
+    def __init__(self, config: LlamaSizes, attention: Attention, behind: bool = False) -> None:
         super().__init__()
-        self.behind = config.norms_behind
+        self.behind = behind
         self.attention_norm = RMSNorm(config.width, config.eps)
-        self.attention = Attention(config)
+        self.attention = attention
         self.mlp_norm = RMSNorm(config.width, config.eps)
         self.mlp = SwiGLU(config.width, config.inner)
 
-    def forward(self, x: Tensor, turn: Turn, seen: Visibility, cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x: Tensor, turn: Any, seen: Visibility, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         if self.behind:
             x = x + self.attention_norm(self.attention(x, turn, seen, cache, layer))
             return x + self.mlp_norm(self.mlp(x))
@@ -211,7 +227,7 @@ def shapes_of(config: LlamaTrunk, start: str, texts: int) -> dict[str, Shape]:
 
 
 def state_of(config: LlamaTrunk, start: str, weights: Weights) -> dict[str, Tensor]:
-    """The tensors of `Llama`, by our names."""
+    """The tensors of the trunk, by our names."""
     found = {"trunk.norm.weight": weights[f"{start}norm.weight"]}
     for layer in range(config.depth):
         theirs, ours = f"{start}layers.{layer}.", f"trunk.blocks.{layer}."

@@ -21,9 +21,9 @@ from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from ..base import Trunk
 from ..cache import KVCache
-from ..native import RMSNorm, SwiGLU
-from ..rule import Visibility, attend
-from . import PublishedTrunk
+from ..native import RMSNorm
+from ..rule import Visibility
+from . import PublishedTrunk, llama
 from .family import Family, Settings, Shape, Weights, layers, number, rows, whole
 
 PRESETS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 2048: 32, 2560: 40, 3200: 32, 4096: 32}
@@ -33,38 +33,22 @@ CAPTION = 120
 
 
 @dataclass
-class LlamaGenTrunk(PublishedTrunk):
+class LlamaGenTrunk(llama.LlamaSizes):
     """Sizes of a LlamaGen transformer."""
 
     kind = "llamagen"
+    eps: float = 1e-5
     side: int = 16
     """Codes along a side of the picture."""
-    kv_heads: int | None = None
-    """Key and value heads; None: as many as heads."""
     caption_width: int = 0
     """Size of the states of a caption; 0: a model of classes."""
-    rope_base: float = 10_000.0
-    eps: float = 1e-5
-    """Of the norms."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         problems = Problems()
         problems.check_range("trunk.side", self.side, 1, 2**10)
         problems.check_range("trunk.caption_width", self.caption_width, 0, 2**16)
-        problems.check(
-            self.kv_heads is None or (self.kv_heads >= 1 and self.heads % self.kv_heads == 0),
-            f"trunk.kv_heads is {self.kv_heads}: choose a divisor of trunk.heads ({self.heads})",
-        )
-        problems.check(
-            self.rope_base > 0 and self.eps > 0,
-            f"trunk.rope_base is {self.rope_base} and trunk.eps {self.eps}: choose numbers above 0",
-        )
         problems.raise_if_any()
-
-    @property
-    def key_heads(self) -> int:
-        return self.kv_heads or self.heads
 
     @property
     def captions(self) -> Literal["text", "class", "states"]:
@@ -87,7 +71,7 @@ class LlamaGen(Trunk):
         super().__init__(config)
         self.side = config.side
         self.register_buffer("turns", turns(config), persistent=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(llama.Block(config, Attention(config)) for _ in range(config.depth))
         self.norm = RMSNorm(config.width, config.eps)
         for parameter in self.parameters():
             if parameter.ndim == 2:
@@ -127,36 +111,9 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
     return torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1).flatten(-2).to(x.dtype)
 
 
-class Attention(nn.Module):
-    def __init__(self, config: LlamaGenTrunk) -> None:
-        super().__init__()
-        self.heads, self.key_heads, self.head_size = config.heads, config.key_heads, config.head_size
-        self.qkv = nn.Linear(config.width, (self.heads + 2 * self.key_heads) * self.head_size, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor, turn: Tensor, seen: Visibility, cache: KVCache | None, layer: int) -> Tensor:
-        batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        q, k = rotate(q, turn), rotate(k, turn)
-        if cache is not None:
-            k, v = cache.store(layer, k, v)
-        return self.out(attend(q, k, v, seen).transpose(1, 2).reshape(batch, length, -1))
-
-
-class Block(nn.Module):
-    def __init__(self, config: LlamaGenTrunk) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.eps)
-        self.mlp = SwiGLU(config.width, config.inner)
-
-    def forward(
-        self, x: Tensor, turn: Tensor, seen: Visibility, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), turn, seen, cache, layer)
-        return x + self.mlp(self.mlp_norm(x))
+class Attention(llama.Attention):
+    def turned(self, x: Tensor, turn: Any) -> Tensor:
+        return rotate(x, turn)
 
 
 # --- the published files ---------------------------------------------------------------------------------------------

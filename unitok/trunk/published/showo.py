@@ -26,7 +26,7 @@ from ..native import rotate
 from ..rule import Visibility, attend
 from . import PublishedTrunk
 from .family import Family, Settings, Shape, Weights, closed, id_of, layers, number, rows, text_spans, whole
-from .llama import Turn
+from .llama import InLine, Turn
 
 START = "showo."
 TEXTS, ADDED = 50295, 10
@@ -57,36 +57,8 @@ class ShowoTrunk(PublishedTrunk):
         return "text"
 
     def build(self) -> Trunk:
-        return Showo(self)
-
-
-class Showo(Trunk):
-    """The blocks, and the last norm."""
-
-    frequencies: Tensor
-
-    def __init__(self, config: ShowoTrunk) -> None:
-        super().__init__(config)
-        pairs = torch.arange(0, config.turning, 2).float()
-        self.register_buffer("frequencies", config.rope_base ** -(pairs / config.turning), persistent=False)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, config.eps)
-        for parameter in self.blocks.parameters():
-            if parameter.ndim == 2:
-                nn.init.normal_(parameter, std=0.02)
-
-    def forward(
-        self,
-        x: Tensor,
-        places: Tensor,
-        seen: Visibility,
-        cache: KVCache | None = None,
-        stands: Tensor | None = None,
-        condition: Tensor | None = None,
-    ) -> Tensor:
-        dtype = self.precision(x.dtype, x.device)
-        angles = (places[..., :1].float() * self.frequencies)[:, None]  # all positions stand in one line
-        return self.norm(self.run(x, (angles.cos().to(dtype), angles.sin().to(dtype)), seen, cache))
+        blocks = [Block(self) for _ in range(self.depth)]
+        return InLine(self, self.turning, self.rope_base, blocks, nn.LayerNorm(self.width, self.eps))
 
 
 class Attention(nn.Module):
