@@ -216,8 +216,8 @@ def draw_jobs(
     batch_size: int = 32,
     precision: Precision = "fp32",
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With `best`
-    each picture is the best of several jobs, and numbers are those of pictures.
+    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
+    `best`, each picture is the best of several jobs, and places are those of pictures.
 
     Raises:
         UserError: the best of several drawings is asked for, and nothing tells it.
