@@ -218,7 +218,7 @@ def test_waves_are_of_a_span_and_stand_in_the_folder(make_model: Callable[..., U
     model.save_pretrained(tmp_path / "model")
     again = UniTok.from_pretrained(tmp_path / "model")
     assert again.fingerprint() == model.fingerprint() and torch.equal(
-        again.ids.waves["location"].steps[-1], torch.zeros(8)
+        again.ids.waves["location"].vectors[-1], torch.zeros(8)
     )
     with pytest.raises(UserError, match="the model has waves of 'place', its vocabulary no such span"):
         UniTok(
