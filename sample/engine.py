@@ -167,9 +167,10 @@ class Engine:
             self.waiting.popleft()
             first = Turn([], job.modality, job.settings, job.known)
             taken.append(_Row(number, job, {one: self.free.pop() for one in which}, first))
-        self._fill([(row.job.prompts[which], lane) for row in taken for which, lane in row.held.items()])
+        begun = [(row, which, lane) for row in taken for which, lane in row.held.items() if lane in row.extended]
+        self._fill([(row.job.prompts[which], lane) for row, which, lane in begun])
         if self.align and taken and not self.running:
-            self.cache.align([lane for row in taken for lane in row.held.values()])
+            self.cache.align([lane for _, _, lane in begun])
         for row in taken:
             self.running[row.extended[0]] = row  # a writer's row is the job's first lane
             self._begin(row.extended[0], row)
@@ -196,7 +197,8 @@ class Engine:
         state.which = compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
         if state.job.aside and state.which == [0]:
             state.before = self.cache.lengths[row], self.orders[row].clone()
-        elif state.job.aside and state.before is not None:
+        elif state.job.aside:
+            assert state.before is not None, "such a job begins with a turn without guidance"
             self._without_last(state, *state.before)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
         state.unguided = False
