@@ -61,6 +61,9 @@ class Family:
     """Where the file has a moving average of the weights (`model_ema.` and the name without dots), it is the model."""
     files: tuple[str, ...] = ()
     """File names on the hub, the usual one first."""
+    elsewhere: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Of a part that a file may leave to a second file: the setting that names that file -> (beginning of the part's
+    published names, which stand without it there; the file's usual name). Of it, only what is needed is read."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Further names of settings in the authors' configurations -> ours."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
