@@ -207,8 +207,8 @@ class GeneratorTrainee:
         return {f"exact/{task}": right / count for task, (right, count) in counts.items() if count}
 
     def draw(self, path: Path) -> None:
-        """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw, or its
-        codes become no pictures."""
+        """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw, or
+        its codes become no pictures."""
         if "text_to_image" not in self._learned or self.unitok.image_tokenizer.no_pixels:
             return
         was_training = self.unitok.training

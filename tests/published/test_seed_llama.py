@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_told(theirs: tuple[Any, Path], images: SeedTokeniz
         import_generator("seed_llama", folder, images, {**SETTINGS, "wording": "USER:"})
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    with pytest.raises(UserError, match="has no tokenizer.json beside it, which turns captions into ids"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json beside it, which turns captions into ids"):
         import_generator("seed_llama", tmp_path, images, SETTINGS)
     text_tokenizer(tmp_path, SPECIALS, [*MARKS, *NAMES[:-1]])
     with pytest.raises(UserError, match="has no token of code 49, such as <img_00000> of code 0"):
@@ -255,5 +255,8 @@ def test_what_does_not_fit_is_told(theirs: tuple[Any, Path], images: SeedTokeniz
         import_generator("seed_llama", tmp_path, images, SETTINGS)
     adapters = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
     torch.save(adapters, tmp_path / "adapter_model.bin")
-    with pytest.raises(UserError, match="holds low-rank adapters .* merge them into it with peft's merge_and_unload"):
+    with pytest.raises(
+        UserError,
+        match=r"holds low-rank adapters \(.*\), not a whole model: merge them into it with peft's merge_and_unload",
+    ):
         import_generator("seed_llama", tmp_path / "adapter_model.bin", images, SETTINGS)

@@ -288,11 +288,14 @@ def test_commands_that_need_pixels_say_what_is_missing(tmp_path: Path, capsys: p
     folder, out = str(tmp_path / "folder"), tmp_path / "out"
     tokenizer.save_pretrained(folder)
     tokenizer.save_pretrained(other := str(tmp_path / "other"))
+    configs = [str(tmp_path / f"{name}.yaml") for name in ("one", "two")]
+    for config in configs:
+        Path(config).write_text(f"data: shapes?limit=4\nimage_tokenizer: {folder}\nout: unused\npreset: debug\n")
     for argv in (
         ["eval", "tokenizer", "--tokenizer", folder, "--data", "shapes?limit=4"],
         ["compare-tokenizers", folder, other, "--data", "shapes?limit=4"],
         ["train", "tokenizer", "--init", folder, "--data", "shapes?limit=4"],
-        ["compare", "--image_tokenizer", folder, "--data", "shapes?limit=4"],
+        ["compare", "--generators", json.dumps(configs), "--val_data", "shapes@val?limit=4"],
     ):
         assert main([*argv, "--out", str(out)]) == 2, argv
         err = capsys.readouterr().err
