@@ -42,7 +42,7 @@ def both(name: str, size: int) -> Shapes:
 
 
 def published(given: dict[str, Any]) -> Shapes:
-    """Names and shapes of `seed_quantizer.pt`, with the vision transformer inside."""
+    """Names and shapes of the authors' model: of `seed_quantizer.pt`, and of the vision transformer."""
     vit, queries = given["vit"], given["qformer"]
     wide, width, tokens = vit["embed_dim"], queries["hidden_size"], given["num_query_token"]
     code = given["codebook_embed_dim"]
@@ -205,7 +205,7 @@ def test_codes_and_embeddings_are_the_authors(tmp_path: Path) -> None:
 
 
 def test_the_released_model_has_the_published_tensors() -> None:
-    """Every tensor of the file is one that is read, or of the branch that gives texts back."""
+    """Every tensor of the authors' model is one that is read, or of the branch that serves training."""
     table = PUBLISHED["seed"]
     wanted = published(dict(table.released[0]))
     sources = _sources(table, _configure(table, table.released[0], {}))
@@ -250,13 +250,15 @@ def test_earlier_codes_do_not_depend_on_later_queries(tmp_path: Path) -> None:
     assert torch.equal(codes[:, :3], others[:, :3]) and not torch.equal(codes, others)
 
 
-def test_what_cannot_be_imported_is_told(tmp_path: Path) -> None:
+def test_what_cannot_be_imported_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = random_weights()
     del weights["ln_vision.bias"]
     with pytest.raises(UserError, match=r"is no seed of these settings: it lacks ln_vision\.bias"):
         load(tmp_path, weights)
-    with pytest.raises(UserError, match=r"it has unexpected surplus"):
-        load(tmp_path, {**random_weights(), "surplus": torch.ones(1)})
+    whole = random_weights()
+    found = load(tmp_path, {**whole, "itm_head.bias": torch.ones(2), "Qformer.cls.bias": torch.ones(1)})
+    told = "left out what is not of the tokenizer, 2 tensors: Qformer.cls.bias, itm_head.bias\n"
+    assert found.fingerprint() == load(tmp_path, whole).fingerprint() and capsys.readouterr().err.endswith(told)
     for changes, told in (
         ({"use_qformer_image": True}, "setting use_qformer_image is True: only False can be imported"),
         ({"vit_model": "clip_L"}, "setting vit_model is 'clip_L': only 'eva_clip_g' can be imported"),

@@ -57,6 +57,8 @@ class Family:
     """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
     ignored: tuple[str, ...] = ()
     """Beginnings of published names that a tokenizer does not need: training losses, statistics, constants."""
+    surplus: bool = False
+    """Whether a file may hold further tensors, which its authors' own code passes over; they are named and left out."""
     ema: bool = False
     """Where the file has a moving average of the weights (`model_ema.` and the name without dots), it is the model."""
     files: tuple[str, ...] = ()

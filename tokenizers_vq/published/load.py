@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ..errors import UserError, shown
 from . import ibq, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
-from .tensors import check_numbers, misfits
+from .tensors import check_numbers, misfits, some_of
 
 PUBLISHED: dict[str, Family] = {
     "taming_vqgan": taming_vqgan.FAMILY,
@@ -77,6 +78,10 @@ def tokenizer_of(
         number, complaint = _compare(table, chosen, sources)
         if number == 0:
             check_numbers(path, chosen, names, "tokenizer")
+            left = sorted(name for name in chosen if name not in names and not name.startswith(table.ignored))
+            if left:
+                said = f"{path}: left out what is not of the tokenizer, {len(left)} tensors: {some_of(left)}"
+                print(said, file=sys.stderr)
             return _build(wanted, chosen, sources)
         if closest is None or number < closest[0]:
             closest = number, complaint
@@ -168,7 +173,7 @@ def _compare(table: Family, weights: dict[str, Tensor], sources: dict[str, Sourc
     """(number of tensors that do not fit, what to say about them)."""
     shapes: dict[str, Shape | None] = dict.fromkeys((source.name for source in sources.values()), None)
     shapes.update({source.name: source.shape for source in sources.values() if source.shape is not None})
-    needed = {n: t for n, t in weights.items() if n in shapes or not n.startswith(table.ignored)}
+    needed = {n: t for n, t in weights.items() if n in shapes or not (table.surplus or n.startswith(table.ignored))}
     return misfits(needed, shapes)
 
 

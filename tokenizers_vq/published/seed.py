@@ -1,7 +1,8 @@
 """The tokenizer of SEED-2 (arXiv 2310.01218), 32 codes of a picture; code Apache-2.0.
 
-`seed_quantizer.pt` may come without the frozen vision transformer, which its authors take from BLIP-2's file
-`eva_vit_g.pth`. The branch that gives texts back (`pos_embed`, `blocks.`) is left out.
+`seed_quantizer.pt` comes without the frozen vision transformer, which its authors take from BLIP-2's file
+`eva_vit_g.pth`, and with tensors of its training, which they pass over. The branch that gives back what the queries say
+(`pos_embed`, `blocks.`) serves training too, and is left out.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ FAMILY = Family(
     configure=_configure,
     source=_source,
     ignored=("pos_embed", "blocks.", "Qformer.bert.embeddings.position_ids"),
+    surplus=True,
     elsewhere={"eva_vit": ("visual_encoder.", "eva_vit_g.pth")},
     fixed={
         "vit_model": "eva_clip_g",
