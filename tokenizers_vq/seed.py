@@ -164,7 +164,7 @@ class SeedTokenizer(ImageTokenizer):
     config: SeedConfig
     no_pixels = (
         "the SEED tokenizer makes an image embedding of codes, no pixels: a diffusion model (stable-diffusion-2-1-"
-        "unclip), which is not part of unitok, draws from it; docs/tokenizers.md shows how, with tokenizer.embed"
+        "unclip), which is not part of unitok, draws from it; docs/published.md shows how, with tokenizer.embed"
     )
 
     def __init__(self, config: SeedConfig) -> None:
