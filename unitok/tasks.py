@@ -80,7 +80,11 @@ def modalities_of(tasks: Collection[str]) -> set[str]:
 
 
 def draws_pictures(task: str) -> bool:
-    """Whether pictures are among what is written."""
+    """Whether pictures are among what is written.
+
+    >>> [draws_pictures(task) for task in ("text_to_image", "interleaved", "question")]
+    [True, True, False]
+    """
     return any(part.learned and FIELDS.get(part.field, "image") == "image" for part in TASKS[task])
 
 

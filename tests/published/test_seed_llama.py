@@ -203,9 +203,12 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
         assert "makes an image embedding of codes, no pixels" in err or "have no place in the picture" in err
     assert main(["serve", "--model", str(out), "--port", "0"]) == 2
     assert "makes an image embedding of codes, no pixels" in capsys.readouterr().err
-    run = ["train", "generator", "--init", str(out), "--data", str(pictures), "--val_data", str(pictures)]
+    capsys.readouterr()
+    run = ["train", "generator", "--init", str(out), "--data", "shapes?limit=4", "--val_data", "shapes@val?limit=2"]
     run += ["--out", str(tmp_path / "tuned"), "--run.steps", "2", "--run.batch_size", "2", "--run.device", "cpu"]
     assert main([*run, "--tasks.text_only.share", "0"]) == 0
+    said = capsys.readouterr().out  # drawings could be judged, if there were any
+    assert "val exact/image_to_text" in said and "val exact/text_to_image" not in said
     tuned = UniTok.from_pretrained(tmp_path / "tuned")
     before = UniTok.from_pretrained(out)
     assert not torch.equal(tuned.ids.head.weight, before.ids.head.weight)

@@ -89,7 +89,7 @@ class Family:
             inside = name not in merged and name in merged.get("ddconfig", {})
             owner, known = (merged["ddconfig"], released["ddconfig"]) if inside else (merged, released)
             if name not in known:
-                names = ", ".join([*released, *released.get("ddconfig", {})])
+                names = ", ".join([*released, *released.get("ddconfig", {}), *self.elsewhere])
                 problems.check(False, f"unknown setting {name!r}: known are {names}")
             elif name in groups:
                 _merge(owner[name], value, known[name], f"setting {name}", problems)
