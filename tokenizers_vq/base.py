@@ -37,6 +37,7 @@ _CLASSES = {
     "conv_vq": ".vq:ConvVQTokenizer",
     "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
     "query_vq": ".query:QueryVQTokenizer",
+    "seed": ".seed:SeedTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 
@@ -73,6 +74,8 @@ class ImageTokenizer(Tunable, ABC):
 
     decoding: ClassVar[tuple[str, ...]] = ("decoder.",)
     """How the names of those tensors begin that only turn codes into pictures."""
+    no_pixels: ClassVar[str] = ""
+    """Why `decode` makes no pictures, and what would; empty where it makes them."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -98,7 +101,8 @@ class ImageTokenizer(Tunable, ABC):
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:
-        """The weight that makes the pixels, for losses that balance themselves by its gradient."""
+        """The weight that makes the pixels, or what stands for them, for losses that balance themselves by its
+        gradient."""
 
     @abstractmethod
     def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
@@ -136,8 +140,10 @@ class ImageTokenizer(Tunable, ABC):
         after so many scales.
 
         Raises:
-            UserError: not (B, n) with an n of `known_after`, ids outside the codebook, or more scales than there are.
+            UserError: not (B, n) with an n of `known_after`, ids outside the codebook, more scales than there are, or
+                a tokenizer without pixels.
         """
+        self.check_pixels()
         layout = layout or self.layout
         scales = len(layout.scales) if up_to_scale is None else up_to_scale
         if not 1 <= scales <= len(layout.scales):
@@ -162,6 +168,11 @@ class ImageTokenizer(Tunable, ABC):
         # On a CPU, convolutions round differently in another batch, and a picture must not depend on its batch.
         parts = codes.long().split(1) if codes.device.type == "cpu" else [codes.long()]
         return torch.cat([self._decode(part, layout).float() for part in parts])
+
+    def check_pixels(self) -> None:
+        """Raises UserError, which says what is missing, where codes become no pictures."""
+        if self.no_pixels:
+            raise UserError(self.no_pixels)
 
     def check_images(self, images: Tensor) -> None:
         """Raises UserError unless images are (B, 3, H, W) float of a size that the stride divides."""

@@ -177,6 +177,7 @@ def _serve(
     served = []
     for folder, called in zip(folders, names, strict=True):
         loaded = UniTok.from_pretrained(str(folder), pick_device(device))
+        loaded.image_tokenizer.check_pixels()
         computed = prepare(loaded, precision)
         service = Service(loaded, called, limits, context)
         served.append(Serving(service, Worker(loaded, limits.lanes, service.room, limits.queue, computed)))

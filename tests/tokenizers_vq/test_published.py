@@ -70,6 +70,16 @@ TINY: dict[str, dict[str, Any]] = {
         "ddconfig": {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 2, "z_channels": 6},
     },
     "ibq": {"codebook_size": 50, "embed_dim": 8, "ddconfig": {**TAMING, "num_res_blocks": 2}},
+    "seed": {  # compared with its authors' arithmetic in test_seed.py
+        "img_size": 28,
+        "num_query_token": 5,
+        "n_embed": 50,
+        "codebook_embed_dim": 8,
+        "decode_depth": 1,
+        "image_features_dim": 20,
+        "vit": {"patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 4, "mlp_ratio": 2.0},
+        "qformer": {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64},
+    },
 }
 
 
@@ -703,6 +713,20 @@ AUTHORS: dict[str, dict[str, Any]] = {  # as in the configuration files of the a
         "use_ema": True,
         "stage": None,
         **LIGHTNING,
+    },
+    "seed": {
+        **TINY["seed"],
+        "vit_model": "eva_clip_g",
+        "drop_path_rate": 0,
+        "use_grad_checkpoint": False,
+        "vit_precision": "fp16",
+        "freeze_vit": True,
+        "cross_attention_freq": 2,
+        "max_txt_len": 32,
+        "recon_s": True,
+        "blocks_for_image": True,
+        "use_recon_s_for_image": False,
+        "use_qformer_image": False,
     },
 }
 

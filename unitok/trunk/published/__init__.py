@@ -21,6 +21,7 @@ PUBLISHED = {
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
     "showo": ".showo:FAMILY",
+    "seed_llama": ".seed_llama:FAMILY",
 }
 """Name -> where its family stands."""
 
