@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import count_passes
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
@@ -113,19 +114,6 @@ def test_scales_are_drawn_in_passes_and_previews_are_what_comes_first(
     assert (to_float(preview) - wanted.clamp(-1, 1)).abs().max() < 0.01
     with pytest.raises(UserError, match="--scales is 5: this model has 4"):
         draw(model, CAPTIONS, SampleSettings(scales=5))
-
-
-def count_passes(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(rows, positions) of every pass of the trunk."""
-    passes: list[tuple[int, int]] = []
-    hidden = model.hidden
-
-    def counted(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        passes.append(tuple(ids.shape))  # type: ignore[arg-type]
-        return hidden(ids, *rest, **named)
-
-    monkeypatch.setattr(model, "hidden", counted)
-    return passes
 
 
 def test_settings_per_scale(make_model: Callable[..., UniTok]) -> None:

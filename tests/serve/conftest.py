@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
+from small_models import stir
 from starlette.testclient import TestClient
 
 from tokenizers_vq.base import ImageTokenizer
@@ -175,11 +176,7 @@ def grounded(make_model: Callable[..., UniTok]) -> UniTok:
     tasks = ("text_to_image", "image_to_text", "edit", "ground", "ground_caption")
     config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks})
     torch.manual_seed(0)
-    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return stir(UniTok(config, made.image_tokenizer, made.text_tokenizer).eval())
 
 
 @pytest.fixture
