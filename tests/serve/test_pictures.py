@@ -19,6 +19,7 @@ from tokenizers_vq.images import png_bytes
 from unitok.cli.main import main
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
+from unitok.sample.attention import attention_to_words
 from unitok.sample.best_of import candidate_seeds
 from unitok.sample.inpainting import inpaint
 from unitok.sample.jobs import job_for
@@ -263,6 +264,9 @@ def test_what_a_word_is_worth(
         wanted = bits("a  red circle") - bits("a circle")
         assert found["words"][1]["bits"] == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-3)
         assert wanted.abs().max() > 0.01, "the word counts"
+        looks = attention_to_words(model, "a  red circle", codes[0])
+        assert looks is not None
+        assert found["words"][1]["attention"] == pytest.approx(looks[1][1].tolist(), rel=1e-3)
         assert ask("", words=True).json()["words"] == []
         assert "words" not in ask("a red circle").json()
         refused = ask("a " * 33, words=True)

@@ -64,6 +64,9 @@ def test_codes_are_shown(page: Any, model: UniTok) -> None:
     page.get_by_text('With "red" these codes are together').wait_for()
     assert 'likelier with "red"' in (cells.nth(9).get_attribute("title") or "")
     shot(page, "words")
+    page.get_by_label("Show").select_option("attention")
+    page.get_by_text("% of its attention, the mean").wait_for(timeout=60_000)
+    assert "of its attention on" in (cells.nth(9).get_attribute("title") or "")
     page.get_by_label("Show").select_option("codes")
     page.get_by_text("different codes at").wait_for()
 
