@@ -38,7 +38,7 @@ def test_every_word_gets_a_share_and_none_is_given_twice(make_model: Callable[..
 def test_the_weights_are_the_softmax_that_the_layers_use(
     make_model: Callable[..., UniTok], key_heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model("masked_token", key_heads=key_heads)
+    model = make_model("masked_token", kv_heads=key_heads)
     given: list[tuple[torch.Tensor, torch.Tensor, Any]] = []
     real = attention.attend
     monkeypatch.setattr(attention, "attend", lambda q, k, v, seen: given.append((q, k, seen)) or real(q, k, v, seen))
