@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer
 from tokenizers_vq.config import FAMILIES
@@ -47,7 +47,7 @@ class TokenizerService(Service):
         height, width = self.size
         return {"size": f"{width}x{height}", "objective": None, "tasks": [], "model_sha256": self.fingerprint}
 
-    def _refuse(self, *asked: Any) -> NoReturn:
+    def _refuse(self, *asked: Any, **named: Any) -> Any:
         raise ApiError(
             400,
             f"{self.name} is an image tokenizer alone, which draws and writes nothing: ask /v1/images/tokenizations, "

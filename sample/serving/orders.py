@@ -14,8 +14,8 @@ from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
+from unitok.trunk.attention import attention_to_words
 
-from ..attention import attention_to_words
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, inpainting_job, known_codes, window_seed

@@ -19,13 +19,13 @@ from tokenizers_vq.images import png_bytes
 from unitok.cli.main import main
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.sample.attention import attention_to_words
 from unitok.sample.best_of import candidate_seeds
 from unitok.sample.inpainting import inpaint
 from unitok.sample.jobs import job_for
 from unitok.sample.pipeline import codes_of, decoded, draw, run, score_codes
 from unitok.sample.serving.fields import ImageFields
 from unitok.sampling import GivenSettings, SampleSettings
+from unitok.trunk.attention import attention_to_words
 
 URL = "/v1/images/generations"
 EDITS = "/v1/images/edits"

@@ -9,15 +9,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unitok.model import UniTok
-from unitok.sequence import IGNORE, document, lay_out
-from unitok.trunk.native import Attention, Transformer, Turns
-from unitok.trunk.rule import Visibility, attend
+from ..sequence import IGNORE, document, lay_out
+from .native import Attention, Transformer, Turns
+from .rule import Visibility, attend
+
+if TYPE_CHECKING:
+    from ..model import UniTok
 
 
 @torch.inference_mode()

@@ -10,9 +10,9 @@ import torch
 
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.sample import attention
-from unitok.sample.attention import attention_to_words, watched
 from unitok.sample.pipeline import score_codes
+from unitok.trunk import attention
+from unitok.trunk.attention import attention_to_words, watched
 
 CAPTION = "a  small red circle"
 
