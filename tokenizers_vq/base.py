@@ -9,8 +9,6 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +26,7 @@ from .files import part, read_stable, replace_parts, write_json
 from .layout import Layout
 from .parts import Tunable
 from .quantizer_base import check_codes
+from .tf32 import without_tf32
 from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
@@ -40,17 +39,6 @@ _CLASSES = {
     "seed": ".seed:SeedTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Float32 convolutions in float32. On a GPU, torch lets cuDNN round their numbers to TF32 by default."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass
