@@ -7,7 +7,7 @@ equal logits. Pictures lie by row and column, which these classes do not know: a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,11 @@ from ..trunk.hf.reading import authors_names
 from ..trunk.native import Transformer
 from ..vocabulary import SPECIALS
 from .folders import Export
+from .llama import LONGEST, WEIGHTS, chameleon, janus, llama_settings, llama_weights
 
-LONGEST = 2**15
-"""Positions that are said to be there; rotary ones have no end."""
 STILL = 1e30
 """Wavelength of a pair that does not turn."""
-WEIGHTS = "model.safetensors"
 TEXTS = "logits of texts (within 1e-4)"
-
-Made = tuple[dict[str, Any], dict[str, Tensor]]
-"""Configuration and weights, by the authors' names."""
 
 
 def export(name: str | Path) -> Export:
@@ -55,19 +50,17 @@ def language_model(model: UniTok) -> Export:
             f"the trunk of this model is that of {kind}, which no class of transformers computes: export trunks of "
             f"kind {', '.join(TRUNKS)}, or take --to onnx for its image tokenizer"
         )
-    config, weights = TRUNKS[kind](model)
+    return TRUNKS[kind](model)
+
+
+def _with_own_ids(model: UniTok, config: dict[str, Any], weights: dict[str, Tensor]) -> Export:
+    """A model whose ids are those of our vocabulary, and that writes texts alone when it is asked to go on."""
     vocabulary = model.vocabulary
     tokens = {f"{name}_token_id": vocabulary[name].start for name in ("bos", "eos", "pad")}
-    config |= {"vocab_size": vocabulary.size, "dtype": "float32", **tokens}
-    closed = [one for one in range(vocabulary.size) if not 0 <= one - vocabulary.text_range.start < _texts(model)]
-    writing = {**tokens, "suppress_tokens": [one for one in closed if one != vocabulary.eos]}
-    files = {"config.json": config, "generation_config.json": writing} | _tokenizer(model)
-    name = config["architectures"][0]
-    return Export(f"transformers.{name}", TEXTS, WEIGHTS, weights, json_files=files)
-
-
-def _texts(model: UniTok) -> int:
-    return dict(model.vocabulary.spans)["text"]
+    writing = {**tokens, "suppress_tokens": [*range(vocabulary.eos + 1, vocabulary.size)]}
+    files = {"config.json": {**config, **tokens, "vocab_size": vocabulary.size, "dtype": "float32"}}
+    files |= {"generation_config.json": writing} | _tokenizer(model)
+    return Export(f"transformers.{config['architectures'][0]}", TEXTS, WEIGHTS, weights, files)
 
 
 def _tokenizer(model: UniTok) -> dict[str, Any]:
@@ -106,61 +99,32 @@ def _tables(model: UniTok, embedding: str, head: str) -> tuple[dict[str, Tensor]
 # --- one function for each kind of trunk -----------------------------------------------------------------------------
 
 
-def _native(model: UniTok) -> Made:
+def _native(model: UniTok) -> Export:
     """Ours is Qwen3 (Llama with norms of queries and keys, arXiv:2505.09388) whose rotary pairs turn at frequencies of
     their own: half of them with the order, and those of row and column, which are 0 in a text, not at all. transformers
     takes frequencies as factors of `longrope`; of base 1 they are wavelengths."""
     trunk, config = model.trunk, model.config.trunk
     assert isinstance(trunk, Transformer) and isinstance(config, TrunkConfig)
     weights, tied = _tables(model, "model.embed_tokens.weight", "lm_head")
-    weights["model.norm.weight"] = trunk.norm.weight
-    sizes = [count * config.head_size for count in (config.heads, config.key_heads, config.key_heads)]
+    weights |= llama_weights(trunk, config, "model.")
     for layer, state in enumerate(block.state_dict() for block in trunk.blocks):
-        start = f"model.layers.{layer}."
-        for part, tensor in zip("qkv", state["attention.qkv.weight"].split(sizes), strict=True):
-            weights[f"{start}self_attn.{part}_proj.weight"] = tensor
-        for part, tensor in zip(("gate", "up"), state["mlp.gate_up.weight"].chunk(2), strict=True):
-            weights[f"{start}mlp.{part}_proj.weight"] = tensor
-        for ours, theirs in NATIVE_NAMES.items():
-            weights[f"{start}{theirs}.weight"] = state[f"{ours}.weight"]
+        for short, long in (("q", "query"), ("k", "key")):
+            norm = state[f"attention.{long}_norm.weight"]
+            weights[f"model.layers.{layer}.self_attn.{short}_norm.weight"] = norm
     lengths = [1 / turn if turn else STILL for turn in trunk.rotary.frequencies[0].tolist()]
-    return {
+    rope = {"rope_type": "longrope", "rope_theta": 1.0, "factor": 1.0, "attention_factor": 1.0}
+    rope |= {"short_factor": lengths, "long_factor": lengths, "original_max_position_embeddings": LONGEST}
+    values = llama_settings(config, trunk.norm.eps) | {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "hidden_size": config.width,
-        "intermediate_size": config.inner,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.key_heads,
         "head_dim": config.head_size,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rms_norm_eps": trunk.norm.eps,
-        "max_position_embeddings": LONGEST,
         "tie_word_embeddings": tied,
-        "rope_parameters": {
-            "rope_type": "longrope",
-            "rope_theta": 1.0,
-            "factor": 1.0,
-            "attention_factor": 1.0,
-            "original_max_position_embeddings": LONGEST,
-            "short_factor": lengths,
-            "long_factor": lengths,
-        },
-    }, weights
+        "rope_parameters": rope,
+    }
+    return _with_own_ids(model, values, weights)
 
 
-NATIVE_NAMES = {
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-    "attention.query_norm": "self_attn.q_norm",
-    "attention.key_norm": "self_attn.k_norm",
-    "attention.out": "self_attn.o_proj",
-    "mlp.down": "mlp.down_proj",
-}
-
-
-def _hf(model: UniTok) -> Made:
+def _hf(model: UniTok) -> Export:
     """A language model goes back as its own class, with the rows of the new ids."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -173,11 +137,13 @@ def _hf(model: UniTok) -> Made:
     state = {f"trunk.{name}": tensor for name, tensor in model.trunk.state_dict().items()}
     weights |= {base + name: state[ours] for ours, name in authors_names(config, state).items()}
     values = {**config.language_model, "architectures": [theirs.__name__], "tie_word_embeddings": tied}
-    return values, weights
+    return _with_own_ids(model, values, weights)
 
 
-TRUNKS: Mapping[str, Callable[[UniTok], Made]] = {
+TRUNKS: dict[str, Callable[[UniTok], Export]] = {
     TrunkConfig.kind: _native,
     HFTrunk.kind: _hf,
+    "janus": janus,
+    "chameleon": chameleon,
 }
 """Kind of trunk -> how it is written."""

@@ -96,7 +96,7 @@ def export(name: str | Path) -> Export:
 @torch.no_grad()
 def vq_model(tokenizer: ImageTokenizer) -> Export:
     """See `export`."""
-    reasons = _reasons(tokenizer)
+    reasons = unlike_vqgan(tokenizer)
     if reasons:
         raise UserError(
             f"VQModel of diffusers cannot compute this tokenizer ({'; '.join(reasons)}): take --to onnx, which writes "
@@ -138,8 +138,8 @@ def vq_model(tokenizer: ImageTokenizer) -> Export:
     )
 
 
-def _reasons(tokenizer: ImageTokenizer) -> list[str]:
-    """Why VQModel computes something else; empty if it does not."""
+def unlike_vqgan(tokenizer: ImageTokenizer) -> list[str]:
+    """Why VQGAN's network, as others build it, computes something else; empty if it does not."""
     config = tokenizer.config
     if not isinstance(config, ConvVQConfig):
         return [f"it is of family {config.family}"]
