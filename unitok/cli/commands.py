@@ -47,6 +47,16 @@ COMMANDS: dict[str, Command] = {
         "Turn a published checkpoint into the folder of a tokenizer or a model.",
         positional=("family", "file"),
     ),
+    "export": Command(
+        "unitok.cli.exporting:export",
+        "Write a model or a tokenizer for diffusers, transformers or ONNX.",
+        positional=("model",),
+    ),
+    "push": Command(
+        "unitok.cli.pushing:push",
+        "Send a model or a tokenizer with its card to the Hugging Face hub.",
+        positional=("model", "name"),
+    ),
     "merge": Command(
         "unitok.cli.merging:merge",
         "Join what was tuned apart, an adapter or a decoder, with a model.",

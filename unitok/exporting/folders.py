@@ -1,9 +1,9 @@
-"""What is exported, and how the folder of an export is written."""
+"""How the folder of an export is written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,32 @@ from tokenizers_vq.files import replace_parts, write_json
 from tokenizers_vq.weights import write_weights
 
 FORMAT = {"format": "pt"}
-"""What transformers and diffusers look for in a file of weights."""
+"""What transformers and diffusers look for in the header of a file of weights."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What the folder of an export holds."""
+    """A model in the form of another program."""
 
-    what: str
-    """The class that loads it."""
+    opens: str
+    """What opens its folder."""
     holds: str
-    """What is the same in both programs, in a line."""
-    weights_file: str
-    weights: Mapping[str, Tensor]
-    json_files: Mapping[str, Any] = field(default_factory=dict)
-    """Name -> content."""
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Name -> content of further files."""
+    """What is the same in both programs."""
+    fill: Callable[[Path], None]
+    """Writes its files into an empty folder."""
 
     def write(self, out: Path) -> None:
-        """Writes the folder, whole or not at all. Raises UserError where it cannot be written."""
+        """Writes the folder, whole or not at all. Raises UserError where it cannot be written, or a weight is not
+        finite."""
+        replace_parts(out, self.fill)
 
-        def fill(draft: Path) -> None:
-            write_weights(self.weights, draft / self.weights_file, FORMAT)
-            for name, values in self.json_files.items():
-                write_json(draft / name, values)
-            for name, text in self.texts.items():
-                (draft / name).write_text(text, encoding="utf-8")
 
-        replace_parts(out, fill)
+def files(weights_file: str, weights: Mapping[str, Tensor], values: Mapping[str, Any]) -> Callable[[Path], None]:
+    """What `Export.fill` is for a file of weights and JSON files, by their names."""
+
+    def fill(folder: Path) -> None:
+        write_weights(weights, folder / weights_file, FORMAT)
+        for name, content in values.items():
+            write_json(folder / name, content)
+
+    return fill

@@ -24,12 +24,11 @@ from ..trunk.hf import HFTrunk
 from ..trunk.hf.reading import authors_names
 from ..trunk.native import Transformer
 from ..vocabulary import SPECIALS
-from .folders import Export
-from .llama import LONGEST, WEIGHTS, chameleon, janus, llama_settings, llama_weights
+from .folders import Export, files
+from .llama import LONGEST, TEXTS, WEIGHTS, chameleon, janus, llama_settings, llama_weights
 
 STILL = 1e30
 """Wavelength of a pair that does not turn."""
-TEXTS = "logits of texts (within 1e-4)"
 
 
 def export(name: str | Path) -> Export:
@@ -58,9 +57,9 @@ def _with_own_ids(model: UniTok, config: dict[str, Any], weights: dict[str, Tens
     vocabulary = model.vocabulary
     tokens = {f"{name}_token_id": vocabulary[name].start for name in ("bos", "eos", "pad")}
     writing = {**tokens, "suppress_tokens": [*range(vocabulary.eos + 1, vocabulary.size)]}
-    files = {"config.json": {**config, **tokens, "vocab_size": vocabulary.size, "dtype": "float32"}}
-    files |= {"generation_config.json": writing} | _tokenizer(model)
-    return Export(f"transformers.{config['architectures'][0]}", TEXTS, WEIGHTS, weights, files)
+    values = {"config.json": {**config, **tokens, "vocab_size": vocabulary.size, "dtype": "float32"}}
+    values |= {"generation_config.json": writing} | _tokenizer(model)
+    return Export(f"transformers.{config['architectures'][0]}", TEXTS, files(WEIGHTS, weights, values))
 
 
 def _tokenizer(model: UniTok) -> dict[str, Any]:

@@ -24,10 +24,11 @@ from ..trunk.published import published_family
 from ..trunk.published.chameleon import ChameleonTrunk, places_of_codes
 from ..trunk.published.family import CLOSED, id_of
 from ..trunk.published.llama import LlamaTrunk
-from .folders import Export
+from .folders import Export, files
 from .vq_model import unlike_vqgan
 
 WEIGHTS, TABLE, HEAD = "model.safetensors", "model.embed_tokens.weight", "lm_head.weight"
+TEXTS = "logits of texts (within 1e-4)"
 LONGEST = 2**15
 """Positions that are said to be there; rotary ones have no end."""
 NAMES = {
@@ -80,8 +81,8 @@ def janus(model: UniTok) -> Export:
     assert isinstance(config, LlamaTrunk)
     weights = llama_weights(model.trunk, config, "model.") | _tables(model)
     values = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": config.head_size}
-    files = {"config.json": _settings(model, config, len(weights[HEAD])) | values} | _tokenizer(model)
-    return Export("transformers.LlamaForCausalLM", "logits of texts (within 1e-4)", WEIGHTS, weights, files)
+    content = {"config.json": _settings(model, config, len(weights[HEAD])) | values} | _tokenizer(model)
+    return Export("transformers.LlamaForCausalLM", TEXTS, files(WEIGHTS, weights, content))
 
 
 def chameleon(model: UniTok) -> Export:
@@ -122,8 +123,8 @@ def chameleon(model: UniTok) -> Export:
         "vq_config": _vqgan(images.config, *weights["model.vqmodel.quantize.embedding.weight"].shape),
     }
     holds = "logits of texts and codes (within 1e-4), codes of pictures that are read"
-    files = {"config.json": values} | _tokenizer(model)
-    return Export("transformers.ChameleonForConditionalGeneration", holds, WEIGHTS, weights, files)
+    content = {"config.json": values} | _tokenizer(model)
+    return Export("transformers.ChameleonForConditionalGeneration", holds, files(WEIGHTS, weights, content))
 
 
 def _vqgan(config: ConvVQConfig, codes: int, dim: int) -> dict[str, Any]:

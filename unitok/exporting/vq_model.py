@@ -23,7 +23,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.quantizer_base import Quantizer
 from tokenizers_vq.vq import ConvVQTokenizer
 
-from .folders import Export
+from .folders import Export, files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 RENAMED = (
@@ -134,7 +134,7 @@ def vq_model(tokenizer: ImageTokenizer) -> Export:
         "vq_embed_dim": table.shape[1],
     }
     return Export(
-        "diffusers.VQModel", "codes and pictures (within 1e-4)", WEIGHTS, weights, json_files={"config.json": settings}
+        "diffusers.VQModel", "codes and pictures (within 1e-4)", files(WEIGHTS, weights, {"config.json": settings})
     )
 
 
