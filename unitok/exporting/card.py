@@ -54,6 +54,8 @@ class Score:
     label: str
     value: str
     how: str
+    versions: str
+    """Of what computed it."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def scores_of(path: Path, fingerprints: Sequence[str]) -> list[Score]:
         if not isinstance(facts, dict) or not isinstance(group, dict):
             raise UserError(f"{file} is damaged at {shown(name)}: measure again")
         if any(facts.get(subject) in fingerprints for subject in SUBJECTS):
-            found += [Score(*row, _how(facts)) for row in _values(facts, group.get(key))]
+            versions = str(facts.get("versions", "unknown versions"))
+            found += [Score(*row, _how(facts), versions) for row in _values(facts, group.get(key))]
     return found
 
 
@@ -182,8 +185,7 @@ def _how(facts: Mapping[str, Any]) -> str:
     kept = {
         name: value for name, value in facts.items() if name not in HOW_NOT and isinstance(value, str | int | float)
     }
-    said = [f"{name} {public(str(value))}" for name, value in kept.items() if not name.endswith("sha256")]
-    return ", ".join([*said, str(facts.get("versions", ""))]).strip(", ")
+    return ", ".join(f"{name} {public(str(value))}" for name, value in kept.items() if not name.endswith("sha256"))
 
 
 def _table(scores: Sequence[Score]) -> str:
@@ -191,7 +193,9 @@ def _table(scores: Sequence[Score]) -> str:
         return "None are recorded."
     cells = [[text.replace("|", "\\|").replace("\n", " ") for text in (s.label, s.value, s.how)] for s in scores]
     rows = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join(["| measure | value | how it was made |", "|---|---:|---|", *rows])
+    table = "\n".join(["| measure | value | how it was made |", "|---|---:|---|", *rows])
+    versions = "\n".join(dict.fromkeys(f"Computed with {score.versions}." for score in scores))
+    return f"{table}\n\n{versions}"
 
 
 def _about(made: UniTok | ImageTokenizer) -> str:
