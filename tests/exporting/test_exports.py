@@ -55,7 +55,7 @@ NETWORKS: dict[str, tuple[QuantizerConfig, dict[str, Any]]] = {
     "cosine": (Cosine(codebook_size=50, dim=8), {"attention": "middle"}),
     "simvq": (SimVQ(codebook_size=50, dim=8), {"attention": "none", "blocks": 2}),
     "lfq": (LFQ(codebook_size=64), {"attention": "middle", "attention_levels": (0,)}),
-    "bsq": (BSQ(codebook_size=64), {"channels": 16}),
+    "bsq": (BSQ(codebook_size=64), {"channels": 16, "channel_multipliers": (1, 1)}),
     "ibq": (IBQ(codebook_size=50, dim=8), {"image_size": (16, 32)}),
     "gumbel": (Gumbel(codebook_size=50, dim=8), {}),
 }
@@ -245,7 +245,7 @@ def test_bad_requests_are_told_in_a_line(
     assert "stem is 2" in refused(str(tmp_path / "model"), "--to", "diffusers")
     assert "model folder" in refused(str(tmp_path / "none"), "--to", "transformers")
     assert "no image tokenizer at" in refused(str(tmp_path / "none"), "--to", "onnx")
-    assert "--to" in refused(str(tmp_path / "model"), "--to", "caffe")
+    assert "to is 'caffe': expected one of" in refused(str(tmp_path / "model"), "--to", "caffe")
     assert "is not empty: choose a new folder" in refused(str(tmp_path / "model"), "--to", "onnx", out="tokenizer")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     assert "pip install unitok-vq[onnx]" in refused(str(tmp_path / "model"), "--to", "onnx")

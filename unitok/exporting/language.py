@@ -19,6 +19,7 @@ from tokenizers_vq.errors import UserError
 
 from ..config import TrunkConfig
 from ..model import UniTok
+from ..ports import Waves
 from ..text import FILE as TOKENIZER
 from ..trunk.hf import HFTrunk
 from ..trunk.hf.reading import authors_names
@@ -58,8 +59,10 @@ def _with_own_ids(model: UniTok, config: dict[str, Any], weights: dict[str, Tens
     tokens = {f"{name}_token_id": vocabulary[name].start for name in ("bos", "eos", "pad")}
     writing = {**tokens, "suppress_tokens": [*range(vocabulary.eos + 1, vocabulary.size)]}
     values = {"config.json": {**config, **tokens, "vocab_size": vocabulary.size, "dtype": "float32"}}
-    values |= {"generation_config.json": writing} | _tokenizer(model)
-    return Export(f"transformers.{config['architectures'][0]}", TEXTS, files(WEIGHTS, weights, values))
+    tokenizer = _tokenizer(model)
+    holds = TEXTS if tokenizer else f"{TEXTS}; the text tokenizer stays here, for its marks would have other ids there"
+    values |= {"generation_config.json": writing} | tokenizer
+    return Export(f"transformers.{config['architectures'][0]}", holds, files(WEIGHTS, weights, values))
 
 
 def _tokenizer(model: UniTok) -> dict[str, Any]:
@@ -85,9 +88,10 @@ def _tables(model: UniTok, embedding: str, head: str) -> tuple[dict[str, Tensor]
     ids = model.ids
     table, scores = ids.embedding.weight.clone(), ids.head.weight.clone()
     for waves in ids.waves.values():
-        steps = waves.steps[:-1]  # type: ignore[index]
-        table[waves.span] += waves.read(steps)  # type: ignore[index,operator]
-        scores[waves.span] += steps @ waves.write.weight  # type: ignore[index,operator,union-attr]
+        assert isinstance(waves, Waves)
+        steps = waves.steps[:-1]
+        table[waves.span] += waves.read(steps)
+        scores[waves.span] += steps @ waves.write.weight
     tied = model.config.trunk.tied_head and torch.equal(table, scores)
     found = {embedding: table} if tied else {embedding: table, f"{head}.weight": scores}
     if ids.head.bias is not None:
