@@ -77,7 +77,7 @@ def _tokenizer(model: UniTok) -> dict[str, Any]:
     texts.post_processor = processors.TemplateProcessing(
         f"{bos} $A", f"{bos} $A {bos} $B", [(bos, model.vocabulary.bos)]
     )
-    settings = {f"{name}_token": marks[name] for name in ("bos", "eos", "pad")}
+    settings: dict[str, Any] = {f"{name}_token": marks[name] for name in ("bos", "eos", "pad")}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return {TOKENIZER: json.loads(texts.to_str()), "tokenizer_config.json": settings}
 

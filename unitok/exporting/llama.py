@@ -193,6 +193,6 @@ CODES: dict[str, Callable[[UniTok], dict[str, list[int]]]] = {
 
 def _tokenizer(model: UniTok) -> dict[str, Any]:
     tokens = published_family(model.config.trunk.kind).tokens
-    settings = {f"{name}_token": tokens[name] for name in ("bos", "eos", "pad")}
+    settings: dict[str, Any] = {f"{name}_token": tokens[name] for name in ("bos", "eos", "pad")}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     return {TOKENIZER: json.loads(model.text_tokenizer.tokenizer.to_str()), "tokenizer_config.json": settings}

@@ -111,7 +111,7 @@ def vq_model(tokenizer: ImageTokenizer) -> Export:
     enter, table, leave = _around(BOOKS[config.quantizer.kind](tokenizer.quantizer), state)
     weights |= {"quantize.embedding.weight": table, "post_quant_conv.weight": leave}
     weights |= {f"quant_conv.{kind}": tensor for kind, tensor in enter.items()}
-    attends = [bool(level.attn) for level in tokenizer.encoder.down]
+    attends = [f"encoder.down.{level}.attn.0.norm.weight" in state for level in range(levels)]
     channels = [width for width, _ in config.encoder_levels]
     settings = {
         "_class_name": "VQModel",
