@@ -83,7 +83,8 @@ class Quantizer(nn.Module, ABC):
         # (N, grids); counted, not -1, which an empty batch leaves open
         places = codes.long().reshape(batch, codes.shape[1] // cells, cells).transpose(1, 2).flatten(0, 1)
         with torch.autocast(codes.device.type, enabled=False):
-            return to_grid(self._vectors(places.squeeze(1)), batch, *grid)
+            # Not squeeze(1), which a graph of ONNX keeps even where there are several.
+            return to_grid(self._vectors(places[:, 0] if places.shape[1] == 1 else places), batch, *grid)
 
     @torch.no_grad()
     def table(self) -> Tensor:

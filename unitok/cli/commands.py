@@ -47,6 +47,12 @@ COMMANDS: dict[str, Command] = {
         "Turn a published checkpoint into the folder of a tokenizer or a model.",
         positional=("family", "file"),
     ),
+    "merge": Command(
+        "unitok.cli.merging:merge",
+        "Join what was tuned apart, an adapter or a decoder, with a model.",
+        positional=("model",),
+    ),
+    "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "export": Command(
         "unitok.cli.exporting:export",
         "Write a model or a tokenizer for diffusers, transformers or ONNX.",
@@ -57,12 +63,6 @@ COMMANDS: dict[str, Command] = {
         "Send a model or a tokenizer with its card to the Hugging Face hub.",
         positional=("model", "name"),
     ),
-    "merge": Command(
-        "unitok.cli.merging:merge",
-        "Join what was tuned apart, an adapter or a decoder, with a model.",
-        positional=("model",),
-    ),
-    "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
     "data check": Command(
         "unitok.eval.data.commands:data_check",
         "Look at a data set: sizes, captions, broken pictures, near-duplicates.",
