@@ -33,8 +33,8 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str,
     """
     check_finite(tensors, f"{path.name} is not written", "the training has diverged: lower optim.lr and start again")
     try:
-        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, path, dict(facts) if facts else None)
+        header = {"metadata": dict(facts)} if facts else {}
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, **header)
     except SafetensorError as error:  # it keeps only the text of the system's error
         raise OSError(None, str(error)) from error
 

@@ -85,8 +85,8 @@ def model(make_model: Callable[..., UniTok], tmp_path: Path) -> UniTok:
     return made
 
 
-def report(folder: Path, fingerprint: str, fid: float) -> None:
-    facts: dict[str, Any] = {"features": "embedded", "pictures": 64, "data": "/home/me/cats@val"}
+def report(folder: Path, fingerprint: str, fid: float, seed: int = 0) -> None:
+    facts: dict[str, Any] = {"features": "embedded", "pictures": 64, "data": "/home/me/cats@val", "seed": seed}
     numbers = {
         "fid": Number("FID (embedded)", fid, "", "lower", {**facts, "model_sha256": fingerprint}),
         "right": Number("right", {"one": 0.5, "two": 0.25}, "%", "higher", {**facts, "model_sha256": fingerprint}),
@@ -103,7 +103,7 @@ def test_a_model_comes_back_to_the_bit(
     hub: Hub, model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "home/runs/painter"
-    report(folder / "eval", model.fingerprint(), 12.345)
+    report(folder / "eval", model.fingerprint(), 12.345, seed=1)
     report(tmp_path / "elsewhere", model.fingerprint(), 2.5)
     report(folder / "older", "0" * 64, 99.0)
     assert push(folder, "--private", "true", "--reports", f'["{tmp_path / "elsewhere"}"]') == 0
@@ -120,15 +120,10 @@ def test_a_model_comes_back_to_the_bit(
     text = (sent / "README.md").read_text()
     head = yaml.safe_load(text.split("---\n")[1])
     assert head["license"] == "cc-by-4.0" and head["pipeline_tag"] == "text-to-image"
-    assert (
-        "| FID (embedded) | 12.35 | features embedded, pictures 64, data cats@val |" in text
-        and "Computed with python" in text
-    )
-    assert (
-        "| FID (embedded) | 2.5 |" in text
-        and "| right: two | 25.0 % |" in text
-        and "99" not in text.split("## Data")[1]
-    )
+    assert "| FID (embedded) | 12.35 | 2 |" in text and "| FID (embedded) | 2.5 | 1 |" in text
+    assert "| right: two | 25.0 % | 2 |" in text and "| 99 |" not in text
+    assert "\n2. features embedded, pictures 64, data cats@val, seed 1, versions python" in text
+    assert "\n1. features embedded, pictures 64, data cats@val, seed 0, versions python" in text
     assert "Trained on `cats@train`, `shapes`, 1,234 pictures (SHA-256 `abab" in text and "for 50 steps" in text
     assert f"unitok sample --model hf:{NAME}" in text and "![Pictures](sample.png)" in text
     assert model.fingerprint() in text and str(tmp_path) not in text and "/home/me" not in text

@@ -28,8 +28,8 @@ LARGEST = 2**20
 MARK = re.compile(r"\n<!-- unitok push ([0-9a-f]{64}) -->\n$")
 SUBJECTS = ("model_sha256", "tokenizer_sha256")
 """Facts of a number that say what was measured."""
-HOW_NOT = frozenset(("label", "metric", "unit", "better", "versions", "settings", "set"))
-"""Facts of a number that are no part of how it was made, or stand elsewhere."""
+HOW_NOT = frozenset(("label", "metric", "unit", "better", "set"))
+"""Facts of a number that are no part of how it was made."""
 
 PIPELINES = {
     "text_to_image": "text-to-image",
@@ -54,8 +54,6 @@ class Score:
     label: str
     value: str
     how: str
-    versions: str
-    """Of what computed it."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +163,7 @@ def scores_of(path: Path, fingerprints: Sequence[str]) -> list[Score]:
         if not isinstance(facts, dict) or not isinstance(group, dict):
             raise UserError(f"{file} is damaged at {shown(name)}: measure again")
         if any(facts.get(subject) in fingerprints for subject in SUBJECTS):
-            versions = str(facts.get("versions", "unknown versions"))
-            found += [Score(*row, _how(facts), versions) for row in _values(facts, group.get(key))]
+            found += [Score(*row, _how(facts)) for row in _values(facts, group.get(key))]
     return found
 
 
@@ -191,11 +188,14 @@ def _how(facts: Mapping[str, Any]) -> str:
 def _table(scores: Sequence[Score]) -> str:
     if not scores:
         return "None are recorded."
-    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in (s.label, s.value, s.how)] for s in scores]
-    rows = [f"| {' | '.join(row)} |" for row in cells]
-    table = "\n".join(["| measure | value | how it was made |", "|---|---:|---|", *rows])
-    versions = "\n".join(dict.fromkeys(f"Computed with {score.versions}." for score in scores))
-    return f"{table}\n\n{versions}"
+    ways = list(dict.fromkeys(score.how for score in scores))
+    rows = [f"| {_cell(score.label)} | {score.value} | {1 + ways.index(score.how)} |" for score in scores]
+    table = "\n".join(["| measure | value | made as in |", "|---|---:|---:|", *rows])
+    return f"{table}\n\n" + "\n".join(f"{number}. {_cell(way)}" for number, way in enumerate(ways, 1))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _about(made: UniTok | ImageTokenizer) -> str:
