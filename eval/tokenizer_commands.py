@@ -13,7 +13,6 @@ from .commands import Device, check_counts, finish, with_label
 if TYPE_CHECKING:
     import torch
 
-    from tokenizers_vq.base import ImageTokenizer
 
 Lpips = Literal["auto", "alex", "vgg", "squeeze", "none"]
 
@@ -66,6 +65,7 @@ def eval_tokenizer(
     """
     started = time.time()
     check_counts(batch_size, limit)
+    from tokenizers_vq.base import find_tokenizer
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
@@ -75,7 +75,8 @@ def eval_tokenizer(
     from .reports.output import claim_folder
 
     where = pick_device(device)
-    loaded = _open_tokenizer(tokenizer, where)
+    loaded = find_tokenizer(tokenizer, where)
+    loaded.check_pixels()
     perturbation = None if pfid is None else Perturbation(loaded, pfid, pfid_among)
     dataset = open_data(with_label(data, label), image_size or loaded.image_size, captions=False)
     network = load_features(features, where, feature_weights)
@@ -138,6 +139,7 @@ def compare_tokenizers(
     check_counts(batch_size, limit)
     if len(tokenizers) < 2:
         raise UserError(f"{len(tokenizers)} tokenizer given: name two folders or more to compare")
+    from tokenizers_vq.base import find_tokenizer
     from unitok.data.open import open_data
     from unitok.device import pick_device
 
@@ -147,7 +149,9 @@ def compare_tokenizers(
 
     where = pick_device(device)
     names = short_names(tokenizers)
-    loaded = {name: _open_tokenizer(path, where) for name, path in zip(names, tokenizers, strict=True)}
+    loaded = {name: find_tokenizer(path, where) for name, path in zip(names, tokenizers, strict=True)}
+    for one in loaded.values():
+        one.check_pixels()
     size = common_size(loaded, image_size)
     dataset = open_data(data, size, captions=False)
     network = load_features(features, where, feature_weights)
@@ -159,16 +163,6 @@ def compare_tokenizers(
     section.warnings += left_out
     facts = {name: str(path) for name, path in zip(names, tokenizers, strict=True)}
     finish("Tokenizers side by side", [section], out, started, facts)
-
-
-def _open_tokenizer(path: Path, device: torch.device) -> ImageTokenizer:
-    """The tokenizer of its own folder, or the one inside a model's folder. Raises UserError for one without pixels."""
-    from tokenizers_vq.base import load_tokenizer
-
-    inside = path / "image_tokenizer"
-    opened = load_tokenizer(inside if inside.is_dir() else path, device)
-    opened.check_pixels()
-    return opened
 
 
 def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:

@@ -23,6 +23,7 @@ from .conv import fast_weights
 from .digests import check_digest, check_own, read_configuration, with_digests
 from .errors import UserError
 from .files import part, read_stable, replace_parts, write_json
+from .hub import local_folder
 from .layout import Layout
 from .parts import Tunable
 from .quantizer_base import check_codes
@@ -224,11 +225,12 @@ def build_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
 
 def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
     """The tokenizer that `save_pretrained` wrote, in evaluation mode. Leaves torch's random state as it was.
+    `hf:owner/name`, or `hf:owner/name/folder`, is fetched from the hub.
 
     Raises:
-        UserError: the folder is missing, foreign or damaged.
+        UserError: the folder is missing, foreign or damaged, or cannot be fetched.
     """
-    folder = Path(path)
+    folder = local_folder(path)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not part(folder, name).is_file()]
     if missing:
         what = f"lacks {' and '.join(missing)}" if folder.is_dir() else "is not a folder"
@@ -239,6 +241,13 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
     tokenizer = read_stable(part(folder, CONFIG_FILE), lambda: _load(folder))
     fast_weights(tokenizer)
     return tokenizer.to(device)
+
+
+def find_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+    """As `load_tokenizer`, also of the tokenizer inside the folder of a model."""
+    folder = local_folder(path)
+    inside = part(folder, "image_tokenizer")
+    return load_tokenizer(inside if inside.is_dir() else folder, device)
 
 
 def _load(folder: Path) -> ImageTokenizer:

@@ -30,6 +30,8 @@ def nearest_rows(vectors: Tensor, codebook: Tensor, cosine: bool = False) -> Ten
     """
     bias = codebook.new_zeros(len(codebook)) if cosine else codebook.square().sum(dim=1)
     scale = -1.0 if cosine else -2.0
+    if torch.compiler.is_exporting():  # a graph has neither a loop over chunks nor a table that they share
+        return torch.addmm(bias, vectors, codebook.t(), alpha=scale).argmin(dim=1)
     rows = max(1, min(len(vectors), CHUNK // len(codebook)))
     scores = codebook.new_empty(rows, len(codebook))
     codes = torch.empty(len(vectors), dtype=torch.int64, device=vectors.device)

@@ -104,7 +104,7 @@ class MultiScaleQuantizer(nn.Module):
 
     def total(self, codes: Tensor, layout: Layout) -> Tensor:
         """The total (B, D, h, w) after the scales that the codes (B, n) hold; latents are this and the mean."""
-        total = self.blank(len(codes), layout, codes.device)
+        total = self.blank(codes.shape[0], layout, codes.device)
         for scale, part in enumerate(layout.split(codes)):
             total = self.add(total, part, scale, layout)
         return total

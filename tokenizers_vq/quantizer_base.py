@@ -70,7 +70,7 @@ class Quantizer(nn.Module, ABC):
     def nearest(self, z: Tensor) -> Tensor:
         """Codes (B, L) int64 of latents (B, D, h, w); never changes the codebook."""
         with torch.autocast(z.device.type, enabled=False):
-            return _grid_by_grid(self._nearest(to_rows(z)), len(z))
+            return _grid_by_grid(self._nearest(to_rows(z)), z.shape[0])
 
     def vectors(self, codes: Tensor, grid: tuple[int, int]) -> Tensor:
         """(B, D, h, w) float32: the code vectors of codes (B, L), or of their first grids, as `forward` gives them.
@@ -79,11 +79,12 @@ class Quantizer(nn.Module, ABC):
             UserError: an id is outside the codebook. (The library would wrap some of them silently.)
         """
         check_codes(codes, self.codebook_size)
-        batch, cells = len(codes), grid[0] * grid[1]
+        batch, cells = codes.shape[0], grid[0] * grid[1]
         # (N, grids); counted, not -1, which an empty batch leaves open
         places = codes.long().reshape(batch, codes.shape[1] // cells, cells).transpose(1, 2).flatten(0, 1)
         with torch.autocast(codes.device.type, enabled=False):
-            return to_grid(self._vectors(places.squeeze(1)), batch, *grid)
+            # Not squeeze(1), which a graph of ONNX keeps even where there are several.
+            return to_grid(self._vectors(places[:, 0] if places.shape[1] == 1 else places), batch, *grid)
 
     @torch.no_grad()
     def table(self) -> Tensor:
@@ -126,7 +127,7 @@ def check_codes(codes: Tensor, codebook_size: int, first: int = 0) -> None:
     """Raises UserError for ids outside [first, codebook_size), with the worst one."""
     if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
         raise UserError(f"codes are {codes.dtype}: give integer ids from 0 to {codebook_size - 1}")
-    if codes.numel() == 0:
+    if torch.compiler.is_exporting() or codes.numel() == 0:  # a graph has no errors of ours
         return
     low, high = (int(value) for value in torch.aminmax(codes))
     if low < first or high >= codebook_size:

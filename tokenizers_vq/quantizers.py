@@ -157,11 +157,11 @@ class Codebooks(Quantizer):
 
     def _vectors(self, codes: Tensor) -> Tensor:
         """Codebooks whose codes are missing give the mean of their rows."""
-        numbers = codes.reshape(len(codes), -1)
+        numbers = codes.reshape(codes.shape[0], -1)
         numbers = numbers - self.firsts[: numbers.shape[1]]
         books = cast("list[MovingAverage]", list(self.books))
         known = [book._vectors(column) for book, column in zip(books, numbers.T, strict=False)]
-        means = [book.codebook.mean(0).expand(len(codes), -1) for book in books[len(known) :]]
+        means = [book.codebook.mean(0).expand(codes.shape[0], -1) for book in books[len(known) :]]
         return torch.cat([*known, *means], 1)
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[MovingAverage, Tensor]]:

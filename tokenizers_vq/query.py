@@ -92,7 +92,7 @@ class QFormer(nn.Module):
     def forward(self, sources: Tensor) -> Tensor:
         """(B, m, C) -> (B, queries, C)."""
         sources = self.norm_in(sources) + self.places.weight
-        x = self.queries.weight.expand(len(sources), -1, -1)
+        x = self.queries.weight.expand(sources.shape[0], -1, -1)
         for block in self.blocks:
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, sources, use_reentrant=False)
@@ -180,7 +180,7 @@ class QueryVQTokenizer(ImageTokenizer):
         tokens = self.from_code(vectors[:, :, 0].transpose(1, 2))
         tokens = F.pad(tokens, (0, 0, 0, self.config.tokens - tokens.shape[1]))
         if known is None:
-            known = torch.full((len(tokens),), vectors.shape[3], device=tokens.device)
+            known = torch.full((tokens.shape[0],), vectors.shape[3], device=tokens.device)
         there = torch.arange(self.config.tokens, device=tokens.device) < known[:, None]  # (B, N)
         return torch.where(there[:, :, None], tokens, self.absent.to(tokens.dtype))
 

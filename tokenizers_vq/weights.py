@@ -24,8 +24,8 @@ _DTYPES = {
 """Names of safetensors."""
 
 
-def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Writes tensors as safetensors.
+def write_weights(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, str] | None = None) -> None:
+    """Writes tensors as safetensors. `facts` stand in the file's header.
 
     Raises:
         UserError: a tensor is not finite.
@@ -33,7 +33,8 @@ def write_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     check_finite(tensors, f"{path.name} is not written", "the training has diverged: lower optim.lr and start again")
     try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+        header = {"metadata": dict(facts)} if facts else {}
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, **header)
     except SafetensorError as error:  # it keeps only the text of the system's error
         raise OSError(None, str(error)) from error
 

@@ -14,7 +14,7 @@ from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
 from tokenizers_vq.digests import check_digest, check_own, read_configuration, with_digests
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import part, read_stable, replace_parts, write_json
-from tokenizers_vq.hub import from_hub
+from tokenizers_vq.hub import local_folder
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.parts import Tunable
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
@@ -264,7 +264,7 @@ class UniTok(Tunable):
         """
         from .tuning.adapter import is_adapter, open_adapter  # which opens a model itself
 
-        folder = model_folder(name)
+        folder = local_folder(name)
         if is_adapter(folder):
             return open_adapter(folder).to(device)
         problems = Problems()
@@ -341,18 +341,3 @@ def _name_of_format_1(name: str) -> str:
 
 def _said(ports: Mapping[str, PortConfig]) -> str:
     return ", ".join(f"{name} ({port.kind} {port.size})" for name, port in ports.items()) or "nothing"
-
-
-def model_folder(name: str | Path) -> Path:
-    """The folder of a model; one of the hub, `hf:owner/name`, is fetched."""
-    name = str(name)
-    if not name.startswith("hf:"):
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    with from_hub(
-        lambda error: (
-            f"model {name} could not be fetched ({str(error).splitlines()[0]}): check the name, or give a local folder"
-        )
-    ):
-        return Path(snapshot_download(name.removeprefix("hf:")))

@@ -19,6 +19,7 @@ from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
 from unitok.config import ModelConfig, ObjectiveSettings
 from unitok.device import autocast
+from unitok.exporting.language import language_model
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
 from unitok.objectives.base import Draw
@@ -426,3 +427,25 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(UserError, match=r"tiny.gguf cannot be read \(.*\): give another GGUF file"):
         read_language_model(f"hf:{tmp_path / 'tiny.gguf'}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_language_model_goes_back_as_its_own_class(
+    family: str, folders: dict[str, tuple[Path, Any]], tmp_path: Path
+) -> None:
+    """With the rows of the new ids, and the logits that the model has."""
+    from transformers import AutoModelForCausalLM
+
+    model = model_on(read_language_model(f"hf:{folders[family][0]}"), "next_token")
+    language_model(model).write(tmp_path)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(theirs) is type(folders[family][1]) and not any(
+        info[key] for key in ("missing_keys", "unexpected_keys")
+    )
+    assert theirs.config.vocab_size == model.vocabulary.size and theirs.config.eos_token_id == model.vocabulary.eos
+    [[segment]] = model.modalities()["text"].learned(["small red circle left of blue"], [], [])
+    row = lay_out([[document([segment])]], pad=model.vocabulary.pad)
+    wanted = model.ids.scores(model.states(row)[0], slice(0, model.vocabulary.size))
+    torch.testing.assert_close(theirs(row.inputs).logits[0], wanted, atol=1e-4, rtol=0)
+    assert read_language_model(f"hf:{tmp_path}").trunk.width == model.config.trunk.width  # and it comes in again

@@ -15,6 +15,7 @@ from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.quantizer_config import VQ
 from unitok.cli.main import main
+from unitok.exporting.language import language_model
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -24,7 +25,7 @@ from unitok.sequence import lay_out
 from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
-from .foreign import CODES, SIDE, TEXTS, stirred, survives, text_tokenizer
+from .foreign import CODES, SIDE, TEXTS, WORDS, stirred, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
 from .tiny import tokenizer
 
@@ -220,3 +221,24 @@ def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
         import_generator("chameleon", folder, image_tokenizer(), {"rope_parameters": {"rope_type": "linear"}})
     with pytest.raises(UserError, match="setting swin_norm is 3: give true or false"):
         import_generator("chameleon", folder, image_tokenizer(), {"swin_norm": 3})
+
+
+@torch.inference_mode()
+def test_the_model_goes_back_as_it_came(theirs: tuple[Any, Path], tmp_path: Path) -> None:
+    """Texts and codes under the authors' ids, and the encoder of pictures."""
+    language_model(import_generator("chameleon", theirs[1], image_tokenizer())).write(tmp_path)
+    again, info = ChameleonForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    ids = [0, 57, 70, BOI, *IDS[:LENGTH].tolist(), EOI, 60, 2]
+    size = FIRST + CODES + 1 + WORDS
+    torch.testing.assert_close(scored(again, ids)[:, :size], scored(theirs[0], ids)[:, :size], atol=1e-4, rtol=0)
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    assert torch.equal(again.model.get_image_tokens(pictures), theirs[0].model.get_image_tokens(pictures))
+
+
+def test_biases_that_were_trained_are_told(folder: Path) -> None:
+    model = import_generator("chameleon", folder, image_tokenizer())
+    with torch.no_grad():
+        model.ids.head.bias[model.vocabulary.image_start] = 0.5
+    with pytest.raises(UserError, match=r"^training has moved biases of the head \(ids.head.bias\), which no class"):
+        language_model(model)

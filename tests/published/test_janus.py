@@ -12,10 +12,17 @@ import torch
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import GenerationConfig, JanusConfig, JanusForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    LlamaForCausalLM,
+)
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
+from unitok.exporting.language import language_model
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -299,3 +306,15 @@ def test_what_is_missing_is_told(theirs: tuple[Any, Path], tmp_path: Path, capsy
     said = r"x.pt is no janus: it lacks model.generation_head.vision_head.bias \(the nearest released model is Janus"
     with pytest.raises(UserError, match=said):
         import_generator("janus", tmp_path / "x.pt")
+
+
+@torch.inference_mode()
+def test_its_language_model_goes_back(theirs: tuple[Any, Path], tmp_path: Path) -> None:
+    """With the authors' ids and tables."""
+    language_model(import_generator("janus", theirs[1])).write(tmp_path)
+    again, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    ids = torch.tensor([[1, 20, 11, 33, 9, 2]])
+    size = again.config.vocab_size
+    torch.testing.assert_close(again(ids).logits, theirs[0](ids).logits[..., :size], atol=1e-4, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path).eos_token == EOS and again.config.eos_token_id == 2

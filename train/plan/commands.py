@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
@@ -121,6 +120,7 @@ def _sizes(model: str, tokenizer: str, text_vocabulary: int, caption_tokens: int
     from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict
     from tokenizers_vq.digests import read_configuration
     from tokenizers_vq.files import part
+    from tokenizers_vq.hub import local_folder
     from unitok.config import TRUNK_PRESETS, ModelConfig, TrunkConfig
     from unitok.model import CONFIG, IMAGE_TOKENIZER
     from unitok.vocabulary import Vocabulary
@@ -133,7 +133,7 @@ def _sizes(model: str, tokenizer: str, text_vocabulary: int, caption_tokens: int
         images, trunk = TOKENIZER_PRESETS[tokenizer](), TRUNK_PRESETS[model]()
         size = Vocabulary.of(text_vocabulary, images.quantizer.size).size
     else:
-        folder = Path(model)
+        folder = local_folder(model)
         if not part(folder, CONFIG).is_file():
             names = ", ".join(TRUNK_PRESETS)
             raise UserError(f"{shown(model)} is neither a preset ({names}) nor the folder of a model: choose one")

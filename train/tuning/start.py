@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.hub import local_folder
 from unitok.config import ObjectiveSettings, TrunkConfig, small
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
@@ -36,9 +37,9 @@ class Start:
     @classmethod
     def of(cls, name: Path, trainable: list[str], lora: LoraConfig) -> Start:
         """The model of --init: a folder, or hf:owner/name."""
-        from unitok.model import UniTok, model_folder
+        from unitok.model import UniTok
 
-        folder = model_folder(name)
+        folder = local_folder(name)
         model = UniTok.from_pretrained(folder)
         return cls(model, folder, model.fingerprint(), trainable, lora)
 

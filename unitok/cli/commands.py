@@ -53,6 +53,16 @@ COMMANDS: dict[str, Command] = {
         positional=("model",),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
+    "export": Command(
+        "unitok.cli.exporting:export",
+        "Write a model or a tokenizer for diffusers, transformers or ONNX.",
+        positional=("model",),
+    ),
+    "push": Command(
+        "unitok.cli.pushing:push",
+        "Send a model or a tokenizer with its card to the Hugging Face hub.",
+        positional=("model", "name"),
+    ),
     "data check": Command(
         "unitok.eval.data.commands:data_check",
         "Look at a data set: sizes, captions, broken pictures, near-duplicates.",

@@ -122,7 +122,7 @@ def check_free(out: Path) -> None:
 
 def write_made(out: Path, made: ImageTokenizer | UniTok, held: Callable[[], str], kind: str) -> None:
     """Writes a folder; `held` is the fingerprint of what it holds already."""
-    if not _holds_more_than(out, LOCK_FILE):
+    if not holds_more_than_a_lock(out):
         made.save_pretrained(out)
         return
     try:
@@ -133,6 +133,11 @@ def write_made(out: Path, made: ImageTokenizer | UniTok, held: Callable[[], str]
         raise UserError(f"--out {out} holds another {kind}, or a damaged one: choose a new folder")
     # This command was killed after its work was done.
     print(f"{out} holds this {kind} already: nothing was written", file=sys.stderr)
+
+
+def holds_more_than_a_lock(folder: Path) -> bool:
+    """Whether a folder that is to be written holds something already."""
+    return _holds_more_than(folder, LOCK_FILE)
 
 
 def _holds_more_than(folder: Path, *names: str) -> bool:

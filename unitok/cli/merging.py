@@ -28,9 +28,12 @@ def merge(*, model: Path, out: Path, base: Path | None = None, image_tokenizer: 
         unitok merge runs/generator --image_tokenizer runs/decoder --out runs/tuned
     """
     check_free(out)
+    from tokenizers_vq.hub import local_folder
+
     from ..model import UniTok
     from ..tuning.adapter import is_adapter, open_adapter
 
+    model = local_folder(model)
     adapter = is_adapter(model)
     if not adapter and image_tokenizer is None:
         raise UserError(f"{model} holds no adapter: give the folder of a run with --lora.rank, or --image_tokenizer")

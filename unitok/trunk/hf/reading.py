@@ -77,7 +77,7 @@ class LanguageModel:
                 f"the text tokenizer has {texts} ids, {self.name} knows {len(rows)}: give the tokenizer of this model"
             )
         state = model.state_dict()
-        for ours, theirs in _names(self.trunk, state).items():
+        for ours, theirs in authors_names(self.trunk, state).items():
             state[ours].copy_(self.weights[theirs])
         tables = {"ids.embedding.weight": rows}
         if not self.trunk.tied_head:
@@ -203,7 +203,7 @@ def _checked(read: LanguageModel) -> LanguageModel:
         state = {f"trunk.{name}": tensor for name, tensor in trunk.build().state_dict().items()}
     table = (trunk.read.vocab_size, trunk.width)
     shapes: dict[str, tuple[int, ...] | None] = {
-        theirs: tuple(state[ours].shape) for ours, theirs in _names(trunk, state).items()
+        theirs: tuple(state[ours].shape) for ours, theirs in authors_names(trunk, state).items()
     }
     shapes[f"{parts.embedding}.weight"] = table
     if not trunk.tied_head:
@@ -222,7 +222,7 @@ def _checked(read: LanguageModel) -> LanguageModel:
     return LanguageModel(read.name, trunk, read.texts, weights)
 
 
-def _names(trunk: HFTrunk, state: Mapping[str, Tensor]) -> dict[str, str]:
+def authors_names(trunk: HFTrunk, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Our name of every tensor of the trunk that the authors' model has -> theirs."""
     parts: Parts = trunk.parts
     found = {}

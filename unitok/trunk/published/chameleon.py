@@ -89,7 +89,7 @@ class _ChameleonFamily(Family):
         self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary, texts: TextTokenizer
     ) -> dict[str, Tensor]:
         assert isinstance(config, ChameleonTrunk)
-        places = _places_of_codes(texts, vocabulary.codebook_size)
+        places = places_of_codes(texts, vocabulary.codebook_size)
         embedding, scores = weights[f"{START}embed_tokens.weight"], weights["lm_head.weight"]
         inputs = text_spans(embedding, self.tokens, texts) | {"image": embedding[places]}
         outputs = text_spans(scores, self.tokens, texts) | {"image": scores[places]}
@@ -104,7 +104,7 @@ class _ChameleonFamily(Family):
         return {"guidance": 3.0, "temperature": 0.7, "top_p": 0.9}
 
 
-def _places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
+def places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
     """The authors' id of each code. Raises UserError for a tokenizer that does not have them all."""
     found = {}
     for token, place in texts.tokenizer.get_vocab(with_added_tokens=True).items():
