@@ -12,7 +12,7 @@ from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..conv import fast_weights
 from ..errors import UserError
-from . import ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
+from . import ibq, infinity_vae, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
 from .tensors import check_numbers, misfits
@@ -24,6 +24,7 @@ PUBLISHED: dict[str, Family] = {
     "showo_magvitv2": showo_magvitv2.FAMILY,
     "open_magvit2": open_magvit2.FAMILY,
     "ibq": ibq.FAMILY,
+    "infinity_vae": infinity_vae.FAMILY,
 }
 
 
@@ -56,7 +57,7 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
 def tokenizer_of(family: str, weights: dict[str, Tensor], path: str | Path, config: Settings) -> ImageTokenizer:
     """The tokenizer of these tensors, which a file holds; the rest as of `load_published`."""
     table = PUBLISHED[family]
-    attempts = _attempts(table, config)
+    attempts, weights = _attempts(table, config), table.named(weights)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
         sources = _sources(table, wanted)
