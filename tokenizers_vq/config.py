@@ -70,8 +70,8 @@ class ConvVQConfig(ConvConfig):
         )
         problems.check(
             self.quant_kernel != 0 or self.latent_dim == self.quantizer.width,
-            f"tokenizer.latent_dim is {self.latent_dim}, the quantizer takes {self.quantizer.width} channels: make them "
-            "equal, or choose a quant_kernel of 1",
+            f"tokenizer.latent_dim is {self.latent_dim}, the quantizer takes {self.quantizer.width} channels: make "
+            "them equal, or choose a quant_kernel of 1",
         )
         bits = isinstance(self.quantizer, BSQ) and bool(self.scales)
         problems.check_range("tokenizer.scale_fold", self.scale_fold, 1, 8)

@@ -232,16 +232,17 @@ class ObjectiveSettings:
         problems.raise_if_any()
 
 
-PORT_KINDS = ("linear", "table", "states", "waves")
+PORT_KINDS = ("linear", "table", "states", "attended", "waves")
 
 
 @dataclass
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table", "states", "waves"]
-    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers; or
-    waves, for a span of the vocabulary whose ids are steps of a scale (`unitok/ports.py`)."""
+    kind: Literal["linear", "table", "states", "attended", "waves"]
+    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers, those
+    that positions attend to; or waves, for a span of the vocabulary whose ids are steps of a scale
+    (`unitok/ports.py`)."""
     size: int
     """Length of the vectors, the number of numbers, or the number of waves."""
 

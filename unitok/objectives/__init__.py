@@ -25,13 +25,16 @@ OBJECTIVES = {
     "var": ".var:VAR",
 }
 """Name -> where its class stands."""
+PUBLISHED_ALONE = {"infinity": ".infinity:Infinity"}
+"""The same, of objectives that only models have which were imported."""
 
 
 def objective_class(name: str) -> type[Objective]:
     """The objective of that name. Raises UserError that lists the names."""
-    if name not in OBJECTIVES:
+    known = OBJECTIVES | PUBLISHED_ALONE
+    if name not in known:
         raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
-    module, _, kind = OBJECTIVES[name].partition(":")
+    module, _, kind = known[name].partition(":")
     return getattr(importlib.import_module(module, __name__), kind)
 
 

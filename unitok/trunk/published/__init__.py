@@ -21,6 +21,7 @@ PUBLISHED = {
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
     "showo": ".showo:FAMILY",
+    "infinity": ".infinity:FAMILY",
 }
 """Name -> where its family stands."""
 
@@ -67,7 +68,7 @@ class PublishedTrunk(Traits, ABC):
 
     @property
     @abstractmethod
-    def captions(self) -> Literal["text", "class", "states"]:
+    def captions(self) -> Literal["text", "class", "states", "attended"]:
         """What a caption is to the model: a text before the picture, or a condition (`unitok/conditions.py`)."""
 
     @property
