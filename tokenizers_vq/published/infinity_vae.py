@@ -110,6 +110,6 @@ FAMILY = Family(
     wrappers=("vae",),
     ignored=("quantizer.lfq.", "quantize.lfq."),
     renamed={"codebook_dim": "vae_type", "encoder_ch_mult": "ch_mult", "decoder_ch_mult": "ch_mult"},
-    unused=frozenset(("vae_path", "patch_size", "schedule_mode")),
+    unused=frozenset(("vae_path", "vqgan_ckpt", "patch_size", "schedule_mode", "codebook_size", "test_mode")),
     files=("infinity_vae_d32reg.pth",),
 )
