@@ -185,12 +185,12 @@ def train_generator(
         del settings["lora"]
     elif init is None:
         raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
-    from unitok.objectives import get_objective, objective_class
+    from unitok.objectives import chosen_objective, get_objective, objective_class
 
     if init is None and image_tokenizer is None:
         raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
     if init is None:
-        kind = objective_class(objective)
+        kind = chosen_objective(objective)
         objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
     else:
         check_start(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -17,6 +17,8 @@ from .vocabulary import Vocabulary
 
 STATES = "caption"
 """Port of the states of a caption."""
+KINDS: dict[str, Literal["states", "attended"]] = {"states": "states", "attended": "attended"}
+"""Captions that are states -> the kind of their port."""
 
 
 class TextStates(NamedTuple):
@@ -156,4 +158,4 @@ def class_ids(caption: str, classes: int) -> list[int]:
 
 def caption_ports(captions: str, size: int) -> dict[str, PortConfig]:
     """The port that captions of a kind need; `size` is that of the states."""
-    return {STATES: PortConfig(captions, size)} if captions in ("states", "attended") else {}
+    return {STATES: PortConfig(KINDS[captions], size)} if captions in KINDS else {}

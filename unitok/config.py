@@ -208,7 +208,8 @@ class ObjectiveSettings:
     in the caption (word dropout, arXiv:1511.06349)."""
     code_noise: float | None = None
     """Largest noise added to the input maps of `next_scale`; 1 is as strong as the maps themselves. Each picture draws
-    its own share. Targets stay true, so each map learns to correct those before it."""
+    its own share. Targets stay true, so each map learns to correct those before it. Infinity: largest share of wrong
+    bits, and each scale draws its own."""
     permuted_until: float | None = None
     """Share of the run in which `random_order` and `masked_token` permute the codes of every picture (RAR,
     arXiv:2411.00776)."""

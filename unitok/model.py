@@ -56,11 +56,11 @@ class UniTok(Tunable):
         problems = Problems()
         codes, texts = self.vocabulary.codebook_size, dict(self.vocabulary.spans)["text"]
         kind = objective_class(config.objective)
-        own = kind.ids_of(image_tokenizer)
+        wanted = kind.ids_of(image_tokenizer)
         problems.check(
-            codes == own,
-            f"the model knows {codes} image {kind.counted}, its tokenizer has {own}: use the tokenizer it was trained "
-            "with",
+            codes == wanted,
+            f"the model knows {codes} image {kind.counted}, its tokenizer has {wanted}: use the tokenizer it was "
+            "trained with",
         )
         problems.check(
             texts == text_tokenizer.size,

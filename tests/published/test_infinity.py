@@ -25,6 +25,7 @@ from unitok.conditions import TextStates
 from unitok.config import ObjectiveSettings
 from unitok.importing import import_generator, unused_settings
 from unitok.model import UniTok
+from unitok.objectives import chosen_objective
 from unitok.objectives.base import Draw
 from unitok.sample.pipeline import draw, draw_codes, score_codes
 from unitok.sampling import SampleSettings
@@ -347,6 +348,10 @@ def test_the_maps_behind_wrong_bits_learn_to_correct_them(tmp_path: Path) -> Non
     kind = type(model.objective)
     assert settled(ObjectiveSettings(), kind, model.config.trunk).code_noise == 0.3
     assert settled(ObjectiveSettings(code_noise=0.0), kind, model.config.trunk).code_noise == 0.0
+    said = refused(lambda: settled(ObjectiveSettings(code_noise=2.0), kind, model.config.trunk))
+    assert said.endswith("a share of wrong bits for objective infinity: choose a value from 0 to 1")
+    said = refused(lambda: chosen_objective("infinity"))
+    assert said.startswith("objective is 'infinity': choose one of next_token, masked_token"), "it is imported alone"
 
 
 @torch.inference_mode()

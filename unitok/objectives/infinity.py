@@ -58,6 +58,16 @@ class Infinity(MapByMap):
     def ids_of(cls, image_tokenizer: ImageTokenizer) -> int:
         return 2 * cls.for_tokenizer(image_tokenizer).quantizer.width
 
+    @classmethod
+    def settled(cls, given: ObjectiveSettings) -> ObjectiveSettings:
+        found = super().settled(given)
+        if found.code_noise is not None and found.code_noise > 1:
+            raise UserError(
+                f"--objective_settings.code_noise is {found.code_noise}, a share of wrong bits for objective {cls.name}: "
+                "choose a value from 0 to 1"
+            )
+        return found
+
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
         return {PORT: PortConfig("linear", self.quantizer.width)}
 
