@@ -39,7 +39,8 @@ from .tiny import Weights, random_weights, tokenizer
 Grids = tuple[tuple[int, int], ...]
 
 WIDTH, DEPTH, HEADS, INNER, TEXT = 32, 2, 4, 48, 256
-SQUARE: Grids = ((1, 1), (2, 2), (4, 4))
+SQUARE: Grids = ((1, 1), (2, 2), (4, 4), (6, 6))
+"""From 6x6 to 4x4 the two ways of shrinking differ: what a model sees, and what the tokenizer writes."""
 WIDE: Grids = ((1, 1), (2, 2), (3, 4), (6, 8))
 """As pictures of 4 by 3 begin; their largest map has 54 x 72 codes."""
 WHOLE = {SQUARE: (64, 64), WIDE: (54, 72)}
@@ -415,13 +416,17 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     cut = {**w, "cfg_uncond": torch.cat([w["cfg_uncond"], w["cfg_uncond"]])}
     model = imported(tmp_path, cut, images)
     states = TextStates.of(torch.zeros(513, TEXT))
-    said = refused(lambda: score_codes(model, [states], torch.zeros(1, 21, dtype=torch.int64)))
+    said = refused(lambda: score_codes(model, [states], torch.zeros(1, length_of(SQUARE), dtype=torch.int64)))
     assert said == "a caption has 513 states of 256 numbers, this model takes up to 512 of 256"
     said = refused(
-        lambda: score_codes(model, [TextStates.of(torch.zeros(2, 9))], torch.zeros(1, 21, dtype=torch.int64))
+        lambda: score_codes(
+            model, [TextStates.of(torch.zeros(2, 9))], torch.zeros(1, length_of(SQUARE), dtype=torch.int64)
+        )
     )
     assert said == "a caption has 2 states of 9 numbers, this model takes up to 512 of 256"
-    said = refused(lambda: score_codes(model, [TextStates.of(torch.zeros(2, TEXT))], torch.full((1, 21), 64)))
+    said = refused(
+        lambda: score_codes(model, [TextStates.of(torch.zeros(2, TEXT))], torch.full((1, length_of(SQUARE)), 64))
+    )
     assert said.startswith("code 64 is outside the codebook of 64")
     said = refused(lambda: draw_codes(model, ["a red circle"], SampleSettings(), [0]))
     assert said.endswith("give unitok.conditions.TextStates from Python")

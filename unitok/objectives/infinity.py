@@ -63,8 +63,8 @@ class Infinity(MapByMap):
         found = super().settled(given)
         if found.code_noise is not None and found.code_noise > 1:
             raise UserError(
-                f"--objective_settings.code_noise is {found.code_noise}, a share of wrong bits for objective {cls.name}: "
-                "choose a value from 0 to 1"
+                f"--objective_settings.code_noise is {found.code_noise}, a share of wrong bits for objective "
+                f"{cls.name}: choose a value from 0 to 1"
             )
         return found
 
