@@ -223,6 +223,11 @@ def train_generator(
             beginning = Start.of(init, patterns, lora)
             start = beginning.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            if network.state_width:
+                raise UserError(
+                    f"{init} reads captions as states of a text encoder, which no data holds and unitok does not run: "
+                    "take a model of classes or texts, or train this one from Python"
+                )
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
@@ -245,8 +250,8 @@ def train_generator(
             texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
-            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
             ports = get_objective(objective, images).ports(images.layout)
+            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
         if "inpaint" in wanted:
             check_places(images)
         used = modalities_of(wanted)

@@ -19,10 +19,13 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
 from tokenizers_vq.bitwise import BitScales, to_bits, to_codes
 from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import to_float
 from tokenizers_vq.quantizer_config import BSQ
+from unitok import prepare as prepare_module
 from unitok.cli.main import main
 from unitok.conditions import TextStates
 from unitok.config import ObjectiveSettings
+from unitok.data.open import open_data
 from unitok.importing import import_generator, unused_settings
 from unitok.model import UniTok
 from unitok.objectives import chosen_objective
@@ -375,6 +378,36 @@ def test_folders_are_inverse_and_draws_do_not_depend_on_their_batch(tmp_path: Pa
     assert torch.equal(coarse, together[:1, :5])
     pictures = draw(model, captions[:2], settings, [0, 1])  # type: ignore[arg-type]
     assert pictures.shape == (2, 3, *model.image_tokenizer.image_size) and len(pictures.unique()) > 5
+
+
+def test_a_prepared_model_scores_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prepare_module, "LARGE", 1)
+    model = imported(tmp_path, infinity_weights(), images_of(SQUARE))
+    captions, codes = [TextStates.of(one) for one in captions_of()], to_codes(some_bits(length_of(SQUARE), 6))
+    plain = score_codes(model, captions, codes)
+    assert prepare_module.prepare(model, "fp32") == "fp32" and model.ids.pack is not None
+    torch.testing.assert_close(score_codes(model, captions, codes), plain, atol=1e-4, rtol=0)
+
+
+def test_a_model_of_states_is_not_trained_on_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    imported(tmp_path, infinity_weights(), images_of(SQUARE)).save_pretrained(tmp_path / "model")
+    words = ["--init", str(tmp_path / "model"), "--data", "shapes?limit=8", "--out", str(tmp_path / "out")]
+    alone = ["--tasks.image_to_text.share", "0", "--tasks.text_only.share", "0", "--run.steps", "1"]
+    assert main(["train", "generator", *words, *alone]) == 2
+    assert "reads captions as states of a text encoder, which no data holds" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_codes_of_56_bits_are_written_and_read(tmp_path: Path) -> None:
+    images = images_of(SQUARE, 14, 2)
+    images.save_pretrained(tmp_path / "images")
+    words = ["--data", "shapes?limit=3&size=24", "--image_tokenizer", str(tmp_path / "images")]
+    assert main(["encode", *words, "--out", str(tmp_path / "codes")]) == 0
+    codes = [record.codes for record in open_data(str(tmp_path / "codes"), images.image_size)]
+    pictures = [record.image for record in open_data("shapes?limit=3&size=24", images.image_size)]
+    for found, picture in zip(codes, pictures, strict=True):
+        assert found is not None and picture is not None and found.max() > 2**50
+        assert torch.equal(found, images.encode(to_float(picture[None]))[0])
 
 
 def test_released_models_want_the_published_tensors() -> None:
