@@ -185,7 +185,7 @@ def draw_codes(
 
 def draw_each(
     model: UniTok,
-    captions: Sequence[str],
+    captions: Sequence[Condition],
     settings: SampleSettings,
     seeds: Sequence[int],
     *,
@@ -226,7 +226,7 @@ def draw_jobs(
 
 def draw(
     model: UniTok,
-    captions: list[str],
+    captions: Sequence[Condition],
     settings: SampleSettings | None = None,
     seeds: list[int] | None = None,
     *,
@@ -238,7 +238,7 @@ def draw(
 
     Args:
         model: draws.
-        captions: what is asked for.
+        captions: what is asked for, or other conditions.
         settings: how codes are chosen; default: the model's own.
         seeds: default 0, 1, ... They fix each picture: the same model, caption, settings and seed give the same
             picture, alone or in any batch.

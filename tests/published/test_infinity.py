@@ -30,7 +30,8 @@ from unitok.importing import import_generator, unused_settings
 from unitok.model import UniTok
 from unitok.objectives import chosen_objective
 from unitok.objectives.base import Draw
-from unitok.sample.pipeline import draw, draw_codes, score_codes
+from unitok.sample.jobs import job_for
+from unitok.sample.pipeline import draw, draw_codes, run, score_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import pack
 from unitok.tasks import documents
@@ -376,8 +377,17 @@ def test_folders_are_inverse_and_draws_do_not_depend_on_their_batch(tmp_path: Pa
     assert torch.equal(draw_codes(model, [masked], settings, [0]), together[:1])
     coarse = draw_codes(model, captions[:1], replace(settings, scales=2), [0])
     assert torch.equal(coarse, together[:1, :5])
-    pictures = draw(model, captions[:2], settings, [0, 1])  # type: ignore[arg-type]
+    pictures = draw(model, captions[:2], settings, [0, 1])
     assert pictures.shape == (2, 3, *model.image_tokenizer.image_size) and len(pictures.unique()) > 5
+
+
+def test_known_codes_stay(tmp_path: Path) -> None:
+    model = imported(tmp_path, infinity_weights(), images_of(SQUARE))
+    caption, settings = TextStates.of(captions_of()[1]), SampleSettings(guidance=2.0)
+    free = draw_codes(model, [caption], settings, [0])[0]
+    known = torch.where(torch.arange(len(free)) % 3 == 0, (free + 1) % 64, -1)
+    found = run(model, [job_for("text_to_image", {"caption": caption}, 0, settings, known=known)])[0][0]
+    assert torch.equal(found[known >= 0], known[known >= 0]) and not torch.equal(found[known < 0], free[known < 0])
 
 
 def test_a_prepared_model_scores_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
