@@ -60,8 +60,8 @@ class Segment:
     """(n, F) float32 or (n,) int64: what stands there beside the ids."""
     port: str = ""
     """Which port embeds the features."""
-    weight: float = 1.0
-    """Of the losses here."""
+    weight: float | torch.Tensor = 1.0
+    """Of the losses here: of all, or (n,) float32 of each."""
     private: bool = False
     """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
     stands: torch.Tensor | None = None
@@ -126,7 +126,7 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         places.append(_moved(part.places, order))
         stands.append(places[-1] if part.stands is None else _moved(part.stands, order))
         elsewhere = elsewhere or part.stands is not None
-        weights.append(torch.full((n,), part.weight))
+        weights.append(torch.as_tensor(part.weight, dtype=torch.float32).expand(n))
         runs += part.runs or [(slice(0, 0), n)]
         if part.features is not None:
             features.append((part.port, start, part.features))

@@ -310,7 +310,10 @@ def test_a_training_step_has_the_authors_loss(name: str, ours: str, left_out: bo
     seen = what_is_seen(split(bits, SQUARE), SQUARE)
     w[name].requires_grad_()
     given = [w["cfg_uncond"][: len(one)] for one in states] if left_out else states
-    wanted = F.cross_entropy(infinity(w, given, seen, SQUARE).flatten(0, 2), bits.flatten())
+    logits = infinity(w, given, seen, SQUARE)
+    wanted = F.cross_entropy(logits.flatten(0, 2), bits.flatten(), reduction="none").view(bits.shape).mean(-1)
+    weight = torch.tensor([math.sqrt(6 * 6) / math.sqrt(h * v) for h, v in SQUARE for _ in range(h * v)])
+    wanted = (wanted * weight / weight.sum()).sum(-1).mean()  # the coarser, the more
     loss = some_loss(model, [TextStates.of(one) for one in states], to_codes(bits), left_out)
     torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=0)
     loss.backward()

@@ -31,7 +31,7 @@ class Infinity(MapByMap):
     codes. Each scale is a group.
 
     In training a share of the bits of every scale is wrong, and the scales behind learn to correct them (bitwise
-    self-correction).
+    self-correction). Losses of coarse scales, which have few codes, weigh more.
     """
 
     name = "infinity"
@@ -90,7 +90,17 @@ class Infinity(MapByMap):
         groups, places, runs = self.groups(layout), layout.coordinates(), ((vocabulary.image_range, layout.length),)
         inputs, features = self.inputs(seen, groups, vocabulary), self.mark(seen, groups).cpu()
         targets = codes.cpu() + vocabulary.image_start
-        return [Segment(inputs[b], groups, places, targets[b], runs, features[b], PORT) for b in range(len(codes))]
+        weight = 1.0 if settings is None else self.weights(layout)
+        return [
+            Segment(inputs[b], groups, places, targets[b], runs, features[b], PORT, weight) for b in range(len(codes))
+        ]
+
+    def weights(self, layout: Layout) -> torch.Tensor:
+        """(L,): of the losses of a picture's codes in training, one by the root of the number of their scale; 1 on
+        average."""
+        lengths = torch.tensor(layout.lengths)
+        found = lengths.float().rsqrt().repeat_interleave(lengths)
+        return found / found.mean()
 
     def flips(self, layout: Layout, draw: Draw, most: float) -> torch.Tensor:
         """(L, D) bool: wrong bits, a share of its own of each scale, up to `most`."""
