@@ -65,7 +65,7 @@ def measure_tokenizer(
         "psnr": Number("PSNR (mean over pictures)", scores.psnr, "dB", "higher", facts),
         "ssim": Number("SSIM (mean over pictures)", scores.ssim, "", "higher", facts),
         "codebook_use": Number("Codebook use (share of codes that occur)", scores.codebook_use, "%", "higher", facts),
-        "perplexity": Number(f"Code perplexity (of {tokenizer.codebook_size})", scores.perplexity, "", "higher", facts),
+        "perplexity": Number(f"Code perplexity (of {tokenizer.counted})", scores.perplexity, "", "higher", facts),
     }
     warnings = [ONE_PICTURE]
     if scores.rfid is not None:

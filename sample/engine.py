@@ -20,6 +20,7 @@ from unitok.objectives.base import Asked, Progress, Writer
 from unitok.seeding import fold
 from unitok.sequence import lay_out
 from unitok.tasks import Piece
+from unitok.trunk.base import Beside
 
 from .jobs import Job, Turn, compared, prompts_needed
 from .prompts import Prompts, document_of
@@ -99,8 +100,10 @@ class Engine:
         """Of all logits of a writer's row so far: finite if they all were."""
         self.orders = torch.zeros(lanes, device=model.device)
         """Order coordinate at which each lane's value begins."""
-        self.conditions: torch.Tensor | None = None
-        """(lanes, C): the vector of each lane's condition; None where the model has no conditions."""
+        self.conditions: dict[int, Beside] = {}
+        """Lane -> its condition, one row; empty where the model has no conditions."""
+        self._joined: dict[tuple[int, ...], Beside] = {}
+        """Lanes -> their conditions, as long as they stay."""
         self.prompts = Prompts(model, self.modalities, 2 * lanes)
         self._added = 0
         self._constants: dict[tuple[float, ...], torch.Tensor] = {}
@@ -249,9 +252,8 @@ class Engine:
             self.cache.copy(lane, one.keys, one.values)
             self.orders[lane] = one.order
             if one.condition is not None:
-                if self.conditions is None:
-                    self.conditions = one.condition.new_zeros(self.cache.rows, len(one.condition))
                 self.conditions[lane] = one.condition
+                self._joined.clear()
 
     def _without_last(self, state: _Row, length: int, order: torch.Tensor) -> None:
         """Lets the lanes that guidance compares with read what the first had before its last turn, so long and up to
@@ -321,9 +323,14 @@ class Engine:
         condition = self._conditions(lanes)
         return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands, condition)
 
-    def _conditions(self, lanes: Sequence[int]) -> torch.Tensor | None:
-        """(b, 1, C): those of these lanes."""
-        return None if self.conditions is None else self.conditions[self.cache.index(lanes)][:, None]
+    def _conditions(self, lanes: Sequence[int]) -> Beside | None:
+        """Those of these lanes."""
+        if not self.conditions:
+            return None
+        key = tuple(lanes)
+        if key not in self._joined:
+            self._joined[key] = Beside.joined([self.conditions[lane] for lane in lanes])
+        return self._joined[key]
 
     def _guided(
         self,

@@ -89,7 +89,8 @@ def score_codes(
     model: UniTok, conditions: Sequence[Condition], codes: torch.Tensor, *, batch_size: int = 32
 ) -> torch.Tensor:
     """Logits (B, L, V) float32 of all V image codes where each of the codes (B, L) stands: as the model has them when
-    this code is drawn behind those that are drawn before it, without guidance.
+    this code is drawn behind those that are drawn before it, without guidance. Where codes are chosen bit by bit,
+    (B, L, D, 2): those of both values of each of D bits, the first counting most.
 
     Where the model draws all codes in every pass (`maskgit`), they are those of the first.
 
@@ -112,7 +113,7 @@ def score_codes(
             to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
             states = hidden[row, len(text) + here.to(hidden.device)]
             scores[part.start + row, to] = model.ids.scores(states, model.vocabulary.image_range).cpu()
-    return scores
+    return scores.unflatten(-1, (-1, 2)) if model.objective.bitwise else scores
 
 
 def draw_codes_each(
@@ -186,7 +187,7 @@ def draw_codes(
 
 def draw_each(
     model: UniTok,
-    captions: Sequence[str],
+    captions: Sequence[Condition],
     settings: SampleSettings,
     seeds: Sequence[int],
     *,
@@ -235,7 +236,7 @@ def draw_jobs(
 
 def draw(
     model: UniTok,
-    captions: list[str],
+    captions: Sequence[Condition],
     settings: SampleSettings | None = None,
     seeds: list[int] | None = None,
     *,
@@ -247,7 +248,7 @@ def draw(
 
     Args:
         model: draws.
-        captions: what is asked for.
+        captions: what is asked for, or other conditions.
         settings: how codes are chosen; default: the model's own.
         seeds: default 0, 1, ... They fix each picture: the same model, caption, settings and seed give the same
             picture, alone or in any batch.

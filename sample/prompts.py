@@ -13,6 +13,7 @@ from unitok.modalities import Modality
 from unitok.model import UniTok
 from unitok.sequence import Document, document, lay_out
 from unitok.tasks import Piece
+from unitok.trunk.base import Beside
 from unitok.trunk.rule import Visibility, allowed
 
 Key = tuple[Any, ...]
@@ -28,8 +29,8 @@ class Encoded(NamedTuple):
     """(depth, G, n, D)"""
     order: int
     """The next order coordinate."""
-    condition: torch.Tensor | None = None
-    """(C,): the vector of its condition."""
+    condition: Beside | None = None
+    """One row."""
 
 
 class Prompts:
@@ -83,7 +84,7 @@ class Prompts:
             if pieces:
                 n = len(documents[row])
                 kept = (cache.keys[:, row, :, :n].clone(), cache.values[:, row, :, :n].clone())
-                yield Encoded(*kept, documents[row].order, None if condition is None else condition[row, 0])
+                yield Encoded(*kept, documents[row].order, None if condition is None else condition.row(row))
                 row += 1
             else:
                 empty = self.model.trunk.cache(1, 0)

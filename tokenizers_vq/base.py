@@ -27,11 +27,14 @@ from .hub import local_folder
 from .layout import Layout
 from .parts import Tunable
 from .quantizer_base import check_codes
+from .quantizer_config import MOST_CODES
 from .tf32 import without_tf32
 from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+COUNTED_BITS = 16
+"""See `ImageTokenizer.counted`."""
 
 _CLASSES = {
     "conv_vq": ".vq:ConvVQTokenizer",
@@ -72,6 +75,16 @@ class ImageTokenizer(Tunable, ABC):
         self.codebook_size: int = config.quantizer.size
         self.stride: int = config.stride
         self.image_size: tuple[int, int] = config.size
+
+    @property
+    def counted(self) -> int:
+        """How many codes the use of the codebook is counted by: all, or, of codes that no table holds, those that
+        their first `COUNTED_BITS` bits make."""
+        return self.codebook_size if self.codebook_size <= MOST_CODES else 2**COUNTED_BITS
+
+    def countable(self, codes: Tensor) -> Tensor:
+        """Codes of any shape as numbers below `counted`."""
+        return codes if self.codebook_size == self.counted else codes // (self.codebook_size // self.counted)
 
     @property
     def layout(self) -> Layout:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from .config_base import MOST_BLOCKS, MOST_WIDTH, PER_LEVEL, ConvConfig, TokenizerConfig, check_multipliers
 from .errors import Problems, UserError, shown
 from .layout import Layout
-from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .quantizer_config import BSQ, FSQ, LFQ, MOST_BITS, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
 from .query_config import QueryVQConfig
 from .scales import check_scales, scale_grids
 from .schema import read_dataclass
@@ -33,15 +33,18 @@ class ConvVQConfig(ConvConfig):
     vit: ViTConfig = field(default=ViTConfig())
     """The transformer over patches, where `backbone` is vit."""
     quant_kernel: int = 1
-    """Side of the convolutions before and after the quantizer; VAR has 3."""
+    """Side of the convolutions before and after the quantizer; VAR has 3. 0: there are none (Infinity)."""
     scales: tuple[int | tuple[int, int], ...] = ()
     """Grids of a multi-scale tokenizer, coarse to fine (VAR, arXiv 2404.02905), each a number for its longer side or
-    [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ."""
+    [height, width]; the last is the whole grid. Empty: one grid. With it, quantizer is VQ or SimVQ; or BSQ, whose
+    codes are bits (Infinity, arXiv 2412.04431)."""
     scale_residual: bool = True
     """Each scale writes what the coarser ones left over (VAR). false: each writes the whole picture as far as its grid
     can hold it (FlexVAR, arXiv 2502.20313), and the finest alone is decoded."""
     scale_convs: int = 4
-    """Residual convolutions that the scales share; neighbouring scales use the same one."""
+    """Residual convolutions that the scales share; neighbouring scales use the same one. BSQ has none."""
+    scale_fold: int = 1
+    """With scales and BSQ: a code holds the bits of so many times so many latents."""
     scale_dropout: float = 0.0
     """Share of the training pictures that are decoded from their coarse scales alone, which then carry more of them."""
 
@@ -62,14 +65,38 @@ class ConvVQConfig(ConvConfig):
             self.backbone == "conv" or not self.patchwise,
             "tokenizer.patchwise is true, but the vit backbone looks across patches: leave it out, or take conv",
         )
-        problems.check(self.quant_kernel in (1, 3), f"tokenizer.quant_kernel is {self.quant_kernel}: choose 1 or 3")
+        problems.check(
+            self.quant_kernel in (0, 1, 3),
+            f"tokenizer.quant_kernel is {self.quant_kernel}: choose 1 or 3, or 0 for none",
+        )
+        problems.check(
+            self.quant_kernel != 0 or self.latent_dim == self.quantizer.width,
+            f"tokenizer.latent_dim is {self.latent_dim}, the quantizer takes {self.quantizer.width} channels: make "
+            "them equal, or choose a quant_kernel of 1",
+        )
+        bits = isinstance(self.quantizer, BSQ) and bool(self.scales)
+        problems.check_range("tokenizer.scale_fold", self.scale_fold, 1, 8)
+        problems.check(
+            self.scale_fold == 1 or (bits and not self.patchwise),
+            f"tokenizer.scale_fold is {self.scale_fold}: only BSQ with scales folds, and not patchwise; choose 1",
+        )
+        width = self.quantizer.width * self.scale_fold**2
+        problems.check(
+            not bits or width <= MOST_BITS,
+            f"tokenizer.scale_fold makes codes of {width} bits: choose at most {MOST_BITS}",
+        )
+        problems.check(
+            not bits or (self.scale_residual and self.scale_dropout == 0),
+            "tokenizer.scales with BSQ writes what is left over, in all scales: leave out scale_residual and "
+            "scale_dropout",
+        )
         problems.check(
             0 <= self.scale_dropout <= 1, f"tokenizer.scale_dropout is {self.scale_dropout}: choose a share from 0 to 1"
         )
         problems.check(
-            not self.scales or type(self.quantizer) in (VQ, SimVQ),
+            not self.scales or type(self.quantizer) in (VQ, SimVQ, BSQ),
             f"tokenizer.scales with {type(self.quantizer).__name__}: choose VQ or SimVQ, whose code vectors can be as "
-            "short as what the coarse scales leave over",
+            "short as what the coarse scales leave over, or BSQ",
         )
 
     def layout_for(self, height: int, width: int) -> Layout:
@@ -81,7 +108,7 @@ class ConvVQConfig(ConvConfig):
 
     @property
     def stride(self) -> int:
-        return self.vit.patch if self.backbone == "vit" else super().stride
+        return (self.vit.patch if self.backbone == "vit" else super().stride) * self.scale_fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +278,7 @@ FAMILIES: dict[str, type[TokenizerConfig]] = {
 ADDED = {
     *("patchwise", "scales", "scale_residual", "scale_convs", "scale_dropout"),
     *("quant_kernel", *PER_LEVEL, "attention_levels"),
-    *("backbone", "vit", "learned", "contrastive_weight"),
+    *("backbone", "vit", "learned", "contrastive_weight", "scale_fold"),
 }
 """Keys that the first files of this format do not have. Where one is missing its default holds, and where its default
 holds it is not written: so a new key changes neither the file nor the fingerprint of an older tokenizer."""

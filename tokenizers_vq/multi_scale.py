@@ -15,6 +15,8 @@ B = images, D = width of a code vector, h, w = finest grid, L = codes per image,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
@@ -26,9 +28,65 @@ from .quantizers import make_quantizer
 from .scales import residual_conv_of
 
 
-class MultiScaleQuantizer(nn.Module):
-    """Latents (B, D, h, w) <-> codes (B, L), coarse to fine. The codebook is that of any quantizer whose code vectors
-    can have any length (`vq`, `simvq`)."""
+class ScaleQuantizer(nn.Module, ABC):
+    """Latents (B, C, h, w) <-> codes (B, L), coarse to fine: what a next-scale model asks of it."""
+
+    width: int
+    """D: numbers that a place of a picture has, as such a model sees it."""
+    channels: int
+    """C: those of latents."""
+    codebook_size: int
+    config: ConvVQConfig
+
+    @abstractmethod
+    def forward(self, z: Tensor, accumulate: bool = False) -> Quantized:
+        """Quantizes (B, C, h, w); `accumulate` as in `Quantizer`."""
+
+    @abstractmethod
+    def nearest(self, z: Tensor) -> Tensor:
+        """Codes (B, L) of latents (B, C, h, w); never changes the quantizer."""
+
+    @abstractmethod
+    def vectors(self, codes: Tensor, layout: Layout) -> Tensor:
+        """Latents (B, C, h, w) float32 as known from the scales that the codes (B, n) hold."""
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """As `Quantizer.table`."""
+
+    @abstractmethod
+    def blank(self, batch: int, layout: Layout, device: torch.device) -> Tensor:
+        """The total before any scale, (B, C, h, w)."""
+
+    @abstractmethod
+    def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
+        """The total after one more scale, whose codes are (B, n)."""
+
+    @abstractmethod
+    def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
+        """A total as seen on the grid of a scale, (B, n, D) row-major."""
+
+    def total(self, codes: Tensor, layout: Layout) -> Tensor:
+        """The total (B, C, h, w) after the scales that the codes (B, n) hold."""
+        total = self.blank(codes.shape[0], layout, codes.device)
+        for scale, part in enumerate(layout.split(codes)):
+            total = self.add(total, part, scale, layout)
+        return total
+
+    @torch.no_grad()
+    def seen_before(self, codes: Tensor, layout: Layout) -> Tensor:
+        """(B, L, D): at the positions of each scale, the total of all coarser scales on its grid; zeros for the
+        first."""
+        total = self.blank(codes.shape[0], layout, codes.device)
+        seen = []
+        for scale, part in enumerate(layout.split(codes)):
+            seen.append(self.shrink(total, scale, layout))
+            total = self.add(total, part, scale, layout)
+        return torch.cat(seen, 1)
+
+
+class MultiScaleQuantizer(ScaleQuantizer):
+    """The codebook is that of any quantizer whose code vectors can have any length (`vq`, `simvq`)."""
 
     mean: Tensor
     """(D,): what all latents have in common. It is taken out before and added after, for the first map would otherwise
@@ -39,7 +97,7 @@ class MultiScaleQuantizer(nn.Module):
         super().__init__()
         self.config = config
         self.book = make_quantizer(config.quantizer)
-        self.width, self.codebook_size = self.book.width, self.book.codebook_size
+        self.width, self.channels, self.codebook_size = self.book.width, self.book.width, self.book.codebook_size
         number = max(residual_conv_of(scale, config.scale_convs, len(config.scales)) for scale in self._scales) + 1
         self.register_buffer("mean", torch.zeros(self.width))
         self._pending: Tensor | None = None
@@ -90,50 +148,27 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, z: Tensor) -> Tensor:
-        """Codes (B, L) of latents (B, D, h, w); never changes the codebook."""
         with torch.autocast(z.device.type, enabled=False):
             return torch.cat(self._write(self._centred(z), self._layout(z))[1], 1)
 
     def vectors(self, codes: Tensor, layout: Layout) -> Tensor:
-        """Latents (B, D, h, w) float32 as known from the scales that the codes (B, n) hold."""
         return self.total(codes, layout) + self.mean[:, None, None]
 
     def table(self) -> Tensor:
         """As `Quantizer.table`: all scales have one codebook."""
         return self.book.table()
 
-    def total(self, codes: Tensor, layout: Layout) -> Tensor:
-        """The total (B, D, h, w) after the scales that the codes (B, n) hold; latents are this and the mean."""
-        total = self.blank(codes.shape[0], layout, codes.device)
-        for scale, part in enumerate(layout.split(codes)):
-            total = self.add(total, part, scale, layout)
-        return total
-
     # --- one scale at a time ---------------------------------------------------------------------------------------
 
     def blank(self, batch: int, layout: Layout, device: torch.device) -> Tensor:
-        """The total before any scale, (B, D, h, w)."""
         return torch.zeros(batch, self.width, *layout.grid, device=device)
 
     def add(self, total: Tensor, codes: Tensor, scale: int, layout: Layout) -> Tensor:
-        """The total after one more scale, whose codes are (B, n)."""
         part = self._part(codes, scale, layout)
         return total + part if self.config.scale_residual else part
 
     def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
-        """A total as seen on the grid of a scale, (B, n, D) row-major."""
         return _area(total, layout.scales[scale]).flatten(2).transpose(1, 2)
-
-    @torch.no_grad()
-    def seen_before(self, codes: Tensor, layout: Layout) -> Tensor:
-        """(B, L, D): at the positions of each scale, the total of all coarser scales on its grid; zeros for the
-        first."""
-        total = self.blank(len(codes), layout, codes.device)
-        seen = []
-        for scale, part in enumerate(layout.split(codes)):
-            seen.append(self.shrink(total, scale, layout))
-            total = self.add(total, part, scale, layout)
-        return torch.cat(seen, 1)
 
     @torch.no_grad()
     def rewrite(self, codes: Tensor, layout: Layout, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,9 @@ from typing import ClassVar
 from .errors import Problems, UserError, shown
 
 MOST_CODES = 2**24
-"""Of a codebook; usage is counted in a table of all codes."""
+"""Of a codebook that some table holds."""
+MOST_BITS = 62
+"""Of a code that no table holds: codes are whole numbers of 64 bits with a sign."""
 MOST_DIM = 2**14
 """Numbers of a code vector, or codebooks."""
 
@@ -176,6 +178,7 @@ class LFQ(QuantizerConfig):
     """Each latent channel gives one bit, its sign (LFQ of MAGVIT-v2, arXiv 2310.05737)."""
 
     kind: ClassVar[str] = "lfq"
+    most_codes: ClassVar[int] = MOST_CODES
 
     codebook_size: int = 1024
     """Number of codes, a power of two; its logarithm is the number of latent channels."""
@@ -202,7 +205,8 @@ class LFQ(QuantizerConfig):
             size >= 2 and size & (size - 1) == 0,
             f"quantizer.codebook_size is {shown(size)}: {self.kind} needs a power of two, such as {near}",
         )
-        problems.check(size <= MOST_CODES, f"quantizer.codebook_size is {shown(size)}: choose at most {MOST_CODES}")
+        most = self.most_codes
+        problems.check(size <= most, f"quantizer.codebook_size is {shown(size)}: choose at most {most}")
         for name in ("commitment_weight", "entropy_weight", "diversity"):
             value = getattr(self, name)
             problems.check(value >= 0, f"quantizer.{name} is {value}: choose 0 or more")
@@ -215,6 +219,7 @@ class BSQ(LFQ):
     that no table of the codes is ever made."""
 
     kind: ClassVar[str] = "bsq"
+    most_codes: ClassVar[int] = 2**MOST_BITS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .base import ImageTokenizer, TokenizerOutput
+from .bitwise import BitScales
 from .config import ConvVQConfig
 from .conv import Decoder, Encoder
 from .layout import Layout
-from .multi_scale import MultiScaleQuantizer
+from .multi_scale import MultiScaleQuantizer, ScaleQuantizer
+from .quantizer_base import Quantizer
+from .quantizer_config import BSQ
 from .quantizers import make_quantizer
 from .vit import Decoder as ViTDecoder
 from .vit import Encoder as ViTEncoder
@@ -29,10 +32,9 @@ class ConvVQTokenizer(ImageTokenizer):
         super().__init__(config)
         vit = config.backbone == "vit"
         self.encoder = ViTEncoder(config.vit, config.latent_dim) if vit else Encoder(config)
-        self.quantizer = MultiScaleQuantizer(config) if config.scales else make_quantizer(config.quantizer)
-        kernel, width = config.quant_kernel, self.quantizer.width
-        self.quant_conv = nn.Conv2d(config.latent_dim, width, kernel, padding=kernel // 2)
-        self.post_quant_conv = nn.Conv2d(width, config.latent_dim, kernel, padding=kernel // 2)
+        self.quantizer = _quantizer(config)
+        self.codebook_size = self.quantizer.codebook_size
+        self.quant_conv, self.post_quant_conv = _around(config)
         self.decoder = ViTDecoder(config.vit, config.latent_dim) if vit else Decoder(config)
 
     @property
@@ -56,6 +58,21 @@ class ConvVQTokenizer(ImageTokenizer):
         return self.quantizer.nearest(self.latents(images))
 
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
-        if isinstance(self.quantizer, MultiScaleQuantizer):
+        if isinstance(self.quantizer, ScaleQuantizer):
             return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout)))
         return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout.grid)))
+
+
+def _quantizer(config: ConvVQConfig) -> Quantizer | ScaleQuantizer:
+    if not config.scales:
+        return make_quantizer(config.quantizer)
+    return BitScales(config) if isinstance(config.quantizer, BSQ) else MultiScaleQuantizer(config)
+
+
+def _around(config: ConvVQConfig) -> tuple[nn.Module, nn.Module]:
+    """What stands before the quantizer and behind it."""
+    kernel, width = config.quant_kernel, config.quantizer.width
+    if not kernel:
+        return nn.Identity(), nn.Identity()
+    before = nn.Conv2d(config.latent_dim, width, kernel, padding=kernel // 2)
+    return before, nn.Conv2d(width, config.latent_dim, kernel, padding=kernel // 2)

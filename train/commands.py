@@ -191,12 +191,12 @@ def train_generator(
         raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
     if not code_vectors:
         del settings["code_vectors"]
-    from unitok.objectives import get_objective, objective_class
+    from unitok.objectives import chosen_objective, get_objective, objective_class
 
     if init is None and image_tokenizer is None:
         raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
     if init is None:
-        kind = objective_class(objective)
+        kind = chosen_objective(objective)
         objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
     else:
         check_start(settings)
@@ -229,6 +229,11 @@ def train_generator(
             beginning = Start.of(init, patterns, lora)
             start = beginning.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            if network.state_width:
+                raise UserError(
+                    f"{init} reads captions as states of a text encoder, which no data holds and unitok does not run: "
+                    "take a model of classes or texts, or train this one from Python"
+                )
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
@@ -251,10 +256,10 @@ def train_generator(
             texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
-            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
             ports = get_objective(objective, images).ports(images.layout)
             if code_vectors:
                 ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
+            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
         if "inpaint" in wanted:
             check_places(images)
         used = modalities_of(wanted)
@@ -287,7 +292,7 @@ def train_generator(
         else:
             counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
         _print_parameters(counts, world.is_main)
-        logits = run.micro_batch_for(world.size) * images.layout.length * images.codebook_size
+        logits = run.micro_batch_for(world.size) * images.layout.length * dict(vocabulary.spans)["image"]
         check_memory(sum(counts.values()), logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}

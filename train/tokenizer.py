@@ -95,7 +95,7 @@ class TokenizerTrainee:
             train_only(self.tokenizer, trainable)
         self.tokenizer.to(world.device)
         self.model: nn.Module = self.tokenizer
-        self.size = self.tokenizer.codebook_size
+        self.size = self.tokenizer.counted
         self._loss = TokenizerLoss(losses).to(world.device)
         self.adversarial: AdversarialLoss | None = None
         self.opponent: Opponent | None = None
@@ -188,7 +188,8 @@ class TokenizerTrainee:
             difference = output.reconstruction.detach().clamp(-1, 1) - images
             square = difference.square().flatten(1).mean(1).clamp(min=1e-10)  # (B,); a perfect copy counts 106 dB
             layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
-            uses = [torch.bincount(part.flatten(), minlength=self.size) for part in layout.split(output.codes)]
+            codes = self.tokenizer.countable(output.codes)
+            uses = [torch.bincount(part.flatten(), minlength=self.size) for part in layout.split(codes)]
             return {
                 **{f"loss/{name}": part.detach() * pictures for name, part in parts.items()},
                 "l1": difference.abs().mean() * pictures,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -17,6 +17,8 @@ from .vocabulary import Vocabulary
 
 STATES = "caption"
 """Port of the states of a caption."""
+KINDS: dict[str, Literal["states", "attended"]] = {"states": "states", "attended": "attended"}
+"""Captions that are states -> the kind of their port."""
 
 
 class TextStates(NamedTuple):
@@ -98,13 +100,7 @@ class StatesModality(_GivenOnly):
         found = []
         most, size = self.nothing.shape
         for value in values:
-            if not isinstance(value, TextStates):
-                raise UserError("this model reads states of its text encoder, not ids of a text: give TextStates")
-            if value.length > most or value.states.shape[1] != size:
-                raise UserError(
-                    f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to "
-                    f"{most} of {size}"
-                )
+            check_states(value, most, size)
             states = value.states if len(value.states) else self.nothing[most - value.length :]
             before = torch.arange(len(states) - 1)
             places = torch.zeros(len(before), 3)
@@ -113,6 +109,37 @@ class StatesModality(_GivenOnly):
             condition = Condition(self.vocabulary.bos, states[-1], STATES)
             found.append(Segment(ids, before, places, features=states[:-1], port=STATES, condition=condition))
         return found
+
+
+@dataclass(frozen=True)
+class AttendedModality(_GivenOnly):
+    """States of captions, which positions attend to. They have no positions of their own."""
+
+    most: int = 0
+    """States of a caption."""
+    size: int = 0
+    """Of a state."""
+
+    def given(self, values: Sequence[TextStates]) -> list[Segment]:
+        found = []
+        for value in values:
+            check_states(value, self.most, self.size)
+            states = value.states if len(value.states) else torch.zeros(value.length, self.size)
+            condition = Condition(self.vocabulary.bos, None, STATES, states, not len(value.states))
+            nothing = torch.zeros(0, dtype=torch.int64)
+            found.append(Segment(nothing, nothing, torch.zeros(0, 3), condition=condition))
+        return found
+
+
+def check_states(value: object, most: int, size: int) -> None:
+    """Raises UserError for what are no states, or not those that a model takes."""
+    if not isinstance(value, TextStates):
+        raise UserError("this model reads states of its text encoder, not ids of a text: give TextStates")
+    if value.length > most or value.states.shape[1] != size:
+        raise UserError(
+            f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to {most} of "
+            f"{size}"
+        )
 
 
 def class_ids(caption: str, classes: int) -> list[int]:
@@ -131,4 +158,4 @@ def class_ids(caption: str, classes: int) -> list[int]:
 
 def caption_ports(captions: str, size: int) -> dict[str, PortConfig]:
     """The port that captions of a kind need; `size` is that of the states."""
-    return {STATES: PortConfig("states", size)} if captions == "states" else {}
+    return {STATES: PortConfig(KINDS[captions], size)} if captions in KINDS else {}

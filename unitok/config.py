@@ -208,7 +208,8 @@ class ObjectiveSettings:
     in the caption (word dropout, arXiv:1511.06349)."""
     code_noise: float | None = None
     """Largest noise added to the input maps of `next_scale`; 1 is as strong as the maps themselves. Each picture draws
-    its own share. Targets stay true, so each map learns to correct those before it."""
+    its own share. Targets stay true, so each map learns to correct those before it. Infinity: largest share of wrong
+    bits, and each scale draws its own."""
     permuted_until: float | None = None
     """Share of the run in which `random_order` and `masked_token` permute the codes of every picture (RAR,
     arXiv:2411.00776)."""
@@ -232,7 +233,7 @@ class ObjectiveSettings:
         problems.raise_if_any()
 
 
-PORT_KINDS = ("linear", "table", "states", "waves", "codes")
+PORT_KINDS = ("linear", "table", "states", "attended", "waves", "codes")
 CODES = "codes"
 ALIKE = ("waves", CODES)
 """Those that are about ids themselves: what like ones have in common."""
@@ -242,10 +243,10 @@ ALIKE = ("waves", CODES)
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table", "states", "waves", "codes"]
-    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers; or what
-    ids have in common (`Alike` in `unitok/ports.py`): waves, for a span of the vocabulary whose ids are steps of a
-    scale, or the vectors that the image tokenizer has for its codes."""
+    kind: Literal["linear", "table", "states", "attended", "waves", "codes"]
+    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers, those
+    that positions attend to; or what ids have in common (`Alike` in `unitok/ports.py`): waves, for a span of the
+    vocabulary whose ids are steps of a scale, or the vectors that the image tokenizer has for its codes."""
     size: int
     """Length of the vectors, the number of numbers, or the number of waves."""
 

@@ -18,8 +18,8 @@ from tokenizers_vq.weights import build_empty
 from .conditions import caption_ports
 from .config import ModelConfig
 from .model import UniTok
-from .objectives import get_objective
-from .ports import STATES
+from .objectives import get_objective, objective_class
+from .ports import ATTENDED, STATES
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer, number_tokenizer
 from .trunk.published import published_family
@@ -73,9 +73,11 @@ def import_generator(
         number, complaint = 1, ""
     if number:
         raise UserError(f"{path} is no {family}: {_nearest(table, weights, complaint)}; give another family or file")
-    if codes != image_tokenizer.codebook_size:
+    kind = objective_class(table.objective)
+    own = kind.ids_of(image_tokenizer)
+    if codes != own:
         raise UserError(
-            f"{path} draws {codes} codes, the image tokenizer has {image_tokenizer.codebook_size}: give the folder "
+            f"{path} draws {codes} {kind.counted}, the image tokenizer has {own}: give the folder "
             f"that unitok import {table.tokenizer} made"
         )
     _check_codebook(table.codebook(weights), image_tokenizer, f"{path}")
@@ -89,7 +91,7 @@ def import_generator(
         trunk,
         table.objective,
         vocabulary.spans,
-        {"text": table.text_length, "class": 1, "states": STATES}[trunk.captions],
+        {"text": table.text_length, "class": 1, "states": STATES, "attended": ATTENDED}[trunk.captions],
         image_tokenizer.fingerprint(),
         ports | caption_ports(trunk.captions, trunk.state_width),
         table.tasks,
@@ -146,7 +148,7 @@ def _check_name(table: Family, file: Path, image_tokenizer: ImageTokenizer) -> N
     """Raises UserError where a released file's name tells of another picture size, which no tensor may tell."""
     if file.name in table.released():
         wanted, own = table.grids(table.released()[file.name][0]), image_tokenizer.layout.scales
-        if len(wanted) != len(own) or wanted[-1] != own[-1]:
+        if wanted and (len(wanted) != len(own) or wanted[-1] != own[-1]):
             height, width = wanted[-1]
             raise UserError(
                 f"{file.name} draws {height}x{width} codes, the image tokenizer makes "
@@ -156,8 +158,10 @@ def _check_name(table: Family, file: Path, image_tokenizer: ImageTokenizer) -> N
 
 def _check_codebook(book: Tensor | None, image_tokenizer: ImageTokenizer, where: str) -> None:
     """Raises UserError where a file says that its model was trained with another image tokenizer."""
+    if book is None:
+        return
     own = image_tokenizer.code_vectors()[0]
-    if book is not None and (own.shape != book.shape or (own - book.float()).abs().max() > NEARLY * own.abs().max()):
+    if own.shape != book.shape or (own - book.float()).abs().max() > NEARLY * own.abs().max():
         raise UserError(f"{where} holds the codebook of another image tokenizer: give the one of the model")
 
 

@@ -20,16 +20,17 @@ from tokenizers_vq.parts import Tunable
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
-from .conditions import STATES, ClassModality, StatesModality, caption_ports, class_ids
+from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
 from .config import ALIKE, CODES, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
-from .objectives import get_objective
+from .objectives import get_objective, objective_class
 from .objectives.base import Objective
-from .ports import IdPort, StatesPort, add_features, build_ports
+from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports
 from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
+from .trunk.base import Beside
 from .trunk.cache import KVCache
 from .trunk.native import Transformer
 from .trunk.rule import Visibility
@@ -54,10 +55,12 @@ class UniTok(Tunable):
         self.vocabulary = Vocabulary(config.vocabulary)
         problems = Problems()
         codes, texts = self.vocabulary.codebook_size, dict(self.vocabulary.spans)["text"]
+        kind = objective_class(config.objective)
+        wanted = kind.ids_of(image_tokenizer)
         problems.check(
-            codes == image_tokenizer.codebook_size,
-            f"the model knows {codes} image codes, its tokenizer has {image_tokenizer.codebook_size}: "
-            "use the tokenizer it was trained with",
+            codes == wanted,
+            f"the model knows {codes} image {kind.counted}, its tokenizer has {wanted}: use the tokenizer it was "
+            "trained with",
         )
         problems.check(
             texts == text_tokenizer.size,
@@ -81,9 +84,12 @@ class UniTok(Tunable):
             )
         self.text_tokenizer = text_tokenizer
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        deep = self.vocabulary.image_range if trunk.deep_head else None
+        images = self.vocabulary.image_range
+        deep, bits = images if trunk.deep_head else None, images if self.objective.bitwise else None
         codes = self._vectors_of_codes(image_tokenizer)
-        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, codes)
+        self.ids = IdPort(
+            self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, bits, codes
+        )
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
@@ -124,9 +130,15 @@ class UniTok(Tunable):
         seen = batch.visibility(attention)
         return self.hidden(batch.inputs, batch.places, seen, None, batch.features, batch.stands, condition)
 
-    def embedded(self, conditions: Conditions | None) -> torch.Tensor | None:
-        """(R, 1 or T, C): the vectors of conditions."""
-        return None if conditions is None else add_features(self.ids(conditions.ids), self.ports, conditions.features)
+    def embedded(self, conditions: Conditions | None) -> Beside | None:
+        """Conditions as vectors of the trunk's width."""
+        if conditions is None:
+            return None
+        vector, states = add_features(self.ids(conditions.ids), self.ports, conditions.features), conditions.states
+        if states is None:
+            return Beside(vector)
+        found: Beside = self.ports[states.port](states)
+        return found._replace(vector=vector + found.vector)
 
     def hidden(
         self,
@@ -136,13 +148,13 @@ class UniTok(Tunable):
         cache: KVCache | None = None,
         features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
         stands: torch.Tensor | None = None,
-        condition: torch.Tensor | None = None,
+        condition: Beside | None = None,
     ) -> torch.Tensor:
         """Ids (B, T) at places (B, T, 3) to last states (B, T, C); `features` and `stands` as in `PackedBatch`, a
-        `condition` (B, 1 or T, C) as `embedded`."""
+        `condition` as `embedded`."""
         x = self.ids(ids)
         if condition is not None:  # an image begins with it
-            x = torch.where((ids == self.vocabulary.boi)[..., None], condition.to(x.dtype), x)
+            x = torch.where((ids == self.vocabulary.boi)[..., None], condition.vector.to(x.dtype), x)
         x = add_features(x, self.ports, features or {})
         return self.trunk(x, places, seen, cache, stands, condition)
 
@@ -185,12 +197,15 @@ class UniTok(Tunable):
         captions = self.captions(encode)
         return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
 
-    def captions(self, encode: Callable[[str], list[int]]) -> TextModality | ClassModality | StatesModality:
+    def captions(
+        self, encode: Callable[[str], list[int]]
+    ) -> TextModality | ClassModality | StatesModality | AttendedModality:
         """How the model reads captions: as texts, or as a condition."""
-        if STATES in self.ports:
-            port = self.ports[STATES]
-            assert isinstance(port, StatesPort)
+        port = dict(self.ports.items()).get(STATES)
+        if isinstance(port, StatesPort):
             return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
+        if isinstance(port, AttendedPort):
+            return AttendedModality(self.vocabulary, encode, 0, *port.left_out.shape)
         trunk = self.config.trunk
         if trunk.captions == "text":
             length = self.config.text_length

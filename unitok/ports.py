@@ -15,15 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokenizers_vq.bitwise import to_bits
+
 from .config import PortConfig
 from .cross_entropy import PIECE, LinearCrossEntropy
 from .device import compute_dtype, learns_on_cpu
-from .sequence import Ids
+from .sequence import Ids, States
+from .trunk.base import Beside
+from .trunk.native import RMSNorm
+from .trunk.rule import Visibility, attend
 
 DEVIATION = 0.02
 """Of fresh weights."""
 STATES = 120
 """Most states of a caption."""
+ATTENDED = 512
+"""Most states of a caption that positions attend to."""
 
 
 class Alike(nn.Module):
@@ -98,8 +105,10 @@ class Deep(nn.Module):
 
 class IdPort(nn.Module):
     """Ids in and out: a table of vectors, and a head, which may be the same table. `waves_of`: ids of spans that are
-    steps of a scale, and their numbers of waves, by name. `deep`: ids that are scored behind a hidden layer. `codes`:
-    ids of codes, and the vectors that their tokenizer has for them."""
+    steps of a scale, and their numbers of waves, by name. `deep`: ids that are scored behind a hidden layer. `bits`:
+    ids that are the values 0 and 1 of each bit of a code, which is chosen bit by bit; its target is the first of them
+    and the code (Infinity, arXiv:2412.04431). `codes`: ids of codes, and the vectors that their tokenizer has for
+    them."""
 
     def __init__(
         self,
@@ -109,9 +118,11 @@ class IdPort(nn.Module):
         bias: bool = False,
         waves_of: Mapping[str, tuple[slice, int]] = MappingProxyType({}),
         deep: slice | None = None,
+        bits: slice | None = None,
         codes: tuple[slice, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.bits = bits
         self.embedding = nn.Embedding(size, width)
         self.head = nn.Linear(width, size, bias=bias)
         nn.init.normal_(self.embedding.weight, std=DEVIATION)
@@ -159,7 +170,11 @@ class IdPort(nn.Module):
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
-        them."""
+        them. Of a code of bits, the mean over its bits."""
+        if ids == self.bits:
+            scores = self.scores(hidden, self.bits).unflatten(-1, (-1, 2))  # (N, bits, 2)
+            bits = to_bits(targets - self.bits.start, scores.shape[1])
+            return F.cross_entropy(scores.transpose(1, 2), bits, reduction="none").mean(-1)
         spans = ids if isinstance(ids, tuple) else (ids,)
         places, before = torch.zeros_like(targets), 0
         for span in spans:
@@ -247,8 +262,50 @@ class StatesPort(nn.Module):
         return self.enter.weight.new_zeros(1, self.enter.in_features)
 
 
+def pool_heads(size: int, width: int) -> int:
+    """Heads of the one query over states of a size, as Infinity's authors count them."""
+    return max(1, size // (64 if width > 4096 else 128))
+
+
+class AttendedPort(nn.Module):
+    """States of captions, normed: a vector of each caption, by the attention of one learned query, and keys and values
+    for the positions, through two layers (Infinity, arXiv:2412.04431)."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.heads = pool_heads(size, width)
+        self.norm = RMSNorm(size)
+        self.query = nn.Parameter(torch.randn(width) / (3 * width) ** 0.5)
+        self.keys_values = nn.Linear(size, 2 * width, bias=False)
+        self.value_bias = nn.Parameter(torch.zeros(width))
+        self.pooled = nn.Linear(width, width)
+        self.enter = nn.Linear(size, width)
+        self.leave = nn.Linear(width, width)
+        self.left_out = nn.Parameter(torch.randn(ATTENDED, size) / size**0.5)
+        """In place of a caption that is left out, as many as it has states, from the first on."""
+        for layer in (self.keys_values, self.pooled, self.enter, self.leave):
+            nn.init.normal_(layer.weight, std=DEVIATION)
+
+    def forward(self, states: States) -> Beside:
+        count = states.values.shape[1]
+        left_out = self.left_out[:count].expand_as(states.values)
+        values = self.norm(torch.where(states.left_out[:, None, None], left_out, states.values.to(left_out.dtype)))
+        bias = torch.cat([torch.zeros_like(self.value_bias), self.value_bias])
+        keys_values = self.keys_values(values) + bias
+        k, v = keys_values.view(len(values), count, 2, self.heads, -1).permute(2, 0, 3, 1, 4)  # (R, H, S, D) each
+        q = self.query.view(1, self.heads, 1, -1).expand(len(values), -1, -1, -1).to(k.dtype)
+        pooled = attend(q, k, v, Visibility("sdpa", mask=states.shown[:, None, None])).flatten(1)[:, None]
+        entered = self.leave(F.gelu(self.enter(values), approximate="tanh"))
+        return Beside(self.pooled(pooled), entered, states.shown)
+
+
 Port = LinearPort | TablePort | StatesPort
-PORTS: dict[str, Callable[[int, int], Port]] = {"linear": LinearPort, "table": TablePort, "states": StatesPort}
+PORTS: dict[str, Callable[[int, int], Port | AttendedPort]] = {
+    "linear": LinearPort,
+    "table": TablePort,
+    "states": StatesPort,
+    "attended": AttendedPort,
+}
 
 
 def build_ports(ports: Mapping[str, PortConfig], width: int) -> nn.ModuleDict:
@@ -260,6 +317,8 @@ def add_features(
 ) -> torch.Tensor:
     """Vectors (R, T, C) with what stands beside the ids added; `features` as in `PackedBatch`."""
     for name, module in ports.items():
+        if isinstance(module, AttendedPort):  # adds nothing, and reads the caption of every document
+            continue
         port = cast("Port", module)
         if name in features:
             at, values = features[name]

@@ -35,7 +35,11 @@ class Condition(NamedTuple):
     feature: torch.Tensor | None = None
     """(F,) float32: what stands beside the id."""
     port: str = ""
-    """Which port embeds the feature."""
+    """Which port embeds the feature, or the states."""
+    states: torch.Tensor | None = None
+    """(n, F) float32: of all of a caption, which positions attend to."""
+    left_out: bool = False
+    """Whether that caption is left out: a model then has as many states of its own."""
 
 
 @dataclass
@@ -56,8 +60,8 @@ class Segment:
     """(n, F) float32 or (n,) int64: what stands there beside the ids."""
     port: str = ""
     """Which port embeds the features."""
-    weight: float = 1.0
-    """Of the losses here."""
+    weight: float | torch.Tensor = 1.0
+    """Of the losses here: of all, or (n,) float32 of each."""
     private: bool = False
     """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
     stands: torch.Tensor | None = None
@@ -122,7 +126,7 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         places.append(_moved(part.places, order))
         stands.append(places[-1] if part.stands is None else _moved(part.stands, order))
         elsewhere = elsewhere or part.stands is not None
-        weights.append(torch.full((n,), part.weight))
+        weights.append(torch.as_tensor(part.weight, dtype=torch.float32).expand(n))
         runs += part.runs or [(slice(0, 0), n)]
         if part.features is not None:
             features.append((part.port, start, part.features))
@@ -150,6 +154,18 @@ def _moved(places: torch.Tensor, order: int) -> torch.Tensor:
     return moved
 
 
+class States(NamedTuple):
+    """The states of captions, of which each row has one."""
+
+    port: str
+    values: torch.Tensor
+    """(R, S, F) float32, zeros behind a caption's own."""
+    shown: torch.Tensor
+    """(R, S) bool: which are a caption's own."""
+    left_out: torch.Tensor
+    """(R,) bool: captions in whose place a model has states of its own."""
+
+
 @dataclass
 class Conditions:
     """The conditions of R rows of T positions."""
@@ -158,10 +174,13 @@ class Conditions:
     """(R, 1) int64 where each row is one document, else (R, T)."""
     features: Features
     """Port -> (flat places in `ids` (M,), (M, F))."""
+    states: States | None = None
+    """None where captions are no states that positions attend to."""
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
         features = {port: (change(at), change(values)) for port, (at, values) in self.features.items()}
-        return Conditions(change(self.ids), features)
+        states = self.states and States(self.states.port, *map(change, self.states[1:]))
+        return Conditions(change(self.ids), features, states)
 
 
 @dataclass
@@ -213,7 +232,8 @@ class PackedBatch:
 
 
 def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
-    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document."""
+    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document. One
+    that attends to states has a row to itself."""
     length = max(len(document) for document in documents)
     rows: list[list[Document]] = []
     free: list[int] = []
@@ -222,7 +242,8 @@ def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
         place = next((index for index, space in enumerate(free) if space >= n), None)
         if place is None:
             rows.append([item])
-            free.append(length - n)
+            alone = item.condition is not None and item.condition.states is not None
+            free.append(0 if alone else length - n)
         else:
             rows[place].append(item)
             free[place] -= n
@@ -294,7 +315,20 @@ def conditions_of(rows: Sequence[Sequence[Document]], length: int = 1, *, pad: i
                     values = item.condition.feature.expand(end - start, -1)
                     features.setdefault(item.condition.port, []).append((r * length + start, values))
             start = end
-    return Conditions(ids, {port: _joined(parts) for port, parts in features.items()})
+    return Conditions(ids, {port: _joined(parts) for port, parts in features.items()}, _states_of(rows))
+
+
+def _states_of(rows: Sequence[Sequence[Document]]) -> States | None:
+    """The states that the documents of rows attend to, one document to a row; None where there are none."""
+    found = [item.condition for row in rows for item in row if item.condition is not None]
+    given = [(one.states, one) for one in found if one.states is not None]
+    if not given:
+        return None
+    assert len(given) == len(rows), "each row is one document, with a caption"
+    lengths = torch.tensor([len(states) for states, _ in given])
+    values = torch.nn.utils.rnn.pad_sequence([states for states, _ in given], batch_first=True)
+    shown = torch.arange(values.shape[1]) < lengths[:, None]
+    return States(given[0][1].port, values, shown, torch.tensor([one.left_out for _, one in given]))
 
 
 def _ranges(ids: Ids) -> tuple[tuple[int, int], ...]:

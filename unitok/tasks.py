@@ -265,6 +265,6 @@ def documents(
         whole = [segment for p in range(len(parts[row])) for segment in made[row, p]]
         if weights is not None and weights[row] != 1:
             for segment in whole:
-                segment.weight = weights[row]
+                segment.weight = segment.weight * weights[row]
         found.append(document(whole, numbers[task]))
     return found

@@ -101,8 +101,8 @@ class ReconstructionMeter:
     ) -> None:
         """`name`: of the originals, for the record."""
         self.tokenizer, self.lpips, self.perturbation = tokenizer, lpips, perturbation
-        self.usage = CodebookUsage(tokenizer.codebook_size)
-        own = tokenizer.codebook_size // tokenizer.config.quantizer.grids  # codes that one grid can use
+        self.usage = CodebookUsage(tokenizer.counted)
+        own = tokenizer.counted // tokenizer.config.quantizer.grids  # codes that one grid can use
         self.scale_usage = {name: CodebookUsage(own) for name in tokenizer.layout.names}
         self.sums = {"psnr": 0.0, "ssim": 0.0, "lpips": 0.0}
         keep = network.dim  # of fewer pictures than that, FID rounds less from all their features than from covariances
@@ -116,9 +116,10 @@ class ReconstructionMeter:
         first = self.before.pictures.count
         self.before.update(images)
         back, codes = reconstruct(self.tokenizer, images)
-        self.usage.update(codes)
+        counted = self.tokenizer.countable(codes)
+        self.usage.update(counted)
         layout = self.tokenizer.layout_for(images.shape[2], images.shape[3])
-        for usage, part in zip(self.scale_usage.values(), layout.split(codes), strict=True):
+        for usage, part in zip(self.scale_usage.values(), layout.split(counted), strict=True):
             usage.update(part % len(usage.counts))
         self.after.update(back)
         self.sums["psnr"] += float(psnr(images, back).sum())

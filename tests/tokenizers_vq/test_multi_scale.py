@@ -19,8 +19,9 @@ from tokenizers_vq.layout import Layout
 from tokenizers_vq.loss_config import LossConfig
 from tokenizers_vq.losses import TokenizerLoss
 from tokenizers_vq.multi_scale import MultiScaleQuantizer
-from tokenizers_vq.quantizer_config import FSQ, VQ, Cosine, SimVQ
+from tokenizers_vq.quantizer_config import BSQ, FSQ, VQ, Cosine, SimVQ
 from tokenizers_vq.scales import residual_conv_of
+from unitok.objectives import get_objective
 
 DEBUG = TOKENIZER_PRESETS["debug"]()  # 32 px, stride 4: 8x8 codes
 
@@ -232,3 +233,51 @@ def test_a_file_from_before_there_were_scales_is_read() -> None:
     assert config_from_dict(values) == config
     old = {key: value for key, value in config_to_dict(DEBUG).items() if not key.startswith("scale")}
     assert config_from_dict(old) == DEBUG
+
+
+BITS = BSQ(codebook_size=2**30, entropy_weight=0.0)
+
+
+def test_scales_of_bits_learn() -> None:
+    """30 bits a code, which no table holds: gradients reach all weights, and pictures come back better."""
+    tokenizer = tiny(quantizer=BITS, scales=(1, 2, 4, 8), latent_dim=30, quant_kernel=0, channels=16).train()
+    optimizer, x, errors = torch.optim.AdamW(tokenizer.parameters(), 2e-3), pictures(8), []
+    for _ in range(12):
+        output = tokenizer(x)
+        error = F.mse_loss(output.reconstruction, x)
+        (error + sum(output.losses.values())).backward()
+        assert all(weight.grad is not None for weight in tokenizer.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        errors.append(error.item())
+    assert errors[-1] < 0.6 * errors[0]
+    assert torch.equal(tokenizer.eval()(x).codes, tokenizer.encode(x)) and tokenizer.encode(x).max() >= 2**20
+    coarse = [F.mse_loss(tokenizer.decode(tokenizer.encode(x), up_to_scale=k), x).item() for k in (1, 4)]
+    assert coarse[1] < coarse[0]
+    assert config_from_dict(config_to_dict(tokenizer.config)) == tokenizer.config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quantizer": BITS, "scale_residual": False}, "BSQ writes what is left over, in all scales"),
+        ({"quantizer": BITS, "scale_dropout": 0.1}, "BSQ writes what is left over, in all scales"),
+        ({"quantizer": BITS, "quant_kernel": 0}, "the quantizer takes 30 channels: make them equal"),
+        (
+            {"quantizer": BITS, "scale_fold": 2, "scales": (1, 2, 4)},
+            "scale_fold makes codes of 120 bits: choose at most 62",
+        ),
+        ({"scale_fold": 2, "scales": (1, 2, 4)}, "scale_fold is 2: only BSQ with scales folds"),
+    ],
+)
+def test_what_scales_of_bits_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(DEBUG, **{"scales": (1, 2, 4, 8), **changes})
+
+
+def test_a_model_of_codebooks_refuses_bits() -> None:
+    for name in ("var", "next_scale"):
+        with pytest.raises(
+            UserError, match=f"objective {name} needs a tokenizer with a codebook, the scales of this one"
+        ):
+            get_objective(name, tiny(quantizer=BITS, scales=(1, 2, 4, 8)))

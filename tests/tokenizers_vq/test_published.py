@@ -80,6 +80,7 @@ TINY: dict[str, dict[str, Any]] = {
         "vit": {"patch_size": 14, "embed_dim": 32, "depth": 1, "num_heads": 4, "mlp_ratio": 2.0},
         "qformer": {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64},
     },
+    "infinity_vae": {"vae_type": 6, "base_ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "pn": "0.06M"},
 }
 
 
@@ -192,8 +193,9 @@ def decoder(w: Weights, x: Tensor, levels: int, names: dict[str, Any]) -> Tensor
 
 
 def middle(w: Weights, part: str, x: Tensor, names: dict[str, Any]) -> Tensor:
-    first, attention, last = (f"{part}.mid.{name}" for name in names["mid"])
-    return residual(w, last, attend(w, attention, residual(w, first, x)))
+    first, *attention, last = (f"{part}.mid.{name}" for name in names["mid"])
+    x = residual(w, first, x)
+    return residual(w, last, attend(w, attention[0], x) if attention else x)
 
 
 def rows_of(z: Tensor) -> Tensor:
@@ -294,6 +296,25 @@ def open_magvit2(w: Weights, x: Tensor) -> tuple[Any, ...]:
     return codes, conv(w, "decoder.conv_out", swish(norm(w, "decoder.norm_out", x)))
 
 
+def infinity(w: Weights, x: Tensor, fold: int = 1) -> tuple[Any, ...]:
+    """The authors treat a picture as a video of one frame."""
+    names = {**VQGAN, "mid": ("block_1", "block_2")}
+    z = encoder(w, x, 2, names)
+    rest, total, codes = z[:, :, None], torch.zeros_like(z[:, :, None]), []
+    sides = [1, 2, 4, 6, 8, 12, 16]
+    for k, side in enumerate(sides):
+        grid = (1, side * fold, side * fold)
+        down = rest if k == len(sides) - 1 else F.interpolate(rest, grid, mode="area")
+        bits = F.normalize(down, dim=1)[:, :, 0] > 0
+        signs = torch.where(bits, 1.0, -1.0)[:, :, None] / z.shape[1] ** 0.5
+        part = F.interpolate(signs, z[:, :, None].shape[2:], mode="trilinear")
+        rest, total = rest - part, total + part
+        tokens = F.pixel_unshuffle(bits.float(), fold).long()  # (B, D, h, w)
+        number = tokens.shape[1]
+        codes.append(sum(tokens[:, d] << (number - 1 - d) for d in range(number)).flatten(1))
+    return torch.cat(codes, 1), decoder(w, total[:, :, 0], 2, names)
+
+
 def agrees(tokenizer: ImageTokenizer, x: Tensor, codes: Tensor, picture: Tensor) -> None:
     ours = tokenizer.encode(x)
     assert torch.equal(ours, codes)
@@ -310,6 +331,7 @@ def agrees(tokenizer: ImageTokenizer, x: Tensor, codes: Tensor, picture: Tensor)
         ("showo_magvitv2", showo),
         ("open_magvit2", open_magvit2),
         ("ibq", ibq),
+        ("infinity_vae", infinity),
     ],
 )
 @torch.no_grad()
@@ -323,7 +345,7 @@ def test_codes_and_pictures_are_the_authors(
         content = {key: content}
     tokenizer = load(tmp_path, family, content)
     agrees(tokenizer, images(), *reference(weights, images()))
-    if family != "var_vae":  # its reference has the sides written in
+    if family not in ("var_vae", "infinity_vae"):  # their references have the sides written in
         wide = images(32, 2, 64)
         agrees(tokenizer, wide, *reference(weights, wide))
     tokenizer.save_pretrained(tmp_path / "folder")
@@ -336,6 +358,51 @@ def test_gumbel_takes_the_best_score(tmp_path: Path) -> None:
     weights = random_weights("taming_vqgan", **settings)
     assert weights["quantize.proj.weight"].shape == (50, 8, 1, 1)
     agrees(load(tmp_path, "taming_vqgan", {"state_dict": weights}), images(), *gumbel(weights, images()))
+
+
+@torch.no_grad()
+def test_infinity_folds_and_has_its_authors_shapes(tmp_path: Path) -> None:
+    changes = {"vae_type": 3, "apply_spatial_patchify": 1}
+    weights = random_weights("infinity_vae", **{**TINY["infinity_vae"], **changes})
+    kind = {"norm": "norm", "conv": "conv", "nin": "conv"}
+    wrapped = {}
+    for name, tensor in weights.items():
+        *inside, layer, part = name.split(".")
+        wrapped[".".join([*inside, layer, kind[layer[: 3 if layer.startswith("nin") else 4]], part])] = tensor
+    assert "encoder.down.0.downsample.conv.conv.weight" in wrapped and "encoder.norm_out.norm.bias" in wrapped
+    wrapped |= {f"{part}.lfq.mask": torch.ones(3, dtype=torch.int64) for part in ("quantizer", "quantize")}
+    tokenizer = load(tmp_path, "infinity_vae", {"vae": wrapped}, **changes)
+    assert tokenizer.codebook_size == 2**12 and tokenizer.stride == 4
+    agrees(tokenizer, images(64), *infinity(weights, images(64), 2))
+    plain = load(tmp_path, "infinity_vae", weights, **changes)
+    assert plain.fingerprint() == tokenizer.fingerprint()
+    for ratio, size, last in ((0.75, "0.25M", (27, 36)), (1.28, "1M", (70, 56)), (0.3, "0.06M", (9, 27))):
+        settings = {**changes, "pn": size, "h_div_w_template": ratio}
+        assert load(tmp_path, "infinity_vae", weights, **settings).layout.grid == last
+
+
+@torch.no_grad()
+def test_codes_of_many_bits_are_codes_like_any_other(tmp_path: Path) -> None:
+    """32 bits a code, and 56 where 14 are folded: written, read, counted and refused as all codes are."""
+    weights = random_weights("infinity_vae", **{**TINY["infinity_vae"], "vae_type": 32})
+    tokenizer = load(tmp_path, "infinity_vae", weights, vae_type=32)
+    codes = tokenizer.encode(images())
+    assert tokenizer.codebook_size == 2**32 and codes.max() > 2**31
+    assert tokenizer.counted == 2**16 and torch.equal(tokenizer.countable(codes), codes >> 16)
+    torch.testing.assert_close(tokenizer.decode(codes), torch.cat([tokenizer.decode(one) for one in codes.split(1)]))
+    with pytest.raises(UserError, match=r"code 4294967296 is outside the codebook of 4294967296"):
+        tokenizer.decode(codes.clamp(min=2**32))
+    with pytest.raises(UserError, match=r"codes of 32 bits have no table of vectors"):
+        tokenizer.code_vectors()
+    weights = random_weights("infinity_vae", **{**TINY["infinity_vae"], "vae_type": 14})
+    folded = load(tmp_path, "infinity_vae", weights, vae_type=14, apply_spatial_patchify=1)
+    codes = folded.encode(images(64))
+    assert folded.codebook_size == 2**56 and codes.max() > 2**55
+    picture = folded.decode(codes)
+    for bit in (0, 13, 31, 55):  # of the last code: none is lost
+        flipped = codes.clone()
+        flipped[:, -1] ^= 1 << bit
+        assert not torch.equal(folded.decode(flipped), picture), bit
 
 
 def taming_agrees(tmp_path: Path, dd: dict[str, Any], codebook_size: int, embed_dim: int, count: int) -> None:
@@ -429,6 +496,8 @@ RELEASED = [  # (family, number in `released`, tensors of the published file wit
         339,
         {"decoder.adaptive.1.gamma.weight": (256, 18), "encoder.conv_out.weight": (18, 512, 1, 1)},
     ),
+    ("infinity_vae", 0, 268, {"encoder.conv_out.weight": (32, 512, 3, 3), "decoder.conv_in.weight": (512, 32, 3, 3)}),
+    ("infinity_vae", 3, 224, {"encoder.conv_out.bias": (14,), "decoder.up.3.block.0.conv1.weight": (512, 512, 3, 3)}),
     ("ibq", 2, 543, {"decoder.up.4.attn.4.k.bias": (512,), "quantize.embedding.weight": (16384, 256)}),
 ]
 
@@ -600,6 +669,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
             "decoder_ch_mult is .* make them equal",
         ),
         ("ibq", {"model": {"params": {"what": 3}}}, "unknown setting 'what'"),
+        ("infinity_vae", {"vae_type": 64}, "setting vae_type is 64: 64 bits of a code, there can be 1 to 62"),
+        ("infinity_vae", {"base_ch": 40}, "setting base_ch is 40: give a multiple of 32"),
+        ("infinity_vae", {"pn": "2M"}, "setting pn is '2M': choose one of 0.06M, 0.25M, 0.60M, 1M"),
+        ("infinity_vae", {"h_div_w_template": 0}, "setting h_div_w_template is 0: give height by width"),
     ],
 )
 def test_settings_that_no_model_has(family: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -697,6 +770,20 @@ AUTHORS: dict[str, dict[str, Any]] = {  # as in the configuration files of the a
             },
         },
         "ckpt_path": None,
+    },
+    "infinity_vae": {
+        "vqgan_ckpt": "infinity_vae_d32reg.pth",
+        "schedule_mode": "dynamic",
+        "codebook_dim": 6,
+        "codebook_size": 64,
+        "test_mode": True,
+        "patch_size": 2,
+        "encoder_ch_mult": [1, 2],
+        "decoder_ch_mult": [1, 2],
+        "base_ch": 32,
+        "num_res_blocks": 1,
+        "apply_spatial_patchify": 0,
+        "pn": "0.06M",
     },
     "ibq": {
         "n_embed": 50,

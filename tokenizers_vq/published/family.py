@@ -14,6 +14,7 @@ from ..errors import Problems, UserError
 
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
+Weights = dict[str, Tensor]
 
 
 TRAINING = frozenset([
@@ -53,6 +54,8 @@ class Family:
     """Our configuration for such settings."""
     source: Callable[[str, Shape, TokenizerConfig], Source]
     """Where our tensor of this name and shape comes from."""
+    named: Callable[[Weights], Weights] = lambda weights: weights
+    """The tensors of a file by the names that `source` uses, where files have several."""
     wrappers: tuple[str, ...] = ()
     """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
     ignored: tuple[str, ...] = ()

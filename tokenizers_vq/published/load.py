@@ -14,7 +14,7 @@ from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..conv import fast_weights
 from ..errors import UserError, shown
-from . import ibq, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
+from . import ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
 from .tensors import check_numbers, misfits, some_of
@@ -27,6 +27,7 @@ PUBLISHED: dict[str, Family] = {
     "open_magvit2": open_magvit2.FAMILY,
     "ibq": ibq.FAMILY,
     "seed": seed.FAMILY,
+    "infinity_vae": infinity_vae.FAMILY,
 }
 
 
@@ -68,7 +69,7 @@ def tokenizer_of(
     """The tokenizer of these tensors, which a file holds, and of those of `more` that it needs; the rest as of
     `load_published`."""
     table = PUBLISHED[family]
-    attempts = _attempts(table, config)
+    attempts, weights = _attempts(table, config), table.named(weights)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
         sources = _sources(table, wanted)

@@ -121,8 +121,9 @@ def check_start(settings: dict[str, Any]) -> None:
 def settled(
     given: ObjectiveSettings, kind: type[Objective], trunk: TrunkConfig | HFTrunk | PublishedTrunk
 ) -> ObjectiveSettings:
-    """Of a run that starts from a model. The authors of published ones hide and change nothing of the codes."""
+    """Of a run that starts from a model. Unless the authors of a published one say otherwise, nothing of the codes
+    is hidden or changed."""
     if isinstance(trunk, PublishedTrunk):
-        left = {name: 0.0 for name in kind.settings if getattr(given, name) is None}
+        left = {name: kind.authors.get(name, 0.0) for name in kind.settings if getattr(given, name) is None}
         given = dataclasses.replace(given, **left)
     return kind.settled(given)

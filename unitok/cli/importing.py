@@ -28,12 +28,14 @@ FamilyName = Literal[
     "open_magvit2",
     "ibq",
     "seed",
+    "infinity_vae",
     "llamagen",
     "var",
     "janus",
     "chameleon",
     "showo",
     "seed_llama",
+    "infinity",
 ]
 
 
@@ -46,7 +48,7 @@ def import_published(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var, janus, chameleon, showo, seed_llama) for --model.
+    generator (llamagen, var, janus, chameleon, showo, seed_llama, infinity) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.

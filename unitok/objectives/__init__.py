@@ -25,13 +25,23 @@ OBJECTIVES = {
     "var": ".var:VAR",
 }
 """Name -> where its class stands."""
+PUBLISHED_ALONE = {"infinity": ".infinity:Infinity"}
+"""The same, of objectives that only models have which were imported."""
+
+
+def chosen_objective(name: str) -> type[Objective]:
+    """The objective of that name, of those that a new model may have. Raises UserError that lists the names."""
+    if name not in OBJECTIVES:
+        raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    return objective_class(name)
 
 
 def objective_class(name: str) -> type[Objective]:
     """The objective of that name. Raises UserError that lists the names."""
-    if name not in OBJECTIVES:
-        raise UserError(f"objective is {name!r}: choose one of {', '.join(OBJECTIVES)}")
-    module, _, kind = OBJECTIVES[name].partition(":")
+    known = OBJECTIVES | PUBLISHED_ALONE
+    if name not in known:
+        raise UserError(f"objective is {name!r}: choose one of {', '.join(known)}")
+    module, _, kind = known[name].partition(":")
     return getattr(importlib.import_module(module, __name__), kind)
 
 

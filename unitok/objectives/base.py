@@ -93,6 +93,12 @@ class Objective(ABC):
     """Whether the user says in how many passes an image is drawn."""
     sets_scales: ClassVar[bool] = False
     """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
+    bitwise: ClassVar[bool] = False
+    """Whether codes are chosen bit by bit."""
+    counted: ClassVar[str] = "codes"
+    """What the ids of pictures are."""
+    authors: ClassVar[Mapping[str, float]] = {}
+    """Fields of `settings` that the authors of a published model train with; all others are 0."""
     plain: bool = False
     """Whether what is seen of a picture comes in as published models have it: neither whitened nor with ids beside."""
     frames: Frames = FRAMELESS
@@ -104,6 +110,11 @@ class Objective(ABC):
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
         """The objective for the codes of a tokenizer. Raises UserError when it cannot work with them."""
         return cls()
+
+    @classmethod
+    def ids_of(cls, image_tokenizer: ImageTokenizer) -> int:
+        """How many ids the codes of a tokenizer need."""
+        return image_tokenizer.codebook_size
 
     @classmethod
     def drawn(cls, given: GivenSettings) -> SampleSettings:

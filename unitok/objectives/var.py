@@ -3,6 +3,7 @@ before it as in STAR, 2406.10797)."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Self
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.multi_scale import MultiScaleQuantizer
+from tokenizers_vq.multi_scale import MultiScaleQuantizer, ScaleQuantizer
 
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig
@@ -27,13 +28,32 @@ PORT = "image"
 """Where the reconstruction comes in."""
 
 
-class VAR(Objective):
+class MapByMap(Objective):
+    """Draws maps of codes, coarse to fine, each from the reconstruction so far."""
+
+    quantizer: ScaleQuantizer
+    sets_scales = True
+
+    def groups(self, layout: Layout) -> torch.Tensor:
+        """(L,) int64: the scale of every position."""
+        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
+
+    @abstractmethod
+    def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+        """Ids (B, n) that stand where (B, n, D) is seen, at positions of scales (n,)."""
+
+    @abstractmethod
+    def mark(self, seen: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Features (B, n, F) of what is seen (B, n, D), at positions of scales (n,)."""
+
+
+class VAR(MapByMap):
     """Input: the reconstruction from the coarser scales, shrunk to this one's grid, the code nearest to it, and which
     scale it is. Target: this scale's codes. Each scale is a group."""
 
     name = "var"
     settings = MappingProxyType({"code_dropout": 0.0, "code_noise": 0.0})
-    sets_scales = True
+    quantizer: MultiScaleQuantizer
 
     def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
         self.quantizer, self.scales = quantizer, scales
@@ -42,6 +62,11 @@ class VAR(Objective):
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
         quantizer = image_tokenizer.quantizer
+        if isinstance(quantizer, ScaleQuantizer) and not isinstance(quantizer, MultiScaleQuantizer):
+            raise UserError(
+                f"objective {cls.name} needs a tokenizer with a codebook, the scales of this one are bits: train one "
+                "with --tokenizer.scales and VQ or SimVQ"
+            )
         if not isinstance(quantizer, MultiScaleQuantizer):
             raise UserError(
                 f"objective {cls.name} needs a tokenizer with several scales, this one has a single grid: train one "
@@ -107,10 +132,6 @@ class VAR(Objective):
         found = [torch.randn(layout.length, self.quantizer.width, generator=draw.generator) for draw in draws]
         return torch.stack([size * one for size, one in zip(sizes, found, strict=True)])
 
-    def groups(self, layout: Layout) -> torch.Tensor:
-        """(L,) int64: the scale of every position."""
-        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
-
     def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
         """Ids (B, n): of the code nearest to what is seen (B, n, D); for the first scale, which sees nothing, the mask
         token. Pictures that are drawn and pictures that are read so share the embeddings of the codes. The plain form
@@ -143,7 +164,9 @@ class VAR(Objective):
 class ScaleByScale(Writer):
     """Writes all codes of a scale in one pass, coarse to fine."""
 
-    def __init__(self, objective: VAR, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, objective: MapByMap, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device
+    ) -> None:
         super().__init__(rows)
         self.objective, self.layout, self.vocabulary = objective, layout, vocabulary
         self.places = layout.coordinates().to(device).split(layout.lengths)
@@ -157,7 +180,7 @@ class ScaleByScale(Writer):
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         device = self.codes.device
-        self.uniform[row] = torch.rand(self.layout.length, generator=keyed_generator(seed, "next_scale")).to(device)
+        self.uniform[row] = torch.rand(self.uniform.shape[1:], generator=keyed_generator(seed, "next_scale")).to(device)
         self.total[row] = 0
         self.known[row] = -1 if known is None else known.to(device)
         self.forced.discard(row)
@@ -187,7 +210,7 @@ class ScaleByScale(Writer):
         scale = self.phase(rows[0])
         start = sum(self.layout.lengths[:scale])
         span = slice(start, start + self.layout.lengths[scale])
-        codes = choose(scores[0], self.uniform[index, span], list(map(self.settings, rows)))[0]
+        codes = self._chosen(scores[0], index, span, list(map(self.settings, rows)))
         if not self.forced.isdisjoint(rows):
             known = self.known[index, span]
             codes = torch.where(known >= 0, known, codes)
@@ -195,6 +218,12 @@ class ScaleByScale(Writer):
         self.total[index] = self.objective.quantizer.add(self.total[index], codes, scale, self.layout)
         for row in rows:
             self.row(row).step += 1
+
+    def _chosen(
+        self, scores: torch.Tensor, index: torch.Tensor, span: slice, settings: Sequence[SampleSettings]
+    ) -> torch.Tensor:
+        """Codes (b, n) of the places of a scale, from their logits (b, n, V)."""
+        return choose(scores, self.uniform[index, span], settings)[0]
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]

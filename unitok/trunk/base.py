@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KVCache
@@ -21,6 +23,36 @@ class Sizes(Protocol):
     def key_heads(self) -> int: ...
     @property
     def head_size(self) -> int: ...
+
+
+class Beside(NamedTuple):
+    """What the documents of rows have beside their positions."""
+
+    vector: torch.Tensor
+    """(R, 1 or T, C): of a class, or of a caption."""
+    states: torch.Tensor | None = None
+    """(R, S, C): of a caption, which all positions of its row attend to."""
+    shown: torch.Tensor | None = None
+    """(R, S) bool: which of them are the caption's own."""
+
+    def row(self, number: int) -> Beside:
+        """One of the rows, which is one document, without what is not its own."""
+        here = slice(number, number + 1)
+        if self.states is None or self.shown is None:
+            return Beside(self.vector[here, :1])
+        states = self.states[number][self.shown[number]][None]
+        return Beside(self.vector[here, :1], states, torch.ones_like(states[..., 0], dtype=torch.bool))
+
+    @classmethod
+    def joined(cls, rows: Sequence[Beside]) -> Beside:
+        """Rows of one document each, one below the other."""
+        vector = torch.cat([one.vector for one in rows])
+        states = [one.states[0] for one in rows if one.states is not None]
+        if not states:
+            return cls(vector)
+        lengths = torch.tensor([len(one) for one in states], device=vector.device)
+        padded = pad_sequence(states, batch_first=True)
+        return cls(vector, padded, torch.arange(padded.shape[1], device=vector.device) < lengths[:, None])
 
 
 class Trunk(nn.Module):
@@ -41,10 +73,10 @@ class Trunk(nn.Module):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: torch.Tensor | None = None,
-        condition: torch.Tensor | None = None,
+        condition: Beside | None = None,
     ) -> torch.Tensor:
         """Embedded positions (B, T, C) at places (B, T, 3) to their normed last states (B, T, C). Others see them where
-        they stand (B, T, 3), by default at their places. `condition` (B, 1 or T, C) is that of each document."""
+        they stand (B, T, 3), by default at their places. `condition` is that of each document."""
         raise NotImplementedError
 
     def run(self, x: torch.Tensor, how: Any, seen: Visibility, cache: KVCache | None) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..config import TrunkConfig
-from .base import Trunk
+from .base import Beside, Trunk
 from .cache import KVCache
 from .rule import Visibility, attend
 
@@ -67,6 +67,13 @@ def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Te
     cosine, sine = turn
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+
+
+def rotate_neighbours(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Turns x (B, H, T, D) in float32 by cosines and sines (B, 1, T, D/2, 2); pair i is (x[2i], x[2i + 1])."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = turn.unbind(-1)
+    return torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -159,7 +166,7 @@ class Transformer(Trunk):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: torch.Tensor | None = None,
-        condition: torch.Tensor | None = None,
+        condition: Beside | None = None,
     ) -> torch.Tensor:
         dtype = self.precision(x.dtype, x.device)
         turn = self.rotary(places, dtype)

@@ -3,7 +3,7 @@
 Row i of the shards, laid end to end, is record i of the source, broken pictures included, so training from shards reads
 the same records at the same steps as training from pixels. A shard holds, for its N rows:
 
-    codes    (N, L) uint16 or uint32, zeros for a broken picture
+    codes    (N, L) uint16, uint32 or uint64, zeros for a broken picture
     text     (T,)   uint8, one JSON list [name, caption, problem, fields] per row, UTF-8, laid end to end; fields
                     are the further texts and boxes of the record (without any, the list ends before them)
     ends     (N,)   int64, where each row's text ends
@@ -219,7 +219,7 @@ def check_shard(file: Path, shard: Shard, index: CodesIndex) -> None:
             codes, ends = tensors.get_slice("codes"), tensors.get_tensor("ends")
             shape = [shard.count, index.layout.length]
             require(codes.get_shape() == shape, f"codes of shape {codes.get_shape()} instead of {shape}")
-            require(codes.get_dtype() in ("U16", "U32"), f"codes are {codes.get_dtype()}")
+            require(codes.get_dtype() in ("U16", "U32", "U64"), f"codes are {codes.get_dtype()}")
             require(ends.shape == (shard.count,) and ends.dtype == np.int64, "its captions do not match its codes")
             text_length = tensors.get_slice("text").get_shape()[0]
             require(bool((np.diff(ends, prepend=0) > 0).all()) and ends[-1] == text_length, "its captions are cut off")

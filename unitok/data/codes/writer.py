@@ -213,7 +213,10 @@ class ShardWriter:
         assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
         assert row.min() >= 0 and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
         shard = self._begun[0]
-        shard.codes.append(row.astype(np.uint16 if self.index.codebook_size <= 2**16 else np.uint32))
+        kind = next(
+            one for one in (np.uint16, np.uint32, np.uint64) if self.index.codebook_size - 1 <= np.iinfo(one).max
+        )
+        shard.codes.append(row.astype(kind))
         shard.rows.append((name, caption, problem, *([fields] if fields else [])))
         if len(shard.rows) == shard.stop - shard.start:
             self._write(shard)

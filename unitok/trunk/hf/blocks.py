@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModel
 
-from ..base import Trunk
+from ..base import Beside, Trunk
 from ..cache import KVCache
 from ..native import GRID_BASE, rotate
 from ..rule import Visibility, attend
@@ -170,7 +170,7 @@ class LanguageTrunk(Trunk):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: torch.Tensor | None = None,
-        condition: torch.Tensor | None = None,
+        condition: Beside | None = None,
     ) -> torch.Tensor:
         dtype = self.precision(x.dtype, x.device)
         x = x * self.scale

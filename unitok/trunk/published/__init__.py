@@ -22,6 +22,7 @@ PUBLISHED = {
     "chameleon": ".chameleon:FAMILY",
     "showo": ".showo:FAMILY",
     "seed_llama": ".seed_llama:FAMILY",
+    "infinity": ".infinity:FAMILY",
 }
 """Name -> where its family stands."""
 
@@ -68,7 +69,7 @@ class PublishedTrunk(Traits, ABC):
 
     @property
     @abstractmethod
-    def captions(self) -> Literal["text", "class", "states"]:
+    def captions(self) -> Literal["text", "class", "states", "attended"]:
         """What a caption is to the model: a text before the picture, or a condition (`unitok/conditions.py`)."""
 
     @property

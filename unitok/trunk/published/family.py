@@ -76,7 +76,7 @@ class Family(ABC):
 
     @abstractmethod
     def grids(self, config: PublishedTrunk) -> tuple[tuple[int, int], ...]:
-        """The grids of codes that a model of these sizes draws."""
+        """The grids of codes that a model of these sizes draws; none: any that an image tokenizer makes."""
 
     @abstractmethod
     def read(self, shapes: Mapping[str, Shape], settings: Settings, layout: Layout) -> tuple[PublishedTrunk, int, int]:

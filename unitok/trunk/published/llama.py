@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
-from ..base import Trunk
+from ..base import Beside, Trunk
 from ..cache import KVCache
 from ..native import RMSNorm, SwiGLU, rotate
 from ..rule import Visibility, attend
@@ -107,7 +107,7 @@ class InLine(Trunk):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: Tensor | None = None,
-        condition: Tensor | None = None,
+        condition: Beside | None = None,
     ) -> Tensor:
         dtype = self.precision(x.dtype, x.device)
         angles = (places[..., :1].float() * self.frequencies)[:, None]  # all positions stand in one line

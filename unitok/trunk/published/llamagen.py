@@ -19,9 +19,9 @@ from tokenizers_vq.layout import Layout
 
 from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
-from ..base import Trunk
+from ..base import Beside, Trunk
 from ..cache import KVCache
-from ..native import RMSNorm
+from ..native import RMSNorm, rotate_neighbours
 from ..rule import Visibility
 from . import PublishedTrunk, llama
 from .family import Family, Settings, Shape, Weights, layers, number, rows, whole
@@ -84,7 +84,7 @@ class LlamaGen(Trunk):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: Tensor | None = None,
-        condition: Tensor | None = None,
+        condition: Beside | None = None,
     ) -> Tensor:
         # A position predicts the code of its place, and turns as the code before, which it carries.
         at = (places[..., 1] * self.side + places[..., 2]).round().long()
@@ -104,16 +104,9 @@ def turns(config: LlamaGenTrunk) -> Tensor:
     return F.pad(torch.stack([angles.cos(), angles.sin()], -1), (0, 0, 0, 0, 1, 0))
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns x (B, H, T, D) by (B, 1, T, D/2, 2) in float32; a pair is two neighbours."""
-    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cosine, sine = turn.unbind(-1)
-    return torch.stack([a * cosine - b * sine, b * cosine + a * sine], -1).flatten(-2).to(x.dtype)
-
-
 class Attention(llama.Attention):
     def turned(self, x: Tensor, turn: Any) -> Tensor:
-        return rotate(x, turn)
+        return rotate_neighbours(x, turn)
 
 
 # --- the published files ---------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from tokenizers_vq.layout import Layout
 
 from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
-from ..base import Trunk
+from ..base import Beside, Trunk
 from ..cache import KVCache
+from ..native import rotate_neighbours
 from ..rule import Visibility, attend
 from . import PublishedTrunk
 from .family import Family, Settings, Shape, Weights, layers, rows
@@ -99,13 +100,13 @@ class VAR(Trunk):
         seen: Visibility,
         cache: KVCache | None = None,
         stands: Tensor | None = None,
-        condition: Tensor | None = None,
+        condition: Beside | None = None,
     ) -> Tensor:
         assert condition is not None, "a picture has a class, or the class of none"
-        condition = F.silu(condition)
-        shared = None if self.shared is None else self.shared(condition)
-        x = self.run(x + self._place(places), (condition, shared), seen, cache)
-        scale, shift = self.last(condition).chunk(2, -1)
+        mover = F.silu(condition.vector)
+        shared = None if self.shared is None else self.shared(mover)
+        x = self.run(x + self._place(places), (mover, shared), seen, cache)
+        scale, shift = self.last(mover).chunk(2, -1)
         return moved(x, scale, shift)
 
     def _place(self, places: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def moved(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Attention over directions: queries and keys have length 1, and each head a scale of its own."""
 
-    def __init__(self, config: VARTrunk) -> None:
+    def __init__(self, config: PublishedTrunk) -> None:
         super().__init__()
         self.heads, self.head_size = config.heads, config.head_size
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
@@ -138,7 +139,10 @@ class Attention(nn.Module):
         self.scale = nn.Parameter(torch.full((config.heads,), math.log(4)))
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, seen: Visibility, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, seen: Visibility, cache: KVCache | None, layer: int, turn: Tensor | None = None
+    ) -> Tensor:
+        """`turn` (B, 1, T, D/2, 2): the cosines and sines by which positions turn; None: they do not."""
         batch, length, _ = x.shape
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         qkv = self.qkv(x)
@@ -146,13 +150,15 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
         sharp = self.scale.clamp(max=SHARPEST).exp() * self.head_size**0.5  # `attend` divides by this root
         q, k = F.normalize(q, dim=-1) * sharp[:, None, None].to(q.dtype), F.normalize(k, dim=-1)
+        if turn is not None:
+            q, k = rotate_neighbours(q, turn), rotate_neighbours(k, turn)
         if cache is not None:
             k, v = cache.store(layer, k, v)
         return self.out(attend(q, k, v, seen).transpose(1, 2).reshape(batch, length, -1))
 
 
 class MLP(nn.Module):
-    def __init__(self, config: VARTrunk) -> None:
+    def __init__(self, config: PublishedTrunk) -> None:
         super().__init__()
         self.up = nn.Linear(config.width, config.inner)
         self.down = nn.Linear(config.inner, config.width)
