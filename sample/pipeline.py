@@ -34,7 +34,8 @@ def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> Sampl
         UserError: a list that does not have a value for each scale, or more scales asked for than the model has.
     """
     settings = SampleSettings.of(model.config, given)
-    settings.at_scale(scales=len(model.layout.scales) if model.objective.sets_scales else 1)
+    scales = len(model.layout.scales) if model.objective.sets_scales else max(1, len(model.objective.sub_tokens))
+    settings.at_scale(scales=scales)
     return settings
 
 
@@ -89,7 +90,9 @@ def score_codes(
     """Logits (B, L, V) float32 of all V image codes where each of the codes (B, L) stands: as the model has them when
     this code is drawn behind those that are drawn before it, without guidance.
 
-    Where the model draws all codes in every pass (`maskgit`), they are those of the first.
+    Where the model draws all codes in every pass (`maskgit`), they are those of the first. Where a code has G
+    sub-tokens, they are (B, L, G, n), those of each sub-token behind those before it: `unitok.sub_tokens.split` says
+    which ids they score, and a sub-token of fewer than n values has minus infinity behind them.
 
     Raises:
         UserError: codes or conditions that the model does not have.
@@ -98,7 +101,8 @@ def score_codes(
     places[:, 0] += len(model.objective.frames.drawn[0])
     place = {tuple(one): number for number, one in enumerate(places.tolist())}
     captions = model.modalities()["text"]
-    scores = torch.zeros(*codes.shape, model.vocabulary.codebook_size)
+    ids = model.vocabulary.image_range
+    scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
         images = model.objective.forced(codes[part].to(model.device), model.layout, model.vocabulary)
         texts = captions.given([value_of(model, one) for one in conditions[part]])
@@ -109,7 +113,8 @@ def score_codes(
             here = (image.target != IGNORE).nonzero()[:, 0]
             to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
             states = hidden[row, len(text) + here.to(hidden.device)]
-            scores[part.start + row, to] = model.ids.scores(states, model.vocabulary.image_range).cpu()
+            targets = image.target[here].to(hidden.device)
+            scores[part.start + row, to] = model.ids.forced(states, targets, ids).cpu()
     return scores
 
 

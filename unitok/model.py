@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from .objectives import get_objective
 from .objectives.base import Objective
 from .ports import IdPort, StatesPort, add_features, build_ports
 from .sequence import Conditions, PackedBatch
+from .sub_tokens import SubTokenPort
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
@@ -68,6 +70,7 @@ class UniTok(Tunable):
         trunk = config.trunk
         self.objective: Objective = get_objective(config.objective, image_tokenizer, trunk.plain_inputs)
         self.objective.frames, self.objective.cools_fast = trunk.frames, trunk.cools_fast
+        self.objective.sub_tokens = trunk.sub_tokens
         ports = self.objective.ports(image_tokenizer.layout) | caption_ports(trunk.captions, trunk.state_width)
         waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
         unknown = sorted(name for name in waves if name not in self.vocabulary)
@@ -80,12 +83,26 @@ class UniTok(Tunable):
                 f"{_said(ports)}: use the tokenizer it was trained with"
             )
         self.text_tokenizer = text_tokenizer
-        scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        deep = self.vocabulary.image_range if trunk.deep_head else None
-        self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
+        self.ids = self._id_port(waves)
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
+        if isinstance(self.ids, SubTokenPort):
+            self.ids.intra = self.trunk.intra
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+
+    def _id_port(self, waves: Mapping[str, PortConfig]) -> IdPort | SubTokenPort:
+        trunk, size, image = self.config.trunk, self.vocabulary.size, self.vocabulary.image_range
+        if trunk.sub_tokens:
+            codes = self.vocabulary.codebook_size
+            if prod(trunk.sub_tokens) != codes:
+                raise UserError(
+                    f"trunk.sub_tokens is {trunk.sub_tokens}, the model has {codes} image codes: "
+                    "give sizes whose product that is"
+                )
+            return SubTokenPort(size, image, trunk.sub_tokens, trunk.width)
+        scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
+        deep = image if trunk.deep_head else None
+        return IdPort(size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Sums of cross-entropy of every task, (tasks,) float32.

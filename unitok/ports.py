@@ -7,7 +7,7 @@ id comes in through a port of its own, and is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
@@ -116,8 +116,9 @@ class IdPort(nn.Module):
             x = x + 0.0 * sum(weight.sum() for weight in self.deep.parameters())
         return x
 
-    def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
-        """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
+    def scores(self, hidden: torch.Tensor, ids: slice, before: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Logits (..., n) float32 of the n ids of a span alone, from states (..., C). For `before` see
+        `SubTokenPort`: here it is empty."""
         if self.deep is not None and _inside(ids, self.deep.span):
             hidden = self.deep(hidden)
         bias = None if self.head.bias is None else self.head.bias[ids]
@@ -149,6 +150,14 @@ class IdPort(nn.Module):
             return LinearCrossEntropy.apply(hidden, weight, places, compute_dtype(hidden))
         scores = [self.scores(hidden, span) for span in spans]
         return F.cross_entropy(torch.cat(scores, -1) if len(scores) > 1 else scores[0], places, reduction="none")
+
+    def forced(self, hidden: torch.Tensor, targets: torch.Tensor, ids: slice) -> torch.Tensor:
+        """Logits (N, *shape) float32 by which targets (N,) are scored, from states (N, C)."""
+        return self.scores(hidden, ids)
+
+    def shape(self, ids: slice) -> tuple[int, ...]:
+        """Of the logits of one position."""
+        return (ids.stop - ids.start,)
 
     def _waves_of(self, ids: slice) -> list[Waves]:
         """The waves whose span these ids lie in."""

@@ -27,3 +27,8 @@ class Traits:
     """What stands around texts and pictures."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
+
+    @property
+    def sub_tokens(self) -> tuple[int, ...]:
+        """Values of each sub-token of an image code (`unitok/sub_tokens.py`); empty: a code is one token."""
+        return ()

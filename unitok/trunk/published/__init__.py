@@ -21,6 +21,8 @@ PUBLISHED = {
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
     "showo": ".showo:FAMILY",
+    "open_magvit2_ar": ".open_magvit2:FAMILY",
+    "ibq_ar": ".ibq:FAMILY",
 }
 """Name -> where its family stands."""
 
