@@ -26,9 +26,9 @@ from .config import ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective
 from .objectives.base import Objective
+from .objectives.sub_tokens import SubTokenPort
 from .ports import IdPort, StatesPort, add_features, build_ports
 from .sequence import Conditions, PackedBatch
-from .sub_tokens import SubTokenPort
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer

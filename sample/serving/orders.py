@@ -13,8 +13,8 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
+from unitok.objectives.sub_tokens import split
 from unitok.sampling import SampleSettings
-from unitok.sub_tokens import split
 
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told

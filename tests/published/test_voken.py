@@ -25,10 +25,10 @@ from tokenizers_vq.quantizer_config import LFQ
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
+from unitok.objectives.sub_tokens import join, split
 from unitok.sample.inpainting import inpainting_job
 from unitok.sample.pipeline import draw_codes, run, score_codes, settings_for
 from unitok.sampling import SampleSettings
-from unitok.sub_tokens import join, split
 from unitok.trunk.published import published_family
 from unitok.tuning.lora import linear_maps
 

@@ -15,9 +15,9 @@ from ..config import ObjectiveSettings
 from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
-from ..sub_tokens import join
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .sub_tokens import join
 
 
 class NextToken(Objective):

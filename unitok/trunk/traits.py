@@ -30,5 +30,5 @@ class Traits:
 
     @property
     def sub_tokens(self) -> tuple[int, ...]:
-        """Values of each sub-token of an image code (`unitok/sub_tokens.py`); empty: a code is one token."""
+        """Values of each sub-token of an image code (`unitok/objectives/sub_tokens.py`); empty: a code is one token."""
         return ()

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .ports import DEVIATION
-from .sequence import Ids
+from ..ports import DEVIATION
+from ..sequence import Ids
 
 Intra = Callable[[torch.Tensor], torch.Tensor]
 """From the state of a position and the vectors of its first sub-tokens, (N, g, C), to the states by which the first
