@@ -91,8 +91,8 @@ def score_codes(
     this code is drawn behind those that are drawn before it, without guidance.
 
     Where the model draws all codes in every pass (`maskgit`), they are those of the first. Where a code has G
-    sub-tokens (`unitok.objectives.sub_tokens.split`), they are (B, L, G, n): those of each sub-token behind those before
-    it, and minus infinity where a sub-token has fewer than n values.
+    sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token behind those before it,
+    and minus infinity where a sub-token has fewer than n values.
 
     Raises:
         UserError: codes or conditions that the model does not have.
