@@ -97,9 +97,7 @@ def score_codes(
     Raises:
         UserError: codes or conditions that the model does not have.
     """
-    places = model.layout.coordinates()
-    places[:, 0] += len(model.objective.frames.drawn[0])
-    place = {tuple(one): number for number, one in enumerate(places.tolist())}
+    place = {tuple(one): number for number, one in enumerate(model.objective.places(model.layout).tolist())}
     captions = model.modalities()["text"]
     ids = model.vocabulary.image_range
     scores = torch.zeros(*codes.shape, *model.ids.shape(ids))

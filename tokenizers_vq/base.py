@@ -36,6 +36,7 @@ WEIGHTS_FILE = "model.safetensors"
 _CLASSES = {
     "conv_vq": ".vq:ConvVQTokenizer",
     "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
+    "emu3_vq": ".emu3:Emu3Tokenizer",
     "query_vq": ".query:QueryVQTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""

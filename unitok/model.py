@@ -196,7 +196,8 @@ class UniTok(Tunable):
         trunk = self.config.trunk
         if trunk.captions == "text":
             length = self.config.text_length
-            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames)
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames
+            return TextModality(self.vocabulary, encode, length, *how)
         return ClassModality(self.vocabulary, encode)
 
     @property

@@ -264,6 +264,8 @@ def test_each_sub_token_has_its_temperature_and_its_number(tmp_path: Path) -> No
     alone = [draw_codes(model, [label], settings, [n]) for n, label in enumerate((3, 0, 9, 3))]
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, draw_codes(model, ["3", 0, "9", 3], replace(settings, ahead=3), [0, 1, 2, 3]))
+    hot = draw_codes(model, LABELS, SampleSettings(guidance=1.0, temperature=1000.0), [0, 1, 2])
+    assert not torch.equal(hot % PRE, hot // PRE // (POST // PRE)), "one number would draw both alike"
     cold = SampleSettings(guidance=1.0, temperature=[0.0, 1.0])
     codes = draw_codes(model, LABELS, cold, [0, 1, 2])
     scores = score_codes(model, LABELS, codes)

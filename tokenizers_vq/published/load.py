@@ -12,7 +12,7 @@ from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..conv import fast_weights
 from ..errors import UserError
-from . import ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
+from . import emu3_vq, ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
 from .tensors import check_numbers, misfits
@@ -24,6 +24,7 @@ PUBLISHED: dict[str, Family] = {
     "showo_magvitv2": showo_magvitv2.FAMILY,
     "open_magvit2": open_magvit2.FAMILY,
     "ibq": ibq.FAMILY,
+    "emu3_vq": emu3_vq.FAMILY,
 }
 
 

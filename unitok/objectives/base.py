@@ -131,6 +131,16 @@ class Objective(ABC):
         """What stands beside the ids of images."""
         return {}
 
+    def places(self, layout: Layout) -> torch.Tensor:
+        """(L, 3) float32: where the codes of a picture stand that is drawn."""
+        places = layout.coordinates()
+        places[:, 0] += len(self.frames.drawn[0])
+        return places
+
+    def positions(self, layout: Layout) -> int:
+        """How many a picture takes that is drawn."""
+        return layout.length + sum(map(len, self.frames.drawn))
+
     @abstractmethod
     def learned(
         self,

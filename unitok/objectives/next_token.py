@@ -17,6 +17,7 @@ from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .rows import places_in_rows, with_row_ends
 from .sub_tokens import join
 
 
@@ -42,9 +43,21 @@ class NextToken(Objective):
             before = before.masked_fill(hidden, vocabulary.mask)
         inputs = torch.cat([start, before], 1)
         groups, places, runs = torch.arange(layout.length), layout.coordinates(), code_runs(layout, vocabulary)
-        return [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
+        segments = [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
+        if not self.frames.row_end:
+            return segments
+        end = vocabulary[self.frames.row_end].start
+        return [with_row_ends(segment, layout, end) for segment in segments]
+
+    def places(self, layout: Layout) -> torch.Tensor:
+        return places_in_rows(layout) if self.frames.row_end else super().places(layout)
+
+    def positions(self, layout: Layout) -> int:
+        return super().positions(layout) + (layout.grid[0] - 1 if self.frames.row_end else 0)
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
+        if self.frames.row_end:
+            return RowByRow(self.name, layout, vocabulary, rows, device, vocabulary[self.frames.row_end].start)
         return CodeByCode("next_token", layout, vocabulary, rows, device, self.sub_tokens)
 
 
@@ -225,3 +238,42 @@ class CodeByCode(Writer):
     def so_far(self, row: int) -> torch.Tensor:
         left = self.order[row, self.at[row] :]
         return self.codes[row].index_copy(0, left, self.known[row, left])
+
+
+class RowByRow(CodeByCode):
+    """Writes one code a step; a row end comes in the same pass as the first code of the next row."""
+
+    def __init__(
+        self, key: str, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device, end: int
+    ) -> None:
+        super().__init__(key, layout, vocabulary, rows, device)
+        self.end, self.width = end, layout.grid[1]
+
+    def phase(self, row: int) -> int:
+        """Rows that also run equally many row ends."""
+        return super().phase(row) * (self.layout.length + 1) + self._ends(row)
+
+    def _ends(self, row: int) -> int:
+        """Row ends of this step: those behind the codes that it runs."""
+        step, ends = self.row(row).step, self.ends[row]
+        before = ends[step - 1] if step else 0
+        return (ends[step] - 1) // self.width - max(0, before - 1) // self.width
+
+    def _guesses(self, row: int) -> int:
+        """Guesses stay in the row of the code that is drawn: its end is nothing to guess."""
+        left = self.width - 1 - (self.ends[row][self.row(row).step] - 1) % self.width
+        return min(super()._guesses(row), left)
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        guesses = self._guesses(rows[0])
+        n = self._run(rows[0]) + self._ends(rows[0]) + guesses
+        at, steps = self.at[index][:, None], torch.arange(n, device=self.at.device)
+        place = at + (at - 1).clamp(min=0) // self.width + steps  # (b, n) in the line
+        row, column = (place - 1).clamp(min=0) // (self.width + 1), (place - 1).clamp(min=0) % (self.width + 1)
+        ids = self.codes[index].gather(1, row * self.width + column.clamp(max=self.width - 1))
+        ids = (ids + self.vocabulary.image_start).masked_fill(column == self.width, self.end)
+        ids = ids.masked_fill(place == 0, self.vocabulary.boi)
+        places = torch.zeros(*place.shape, 3, device=place.device)
+        places[..., 0] = place
+        spans = ((self.vocabulary.image_range, slice(n - 1 - guesses, n)),)
+        return Asked(ids, places, spans, groups=steps if n > 1 else None)

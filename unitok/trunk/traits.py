@@ -23,6 +23,8 @@ class Traits:
     """Whether image codes are scored behind a hidden layer of their own."""
     padded: ClassVar[bool] = False
     """Whether a caption that is left out has padding in its place; else it is an empty text."""
+    keeps_wording: ClassVar[bool] = False
+    """Whether a caption that is left out is an empty one in the wording of the model."""
     frames: ClassVar[Frames] = FRAMELESS
     """What stands around texts and pictures."""
     cools_fast: ClassVar[bool] = False

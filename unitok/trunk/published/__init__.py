@@ -23,6 +23,7 @@ PUBLISHED = {
     "showo": ".showo:FAMILY",
     "open_magvit2_ar": ".open_magvit2:FAMILY",
     "ibq_ar": ".ibq:FAMILY",
+    "emu3": ".emu3:FAMILY",
 }
 """Name -> where its family stands."""
 
