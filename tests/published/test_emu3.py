@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_pictures_have_the_codes_of_transformers_and_look_the_same(images: Any, 
     assert found.std() > 0.1
     ours.save_pretrained(tmp_path / "ours")
     assert torch.equal(load_tokenizer(tmp_path / "ours").decode(codes), found)
+
+
+def test_the_authors_own_file_is_the_same_tokenizer(images: Any, tmp_path: Path) -> None:
+    """Their names and settings, and 1x1 convolutions in place of linear maps."""
+    own = {}
+    for name, one in images.state_dict().items():
+        theirs = name.replace("middle_block.attn_norm.", "mid.attn_1.norm.").replace("middle_block", "mid")
+        theirs = theirs.replace("down_block.down", "down").replace("up_block.up", "up").replace("_proj.", ".")
+        theirs = re.sub(r"attn_norms\.(\d)", r"attn.\1.norm", theirs).replace(".out.", ".proj_out.")
+        own[theirs] = one[:, :, None, None] if name.endswith("_proj.weight") else one
+    assert "decoder.up.2.attn.0.norm.conv_y.weight" in own and "encoder.mid.attn_1.proj_out.bias" in own
+    torch.save(own, tmp_path / "theirs.bin")
+    images.save_pretrained(tmp_path)
+    settings = {"codebook_size": CODES, "ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [2]}
+    found = load_published("emu3_vq", tmp_path / "theirs.bin", **settings, z_channels=4, double_z=False, image_size=16)
+    wanted = load_published("emu3_vq", tmp_path / "model.safetensors", **VQ, image_size=16)
+    assert found.fingerprint() == wanted.fingerprint()
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,14 @@ TINY: dict[str, dict[str, Any]] = {
         "ddconfig": {"ch": 32, "ch_mult": [1, 2, 2], "num_res_blocks": 2, "z_channels": 6},
     },
     "ibq": {"codebook_size": 50, "embed_dim": 8, "ddconfig": {**TAMING, "num_res_blocks": 2}},
+    "emu3_vq": {
+        "codebook_size": 50,
+        "base_channels": 32,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [1],
+        "image_size": 32,
+    },
 }
 
 
@@ -420,6 +428,16 @@ RELEASED = [  # (family, number in `released`, tensors of the published file wit
         {"decoder.adaptive.1.gamma.weight": (256, 18), "encoder.conv_out.weight": (18, 512, 1, 1)},
     ),
     ("ibq", 2, 543, {"decoder.up.4.attn.4.k.bias": (512,), "quantize.embedding.weight": (16384, 256)}),
+    (
+        "emu3_vq",
+        0,
+        487,
+        {
+            "decoder.up_block.up.3.attn_norms.2.conv_y.weight": (1024, 4, 1, 1),
+            "encoder.time_conv.1.conv.conv.weight": (4, 4, 4, 3, 3),
+            "encoder.middle_block.attn_1.out_proj.weight": (1024, 1024),
+        },
+    ),
 ]
 
 
@@ -703,6 +721,20 @@ AUTHORS: dict[str, dict[str, Any]] = {  # as in the configuration files of the a
         "use_ema": True,
         "stage": None,
         **LIGHTNING,
+    },
+    "emu3_vq": {
+        "attention_dropout": 0.0,
+        "double_latent": False,
+        "embed_dim": 4,
+        "hidden_size": 64,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "model_type": "emu3_vqgan",
+        "num_attention_heads": 1,
+        "out_channels": 3,
+        "temporal_downsample_factor": 4,
+        "transformers_version": "5.23.0",
+        **TINY["emu3_vq"],
     },
 }
 

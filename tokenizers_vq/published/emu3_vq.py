@@ -1,4 +1,4 @@
-"""The image tokenizer of Emu3 (arXiv 2409.18869), by the names of transformers; code Apache-2.0.
+"""The image tokenizer of Emu3 (arXiv 2409.18869), by its authors' names and those of transformers; code Apache-2.0.
 
 It is one of videos. A picture uses what convolutions over time do to its first frame: all their weights are kept.
 """
@@ -6,7 +6,10 @@ It is one of videos. A picture uses what convolutions over time do to its first 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from ..config import Emu3Config, TokenizerConfig
 from ..errors import UserError
@@ -26,7 +29,7 @@ _RELEASED: dict[str, Any] = {
 }
 SETTINGS = frozenset(_RELEASED)
 """The authors' names of the settings that are read."""
-_NAMES = (
+_AUTHORS = (
     (r"^(encoder|decoder)\.mid\.attn_1\.norm\.", r"\1.middle_block.attn_norm."),
     (r"^(encoder|decoder)\.mid\.", r"\1.middle_block."),
     (r"^encoder\.down\.", "encoder.down_block.down."),
@@ -34,11 +37,16 @@ _NAMES = (
     (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
     (r"\.(attn_1|attn\.\d+)\.([qkv])\.", r".\1.\2_proj."),
     (r"\.(attn_1|attn\.\d+)\.proj_out\.", r".\1.out_proj."),
+)
+"""The authors' names -> those of transformers."""
+_TIME = (
     (r"(time_res_stack\.\d+\.conv\d)\.", r"\1.conv."),
     (r"(time_conv\.\d+)\.", r"\1.conv.conv."),
     (r"^(quant_conv|post_quant_conv)\.", r"\1.conv."),
 )
-"""Our names -> those of transformers."""
+"""Further names of ours, which else are the authors'."""
+_LINEAR = re.compile(r"\.(q|k|v|out)_proj\.weight$")
+"""Linear maps of transformers, which are 1x1 convolutions in the authors' files and here."""
 
 
 def _configure(settings: Settings) -> TokenizerConfig:
@@ -63,11 +71,23 @@ def _configure(settings: Settings) -> TokenizerConfig:
     )
 
 
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    for old, new in table:
+        name = re.sub(old, new, name)
+    return name
+
+
+def _named(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {_renamed(name, _AUTHORS): tensor for name, tensor in weights.items()}
+    return {
+        name: tensor.flatten(1) if _LINEAR.search(name) and tensor.ndim == 4 else tensor
+        for name, tensor in found.items()
+    }
+
+
 def _source(name: str, shape: Shape, config: TokenizerConfig) -> Source:
-    theirs = name
-    for old, new in _NAMES:
-        theirs = re.sub(old, new, theirs)
-    if re.search(r"\.(q|k|v|out)_proj\.weight$", theirs):  # linear maps there, 1x1 convolutions here
+    theirs = _renamed(name, (*_AUTHORS, *_TIME))
+    if _LINEAR.search(theirs):
         return Source(theirs, shape[:2], lambda tensor: tensor[:, :, None, None])
     return codebook_source(name, shape) or Source(theirs, shape)
 
@@ -76,13 +96,27 @@ FAMILY = Family(
     released=(_RELEASED,),
     configure=_configure,
     source=_source,
+    named=_named,
     ignored=tuple(
         f"{part}.time_res_stack.{block}.norm{norm}.num_batches_tracked"
         for part in ("encoder", "decoder")
         for block in range(MOST_BLOCKS)
         for norm in (1, 2)
     ),
-    fixed={"double_latent": False, "in_channels": 3, "out_channels": 3, "num_attention_heads": 1},
-    unused=frozenset(("model_type", "hidden_size", "attention_dropout", "dtype", "torch_dtype", "architectures")),
+    renamed={"ch": "base_channels", "ch_mult": "channel_multiplier", "z_channels": "latent_channels"},
+    fixed={
+        "double_z": False,
+        "double_latent": False,
+        "in_channels": 3,
+        "out_channels": 3,
+        "out_ch": 3,
+        "num_attention_heads": 1,
+    },
+    unused=frozenset(
+        (
+            *("model_type", "hidden_size", "attention_dropout", "dtype", "torch_dtype", "architectures"),
+            *("transformers_version", "auto_map", "_name_or_path"),
+        )
+    ),
     files=("model.safetensors",),
 )

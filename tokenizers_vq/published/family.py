@@ -53,6 +53,8 @@ class Family:
     """Our configuration for such settings."""
     source: Callable[[str, Shape, TokenizerConfig], Source]
     """Where our tensor of this name and shape comes from."""
+    named: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
+    """The tensors of a file by the names that `source` gives, where releases have several."""
     wrappers: tuple[str, ...] = ()
     """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
     ignored: tuple[str, ...] = ()

@@ -57,7 +57,7 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
 def tokenizer_of(family: str, weights: dict[str, Tensor], path: str | Path, config: Settings) -> ImageTokenizer:
     """The tokenizer of these tensors, which a file holds; the rest as of `load_published`."""
     table = PUBLISHED[family]
-    attempts = _attempts(table, config)
+    attempts, weights = _attempts(table, config), table.named(weights)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
         sources = _sources(table, wanted)
