@@ -1,8 +1,9 @@
-"""The best of several drawings of a caption: the one from which the model itself reads the caption most readily."""
+"""The best of several drawings: of a caption the one from which the model itself reads it most readily, of a part of a
+picture the one that goes best with what is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from unitok.sequence import lay_out
 from unitok.tasks import documents
 
 READS = "image_to_text"
+NO_BEST = "chooses by a caption or by what is known of a picture, and here is neither: leave it out"
 
 
 def check_best_of(model: UniTok, settings: SampleSettings) -> None:
@@ -37,21 +39,20 @@ def candidate_seeds(seed: int, number: int) -> list[int]:
 
 
 class BestOf:
-    """Collects the drawings of each caption, and gives back the best when all are there.
+    """Collects the drawings of each picture, and gives back the best when all are there.
 
     Args:
-        model: reads.
-        captions: ids of each caption.
-        number: drawings of each; those of caption i are jobs i * number, ..., i * number + number - 1.
+        number: drawings of each; those of picture i are jobs i * number, ..., i * number + number - 1.
+        scores: (number of a picture, codes (number, L) of its drawings) to (number,): the highest is the best.
     """
 
-    def __init__(self, model: UniTok, captions: Sequence[list[int]], number: int) -> None:
-        self.model, self.captions, self.number = model, captions, number
+    def __init__(self, number: int, scores: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
+        self.number, self.scores = number, scores
         self._drawn: dict[int, dict[int, torch.Tensor]] = {}
-        """Caption -> candidate -> codes."""
+        """Picture -> candidate -> codes."""
 
     def take(self, finished: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor]]:
-        """From (job, codes (L,)) that were drawn to (caption, codes) of the captions that this completes."""
+        """From (job, codes (L,)) that were drawn to (picture, codes) of the pictures that this completes."""
         if self.number == 1:
             return list(finished)
         for job, codes in finished:
@@ -61,9 +62,13 @@ class BestOf:
         for place in [place for place, drawn in self._drawn.items() if len(drawn) == self.number]:
             drawn = self._drawn.pop(place)
             codes = torch.stack([drawn[candidate] for candidate in range(self.number)])
-            scores = reading_scores(self.model, codes, self.captions[place])
-            best.append((place, codes[scores.argmax()]))
+            best.append((place, codes[self.scores(place, codes).argmax()]))
         return best
+
+
+def best_read(model: UniTok, captions: Sequence[list[int]], number: int) -> BestOf:
+    """The drawings from which the model reads their captions, by their ids, most readily."""
+    return BestOf(number, lambda place, codes: reading_scores(model, codes, captions[place]))
 
 
 @torch.inference_mode()

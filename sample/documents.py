@@ -36,7 +36,7 @@ class DocumentWriter:
 
     model: UniTok
     images: SampleSettings
-    """How pictures are drawn. Guidance compares the document with an empty text alone, as that of a caption does."""
+    """How pictures are drawn. Guidance compares the document with itself without its last text."""
     texts: SampleSettings
     """How texts are written; guidance 1."""
     pictures: int = 4

@@ -43,6 +43,8 @@ class _Row:
     """The prompts that the turn compares."""
     begin: list[int] = field(default_factory=list)
     """Length of each lane when the turn began."""
+    before: tuple[int, torch.Tensor] | None = None
+    """Length and order of the first lane when the last turn without guidance began."""
     unguided: bool = False
     """Whether guidance is over: the first of the prompts goes on alone."""
     written: list[torch.Tensor] = field(default_factory=list)
@@ -165,9 +167,10 @@ class Engine:
             self.waiting.popleft()
             first = Turn([], job.modality, job.settings, job.known)
             taken.append(_Row(number, job, {one: self.free.pop() for one in which}, first))
-        self._fill([(row.job.prompts[which], lane) for row in taken for which, lane in row.held.items()])
+        begun = [(row, which, lane) for row in taken for which, lane in row.held.items() if lane in row.extended]
+        self._fill([(row.job.prompts[which], lane) for row, which, lane in begun])
         if self.align and taken and not self.running:
-            self.cache.align([lane for row in taken for lane in row.held.values()])
+            self.cache.align([lane for _, _, lane in begun])
         for row in taken:
             self.running[row.extended[0]] = row  # a writer's row is the job's first lane
             self._begin(row.extended[0], row)
@@ -192,6 +195,11 @@ class Engine:
         seed = state.job.seed if number == 0 else fold(state.job.seed, "turn", number)
         self.writers[modality].admit(row, seed, settings, state.turn.known)
         state.which = compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
+        if state.job.aside and state.which == [0]:
+            state.before = self.cache.lengths[row], self.orders[row].clone()
+        elif state.job.aside:
+            assert state.before is not None, "such a job begins with a turn without guidance"
+            self._without_last(state, *state.before)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]
         state.unguided = False
         self.sums[row] = 0
@@ -227,7 +235,7 @@ class Engine:
         value = [Piece(modality, self.modalities[modality].value(written), False)]
         if kept:
             self.orders[self.cache.index(state.extended)] += document_of(value, self.modalities).order
-        self._append(state, turn.given if kept else [*value, *turn.given])
+        self._append(state.extended, turn.given if kept else [*value, *turn.given])
         state.turn = turn
         self._begin(row, state)
         return []
@@ -245,13 +253,22 @@ class Engine:
                     self.conditions = one.condition.new_zeros(self.cache.rows, len(one.condition))
                 self.conditions[lane] = one.condition
 
-    def _append(self, state: _Row, pieces: list[Piece]) -> None:
-        """Runs further pieces through the lanes of a row that is running."""
+    def _without_last(self, state: _Row, length: int, order: torch.Tensor) -> None:
+        """Lets the lanes that guidance compares with read what the first had before its last turn, so long and up to
+        this order, and then their own prompts in place of that turn."""
+        first, *others = state.held.items()
+        for which, lane in others:
+            self.cache.take(lane, first[1], length)
+            self.orders[lane] = order
+            self._append([lane], state.job.prompts[which])
+
+    def _append(self, lanes: Sequence[int], pieces: list[Piece]) -> None:
+        """Runs further pieces through some lanes."""
         if not pieces:
             return
         item = document_of(pieces, self.modalities)
         device = self.model.device
-        for lane in state.extended:
+        for lane in lanes:
             places = item.places.to(device)
             places[:, 0] += self.orders[lane]
             seen = self.cache.extend([lane], len(item), item.groups.to(device))

@@ -18,9 +18,10 @@ from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 
+from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for
 from .masks import check_places, touched
-from .pipeline import check_size, draw_jobs, value_of
+from .pipeline import check_size, decoded, draw_jobs, value_of
 
 LONGEST_SIDE = 2**14
 """Pixels that a side of a picture is extended by."""
@@ -81,11 +82,25 @@ def inpaint_each(
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
     known = known_codes(model, pictures, masks)
     jobs = [
-        inpainting_job(model, given, value_of(model, caption, text_ids), seed, settings)
+        inpainting_job(model, given, value_of(model, caption, text_ids), one, settings)
         for caption, seed, given in zip(captions, seeds, known, strict=True)
+        for one in candidate_seeds(seed, settings.best_of)
     ]
-    for number, drawn in draw_jobs(model, jobs, settings, batch_size=batch_size, precision=precision):
+    best = best_fitting(model, pictures, masks, settings.best_of)
+    for number, drawn in draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision):
         yield number, torch.where(masks[number], drawn, pictures[number])
+
+
+def best_fitting(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor, number: int) -> BestOf:
+    """The drawings that differ least, pixel by pixel, from what is known of pictures (N, 3, H, W) uint8. A code that is
+    drawn may show known pixels too, and the model was not told them: without a choice, what it draws may be cut off
+    there."""
+
+    def scores(place: int, codes: torch.Tensor) -> torch.Tensor:
+        off = (decoded(model, codes).float() - pictures[place].float()).abs()
+        return -off.masked_fill(masks[place], 0).mean((1, 2, 3))
+
+    return BestOf(number, scores)
 
 
 def inpainting_job(model: UniTok, known: torch.Tensor, caption: list[int], seed: int, settings: SampleSettings) -> Job:

@@ -41,8 +41,8 @@ class Job:
     then: Sequence[Turn] | Callable[[list[torch.Tensor]], Turn | None] = ()
     """What follows, or what says so from all values that have been written; None: nothing."""
     aside: bool = False
-    """Whether the prompts behind the first stay as they are: what is written and read goes on in the first alone. Then
-    guidance of a turn compares with them, and a turn with guidance 1 does not run them."""
+    """Whether what is written and read goes on in the first prompt alone, as in a document. Then a turn with guidance
+    is compared with the other prompts in place of the turn before it: with the document without its last text."""
 
     def next(self, written: list[torch.Tensor]) -> Turn | None:
         if callable(self.then):

@@ -18,10 +18,13 @@ from unitok.sampling import SampleSettings
 from unitok.tasks import FIELDS, TASKS, is_several
 from unitok.text import CaptionEncoder
 
+from .best_of import best_read, candidate_seeds
 from .documents import DocumentWriter, write_documents
 from .jobs import job_for
 from .pipeline import GREEDY, codes_of, decoded, run
 
+CHOSEN_BY = {"caption"}
+"""Fields by which the best of several drawings is chosen."""
 MARGIN = 1
 """Pictures that a document may have more than its record: then it did not end where it should."""
 
@@ -45,7 +48,9 @@ def perform(
         task: a row of the task table.
         records: with the fields that the task gives, pictures as pixels of the model's size. Texts that are too long
             are cut, as in training.
-        settings: how pictures are drawn; default: the model's own. Texts and boxes: the most likely id each time.
+        settings: how pictures are drawn; default: the model's own. Texts and boxes: the most likely id each time. The
+            best of several drawings is chosen where a caption is all that is given; elsewhere there is one. Documents
+            take the first scale of guidance.
         seeds: of each record; default 0, 1, ...
         batch_size: records at a time; changes the speed, not what is written.
         precision: see `unitok.device`.
@@ -62,9 +67,18 @@ def perform(
     learned = next(part.field for part in TASKS[task] if part.learned)
     modality = FIELDS[learned]
     how = settings if modality == "image" else GREEDY
-    jobs = [job_for(task, one, seed, how, modality) for one, seed in zip(given, seeds, strict=True)]
+    drawings = how.best_of if _given_fields(task) == CHOSEN_BY else 1
+    pairs = zip(given, seeds, strict=True)
+    jobs = [
+        job_for(task, one, candidate, how, modality)
+        for one, seed in pairs
+        for candidate in candidate_seeds(seed, drawings)
+    ]
     with computing(model, precision):
         written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
+        if drawings > 1:
+            best = best_read(model, [one["caption"] for one in given], drawings)
+            written = [ids for _, ids in best.take(list(enumerate(written)))]
         return [_shown(model, modality)(one) for one in written]
 
 
@@ -72,10 +86,14 @@ def _fields(task: str) -> list[str]:
     return [part.field for part in TASKS[task]]
 
 
+def _given_fields(task: str) -> set[str]:
+    return {part.field for part in TASKS[task] if not part.learned}
+
+
 def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> dict[str, Any]:
     """The fields that a task gives, pictures as codes, texts as ids."""
     found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
-    given = {part.field for part in TASKS[task] if not part.learned or part.field == "parts"}
+    given = _given_fields(task) | {"parts"} & set(_fields(task))
     for field in given & found.keys():
         if FIELDS.get(field) == "image" and found[field] is not None:
             several = isinstance(found[field], list)
@@ -111,7 +129,8 @@ def _documents(
     if any("parts" not in one for one in given):
         raise UserError("a record has no parts, which the task interleaved needs: add them to the data")
     most = max((sum(kind == "image" for kind, _ in one["parts"]) for one in given), default=0) + MARGIN
-    writer = DocumentWriter(model, replace(settings, guidance=1.0), GREEDY, pictures=most)
+    first = settings.guidance[0] if isinstance(settings.guidance, list) else settings.guidance
+    writer = DocumentWriter(model, replace(settings, guidance=first), GREEDY, pictures=most)
     begun = [[part for part in one["parts"] if part[0] == "text"][:1] for one in given]
     found = dict(write_documents(writer, begun, seeds, batch_size=batch_size, precision=precision))
     show = _shown(model, "image")

@@ -17,7 +17,7 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
 from unitok.tasks import Piece
 
-from .best_of import BestOf, candidate_seeds, check_best_of
+from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
 from .jobs import Job, job_for, prompts_needed
 
@@ -137,7 +137,7 @@ def draw_codes_each(
         for one in candidate_seeds(seed, settings.best_of)
     ]
     jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
-    best = BestOf(model, ids, settings.best_of)
+    best = best_read(model, ids, settings.best_of)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
         with computing(model, precision):
             chosen = best.take(part)
@@ -211,19 +211,27 @@ def decoded(model: UniTok, codes: torch.Tensor, scales: int = 0) -> torch.Tensor
 
 
 def draw_jobs(
-    model: UniTok, jobs: Sequence[Job], settings: SampleSettings, *, batch_size: int = 32, precision: Precision = "fp32"
+    model: UniTok,
+    jobs: Sequence[Job],
+    settings: SampleSettings,
+    best: BestOf | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings.
+    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
+    `best`, each picture is the best of several jobs, and places are those of pictures.
 
     Raises:
-        UserError: the best of several drawings is asked for, which is chosen by a caption.
+        UserError: the best of several drawings is asked for, and nothing tells it.
     """
-    if settings.best_of > 1:
-        raise UserError(f"--best_of {settings.best_of} chooses by the caption, and only captions have it: leave it out")
+    if settings.best_of > 1 and best is None:
+        raise UserError(f"--best_of {settings.best_of} {NO_BEST}")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
         with autocast(model.device, precision):
-            pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
-        yield from zip((number for number, _ in part), pictures, strict=True)
+            chosen = best.take(part) if best is not None else part
+            pictures = decoded(model, torch.stack([codes for _, codes in chosen]), settings.scales) if chosen else ()
+        yield from zip((number for number, _ in chosen), pictures, strict=True)
 
 
 def draw(

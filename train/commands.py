@@ -13,7 +13,7 @@ from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
-from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
+from unitok.config import CODES, ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.hf import HFTrunk
@@ -126,6 +126,7 @@ def train_generator(
     objective: str = "next_token",
     objective_settings: ObjectiveSettings,
     trunk: TrunkConfig | str,
+    code_vectors: bool = False,
     tasks: TasksConfig,
     sampling: GivenSettings,
     text_tokenizer: str | None = None,
@@ -160,6 +161,8 @@ def train_generator(
         objective_settings: How the objective is trained; null is the objective's own value.
         trunk: The transformer. Or hf:NAME, a causal language model that goes on learning: a folder, a .gguf file, a
             config.json alone for fresh weights, or owner/name on the hub. Then its text tokenizer is the model's.
+        code_vectors: Whether codes have in common, in and out, what linear maps make of the vectors that the image
+            tokenizer has for them: then what is learned of a code is learned of those like it, which takes fewer steps.
         tasks: What the model learns to do.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
             objective's own value.
@@ -185,6 +188,8 @@ def train_generator(
         del settings["lora"]
     elif init is None:
         raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
+    if not code_vectors:
+        del settings["code_vectors"]
     from unitok.objectives import get_objective, objective_class
 
     if init is None and image_tokenizer is None:
@@ -247,6 +252,8 @@ def train_generator(
             )
             vocabulary = Vocabulary.of(texts.size, images.codebook_size)
             ports = get_objective(objective, images).ports(images.layout)
+            if code_vectors:
+                ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
         if "inpaint" in wanted:
             check_places(images)
         used = modalities_of(wanted)

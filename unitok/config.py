@@ -232,16 +232,20 @@ class ObjectiveSettings:
         problems.raise_if_any()
 
 
-PORT_KINDS = ("linear", "table", "states", "waves")
+PORT_KINDS = ("linear", "table", "states", "waves", "codes")
+CODES = "codes"
+ALIKE = ("waves", CODES)
+"""Those that are about ids themselves: what like ones have in common."""
 
 
 @dataclass
 class PortConfig:
     """What stands beside the ids of some positions."""
 
-    kind: Literal["linear", "table", "states", "waves"]
-    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers; or
-    waves, for a span of the vocabulary whose ids are steps of a scale (`unitok/ports.py`)."""
+    kind: Literal["linear", "table", "states", "waves", "codes"]
+    """Vectors through a linear map, numbers with a learned vector each, states of a caption through two layers; or what
+    ids have in common (`Alike` in `unitok/ports.py`): waves, for a span of the vocabulary whose ids are steps of a
+    scale, or the vectors that the image tokenizer has for its codes."""
     size: int
     """Length of the vectors, the number of numbers, or the number of waves."""
 
@@ -256,7 +260,7 @@ class PortConfig:
     @property
     def vectors(self) -> int:
         """Vectors of the trunk's width that it learns."""
-        return 4 * (self.size // 2) if self.kind == "waves" else self.size
+        return {"waves": 4 * (self.size // 2), "codes": 2 * self.size}.get(self.kind, self.size)
 
 
 @dataclass
@@ -272,7 +276,7 @@ class ModelConfig:
     image_tokenizer: str = ""
     """Fingerprint of the image tokenizer that the model was trained with."""
     ports: dict[str, PortConfig] = field(default_factory=dict)
-    """What stands beside ids, by name: the objective's business, and waves of spans."""
+    """What stands beside ids, by name: the objective's business, and what ids have in common."""
     tasks: tuple[str, ...] = ()
     """What the model was trained to do; empty in models of format 1."""
     sampling: dict[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
 from .conditions import STATES, ClassModality, StatesModality, caption_ports, class_ids
-from .config import ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
+from .config import ALIKE, CODES, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective
 from .objectives.base import Objective
@@ -76,33 +76,48 @@ class UniTok(Tunable):
         unknown = sorted(name for name in waves if name not in self.vocabulary)
         if unknown:
             raise UserError(f"the model has waves of {', '.join(map(shown, unknown))}, its vocabulary no such span")
-        own = {name: port for name, port in config.ports.items() if name not in waves}
+        own = {name: port for name, port in config.ports.items() if port.kind not in ALIKE}
         if own != ports:
             raise UserError(
                 f"the model takes {_said(own)} beside its ids, its objective and tokenizer make "
                 f"{_said(ports)}: use the tokenizer it was trained with"
             )
         self.text_tokenizer = text_tokenizer
-        self.ids = self._id_port(waves)
+        self.ids = self._id_port(waves, image_tokenizer)
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         if isinstance(self.ids, SubTokenPort):
             self.ids.intra = self.trunk.intra
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
 
-    def _id_port(self, waves: Mapping[str, PortConfig]) -> IdPort | SubTokenPort:
+    def _id_port(self, waves: Mapping[str, PortConfig], image_tokenizer: ImageTokenizer) -> IdPort | SubTokenPort:
         trunk, size, image = self.config.trunk, self.vocabulary.size, self.vocabulary.image_range
         if trunk.sub_tokens:
-            codes = self.vocabulary.codebook_size
-            if prod(trunk.sub_tokens) != codes:
+            number = self.vocabulary.codebook_size
+            if prod(trunk.sub_tokens) != number:
                 raise UserError(
-                    f"trunk.sub_tokens is {trunk.sub_tokens}, the model has {codes} image codes: "
+                    f"trunk.sub_tokens is {trunk.sub_tokens}, the model has {number} image codes: "
                     "give sizes whose product that is"
                 )
             return SubTokenPort(size, image, trunk.sub_tokens, trunk.width)
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
         deep = image if trunk.deep_head else None
-        return IdPort(size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
+        codes = self._vectors_of_codes(image_tokenizer)
+        return IdPort(size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, codes)
+
+    def _vectors_of_codes(self, image_tokenizer: ImageTokenizer) -> tuple[slice, torch.Tensor] | None:
+        """The ids of codes and the vectors (codes, D) that their tokenizer has for them; None: they have nothing in
+        common."""
+        wanted = next((port.size for port in self.config.ports.values() if port.kind == CODES), None)
+        if wanted is None:
+            return None
+        vectors = image_tokenizer.code_vectors().detach().flatten(0, 1).float().cpu()
+        if vectors.shape != (self.vocabulary.codebook_size, wanted):
+            raise UserError(
+                f"the model takes {self.vocabulary.codebook_size} code vectors of {wanted} numbers, its image "
+                f"tokenizer has {len(vectors)} of {vectors.shape[1]}: use the tokenizer it was trained with"
+            )
+        return self.vocabulary.image_range, vectors
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Sums of cross-entropy of every task, (tasks,) float32.

@@ -26,44 +26,60 @@ STATES = 120
 """Most states of a caption."""
 
 
-class Waves(nn.Module):
-    """What the steps of a scale have in common with those near them, in and out: a linear map of cosines and sines of
-    the step, with half a wave to `waves` / 4 waves on the whole scale. A table alone would learn each step by itself.
+class Alike(nn.Module):
+    """What ids of a span have in common with those like them, in and out: linear maps of a vector that each has. A
+    table alone would learn each id by itself.
 
     Args:
-        span: ids of the steps, in order.
-        waves: cosines and sines together, even.
+        span: the ids.
+        vectors: (n, F) float32, of each id.
         width: C.
     """
 
-    steps: torch.Tensor
-    """(n + 1, F): of each step, and zeros for what is none."""
+    vectors: torch.Tensor
+    """(n + 1, F): of each id, and zeros for what is none of them."""
 
-    def __init__(self, span: slice, waves: int, width: int) -> None:
+    def __init__(self, span: slice, vectors: torch.Tensor, width: int) -> None:
         super().__init__()
         self.span = span
-        n = span.stop - span.start
-        turns = (torch.arange(n)[:, None] + 0.5) / n * math.pi * torch.arange(1, waves // 2 + 1)  # (n, F / 2)
-        steps = torch.cat([turns.cos(), turns.sin()], 1)
-        self.register_buffer("steps", torch.cat([steps, torch.zeros_like(steps[:1])]), persistent=False)
-        self.read = nn.Linear(2 * (waves // 2), width, bias=False)
-        self.write = nn.Linear(width, 2 * (waves // 2), bias=False)
+        self.register_buffer("vectors", torch.cat([vectors, torch.zeros_like(vectors[:1])]), persistent=False)
+        self.read = nn.Linear(vectors.shape[1], width, bias=False)
+        self.write = nn.Linear(width, vectors.shape[1], bias=False)
         for weight in self.parameters():
             nn.init.normal_(weight, std=DEVIATION)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to what is added to their vectors, (..., C)."""
-        step = torch.where((ids >= self.span.start) & (ids < self.span.stop), ids - self.span.start, -1)
-        added = self.read(self.steps[step])
+        here = torch.where((ids >= self.span.start) & (ids < self.span.stop), ids - self.span.start, -1)
+        added = self.read(self.vectors[here])
         if torch.is_grad_enabled():
-            # A batch in which no step is scored: every process of a run must have a gradient for every weight.
+            # A batch in which none of them is scored: every process of a run must have a gradient for every weight.
             added = added + 0.0 * self.write.weight.sum().to(added.dtype)
         return added
 
     def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
-        """What is added to the logits of some steps, (..., n), from states (..., C)."""
-        steps = self.steps[ids.start - self.span.start : ids.stop - self.span.start]
-        return F.linear(self.write(hidden), steps.to(hidden.dtype))
+        """What is added to the logits of some of the ids, (..., n), from states (..., C)."""
+        return F.linear(self.write(hidden), self._of(ids).to(hidden.dtype))
+
+    def rows(self, ids: slice) -> torch.Tensor:
+        """What is added to the rows of the head of some of the ids, (n, C): the same as matrices."""
+        return self._of(ids) @ self.write.weight
+
+    def _of(self, ids: slice) -> torch.Tensor:
+        return self.vectors[ids.start - self.span.start : ids.stop - self.span.start]
+
+
+def waves(n: int, number: int) -> torch.Tensor:
+    """(n, F) float32: vectors of n steps of a scale, alike where steps are near. F cosines and sines, `number` or one
+    fewer, with half a wave to F / 4 waves on the whole scale."""
+    turns = (torch.arange(n)[:, None] + 0.5) / n * math.pi * torch.arange(1, number // 2 + 1)  # (n, F / 2)
+    return torch.cat([turns.cos(), turns.sin()], 1)
+
+
+def standard(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors (n, F) shifted and scaled to mean 0 and deviation 1 in each dimension."""
+    centred = vectors - vectors.mean(0)
+    return centred / centred.square().mean(0).sqrt().clamp(min=1e-6)
 
 
 class Deep(nn.Module):
@@ -81,8 +97,9 @@ class Deep(nn.Module):
 
 
 class IdPort(nn.Module):
-    """Ids in and out: a table of vectors, and a head, which may be the same table. `waves`: ids of spans that are steps
-    of a scale, and their numbers of waves, by name. `deep`: ids that are scored behind a hidden layer."""
+    """Ids in and out: a table of vectors, and a head, which may be the same table. `waves_of`: ids of spans that are
+    steps of a scale, and their numbers of waves, by name. `deep`: ids that are scored behind a hidden layer. `codes`:
+    ids of codes, and the vectors that their tokenizer has for them."""
 
     def __init__(
         self,
@@ -90,8 +107,9 @@ class IdPort(nn.Module):
         width: int,
         tied: bool,
         bias: bool = False,
-        waves: Mapping[str, tuple[slice, int]] = MappingProxyType({}),
+        waves_of: Mapping[str, tuple[slice, int]] = MappingProxyType({}),
         deep: slice | None = None,
+        codes: tuple[slice, torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(size, width)
@@ -100,7 +118,13 @@ class IdPort(nn.Module):
         nn.init.normal_(self.head.weight, std=DEVIATION)
         if tied:
             self.head.weight = self.embedding.weight
-        self.waves = nn.ModuleDict({name: Waves(span, number, width) for name, (span, number) in waves.items()})
+        self.waves = nn.ModuleDict(
+            {
+                name: Alike(span, waves(span.stop - span.start, number), width)
+                for name, (span, number) in waves_of.items()
+            }
+        )
+        self.codes = None if codes is None else Alike(codes[0], standard(codes[1]), width)
         self.deep = None if deep is None else Deep(deep, width)
         self.pack: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None
         """Makes what multiplies by rows of the head, of a model that is prepared for drawing."""
@@ -109,10 +133,10 @@ class IdPort(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to vectors (..., C)."""
         x = self.embedding(ids)
-        for waves in self.waves.values():
-            x = x + waves(ids)
+        for alike in self._alike:
+            x = x + alike(ids)
         if self.deep is not None and torch.is_grad_enabled():
-            # A batch in which none of its ids is scored: see `Waves`.
+            # A batch in which none of its ids is scored: see `Alike`.
             x = x + 0.0 * sum(weight.sum() for weight in self.deep.parameters())
         return x
 
@@ -127,11 +151,11 @@ class IdPort(nn.Module):
         else:
             span = ids.start, ids.stop
             if span not in self._packed:
-                self._packed[span] = self.pack(self.head.weight[ids].detach())
+                self._packed[span] = self.pack(self._rows(ids).detach())
             found = self._packed[span](hidden)
-            found = found if bias is None else found + bias
-        for waves in self._waves_of(ids):
-            found = found + waves.scores(hidden, ids).float()
+            return found if bias is None else found + bias
+        for alike in self._alike_of(ids):
+            found = found + alike.scores(hidden, ids).float()
         return found
 
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
@@ -144,9 +168,9 @@ class IdPort(nn.Module):
             places = torch.where(here, targets - span.start + before, places)
             before += span.stop - span.start
         bias: torch.Tensor | None = self.head.bias
-        plain = bias is None and self.deep is None and not any(self._waves_of(span) for span in spans)
+        plain = bias is None and self.deep is None
         if plain and learns_on_cpu(hidden) and len(hidden) * before > PIECE:
-            weight = torch.cat([self.head.weight[span] for span in spans])
+            weight = torch.cat([self._rows(span) for span in spans])
             return LinearCrossEntropy.apply(hidden, weight, places, compute_dtype(hidden))
         scores = [self.scores(hidden, span) for span in spans]
         return F.cross_entropy(torch.cat(scores, -1) if len(scores) > 1 else scores[0], places, reduction="none")
@@ -159,10 +183,21 @@ class IdPort(nn.Module):
         """Of the logits of one position."""
         return (ids.stop - ids.start,)
 
-    def _waves_of(self, ids: slice) -> list[Waves]:
-        """The waves whose span these ids lie in."""
-        every = [cast("Waves", module) for module in self.waves.values()]
-        return [waves for waves in every if _inside(ids, waves.span)]
+    @property
+    def _alike(self) -> list[Alike]:
+        found = [cast("Alike", module) for module in self.waves.values()]
+        return found if self.codes is None else [*found, self.codes]
+
+    def _alike_of(self, ids: slice) -> list[Alike]:
+        """Those whose span these ids lie in."""
+        return [alike for alike in self._alike if _inside(ids, alike.span)]
+
+    def _rows(self, ids: slice) -> torch.Tensor:
+        """(n, C): the rows of the head that score some ids, with what they have in common."""
+        rows = self.head.weight[ids]
+        for alike in self._alike_of(ids):
+            rows = rows + alike.rows(ids)
+        return rows
 
 
 def _inside(ids: slice, span: slice) -> bool:

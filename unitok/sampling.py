@@ -50,7 +50,8 @@ class SampleSettings:
     random_order: bool = False
     """Random order, masked token: draw codes in an order of the seed's own."""
     best_of: int = 1
-    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily."""
+    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
+    of a part of a picture the one that goes best with what is known."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -161,7 +162,8 @@ class GivenSettings:
     random_order: bool | None = None
     """Random order, masked token: draw the codes in an order of the seed's own."""
     best_of: int | None = None
-    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily."""
+    """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
+    of a part of a picture the one that goes best with what is known."""
 
 
 NONE_GIVEN = GivenSettings()

@@ -198,6 +198,17 @@ def task_of_slot(slot: int, shares: Sequence[float]) -> int:
     return min(bisect_right(edges, (slot * GOLDEN) % 1), len(shares) - 1)
 
 
+def _without_texts(made_of: list[Piece], draw: Draw, share: float) -> list[Piece]:
+    """A document of texts and images with a share of the texts before images left out, each by chance of its own: empty
+    ones that are not learned. So guidance can compare a document with itself without its last text."""
+    before_images = [
+        place for place, piece in enumerate(made_of[:-1]) if piece.modality == PASSAGE and piece.value and piece.learned
+    ]
+    rolls = torch.rand(len(before_images), generator=draw.generator).tolist() if before_images else []
+    left_out = {place for place, roll in zip(before_images, rolls, strict=True) if roll < share}
+    return [Piece(PASSAGE, [], False) if place in left_out else piece for place, piece in enumerate(made_of)]
+
+
 def documents(
     tasks: Sequence[str],
     records: Sequence[Mapping[str, Any]],
@@ -227,7 +238,8 @@ def documents(
         without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
         if "text" in without:
             record = _read(task, record, modalities)
-        parts.append(pieces(task, with_holes(task, record, draw, modalities), without))
+        made_of = pieces(task, with_holes(task, record, draw, modalities), without)
+        parts.append(_without_texts(made_of, draw, dropout.get("text", 0.0)))
     made: dict[tuple[int, int], list[Segment]] = {}
     for name, modality in modalities.items():
         mine = [(r, p) for r, row in enumerate(parts) for p, piece in enumerate(row) if piece.modality == name]

@@ -16,9 +16,9 @@ from unitok.model import UniTok
 from unitok.objectives.sub_tokens import split
 from unitok.sampling import SampleSettings
 
-from ..best_of import BestOf, candidate_seeds, check_best_of
+from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..inpainting import Canvas, Sides, inpainting_job, known_codes, window_seed
+from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, known_codes, window_seed
 from ..jobs import Job, job_for
 from ..pipeline import GREEDY, codes_of, rooms_of, score_codes
 from .partial import decode_one
@@ -92,10 +92,13 @@ class Drawing(Order):
         return number // self.settings.best_of
 
     def jobs(self, model: UniTok) -> list[Job]:
-        check_best_of(model, self.settings)
-        self.best = BestOf(model, [self.caption] * len(self.seeds), self.settings.best_of)
+        self.best = self._best(model)
         seeds = [one for seed in self.seeds for one in candidate_seeds(seed, self.settings.best_of)]
         return self._jobs(model, seeds)
+
+    def _best(self, model: UniTok) -> BestOf:
+        check_best_of(model, self.settings)
+        return best_read(model, [self.caption] * len(self.seeds), self.settings.best_of)
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         return [job_for("text_to_image", {"caption": self.caption}, seed, self.settings) for seed in seeds]
@@ -111,24 +114,27 @@ class Drawing(Order):
 
 @dataclass
 class _FromPictures(Drawing):
-    """A drawing that is made from pictures, of which the best is not chosen by the caption."""
+    """A drawing that is made from pictures, of which nothing tells the best."""
 
-    def jobs(self, model: UniTok) -> list[Job]:
+    def _best(self, model: UniTok) -> BestOf:
         if self.settings.best_of > 1:
-            raise UserError(
-                f"--best_of {self.settings.best_of} chooses by the caption, and only captions have it: leave it out"
-            )
-        return super().jobs(model)
+            raise UserError(f"--best_of {self.settings.best_of} {NO_BEST}")
+        return super()._best(model)
 
 
 @dataclass(kw_only=True)
-class Inpainting(_FromPictures):
+class Inpainting(Drawing):
     """A picture, a part of which is drawn anew."""
 
     picture: torch.Tensor
     """(3, H, W) uint8 of the model's size."""
     mask: torch.Tensor
     """(H, W) bool, true where it is drawn anew."""
+
+    def _best(self, model: UniTok) -> BestOf:
+        number = len(self.seeds)
+        pictures, masks = self.picture.expand(number, -1, -1, -1), self.mask.expand(number, -1, -1)
+        return best_fitting(model, pictures, masks, self.settings.best_of)
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         (known,) = known_codes(model, self.picture[None], self.mask[None])

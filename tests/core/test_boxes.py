@@ -188,7 +188,7 @@ def test_rows_that_are_used_again_begin_outside_of_boxes() -> None:
 def test_steps_of_a_side_share_what_their_neighbours_learn() -> None:
     """One step of training on a box moves the scores of near boxes towards it, more than those of far ones."""
     torch.manual_seed(0)
-    port = IdPort(VOCABULARY.size, 32, False, waves={"location": (LOCATION, 16)}).double()
+    port = IdPort(VOCABULARY.size, 32, False, waves_of={"location": (LOCATION, 16)}).double()
     hidden = torch.randn(1, 32, dtype=torch.double)
     before = port.scores(hidden, LOCATION)[0]
     port.losses(hidden, torch.tensor([LOCATION.start + 20]), LOCATION).sum().backward()
@@ -218,7 +218,7 @@ def test_waves_are_of_a_span_and_stand_in_the_folder(make_model: Callable[..., U
     model.save_pretrained(tmp_path / "model")
     again = UniTok.from_pretrained(tmp_path / "model")
     assert again.fingerprint() == model.fingerprint() and torch.equal(
-        again.ids.waves["location"].steps[-1], torch.zeros(8)
+        again.ids.waves["location"].vectors[-1], torch.zeros(8)
     )
     with pytest.raises(UserError, match="the model has waves of 'place', its vocabulary no such span"):
         UniTok(

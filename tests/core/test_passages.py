@@ -137,3 +137,23 @@ def test_a_text_that_ended_goes_on_behind_further_ids() -> None:
 def test_nothing_is_predicted_in_given_parts() -> None:
     document = made("interleaved", parts=[("text", [5]), ("image", IMAGE), ("text", [6])])
     assert (document.targets[-6:-2] == IGNORE).all(), "the given copy"
+
+
+def test_texts_before_images_are_left_out_each_by_chance() -> None:
+    parts = [("text", [5]), ("image", IMAGE), ("text", [6, 7]), ("image", IMAGE), ("text", [8])]
+    draws = [Draw(torch.Generator().manual_seed(seed)) for seed in range(400)]
+    found = documents(["interleaved"] * 400, [{"parts": parts}] * 400, draws, MODALITIES, {"text": 0.25}, NUMBERS)
+    empty = torch.tensor([[count == 0 for count, _ in ends(document)] for document in found])
+    assert not empty[:, 2].any(), "the last text has no image behind it"
+    assert empty[:, 0].float().mean() == pytest.approx(0.25, abs=0.06)
+    assert empty[:, 1].float().mean() == pytest.approx(0.25, abs=0.06)
+    assert (empty[:, 0] & empty[:, 1]).float().mean() == pytest.approx(0.0625, abs=0.04)
+    whole = next(document for document, gone in zip(found, empty.tolist(), strict=True) if gone == [False] * 3)
+    second = next(
+        document for document, gone in zip(found, empty.tolist(), strict=True) if gone == [False, True, False]
+    )
+    assert ends(second) == [(1, V.boi), (0, IGNORE), (1, V.eos)], "what is left out is not learned"
+    assert ends(whole) == [(1, V.boi), (2, V.boi), (1, V.eos)]
+    assert (second.targets != IGNORE).sum() == (whole.targets != IGNORE).sum() - 3, "images are"
+    for left_out in documents(["interleaved"] * 40, [{"parts": parts}] * 40, draws[:40], MODALITIES, {}, NUMBERS):
+        assert ends(left_out) == ends(whole)

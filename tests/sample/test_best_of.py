@@ -13,7 +13,8 @@ from unitok.cli.main import main
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.sample.best_of import candidate_seeds, reading_scores
-from unitok.sample.pipeline import draw, draw_codes
+from unitok.sample.inpainting import inpaint, inpainting_job, known_codes
+from unitok.sample.pipeline import draw, draw_codes, draw_jobs
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
 from unitok.tasks import Piece
@@ -77,3 +78,22 @@ def test_bad_input(make_model: Callable[..., UniTok], tmp_path: Path, capsys: py
     words[3] = str(tmp_path / "whole")
     assert main([*words, "--best_of", "2", "--scales", "2"]) == 2
     assert "leave --best_of or --scales out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+def test_the_best_part_of_a_picture_goes_best_with_what_is_known(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    model, settings = make_model(objective), SampleSettings(guidance=1.5, steps=4)
+    given = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 3:21, 5:19] = masks[1, 9:, :13] = True
+    best = inpaint(model, given, masks, CAPTIONS, replace(settings, best_of=4), [5, 6], batch_size=3)
+    known = known_codes(model, given, masks)
+    for row, (caption, seed) in enumerate(zip(CAPTIONS, [5, 6], strict=True)):
+        ids = model.text_ids(caption)
+        jobs = [inpainting_job(model, known[row], ids, one, settings) for one in candidate_seeds(seed, 4)]
+        drawn = [picture for _, picture in sorted(draw_jobs(model, jobs, settings), key=lambda one: one[0])]
+        off = [(one.double() - given[row].double()).abs()[:, ~masks[row]].sum().item() for one in drawn]
+        assert len(set(off)) == 4, "the test needs drawings that differ"
+        assert torch.equal(best[row], torch.where(masks[row], drawn[off.index(min(off))], given[row]))

@@ -15,7 +15,10 @@ from unitok.objectives import OBJECTIVES
 from unitok.objectives.base import Draw
 from unitok.sample.documents import DocumentWriter, Part, write_documents
 from unitok.sample.engine import Engine
+from unitok.sample.jobs import Job
+from unitok.sample.pipeline import run
 from unitok.sampling import SampleSettings
+from unitok.seeding import fold
 from unitok.sequence import lay_out
 from unitok.tasks import documents
 
@@ -190,3 +193,33 @@ def test_pictures_are_drawn_while_the_context_holds_them(make_model: Callable[..
         DocumentWriter(model, **plain, context=161)
     with pytest.raises(UserError, match="--scales draws a preview, which nothing can follow"):
         DocumentWriter(make_model("next_scale"), SampleSettings(scales=2), PLAIN)
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+@torch.inference_mode()
+def test_guidance_compares_with_the_document_without_its_last_text(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    """At guidance 0 a picture is drawn as behind the document before its last text, and an empty one."""
+    model = lean(make_model(objective), picture=99)
+    images = SampleSettings(guidance=0.0, steps=3)
+    pictures = [torch.full((model.layout.length,), code) for code in (1, 9)]
+
+    def begun(first: torch.Tensor, text: str) -> list[Part]:
+        return [("text", "a circle"), ("image", first), ("text", text)]
+
+    beginnings = [begun(pictures[0], "zebra"), begun(pictures[0], "red"), begun(pictures[1], "zebra")]
+    found = written(model, beginnings, [5, 5, 5], images=images, pictures=2)
+    drawn = [[value for kind, value in document if kind == "image"] for document in found]
+    assert torch.equal(drawn[0][1], drawn[1][1]), "the last text is not seen"
+    assert not torch.equal(drawn[0][1], drawn[2][1]), "what stands before is"
+    for document, values in zip(found, drawn, strict=True):
+        assert kinds(document) == ["text", "image", "text", "image", "image"]
+        for number in (1, 2):  # the second has an empty text before it, which the other way round is one
+            before: list[Part] = [("text", "a circle"), ("image", values[0])]
+            before += [document[2], ("image", values[1])] if number == 2 else []
+            writer = DocumentWriter(model, images, PLAIN)
+            prompt = writer.pieces(before)
+            plain = SampleSettings(guidance=1.0, steps=3)
+            [wanted] = run(model, [Job([prompt], "image", fold(5, "turn", 2 * number - 1), plain)])
+            assert torch.equal(values[number], wanted[0])

@@ -166,7 +166,8 @@ def test_a_part_is_drawn_anew(
         image.putalpha(Image.fromarray((~mask.numpy() * 255).astype(np.uint8)))
     file = io.BytesIO()
     image.save(file, "PNG")
-    fields = {"prompt": "a red circle", "seed": "7", "n": "2", "steps": "3", "guidance": "2"}
+    drawings = 1 + transparent
+    fields = {"prompt": "a red circle", "seed": 7, "n": 2, "steps": 3, "guidance": 2, "best_of": drawings}
     with serve(model) as (client, _):
         answer = client.post(EDITS, data=fields, files={"image": png(given), "mask": file.getvalue()})
     wanted = inpaint(
@@ -174,7 +175,7 @@ def test_a_part_is_drawn_anew(
         given.repeat(2, 1, 1, 1),
         mask.repeat(2, 1, 1),
         ["a red circle"] * 2,
-        SampleSettings(2.0, steps=3),
+        SampleSettings(2.0, steps=3, best_of=drawings),
         [7, 8],
     )
     assert bytes_of(answer) == [png_bytes(one) for one in wanted]

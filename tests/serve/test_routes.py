@@ -179,7 +179,7 @@ def test_wrong_extensions(
         ({"left": 16_385}, good, "left", "left is 16385"),
         ({"left": 2000}, good, "n", "n is 1 and each picture takes 125 drawings: this server draws up to 16"),
         ({"left": 16, "n": 16, "best_of": 2}, good, "n", "n is 16 with best_of 2"),
-        ({"left": 16, "best_of": 2}, good, "best_of", "best_of 2 chooses by the caption"),
+        ({"left": 16, "best_of": 2}, good, "best_of", "best_of 2 chooses by a caption or by what is known"),
         ({"left": 16, "stream": True}, good, "stream", "stream is"),
         ({"left": 16, "size": "32x32"}, good, "size", "unknown field 'size'"),
         ({"left": 16}, small, "image", "the picture is 16 wide and 16 high"),

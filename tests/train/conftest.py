@@ -214,6 +214,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
         dropout: float = 0.1,
         muon: bool = False,
         tokenizer: Path = tiny_tokenizer_folder,
+        code_vectors: bool = False,
         **settings: Any,
     ) -> Any:
         train_generator(
@@ -224,6 +225,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             objective=objective,
             objective_settings=objective_settings or ObjectiveSettings(),
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
+            code_vectors=code_vectors,
             tasks=tasks or TasksConfig(),
             sampling=GivenSettings(),
             text_tokenizer=text_tokenizer,

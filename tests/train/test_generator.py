@@ -366,3 +366,16 @@ def test_a_run_from_before_a_task_was_invented_goes_on(
     with pytest.raises(UserError, match=r"tasks.inpaint.share is 0.5, but the run .* was started with 0.0"):
         train_small_generator(tmp_path, steps=3, resume=True, tasks=TasksConfig(inpaint=TaskConfig(0.5, 1.0)))
     train_small_generator(tmp_path, steps=3, resume=True)
+
+
+def test_what_codes_have_in_common_is_learned_and_told_apart(tmp_path: Path, train_small_generator: Any) -> None:
+    train_small_generator(tmp_path / "alike", steps=2, code_vectors=True)
+    with pytest.raises(UserError, match="code_vectors"):
+        train_small_generator(tmp_path / "alike", steps=3, resume=True)
+    log = train_small_generator(tmp_path / "alike", steps=3, code_vectors=True, resume=True)
+    assert len(train_losses(log)) == 3
+    weights = load_file(tmp_path / "alike" / "model.safetensors")
+    assert weights["ids.codes.read.weight"].shape == (32, 4) and weights["ids.codes.write.weight"].shape == (4, 32)
+    train_small_generator(tmp_path / "plain", steps=1)
+    (state,) = (tmp_path / "plain").glob("checkpoints/*/state.json")
+    assert "code_vectors" not in json.loads(state.read_text())["settings"], "runs from before go on"

@@ -160,7 +160,7 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     from tokenizers_vq.base import load_tokenizer
     from tokenizers_vq.weights import build_empty
     from unitok.boxes import LOCATION, SPANS, WAVES
-    from unitok.config import ModelConfig, PortConfig
+    from unitok.config import CODES, ModelConfig, PortConfig
     from unitok.model import UniTok
     from unitok.objectives import get_objective
     from unitok.text import number_tokenizer
@@ -177,6 +177,8 @@ def _like_the_first(arguments: Arguments) -> UniTok:
         vocabulary = vocabulary.grown(name, size)
     objective = arguments["objective"]
     ports = {**get_objective(objective, images).ports(images.layout), LOCATION: PortConfig("waves", WAVES)}
+    if arguments["code_vectors"]:
+        ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
     trunk = arguments["trunk"]
     trunk = read_language_model(trunk).trunk if isinstance(trunk, str) else trunk
     config = ModelConfig(trunk, objective, vocabulary.spans, ports=ports)

@@ -110,10 +110,10 @@ def check_start(settings: dict[str, Any]) -> None:
         "text_tokenizer": None,
         "text_vocabulary": 4096,
     }
-    fresh |= {"text_length": 128, "trunk": dataclasses.asdict(small())}
+    fresh |= {"text_length": 128, "code_vectors": False, "trunk": dataclasses.asdict(small())}
     problems = Problems()
     for name, value in fresh.items():
-        problems.check(settings[name] == value, f"--{name} is that of the model in --init: leave it out")
+        problems.check(settings.get(name, value) == value, f"--{name} is that of the model in --init: leave it out")
     problems.raise_if_any()
 
 

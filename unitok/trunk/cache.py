@@ -131,6 +131,14 @@ class KVCache:
         self._on_device[row] = n
         self.lengths[row] = n
 
+    def take(self, row: int, other: int, n: int) -> None:
+        """Fills a row with the first n slots of another one, in place of what it had."""
+        self.keys[:, row, :, :n], self.values[:, row, :, :n] = self.keys[:, other, :, :n], self.values[:, other, :, :n]
+        self.used[row] = False
+        self.used[row, :n] = self.used[other, :n]
+        self._on_device[row] = n
+        self.lengths[row] = n
+
     def _every(self, rows: Sequence[int]) -> slice | torch.Tensor:
         """What picks these rows: a slice, which copies nothing, where they stand at even distances (all lanes of an
         engine, or the first lane of each job)."""
