@@ -22,12 +22,14 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import OpenMagvit2Config
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.quantizer_config import LFQ
+from unitok import prepare as prepare_module
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.sub_tokens import join, split
 from unitok.sample.inpainting import inpainting_job
 from unitok.sample.pipeline import draw_codes, run, score_codes, settings_for
+from unitok.sample.serving.orders import Inspecting
 from unitok.sampling import SampleSettings
 from unitok.trunk.published import published_family
 from unitok.tuning.lora import linear_maps
@@ -311,6 +313,29 @@ def test_a_training_step_of_ibq_has_the_authors_loss(name: str, ours: str, tmp_p
     w, codes = ibq_weights(), some_codes(CODES)
     model = imported(tmp_path, "ibq_ar", w)
     losses_agree(model, w, codes, name, model.get_parameter(ours), lambda: ibq(w, LABELS, codes[:, :-1]))
+
+
+@torch.inference_mode()
+def test_a_prepared_model_scores_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The blocks inside a position too in another form of their weights."""
+    monkeypatch.setattr(prepare_module, "LARGE", 1)
+    model, codes = imported(tmp_path, "open_magvit2_ar", magvit_weights()), some_codes(PRE * POST)
+    plain = score_codes(model, LABELS, codes)
+    assert prepare_module.prepare(model, "fp32") == "fp32"
+    assert isinstance(model.trunk.get_submodule("inner.0.attention.qkv"), prepare_module.Prepared)
+    torch.testing.assert_close(score_codes(model, LABELS, codes), plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_look_at_codes_says_how_likely_both_sub_tokens_were(tmp_path: Path) -> None:
+    model = imported(tmp_path, "open_magvit2_ar", magvit_weights())
+    picture = torch.randint(256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    [(_, found)] = Inspecting(caption="3", picture=picture).finished(model, 0, [])
+    codes = torch.tensor([found["codes"]])
+    first, second = score_codes(model, ["3"], codes)[0].log_softmax(-1).unbind(1)
+    chance = (first[torch.arange(LENGTH), codes[0] % PRE] + second[torch.arange(LENGTH), codes[0] // PRE]).exp()
+    torch.testing.assert_close(torch.tensor(found["probabilities"]), chance, rtol=1e-2, atol=0)
+    assert all(0 < bits <= math.log2(PRE * POST) for bits in found["entropies"])
 
 
 # --- folders, commands, files ----------------------------------------------------------------------------------------
