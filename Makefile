@@ -53,7 +53,7 @@ test: $(READY)
 test-browser: $(READY)
 	@if command -v uv >/dev/null; then uv pip install -q --python $(RUN)/python playwright axe-playwright-python; \
 		else $(RUN)/python -m pip install -q playwright axe-playwright-python; fi
-	$(RUN)/python -m pytest tests/serve/test_studio.py
+	$(RUN)/python -m pytest tests/serve/studio
 
 # The harness is no part of the package: it is found in tests/.
 faults: $(READY)

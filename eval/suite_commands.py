@@ -87,6 +87,7 @@ def eval_suite(
 
     where = pick_device(device, local_rank)
     loaded = UniTok.from_pretrained(str(model), where)
+    loaded.image_tokenizer.check_pixels()
     precision = prepare(loaded, precision)
     image_size = loaded.image_tokenizer.image_size
     dataset = open_data(with_label(data, category), image_size)

@@ -162,11 +162,13 @@ def compare_tokenizers(
 
 
 def _open_tokenizer(path: Path, device: torch.device) -> ImageTokenizer:
-    """The tokenizer of its own folder, or the one inside a model's folder."""
+    """The tokenizer of its own folder, or the one inside a model's folder. Raises UserError for one without pixels."""
     from tokenizers_vq.base import load_tokenizer
 
     inside = path / "image_tokenizer"
-    return load_tokenizer(inside if inside.is_dir() else path, device)
+    opened = load_tokenizer(inside if inside.is_dir() else path, device)
+    opened.check_pixels()
+    return opened
 
 
 def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:

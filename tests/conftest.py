@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import stir
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
@@ -51,12 +52,7 @@ def tiny_model(objective: str = "next_token", seed: int = 0, **trunk: object) ->
         image_tokenizer=image_tokenizer.fingerprint(),
     )
     torch.manual_seed(seed)
-    model = UniTok(config, image_tokenizer, text_tokenizer).eval()
-    # Fresh weights predict nearly the same everywhere; larger ones make a wrong mask or place visible.
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return stir(UniTok(config, image_tokenizer, text_tokenizer).eval())
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pytest
 from PIL import Image
 
-from unitok.data import Record, RecordDataset
+from tokenizers_vq.errors import UserError
+from unitok.data import Record, RecordDataset, open_data
 
 
 def png(value: int, size: tuple[int, int] = (6, 4)) -> bytes:
@@ -52,3 +55,27 @@ def records(data: RecordDataset) -> list[Record]:
 
 def captions(data: RecordDataset) -> list[str | None]:
     return [record.caption for record in records(data)]
+
+
+def pictures(root: Path, *names: str, text: str = "x") -> Path:
+    """Pictures full of 1, 2, ... with captions."""
+    for value, name in enumerate(names, 1):
+        write(root, {f"{name}.png": png(value)} | ({f"{name}.txt": f"{text} {value}"} if text else {}))
+    return root
+
+
+def found(data: RecordDataset) -> dict[str, str | None]:
+    """Name -> caption, or what is wrong in brackets."""
+    records = [data[index] for index in range(len(data))]
+    return {record.name: f"[{record.problem}]" if record.problem else record.caption for record in records}
+
+
+def refusal(spec: Any, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        open_data(str(spec), 4, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def jsonl(*entries: dict[str, Any]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)

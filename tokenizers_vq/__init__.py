@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .published import PUBLISHED, load_published
     from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
     from .query_config import QueryVQConfig
+    from .seed_config import SeedConfig
     from .usage import CodebookUsage
     from .vit_config import ViTConfig
 
@@ -30,6 +31,7 @@ _HOMES = {
     "PUBLISHED": "published",
     "QueryVQConfig": "query_config",
     "load_published": "published",
+    "SeedConfig": "seed_config",
     "LossConfig": "loss_config",
     "QuantizerConfig": "quantizer_config",
     "VQ": "quantizer_config",
@@ -66,6 +68,7 @@ __all__ = [
     "OpenMagvit2Config",
     "QuantizerConfig",
     "QueryVQConfig",
+    "SeedConfig",
     "SimVQ",
     "TokenizerConfig",
     "TokenizerOutput",

@@ -9,8 +9,6 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,6 +26,7 @@ from .files import part, read_stable, replace_parts, write_json
 from .layout import Layout
 from .parts import Tunable
 from .quantizer_base import check_codes
+from .tf32 import without_tf32
 from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
@@ -38,19 +37,9 @@ _CLASSES = {
     "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
     "emu3_vq": ".emu3:Emu3Tokenizer",
     "query_vq": ".query:QueryVQTokenizer",
+    "seed": ".seed:SeedTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
-
-
-@contextmanager
-def without_tf32() -> Iterator[None]:
-    """Float32 convolutions in float32. On a GPU, torch lets cuDNN round their numbers to TF32 by default."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 @dataclass
@@ -74,6 +63,8 @@ class ImageTokenizer(Tunable, ABC):
 
     decoding: ClassVar[tuple[str, ...]] = ("decoder.",)
     """How the names of those tensors begin that only turn codes into pictures."""
+    no_pixels: ClassVar[str] = ""
+    """Why `decode` makes no pictures, and what would; empty where it makes them."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -99,7 +90,8 @@ class ImageTokenizer(Tunable, ABC):
     @property
     @abstractmethod
     def last_layer(self) -> Tensor:
-        """The weight that makes the pixels, for losses that balance themselves by its gradient."""
+        """The weight that makes the pixels, or what stands for them, for losses that balance themselves by its
+        gradient."""
 
     @abstractmethod
     def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
@@ -137,8 +129,10 @@ class ImageTokenizer(Tunable, ABC):
         after so many scales.
 
         Raises:
-            UserError: not (B, n) with an n of `known_after`, ids outside the codebook, or more scales than there are.
+            UserError: not (B, n) with an n of `known_after`, ids outside the codebook, more scales than there are, or
+                a tokenizer without pixels.
         """
+        self.check_pixels()
         layout = layout or self.layout
         scales = len(layout.scales) if up_to_scale is None else up_to_scale
         if not 1 <= scales <= len(layout.scales):
@@ -163,6 +157,11 @@ class ImageTokenizer(Tunable, ABC):
         # On a CPU, convolutions round differently in another batch, and a picture must not depend on its batch.
         parts = codes.long().split(1) if codes.device.type == "cpu" else [codes.long()]
         return torch.cat([self._decode(part, layout).float() for part in parts])
+
+    def check_pixels(self) -> None:
+        """Raises UserError, which says what is missing, where codes become no pictures."""
+        if self.no_pixels:
+            raise UserError(self.no_pixels)
 
     def check_images(self, images: Tensor) -> None:
         """Raises UserError unless images are (B, 3, H, W) float of a size that the stride divides."""

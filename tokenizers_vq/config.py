@@ -14,6 +14,7 @@ from .quantizer_config import FSQ, LFQ, QUANTIZERS, VQ, Cosine, QuantizerConfig,
 from .query_config import QueryVQConfig
 from .scales import check_scales, scale_grids
 from .schema import read_dataclass
+from .seed_config import SeedConfig
 from .vit_config import ViTConfig
 
 FORMAT = 1
@@ -263,7 +264,7 @@ TOKENIZER_PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
 }
 
 FAMILIES: dict[str, type[TokenizerConfig]] = {
-    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, Emu3Config, QueryVQConfig)
+    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, Emu3Config, QueryVQConfig, SeedConfig)
 }
 
 

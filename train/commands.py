@@ -93,6 +93,7 @@ def train_tokenizer(
 
     start = load_tokenizer(init) if init is not None else None
     if start is not None:
+        start.check_pixels()
         tokenizer = start.config
         settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
     captions: CaptionsWanted = "optional" if tokenizer.text_tower else False

@@ -23,7 +23,7 @@ from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.tasks import TASKS, needs
+from unitok.tasks import TASKS, draws_pictures, needs
 from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
@@ -189,6 +189,8 @@ class GeneratorTrainee:
                 data = validation.dataset
                 records = [data[index] for index in range(min(EXAMINED, len(data)))]
                 for task in sorted(self._learned - self._examined.keys()):
+                    if draws_pictures(task) and self.unitok.image_tokenizer.no_pixels:
+                        continue
                     able = [record for record in records if can_judge(task, record)]
                     if able:
                         self._examined[task] = able
@@ -205,8 +207,9 @@ class GeneratorTrainee:
         return {f"exact/{task}": right / count for task, (right, count) in counts.items() if count}
 
     def draw(self, path: Path) -> None:
-        """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw."""
-        if "text_to_image" not in self._learned:
+        """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw, or
+        its codes become no pictures."""
+        if "text_to_image" not in self._learned or self.unitok.image_tokenizer.no_pixels:
             return
         was_training = self.unitok.training
         pictures = draw(self.unitok.eval(), self._shown, precision=self._precision)

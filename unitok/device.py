@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.tf32 import forbid_tf32
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -27,8 +28,7 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
             f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
             "start at most one process per GPU (--nproc-per-node), or choose the device cpu"
         )
-    # cuDNN rounds the numbers of float32 convolutions to TF32 by default, which moves FID and other measured numbers.
-    torch.backends.cudnn.allow_tf32 = False
+    forbid_tf32()
     return torch.device("cuda", local_rank)
 
 

@@ -79,6 +79,15 @@ def modalities_of(tasks: Collection[str]) -> set[str]:
     return {FIELDS[field] for field in needs(tasks) if field in FIELDS}
 
 
+def draws_pictures(task: str) -> bool:
+    """Whether pictures are among what is written.
+
+    >>> [draws_pictures(task) for task in ("text_to_image", "interleaved", "question")]
+    [True, True, False]
+    """
+    return any(part.learned and FIELDS.get(part.field, "image") == "image" for part in TASKS[task])
+
+
 def conditions(task: str) -> list[str]:
     """The conditions of a task that can be left out, in the order of guidance."""
     found = {part.drop for part in TASKS[task]}

@@ -41,7 +41,8 @@ def serve(
     standard error. Ctrl-C takes no more requests and ends when those that are there are done; once more ends at once.
 
     Args:
-        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name; or an image tokenizer's, whose
+            codes can be asked for then.
         other: A second model, which requests name in their field `model`.
         host: Address to listen at. Others than 127.0.0.1 are open to the network: give --api_key_file too.
         port: Port to listen at; 0 takes a free one.
@@ -80,7 +81,8 @@ def studio(
     nothing. Ctrl-C ends it.
 
     Args:
-        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name; or an image tokenizer's, whose
+            codes are shown then.
         other: A second model, to be compared with the first.
         run: Folder of a training, running or finished, to be watched. It is only read. A model is not needed then.
         host: Address to listen at. Others than 127.0.0.1 are open to the network: give --api_key_file too.
@@ -159,10 +161,12 @@ def _serve(
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'unitok-vq[serve]'") from None
 
+    from tokenizers_vq.base import load_tokenizer
     from unitok.device import pick_device
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
+    from .alone import TokenizerService, TokenizerWorker, is_tokenizer
     from .api import Access, make_app
     from .guards import patient
     from .models import Models, Serving, short_names
@@ -176,7 +180,14 @@ def _serve(
         names[0] = name
     served = []
     for folder, called in zip(folders, names, strict=True):
+        if is_tokenizer(folder):
+            tokenizer = load_tokenizer(folder, pick_device(device))
+            served.append(
+                Serving(TokenizerService(tokenizer, called, limits), TokenizerWorker(tokenizer, limits.queue))
+            )
+            continue
         loaded = UniTok.from_pretrained(str(folder), pick_device(device))
+        loaded.image_tokenizer.check_pixels()
         computed = prepare(loaded, precision)
         service = Service(loaded, called, limits, context)
         served.append(Serving(service, Worker(loaded, limits.lanes, service.room, limits.queue, computed)))

@@ -15,6 +15,7 @@ from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
 from unitok.objectives.sub_tokens import split
 from unitok.sampling import SampleSettings
+from unitok.trunk.attention import attention_to_words
 
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
@@ -226,6 +227,9 @@ class Inspecting(Order):
             without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
             worth = [(own(all_odds) - own(odds(caption))) / math.log(2) for caption in without]
             found["words"] = [{"word": word, "bits": _rounded(bits)} for word, bits in zip(words, worth, strict=True)]
+            looks = attention_to_words(model, self.caption, codes[0])
+            for one, (_, shares) in zip(found["words"], looks or [], strict=False):
+                one["attention"] = _rounded(shares)
         return [(0, found)]
 
 

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -182,14 +183,17 @@ class Worker:
 
     def _fresh(self) -> Engine:
         # Rows come one after another here, and there is no slot that all of them could begin at.
-        with torch.inference_mode(), computing(self.model, self.precision):
+        with torch.inference_mode(), self._computing():
             return Engine(self.model, self.lanes, self.room, failed=self._fail_job, align=False)
+
+    def _computing(self) -> AbstractContextManager[object]:
+        return computing(self.model, self.precision)
 
     @torch.inference_mode()
     def _run(self) -> None:
         try:
             while self._wait():
-                with computing(self.model, self.precision):  # many steps in one: it keeps the weights it converts
+                with self._computing():  # many steps in one: it keeps the weights it converts
                     while self._turn():
                         pass
         finally:  # of an error that it cannot go on after; else nothing is left

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import stir
 
 from tokenizers_vq.errors import UserError
 from unitok.boxes import MOST_BOXES, BoxModality, GroundedTextModality, cropped, is_box, uncropped
@@ -90,11 +91,7 @@ def grown(model: UniTok, *spans: tuple[str, int]) -> UniTok:
     config = model.config
     config.vocabulary = (*config.vocabulary, *spans)
     torch.manual_seed(0)
-    found = UniTok(config, model.image_tokenizer, model.text_tokenizer).eval()
-    for parameter in found.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return found
+    return stir(UniTok(config, model.image_tokenizer, model.text_tokenizer).eval())
 
 
 def test_losses_are_over_what_can_stand_at_a_position(make_model: Callable[..., UniTok]) -> None:

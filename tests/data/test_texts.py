@@ -23,9 +23,8 @@ TEXTS = "?question={q}?&answer=a&label=style"
 
 
 @pytest.fixture(params=["folder", "json", "parquet", "tar"])
-def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Path]:
     """Writes the rows as a source of each kind, and returns its path."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
     def written(rows: list[dict[str, Any]]) -> Path:
         root = tmp_path / "data"
@@ -110,8 +109,7 @@ def test_texts_of_loose_pictures(tmp_path: Path) -> None:
     assert fields(open_data(f"{tmp_path}?phrase=txt", 4, captions=False)) == [{"phrase": "of the file"}]
 
 
-def test_class_numbers_are_named_in_every_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_class_numbers_are_named_in_every_text(tmp_path: Path) -> None:
     rows = [{"image": png(i), "text": "x", "kind": i} for i in range(2)]
     path = write_parquet(tmp_path / "t.parquet", rows, kind=datasets.ClassLabel(names=["cat", "dog"]))
     data = open_data(f"{path}?answer=kind", 4)

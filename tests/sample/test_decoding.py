@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import count_passes
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
@@ -20,11 +21,11 @@ from unitok.objectives.base import Draw
 from unitok.objectives.masked_token import PASSES
 from unitok.sample.engine import Engine
 from unitok.sample.jobs import Job, Turn, job_for
-from unitok.sample.pipeline import answer, caption, caption_codes, draw, draw_codes, run, write_texts
+from unitok.sample.pipeline import caption, draw, draw_codes, run
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
 from unitok.tasks import Piece, documents
-from unitok.text import CaptionEncoder, train_bpe
+from unitok.text import train_bpe
 from unitok.vocabulary import Vocabulary
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", "zebra"]
@@ -113,19 +114,6 @@ def test_scales_are_drawn_in_passes_and_previews_are_what_comes_first(
     assert (to_float(preview) - wanted.clamp(-1, 1)).abs().max() < 0.01
     with pytest.raises(UserError, match="--scales is 5: this model has 4"):
         draw(model, CAPTIONS, SampleSettings(scales=5))
-
-
-def count_passes(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """(rows, positions) of every pass of the trunk."""
-    passes: list[tuple[int, int]] = []
-    hidden = model.hidden
-
-    def counted(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        passes.append(tuple(ids.shape))  # type: ignore[arg-type]
-        return hidden(ids, *rest, **named)
-
-    monkeypatch.setattr(model, "hidden", counted)
-    return passes
 
 
 def test_settings_per_scale(make_model: Callable[..., UniTok]) -> None:
@@ -324,83 +312,6 @@ def test_grids_draw_from_their_own_books(objective: str) -> None:
     assert model.image_tokenizer.decode(codes).shape == (3, 3, 32, 32)
     with pytest.raises(UserError, match="code 3 is outside the codebook of 16: ids go from 16 to 31"):
         model.image_tokenizer.decode(codes.masked_fill(codes == codes[0, -1], 3))
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
-def test_captions_equal_greedy_full_passes_and_do_not_depend_on_the_batch(
-    make_model: Callable[..., UniTok], objective: str
-) -> None:
-    model = make_model(objective)
-    model.config.text_length = 6
-    torch.manual_seed(3)
-    codes = torch.randint(model.vocabulary.codebook_size, (3, model.layout.length))
-    texts = caption_codes(model, codes)
-    assert texts == [caption_codes(model, row[None])[0] for row in codes]
-    for row, text in zip(codes, texts, strict=True):
-        ids: list[int] = []
-        for _ in range(6):
-            found = model.modalities()
-            batch = lay_out([[document([*found["image"].given([row]), *found["text"].given([ids])])]], pad=0)
-            hidden = model.hidden(batch.inputs, batch.places, batch.visibility(), features=batch.features)
-            best = int(model.ids.scores(hidden[0, -1], model.vocabulary.text_range).argmax())
-            if best == model.vocabulary.eos:
-                break
-            ids.append(best)
-        assert text == model.text_tokenizer.decode(ids)
-
-
-def test_texts_are_drawn_as_codes_are(make_model: Callable[..., UniTok]) -> None:
-    """With temperature, top-k and top-p, by their seeds."""
-    model = make_model("next_token")
-    codes = torch.randint(64, (3, 64), generator=torch.Generator().manual_seed(0))
-    records = [{"image": row} for row in codes]
-    settings = SampleSettings(guidance=1.0, temperature=1.0, top_k=50)
-    texts = write_texts(model, "image_to_text", records, settings, [4, 5, 6])
-    assert texts == [write_texts(model, "image_to_text", [r], settings, [4 + n])[0] for n, r in enumerate(records)]
-    assert texts != write_texts(model, "image_to_text", records, settings, [1, 2, 3])
-    greedy = write_texts(model, "image_to_text", records, SampleSettings(guidance=1.0, top_k=1), [1, 2, 3])
-    assert greedy == caption_codes(model, codes)
-
-
-def test_questions_are_answered(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("masked_token")
-    pictures = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    one, two = answer(model, pictures, ["what colour is it", "how many are there"])
-    assert one == answer(model, pictures[:1], ["what colour is it"])[0] and one != two
-    with pytest.raises(UserError, match=r"has \d+ tokens, this model takes 48"):
-        answer(model, pictures[:1], ["word " * 60])
-
-
-def test_draw_gives_pictures_and_caption_reads_them(make_model: Callable[..., UniTok]) -> None:
-    model = make_model("masked_token")
-    pictures = draw(model, CAPTIONS, SampleSettings(steps=2), batch_size=2)
-    assert pictures.dtype == torch.uint8 and pictures.shape == (3, 3, *model.image_tokenizer.image_size)
-    one_by_one = draw(model, CAPTIONS, SampleSettings(steps=2), batch_size=1)
-    assert torch.equal(pictures, one_by_one)
-    assert len(caption(model, pictures, batch_size=2)) == 3
-    with pytest.raises(UserError, match=r"pictures are \(3, 8, 8\), this model reads \(3, 32, 32\)"):
-        caption(model, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-
-
-def test_a_long_caption_is_refused_with_its_length(make_model: Callable[..., UniTok]) -> None:
-    model = make_model()
-    with pytest.raises(UserError, match=r"has \d+ tokens, this model takes 48: shorten it"):
-        draw(model, ["word " * 60])
-
-
-def test_a_long_caption_of_data_is_cut_as_in_training(
-    make_model: Callable[..., UniTok], caplog: pytest.LogCaptureFixture
-) -> None:
-    model = make_model("masked_token")
-    encoder = CaptionEncoder(model.text_tokenizer, model.config.text_length)
-    long, settings = "a " * 60, SampleSettings(steps=2)
-    pictures = draw(model, ["a red circle", long], settings, text_ids=encoder)
-    assert encoder.too_long(long) and not encoder.too_long("a red circle")
-    assert len(caplog.messages) == 1, "once, however many"
-    assert " tokens is cut to 48 (text_length), longer ones will be too: a a a" in caplog.messages[0]
-    beginning = model.text_tokenizer.decode(encoder(long))
-    assert torch.equal(pictures[1], draw(model, [beginning], settings, [1])[0])
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

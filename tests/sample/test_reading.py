@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_models import count_passes, stir
 
 from tokenizers_vq.images import to_pil
 from unitok.boxes import is_box
@@ -37,11 +38,7 @@ def grounded(make_model: Callable[..., UniTok], objective: str = "next_token", t
     vocabulary = Vocabulary(made.config.vocabulary).grown("location", 100).grown("box", 1)
     config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks or tuple(TASKS)})
     torch.manual_seed(0)
-    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return stir(UniTok(config, made.image_tokenizer, made.text_tokenizer).eval())
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +61,6 @@ def noise(seed: int = 0) -> torch.Tensor:
     return torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
-def count_positions(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    passes: list[tuple[int, int]] = []
-    hidden = model.hidden
-
-    def counted(ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        passes.append(tuple(ids.shape))  # type: ignore[arg-type]
-        return hidden(ids, *rest, **named)
-
-    monkeypatch.setattr(model, "hidden", counted)
-    return passes
-
-
 @pytest.mark.parametrize("objective", ["next_token", "next_scale"])
 def test_questions_about_a_picture_share_its_positions(
     make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch, objective: str
@@ -87,7 +72,7 @@ def test_questions_about_a_picture_share_its_positions(
     assert alone == [answer(model, picture[None], [question])[0] for question in QUESTIONS]
     codes = torch.zeros(1, model.layout.length, dtype=torch.int64)
     n = len(model.objective.given(codes, model.layout, model.vocabulary)[0])
-    passes = count_positions(model, monkeypatch)
+    passes = count_passes(model, monkeypatch)
     assert ask(model, picture, QUESTIONS) == alone and len(set(alone)) > 1
     assert passes[0] == (1, n), "the picture, once"
     assert passes[1] == (3, 1 + max(len(model.text_ids(question)) for question in QUESTIONS))

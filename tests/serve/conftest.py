@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 import uvicorn
+from small_models import stir
 from starlette.testclient import TestClient
 
+from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.images import png_bytes
 from unitok.config import ModelConfig
 from unitok.model import UniTok
+from unitok.sample.serving.alone import TokenizerService, TokenizerWorker
 from unitok.sample.serving.api import Access, make_app
 from unitok.sample.serving.guards import patient
 from unitok.sample.serving.limits import Limits
@@ -52,10 +55,10 @@ class Parts:
 
 
 def make_parts(
-    model: UniTok | None,
+    model: UniTok | ImageTokenizer | None,
     access: Access | None = None,
     context: int = 300,
-    other: UniTok | None = None,
+    other: UniTok | ImageTokenizer | None = None,
     run: Path | None = None,
     names: tuple[str, str] = ("tiny", "other"),
     **limits: Any,
@@ -63,7 +66,9 @@ def make_parts(
     chosen = replace(Limits(lanes=8), **limits)
     served = []
     for name, one in zip(names, (model, other), strict=True):
-        if one is not None:
+        if isinstance(one, ImageTokenizer):
+            served.append(Serving(TokenizerService(one, name, chosen), TokenizerWorker(one, chosen.queue)))
+        elif one is not None:
             service = Service(one, name, chosen, context)
             served.append(Serving(service, Worker(one, chosen.lanes, service.room, chosen.queue)))
     lines: list[Mapping[str, Any]] = []
@@ -73,7 +78,9 @@ def make_parts(
 
 
 @contextmanager
-def in_process(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[tuple[TestClient, Parts]]:
+def in_process(
+    model: UniTok | ImageTokenizer | None, access: Access | None = None, **limits: Any
+) -> Iterator[tuple[TestClient, Parts]]:
     parts = make_parts(model, access, **limits)
     with TestClient(parts.app, raise_server_exceptions=False) as client:
         yield client, parts
@@ -96,7 +103,9 @@ class Listening:
 
 
 @contextmanager
-def on_a_port(model: UniTok | None, access: Access | None = None, **limits: Any) -> Iterator[Listening]:
+def on_a_port(
+    model: UniTok | ImageTokenizer | None, access: Access | None = None, **limits: Any
+) -> Iterator[Listening]:
     parts = make_parts(model, access, **limits)
     patience = parts.limits.patience
     config = uvicorn.Config(
@@ -167,11 +176,7 @@ def grounded(make_model: Callable[..., UniTok]) -> UniTok:
     tasks = ("text_to_image", "image_to_text", "edit", "ground", "ground_caption")
     config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": tasks})
     torch.manual_seed(0)
-    model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
-    for parameter in model.parameters():
-        if parameter.ndim == 2 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return stir(UniTok(config, made.image_tokenizer, made.text_tokenizer).eval())
 
 
 @pytest.fixture

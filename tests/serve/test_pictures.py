@@ -25,6 +25,7 @@ from unitok.sample.jobs import job_for
 from unitok.sample.pipeline import codes_of, decoded, draw, run, score_codes
 from unitok.sample.serving.fields import ImageFields
 from unitok.sampling import GivenSettings, SampleSettings
+from unitok.trunk.attention import attention_to_words
 
 URL = "/v1/images/generations"
 EDITS = "/v1/images/edits"
@@ -264,6 +265,9 @@ def test_what_a_word_is_worth(
         wanted = bits("a  red circle") - bits("a circle")
         assert found["words"][1]["bits"] == pytest.approx(wanted.tolist(), rel=1e-3, abs=1e-3)
         assert wanted.abs().max() > 0.01, "the word counts"
+        looks = attention_to_words(model, "a  red circle", codes[0])
+        assert looks is not None
+        assert found["words"][1]["attention"] == pytest.approx(looks[1][1].tolist(), rel=1e-3)
         assert ask("", words=True).json()["words"] == []
         assert "words" not in ask("a red circle").json()
         refused = ask("a " * 33, words=True)

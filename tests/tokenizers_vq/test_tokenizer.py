@@ -125,6 +125,20 @@ def test_encode_ignores_autocast_mode_and_batch_mates_and_changes_nothing(kind: 
     assert tokenizer.fingerprint() == before
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_codes_are_made_without_tf32_and_the_program_keeps_its_choice(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+    tokenizer = tiny().eval()
+    encode, seen = tokenizer._encode, []
+    monkeypatch.setattr(
+        tokenizer, "_encode", lambda images: seen.append(torch.backends.cudnn.allow_tf32) or encode(images)
+    )
+    tokenizer.encode(pictures(1))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 is before
+
+
 def test_reconstruction_is_float32_under_autocast() -> None:
     tokenizer = tiny()
     with torch.autocast("cpu", torch.bfloat16):

@@ -20,6 +20,7 @@ from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import Record
 from unitok.sampling import GivenSettings
 from unitok.seeding import keyed_generator
+from unitok.train import loop
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
 from unitok.train.distributed import World
@@ -275,3 +276,18 @@ def run_command() -> Any:
         assert main(words) == 0
 
     return run
+
+
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(TOKENIZER_PRESETS["debug"]())
+    tokenizer.train()(torch.rand(4, 3, 32, 32) * 2 - 1)  # the codebook has started
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -6,12 +6,12 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from runs import RUN, changed, cut_back, refused, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,7 +26,6 @@ from unitok.cli.main import main
 from unitok.config import TaskConfig, TasksConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.sample.pipeline import score_codes
-from unitok.train import loop
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.trunk.native import Transformer
@@ -34,58 +33,9 @@ from unitok.tuning.adapter import open_adapter
 from unitok.tuning.config import LoraConfig
 from unitok.tuning.lora import add_lora, linear_maps, merge_lora
 
-RUN = ["--run.batch_size", "4", "--run.workers", "0", "--run.device", "cpu", "--run.precision", "fp32", "--data"]
-RUN += ["shapes", "--optim.warmup_steps", "1", "--optim.lr", "0.01", "--run.log_every", "1", "--run.save_every", "2"]
-CAPTIONS = ["--tasks.text_to_image.share", "0", "--tasks.text_only.share", "0"]  # grids of drawings take time
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 LORA = LoraConfig(rank=4, alpha=8.0)
-
-
-@cache
-def parsed(kind: str) -> tuple[Callable[..., object], dict[str, Any]]:
-    """A command and its arguments. Reading them takes as long as a run does."""
-    name = f"train {kind}"
-    return parse(name, COMMANDS[name], [*RUN, *(CAPTIONS if kind == "generator" else []), "--out", "unused"])
-
-
-def train(kind: str, out: Path, steps: int = 2, **settings: Any) -> None:
-    command, values = parsed(kind)
-    command(**{**values, "out": out, "run": replace(values["run"], steps=steps), **settings})
-
-
-def refused(kind: str, out: Path, **settings: Any) -> str:
-    """The error of a run that must not begin."""
-    with pytest.raises(UserError) as caught:
-        train(kind, out, **settings)
-    assert not (out / "run.json").exists() or settings.get("resume")
-    return str(caught.value)
-
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
-
-
-def changed(before: nn.Module, after: nn.Module) -> set[str]:
-    old, new = before.state_dict(), after.state_dict()
-    assert old.keys() == new.keys()
-    return {name for name in old if not torch.equal(old[name], new[name])}
-
-
-def cut_back(out: Path, again: Path) -> None:
-    """Copies a run as it was at its checkpoint before the last one."""
-    shutil.copytree(out, again)
-    for checkpoint in sorted((again / "checkpoints").iterdir())[1:]:
-        shutil.rmtree(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    torch.manual_seed(0)
-    tokenizer = build_tokenizer(TOKENIZER_PRESETS["debug"]())
-    tokenizer.train()(torch.rand(4, 3, 32, 32) * 2 - 1)  # the codebook has started
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -339,83 +289,3 @@ def test_a_tuned_decoder_is_put_into_a_model(
     capsys.readouterr()
     assert main([*words[:-1], str(tmp_path / "no")]) == 2
     assert "makes other codes than that of the model" in capsys.readouterr().err
-
-
-# --- stages -----------------------------------------------------------------------------------------------------------
-
-STAGES: list[dict[str, Any]] = [
-    {"run": {"steps": 3}},
-    {
-        "data": [{"data": "shapes?seed=1", "tasks": {"image_to_text": 1}}],
-        "trainable": ["trunk.*"],
-        "optim": {"lr": 1e-3},
-        "run": {"steps": 4},
-    },
-    {"lora": {"rank": 2}, "run": {"steps": 2}},
-]
-SMALL = TrunkConfig(width=32, depth=2, heads=2)
-
-
-def test_stages_follow_one_another_and_are_resumed(
-    tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-
-    def staged(out: Path, **settings: Any) -> None:
-        train("generator", out, image_tokenizer=tokenizer_folder, trunk=SMALL, stages=STAGES, **settings)
-
-    staged(whole)
-    said = capsys.readouterr().err
-    assert "stage 1 of 3: " in said and "stage 2 of 3 ends after 4 steps" in said
-    first, second, third = (UniTok.from_pretrained(whole / f"stage{number}") for number in (1, 2, 3))
-    assert {name.split(".")[0] for name in changed(first, second)} == {"trunk"}
-    assert (whole / "stage3/adapter.safetensors").exists() and changed(second, third)
-    settings = json.loads((whole / "stage2/run.json").read_text())["settings"]
-    assert settings["optim"]["lr"] == 1e-3 and settings["optim"]["warmup_steps"] == 1, "the rest is the recipe's"
-    assert settings["data"][0]["data"] == "shapes?seed=1" and settings["run"]["batch_size"] == 4
-
-    # Killed between two stages, and then inside the second.
-    shutil.copytree(whole / "stage1", killed / "stage1")
-    cut_back(whole / "stage2", killed / "stage2")
-    capsys.readouterr()
-    staged(killed, resume=True)
-    said = capsys.readouterr().err
-    assert "stage1 is finished after 3 steps: nothing to do" in said and "going on from" in said
-    for number, model in ((2, second), (3, third)):
-        assert UniTok.from_pretrained(killed / f"stage{number}").fingerprint() == model.fingerprint()
-    with pytest.raises(UserError, match="already holds stages: add --resume"):
-        staged(killed)
-
-
-def test_stages_that_cannot_be(tokenizer_folder: Path, tmp_path: Path) -> None:
-    """All that can be known is said before the first stage begins."""
-
-    def told_of(*stages: dict[str, Any], **settings: Any) -> str:
-        common = {"image_tokenizer": tokenizer_folder, "trunk": SMALL, **settings}
-        said = refused("generator", tmp_path / "no", stages=list(stages), **common)
-        assert not (tmp_path / "no/stage1").exists()
-        return said
-
-    assert told_of({}, {"lr": 3}).startswith("stage 2 has an unknown key 'lr': a stage may have data, val_data,")
-    assert "stage 2: optim has an unknown key 'lrr': known are" in told_of({}, {"optim": {"lrr": 3}})
-    assert told_of({"run": {"steps": "x"}}) == "stage 1: run: steps is 'x': expected a whole number"
-    assert told_of({"run": {"steps": 0}}) == "stage 1: run: run.steps is 0: choose 1 or more"
-    assert told_of({"run": 3}).startswith("stage 1: run is 3")
-    assert "stage 2: --trainable 'trnk.*' matches nothing" in told_of({}, {"trainable": "trnk.*"})
-    assert "stage 2: --trainable names nothing" in told_of({}, {"trainable": []})
-    assert "stage 1: --trainable trains a part of a model" in told_of({"trainable": "trunk.*"})
-    assert "stage 2: lora.rank is 64, but" in told_of({}, {"lora": {"rank": 64}})
-    assert "nowhere" in told_of({}, {"data": "nowhere/"})
-    assert "which objective next_token does not take" in told_of({}, {"objective_settings": {"code_noise": 1}})
-    assert told_of().startswith("stages is an empty list")
-    (tmp_path / "no").mkdir()
-    (tmp_path / "no/mine.txt").write_text("")
-    assert "holds no stages to resume" in told_of({}, resume=True)
-    assert "is not empty: choose another folder" in told_of({})
-
-
-def test_stages_in_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "stages.yaml"
-    path.write_text("out: x\ndata: shapes\nstages:\n- {optim: {lr: 1e-4}}\n- {trainable: ['*norm']}\n")
-    values = parse("train generator", COMMANDS["train generator"], ["--config", str(path)])[1]
-    assert values["stages"] == [{"optim": {"lr": 1e-4}}, {"trainable": ["*norm"]}]

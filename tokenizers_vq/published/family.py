@@ -59,10 +59,15 @@ class Family:
     """Dotted keys under which a file may hold the weights, the best first; else the file is the weights."""
     ignored: tuple[str, ...] = ()
     """Beginnings of published names that a tokenizer does not need: training losses, statistics, constants."""
+    surplus: bool = False
+    """Whether a file may hold further tensors, which its authors' own code passes over; they are named and left out."""
     ema: bool = False
     """Where the file has a moving average of the weights (`model_ema.` and the name without dots), it is the model."""
     files: tuple[str, ...] = ()
     """File names on the hub, the usual one first."""
+    elsewhere: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Of a part that a file may leave to a second file: the setting that names that file -> (beginning of the part's
+    published names, which stand without it there; the file's usual name). Of it, only what is needed is read."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Further names of settings in the authors' configurations -> ours."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +91,7 @@ class Family:
             inside = name not in merged and name in merged.get("ddconfig", {})
             owner, known = (merged["ddconfig"], released["ddconfig"]) if inside else (merged, released)
             if name not in known:
-                names = ", ".join([*released, *released.get("ddconfig", {})])
+                names = ", ".join([*released, *released.get("ddconfig", {}), *self.elsewhere])
                 problems.check(False, f"unknown setting {name!r}: known are {names}")
             elif name in groups:
                 _merge(owner[name], value, known[name], f"setting {name}", problems)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ from torch import Tensor
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..conv import fast_weights
-from ..errors import UserError
-from . import emu3_vq, ibq, llamagen_vq, open_magvit2, showo_magvitv2, taming_vqgan, var_vae
+from ..errors import UserError, shown
+from . import emu3_vq, ibq, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
-from .tensors import check_numbers, misfits
+from .tensors import check_numbers, misfits, some_of
 
 PUBLISHED: dict[str, Family] = {
     "taming_vqgan": taming_vqgan.FAMILY,
@@ -24,6 +26,7 @@ PUBLISHED: dict[str, Family] = {
     "showo_magvitv2": showo_magvitv2.FAMILY,
     "open_magvit2": open_magvit2.FAMILY,
     "ibq": ibq.FAMILY,
+    "seed": seed.FAMILY,
     "emu3_vq": emu3_vq.FAMILY,
 }
 
@@ -50,21 +53,36 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
     if family not in PUBLISHED:
         raise UserError(f"unknown family {family!r}: choose one of {', '.join(PUBLISHED)}")
     table = PUBLISHED[family]
+    config, second = _without_files(table, config)
     _attempts(table, config)  # settings that cannot be used are told before anything is fetched
-    return tokenizer_of(family, read_weights(locate(str(path), table.files), table.wrappers), path, config)
+    weights = read_weights(locate(str(path), table.files), table.wrappers)
+    return tokenizer_of(family, weights, path, config, _elsewhere(table, weights, path, second))
 
 
-def tokenizer_of(family: str, weights: dict[str, Tensor], path: str | Path, config: Settings) -> ImageTokenizer:
-    """The tokenizer of these tensors, which a file holds; the rest as of `load_published`."""
+def tokenizer_of(
+    family: str,
+    weights: dict[str, Tensor],
+    path: str | Path,
+    config: Settings,
+    more: Mapping[str, Tensor] | None = None,
+) -> ImageTokenizer:
+    """The tokenizer of these tensors, which a file holds, and of those of `more` that it needs; the rest as of
+    `load_published`."""
     table = PUBLISHED[family]
     attempts, weights = _attempts(table, config), table.named(weights)
     closest: tuple[int, str] | None = None
     for wanted in dict.fromkeys(attempts):
         sources = _sources(table, wanted)
-        chosen = _chosen(table, weights, sources)
+        names = {source.name for source in sources.values()}
+        held = {name: tensor for name, tensor in (more or {}).items() if name in names} | weights
+        chosen = _chosen(table, held, sources)
         number, complaint = _compare(table, chosen, sources)
         if number == 0:
-            check_numbers(path, chosen, {source.name for source in sources.values()}, "tokenizer")
+            check_numbers(path, chosen, names, "tokenizer")
+            left = sorted(name for name in chosen if name not in names and not name.startswith(table.ignored))
+            if left:
+                said = f"{path}: left out what is not of the tokenizer, {len(left)} tensors: {some_of(left)}"
+                print(said, file=sys.stderr)
             return _build(wanted, chosen, sources)
         if closest is None or number < closest[0]:
             closest = number, complaint
@@ -73,6 +91,35 @@ def tokenizer_of(family: str, weights: dict[str, Tensor], path: str | Path, conf
         f"{path} is no {family} of these settings: {closest[1]}; give another family, or the settings that the model "
         "was trained with"
     )
+
+
+def _without_files(table: Family, config: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the settings, without those that name a second file; those)."""
+    second = {name: value for name, value in config.items() if name in table.elsewhere}
+    for name, value in second.items():
+        if not isinstance(value, str):
+            raise UserError(f"setting {name} is {shown(value)}: give the path of a file, or hf:owner/name/file")
+    return {name: value for name, value in config.items() if name not in second}, second
+
+
+def _elsewhere(table: Family, weights: dict[str, Tensor], path: str | Path, second: Settings) -> dict[str, Tensor]:
+    """The tensors of the second files that are named, by their names in the first; only of parts that this lacks.
+
+    Raises:
+        UserError: a part is missing, and no file of it named.
+    """
+    found: dict[str, Tensor] = {}
+    for setting, (start, usual) in table.elsewhere.items():
+        if any(name.startswith(start) for name in weights):
+            continue
+        if setting not in second:
+            raise UserError(
+                f"{path} holds no {start.rstrip('.')}, which its authors read from {usual}: give that file with "
+                f'--settings \'{{"{setting}": "{usual}"}}\''
+            )
+        read = read_weights(locate(second[setting], (usual,)), table.wrappers)
+        found |= {start + name: tensor for name, tensor in read.items()}
+    return found
 
 
 def _attempts(table: Family, given: Settings) -> list[TokenizerConfig]:
@@ -127,7 +174,7 @@ def _compare(table: Family, weights: dict[str, Tensor], sources: dict[str, Sourc
     """(number of tensors that do not fit, what to say about them)."""
     shapes: dict[str, Shape | None] = dict.fromkeys((source.name for source in sources.values()), None)
     shapes.update({source.name: source.shape for source in sources.values() if source.shape is not None})
-    needed = {n: t for n, t in weights.items() if n in shapes or not n.startswith(table.ignored)}
+    needed = {n: t for n, t in weights.items() if n in shapes or not (table.surplus or n.startswith(table.ignored))}
     return misfits(needed, shapes)
 
 

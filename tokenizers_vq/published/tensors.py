@@ -24,7 +24,7 @@ def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Shape | None]) -
         if shape is not None and name in weights and tuple(weights[name].shape) != shape
     ]
     kinds = (("it lacks", missing), ("it has unexpected", unexpected), ("it has", misshapen))
-    parts = [f"{verb} {_some(list_)}" for verb, list_ in kinds if list_]
+    parts = [f"{verb} {some_of(list_)}" for verb, list_ in kinds if list_]
     return len(missing) + len(unexpected) + len(misshapen), "; ".join(parts)
 
 
@@ -32,12 +32,12 @@ def check_numbers(path: str | Path, weights: Mapping[str, Tensor], used: Collect
     """Raises UserError for tensors that are no floating-point numbers, or not finite. `what` is made of them."""
     kinds = [f"{name} ({weights[name].dtype})" for name in sorted(used) if not weights[name].is_floating_point()]
     if kinds:
-        raise UserError(f"{path} has whole numbers where weights should be: {_some(kinds)}; export the weights again")
+        raise UserError(f"{path} has whole numbers where weights should be: {some_of(kinds)}; export the weights again")
     said = f"{path} holds weights that no {what} works with"
     check_finite(
         {name: weights[name].float() for name in sorted(used)}, said, "fetch it again, or take an older checkpoint"
     )
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

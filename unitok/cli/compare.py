@@ -131,6 +131,7 @@ def _plan(config: Path, folder: Path, positions: int) -> Plan:
 
     _, values = parse("train generator", COMMANDS["train generator"], _words(config, folder))
     images = load_tokenizer(values["image_tokenizer"])
+    images.check_pixels()
     dataset = open_sources(values["data"], values["tasks"], images.image_size)
     rows: list[tuple[float, list[list[Piece]]]] = []
     for part, source in zip(dataset.parts, dataset.sources, strict=True):

@@ -27,12 +27,14 @@ FamilyName = Literal[
     "showo_magvitv2",
     "open_magvit2",
     "ibq",
+    "seed",
     "emu3_vq",
     "llamagen",
     "var",
     "janus",
     "chameleon",
     "showo",
+    "seed_llama",
     "open_magvit2_ar",
     "ibq_ar",
     "emu3",
@@ -48,7 +50,7 @@ def import_published(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var, janus, chameleon, showo, open_magvit2_ar, ibq_ar, emu3) for --model.
+    generator (llamagen, var, janus, chameleon, showo, seed_llama, open_magvit2_ar, ibq_ar, emu3) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.

@@ -87,13 +87,17 @@ class Attention(nn.Module):
         layer: int,
     ) -> torch.Tensor:
         batch, length, _ = x.shape
-        qkv = self.qkv(x).view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        q, k = rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1])
+        q, k, v = self.project(x, turns)
         if cache is not None:
             k, v = cache.store(layer, k, v)
         out = attend(q, k, v, seen)  # (B, H, T, D)
         return self.out(out.transpose(1, 2).reshape(batch, length, -1))
+
+    def project(self, x: torch.Tensor, turns: Turns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C), at their places."""
+        qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
+        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
+        return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
 
 
 class SwiGLU(nn.Module):

@@ -1,7 +1,7 @@
 // Pictures by a caption: alone, and in pairs that two models or two settings draw from the same seeds.
 
 import { Card, save } from "./cards.js";
-import { $, asking, button, element, seedOf, settingFields, settingsOf, state, stream, working } from "./server.js";
+import { $, asking, button, draws, element, seedOf, settingFields, settingsOf, state, stream, working } from "./server.js";
 
 const streamed = { stream: true, partial_images: 16 };
 
@@ -26,17 +26,18 @@ let unsaved = false;
 export function offerComparing() {
   for (const [number, side] of SIDES.entries()) {
     const select = $(`model-${side}`);
-    select.replaceChildren(...state.models.map((facts) => new Option(facts.id)));
-    select.selectedIndex = Math.min(number, state.models.length - 1);
+    select.replaceChildren(...drawing().map((facts) => new Option(facts.id)));
+    select.selectedIndex = Math.min(number, drawing().length - 1);
     select.dispatchEvent(new Event("change"));
   }
   const [guidance] = $("settings-b").querySelectorAll("[data-setting=guidance]");
-  if (state.models.length > 1 || !guidance) return;
+  if (drawing().length > 1 || !guidance) return;
   guidance.value = "1"; // what there is to compare in one model: without guidance
   $("details-b").open = true;
 }
 
-const factsOf = (side) => state.models[$(`model-${side}`).selectedIndex];
+const drawing = () => state.models.filter(draws);
+const factsOf = (side) => drawing()[$(`model-${side}`).selectedIndex];
 
 for (const side of SIDES) $(`model-${side}`).addEventListener("change", () => settingFields($(`settings-${side}`), factsOf(side)));
 

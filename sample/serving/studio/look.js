@@ -61,9 +61,11 @@ $("look-file").addEventListener("change", () => {
   [inside.picture] = $("look-file").files;
 });
 
+const ofWords = () => ["words", "attention"].includes($("shown").value);
+
 working($("look-form"), async () => {
   if (!inside.picture) throw new Refused("Choose a picture first, or draw one and press Look.");
-  const words = $("shown").value === "words";
+  const words = ofWords();
   const fields = { image: inside.picture, prompt: $("look-caption").value, words };
   inside.found = await (await ask("v1/images/inspections", asking(fields))).json();
   URL.revokeObjectURL(inside.address);
@@ -74,9 +76,9 @@ working($("look-form"), async () => {
 });
 
 $("shown").addEventListener("change", () => {
-  $("word-label").hidden = $("shown").value !== "words";
+  $("word-label").hidden = !ofWords();
   if (!inside.found) return;
-  if ($("shown").value === "words") $("look-form").requestSubmit(); // each word takes a pass of the model
+  if (ofWords()) $("look-form").requestSubmit(); // each word takes a pass of the model
   else showCodes();
 });
 for (const id of ["word", "map"]) $(id).addEventListener("change", () => inside.found && showCodes());
@@ -87,22 +89,32 @@ function showCodes() {
   const worst = Math.max(...inside.found.entropies, 1e-9);
   const most = Math.max(1e-9, ...(words ?? []).flatMap(({ bits }) => bits.map(Math.abs))); // words can be compared
   const worth = what === "words" && words?.length ? words[Number($("word").value)] : null, bits = worth ? part(worth.bits) : null;
+  const look = what === "attention" && words?.length ? words[Number($("word").value)] : null;
+  const shares = look?.attention ? part(look.attention) : null, largest = Math.max(1e-9, ...(words ?? []).flatMap((one) => one.attention ?? []));
   const describe = (at) => {
     const said = `code ${codes[at]}, probability ${(100 * probabilities[at]).toPrecision(2)} %, entropy ${entropies[at].toFixed(2)} bits`;
+    if (shares) return `${said}, ${(100 * shares[at]).toPrecision(2)} % of its attention on "${look.word}"`;
     return bits ? `${said}, ${bits[at].toFixed(2)} bits likelier with "${worth.word}"` : said;
   };
-  const amount = { probabilities: (at) => 1 - probabilities[at], entropies: (at) => entropies[at] / worst, words: (at) => (bits?.[at] ?? 0) / most }[what];
+  const amount = { probabilities: (at) => 1 - probabilities[at], entropies: (at) => entropies[at] / worst, words: (at) => (bits?.[at] ?? 0) / most, attention: (at) => (shares?.[at] ?? 0) / largest }[what];
   const heat = (cell, at) => {
-    const colour = what === "words" && amount(at) > 0 ? "0 90 220" : "220 20 60"; // blue: likelier with the word, red: less likely
+    const colour = ofWords() && amount(at) > 0 ? "0 90 220" : "220 20 60"; // blue: likelier with the word, red: less likely
     cell.style.backgroundColor = `rgb(${colour} / ${(0.85 * Math.abs(amount(at))).toFixed(3)})`;
     if (bits && grid[1] <= 16 && Math.abs(bits[at]) >= 0.1) cell.textContent = (bits[at] > 0 ? "+" : "") + bits[at].toFixed(1);
   };
   showGrid($("codes"), $("told-code"), grid, codes, inside.address, describe, what === "codes" ? write(codes, grid[1]) : heat);
   const mean = probabilities.reduce((sum, one) => sum - Math.log2(Math.max(one, 1e-12)), 0) / codes.length;
   const sum = bits?.reduce((one, other) => one + other, 0);
-  $("told-code").textContent = bits
+  $("told-code").textContent = what === "attention" ? toldOfAttention(look, shares) : bits
     ? `With "${worth.word}" these codes are together ${sum.toFixed(2)} bits likelier than by the caption without it. Blue: likelier, red: less likely.`
     : `${different(codes)}; on average ${mean.toFixed(2)} bits a code by this caption.`;
+}
+
+function toldOfAttention(look, shares) {
+  if (!look) return "This caption has no word.";
+  if (!shares) return "This model's attention to words is not shown: its trunk is another one, or it draws by classes.";
+  const mean = shares.reduce((one, other) => one + other, 0) / shares.length;
+  return `Where these codes are predicted, the model gives "${look.word}" ${(100 * mean).toPrecision(2)} % of its attention, the mean over heads and layers. The darker, the more.`;
 }
 
 // --- what the image tokenizer makes of it ----------------------------------------------------------------------------

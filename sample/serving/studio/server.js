@@ -3,6 +3,9 @@
 export const $ = (id) => document.getElementById(id);
 export const state = { models: [], facts: null, key: "", stop: null, meet: null };
 
+// Whether it is a model; an image tokenizer alone draws nothing.
+export const draws = (facts) => facts.objective !== null;
+
 export class Refused extends Error {}
 
 export async function ask(path, options = {}) {

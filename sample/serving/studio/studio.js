@@ -4,7 +4,7 @@ import { offerAsking } from "./ask.js";
 import { offerChanging } from "./change.js";
 import { offerComparing, offerDrawing } from "./draw.js";
 import "./look.js";
-import { $, ask, state, tell } from "./server.js";
+import { $, ask, draws, state, tell } from "./server.js";
 import { hide } from "./tabs.js";
 import { watch } from "./watch.js";
 
@@ -16,7 +16,7 @@ state.meet = async () => {
     const watched = await watch();
     $("which").replaceChildren(...state.models.map((facts) => new Option(facts.id)));
     $("which-label").hidden = state.models.length < 2;
-    if (state.models.length) offerComparing();
+    if (state.models.some(draws)) offerComparing();
     take(watched);
   } catch (error) {
     $("model").textContent = "No model yet.";
@@ -24,21 +24,24 @@ state.meet = async () => {
   }
 };
 
-// The chosen model, and what it can do.
+// The chosen model, or image tokenizer, and what it can do.
 function take(watched) {
   const facts = (state.facts = state.models[Math.max($("which").selectedIndex, 0)] ?? null);
-  const knows = (task) => facts !== null && (!facts.tasks.length || facts.tasks.includes(task));
+  const model = facts !== null && draws(facts);
+  const knows = (task) => model && (!facts.tasks.length || facts.tasks.includes(task));
   const learned = (task) => facts !== null && facts.tasks.includes(task);
   const offered = {
+    "tab-tokens": facts !== null,
     "tab-look": knows("text_to_image"),
     "tab-tell": learned("interleaved"),
     "tab-ask": knows("question") || knows("image_to_text") || learned("ground") || learned("ground_caption"),
     "tab-watch": watched,
   };
-  hide((tab) => !(offered[tab] ?? facts !== null));
+  hide((tab) => !(offered[tab] ?? model));
   $("model").textContent = facts === null ? "A training, and no model."
+    : !model ? `${facts.id}: an image tokenizer, ${facts.size} pixels`
     : `${facts.id}: ${facts.objective}, ${facts.size} pixels, learned ${facts.tasks.join(", ") || "captions and pictures"}`;
-  if (facts === null) return;
+  if (!model) return;
   offerDrawing();
   offerChanging();
   offerAsking();

@@ -21,6 +21,7 @@ PUBLISHED = {
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
     "showo": ".showo:FAMILY",
+    "seed_llama": ".seed_llama:FAMILY",
     "open_magvit2_ar": ".open_magvit2:FAMILY",
     "ibq_ar": ".ibq:FAMILY",
     "emu3": ".emu3:FAMILY",

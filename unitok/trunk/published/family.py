@@ -158,6 +158,14 @@ def number(settings: Settings, name: str, default: float) -> float:
     return float(value)
 
 
+def wording(settings: Settings, default: str) -> str:
+    """The setting of that name: what a caption is put into, in place of {}."""
+    value = settings.get("wording", default)
+    if not isinstance(value, str) or value.count("{}") != 1:
+        raise UserError(f"setting wording is {shown(value)}: give a text with one {{}}, where the caption stands")
+    return value
+
+
 def layers(shapes: Mapping[str, Shape], start: str) -> int:
     """How many layers the names that begin with `start` and a number count."""
     numbers = [name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)]

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.published.load import tokenizer_of
 
 from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from . import PublishedTrunk, llama
-from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole
+from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole, wording
 
 WORDING = "<|User|>: {}\n\n<|Assistant|>:"
 START, IMAGES, ALIGN = "model.language_model.", "model.vqmodel.", "model.generation_aligner."
@@ -116,10 +116,8 @@ class _JanusFamily(Family):
 
     def read(self, shapes: Mapping[str, Shape], settings: Settings, layout: Layout) -> tuple[JanusTrunk, int, int]:
         table = shapes[f"{START}embed_tokens.weight"]
-        wording = settings.get("wording", WORDING)
-        if not isinstance(wording, str) or wording.count("{}") != 1:
-            raise UserError(f"setting wording is {shown(wording)}: give a text with one {{}}, where the caption stands")
-        found = JanusTrunk(**llama.sizes(shapes, START, settings, max(1, table[1] // 128), 1e-6), wording=wording)
+        sizes = llama.sizes(shapes, START, settings, max(1, table[1] // 128), 1e-6)
+        found = JanusTrunk(**sizes, wording=wording(settings, WORDING))
         return found, table[0], shapes["model.generation_head.vision_head.weight"][0]
 
     def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:

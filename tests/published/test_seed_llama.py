@@ -1,0 +1,265 @@
+"""SEED-LLaMA: logits, codes and captions of transformers' Llama, on tiny models that it saved."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.quantizer_config import VQ
+from tokenizers_vq.seed import SeedTokenizer
+from tokenizers_vq.seed_config import SeedConfig
+from unitok.cli.main import main
+from unitok.importing import import_generator
+from unitok.model import UniTok
+from unitok.objectives.base import Draw
+from unitok.sample.pipeline import caption_codes, draw_codes, score_codes
+from unitok.sampling import SampleSettings
+from unitok.sequence import lay_out
+from unitok.tasks import documents
+from unitok.trunk.published import published_family
+
+from .foreign import CODES, TEXTS, WORDS, stirred, survives, text_tokenizer
+from .test_generators import GREEDY, some_codes
+from .tiny import tokenizer
+
+SPECIALS = ("<unk>", "<s>", "</s>")
+BOS, EOS, FIRST = 1, 2, 4 + WORDS
+"""Ids; codes stand behind the words, and the marks behind the codes."""
+BOI, EOI, LENGTH = FIRST + CODES, FIRST + CODES + 1, 5
+MARKS = ["<img>", "</img>"]
+NAMES = [f"<img_{code:05d}>" for code in range(CODES)]
+CAPTIONS = ("w3 w7 w1", "w5", "")
+SETTINGS = {"NUM_IMG_CODES": CODES}
+
+
+@pytest.fixture(scope="module")
+def images() -> SeedTokenizer:
+    config = SeedConfig(
+        image_size=28,
+        quantizer=VQ(codebook_size=CODES, dim=8),
+        tokens=LENGTH,
+        patch=7,
+        vision_width=16,
+        vision_depth=1,
+        vision_heads=2,
+        vision_inner=24,
+        width=24,
+        depth=2,
+        heads=2,
+        inner=32,
+        decoder_depth=1,
+        embedding=12,
+    )
+    torch.manual_seed(0)
+    made = stirred(build_tokenizer(config))
+    assert isinstance(made, SeedTokenizer)
+    return made
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("seed_llama")
+    words = text_tokenizer(folder, SPECIALS)
+    words.add_tokens([*NAMES, *MARKS])
+    assert [words.token_to_id(token) for token in (NAMES[0], *MARKS)] == [FIRST, BOI, EOI]
+    words.save(str(folder / "tokenizer.json"))
+    config = LlamaConfig(
+        vocab_size=TEXTS,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+    )
+    torch.manual_seed(0)
+    model = stirred(LlamaForCausalLM(config))
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.fixture(scope="module")
+def model(theirs: tuple[Any, Path], images: SeedTokenizer) -> UniTok:
+    return import_generator("seed_llama", theirs[1], images, SETTINGS)
+
+
+def prompt(model: UniTok, caption: str) -> list[int]:
+    return [BOS, *model.text_tokenizer.encode(caption), BOI]
+
+
+@torch.inference_mode()
+def logits(model: Any, ids: list[int]) -> Tensor:
+    found: Tensor = model(torch.tensor([ids])).logits[0]
+    return found
+
+
+@torch.inference_mode()
+def test_codes_have_the_logits_of_transformers(theirs: tuple[Any, Path], model: UniTok) -> None:
+    codes = some_codes(LENGTH)
+    found = score_codes(model, CAPTIONS, codes)
+    for row, caption in enumerate(CAPTIONS):
+        begin = prompt(model, caption)
+        wanted = logits(theirs[0], [*begin, *(FIRST + codes[row, :-1]).tolist()])
+        torch.testing.assert_close(found[row], wanted[len(begin) - 1 :, FIRST:BOI], atol=1e-4, rtol=0)
+    assert found.std() > 0.3
+
+
+@torch.inference_mode()
+def test_the_most_likely_codes_are_those_of_transformers(theirs: tuple[Any, Path], model: UniTok) -> None:
+    """Prompts of several lengths are drawn side by side; ids are those that `generate` takes among the codes."""
+    found = draw_codes(model, CAPTIONS, SampleSettings(guidance=1.0, **GREEDY), [0, 1, 2])
+    for row, caption in enumerate(CAPTIONS):
+        begin = prompt(model, caption)
+        written = theirs[0].generate(
+            torch.tensor([begin]),
+            attention_mask=torch.ones(1, len(begin), dtype=torch.int64),
+            max_new_tokens=LENGTH,
+            do_sample=False,
+            suppress_tokens=[place for place in range(TEXTS) if not FIRST <= place < BOI],
+            pad_token_id=0,
+        )
+        assert (found[row] + FIRST).tolist() == written[0, len(begin) :].tolist(), caption
+    assert len(found.unique()) > 2
+
+
+@torch.inference_mode()
+def test_captions_have_the_logits_and_ids_of_transformers(
+    theirs: tuple[Any, Path], model: UniTok, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, ids = some_codes(LENGTH), [10, 31, 28]
+    monkeypatch.setattr(model.config, "text_length", 8)
+    pictures = [[BOS, BOI, *(FIRST + one).tolist(), EOI] for one in codes]
+    task, draws = "image_to_text", [Draw(torch.Generator())]
+    [made] = documents([task], [{"image": codes[0], "caption": ids}], draws, model.modalities(), {}, {task: 0})
+    hidden = model.states(lay_out([[made]], pad=model.vocabulary.pad))[0, LENGTH + 2 :]
+    found = model.ids.scores(hidden, model.vocabulary.text_range)
+    wanted = logits(theirs[0], [*pictures[0], *ids])[LENGTH + 2 :]
+    size = model.text_tokenizer.size
+    closed = [EOS, *range(FIRST, EOI + 1)]
+    others = [place for place in range(size) if place not in closed]
+    torch.testing.assert_close(found[:, others], wanted[:, others], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:, size], wanted[:, EOS], atol=1e-4, rtol=0)  # the end is an id of its own here
+    assert (found[:, closed] < -1000).all()
+    for picture, written in zip(pictures, caption_codes(model, codes), strict=True):
+        row: list[int] = []
+        while len(row) < 8:
+            last = logits(theirs[0], picture + row)[-1]
+            last[FIRST:] = -torch.inf  # no picture inside a caption, and no ids that the tokenizer lacks
+            if (chosen := int(last.argmax())) == EOS:
+                break
+            row.append(chosen)
+        assert written == model.text_tokenizer.decode(row)
+
+
+@torch.inference_mode()
+def test_a_caption_stands_in_the_wording_of_the_model(
+    theirs: tuple[Any, Path], images: SeedTokenizer, model: UniTok
+) -> None:
+    worded = import_generator("seed_llama", theirs[1], images, {**SETTINGS, "wording": "w9 : {} w8"})
+    codes = some_codes(LENGTH)[:1]
+    torch.testing.assert_close(score_codes(worded, ["w3"], codes), score_codes(model, ["w9 : w3 w8"], codes))
+
+
+def test_the_command_makes_a_model_that_reads_encodes_and_learns(
+    theirs: tuple[Any, Path], images: SeedTokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens, out, pictures = tmp_path / "images", tmp_path / "model", tmp_path / "pictures"
+    images.save_pretrained(tokens)
+    argv = ["import", "seed_llama", str(theirs[1]), "--out", str(out), "--settings", json.dumps(SETTINGS)]
+    assert main(argv) == 2
+    assert "seed_llama draws codes of an image tokenizer: give its folder" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*argv, "--image_tokenizer", str(tokens)]) == 0
+    assert UniTok.from_pretrained(out).config.sampling == {"guidance": 1.0, "temperature": 1.0, "top_p": 0.5}
+    pictures.mkdir()
+    for name in ("a", "b"):
+        Image.linear_gradient("L").convert("RGB").rotate(90 * len(name)).save(pictures / f"{name}.png")
+        (pictures / f"{name}.txt").write_text("w3 w5\n")
+    assert main(["caption", "--model", str(out), str(pictures / "a.png")]) == 0
+    for words in (
+        ["sample", "--model", str(out), "w3"],
+        ["inpaint", str(pictures / "a.png"), "--model", str(out), "--caption", "w3", "--box", "0,0,9,9"],
+        ["eval", "generator", "--model", str(out), "--data", str(pictures)],
+        ["eval", "tasks", str(pictures), "--model", str(out)],
+        ["eval", "suite", "--model", str(out), "--data", str(pictures)],
+    ):
+        made = tmp_path / "made"
+        capsys.readouterr()
+        assert main([*words, "--out", str(made)]) == 2, words
+        err = capsys.readouterr().err
+        assert len(err.strip().splitlines()) == 1 and not made.exists(), err
+        assert "makes an image embedding of codes, no pixels" in err or "have no place in the picture" in err
+    assert main(["serve", "--model", str(out), "--port", "0"]) == 2
+    assert "makes an image embedding of codes, no pixels" in capsys.readouterr().err
+    capsys.readouterr()
+    run = ["train", "generator", "--init", str(out), "--data", "shapes?limit=4", "--val_data", "shapes@val?limit=2"]
+    run += ["--out", str(tmp_path / "tuned"), "--run.steps", "2", "--run.batch_size", "2", "--run.device", "cpu"]
+    assert main([*run, "--tasks.text_only.share", "0"]) == 0
+    said = capsys.readouterr().out  # drawings could be judged, if there were any
+    assert "val exact/image_to_text" in said and "val exact/text_to_image" not in said
+    tuned = UniTok.from_pretrained(tmp_path / "tuned")
+    before = UniTok.from_pretrained(out)
+    assert not torch.equal(tuned.ids.head.weight, before.ids.head.weight)
+    assert tuned.image_tokenizer.fingerprint() == images.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["seed-llama-8b", "seed-llama-14b"])
+def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
+    table = published_family("seed_llama")
+    trunk, texts, codes = table.released()[name]
+    config = LlamaConfig(
+        vocab_size=texts,
+        hidden_size=trunk.width,
+        intermediate_size=trunk.inner,
+        num_hidden_layers=trunk.depth,
+        num_attention_heads=trunk.heads,
+        num_key_value_heads=trunk.key_heads,
+    )
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    assert {name: tuple(one.shape) for name, one in state.items()} == table.shapes(trunk, texts, codes)
+
+
+def test_the_model_survives_its_folder(model: UniTok, tmp_path: Path) -> None:
+    survives(model, CAPTIONS, tmp_path / "model")
+
+
+def test_what_does_not_fit_is_told(theirs: tuple[Any, Path], images: SeedTokenizer, tmp_path: Path) -> None:
+    folder = theirs[1]
+    with pytest.raises(UserError, match="the image tokenizer makes 4x4 codes, SEED-LLaMA draws one row of them: give"):
+        import_generator("seed_llama", folder, tokenizer(), SETTINGS)
+    with pytest.raises(UserError, match="draws 8192 codes, the image tokenizer has 50"):
+        import_generator("seed_llama", folder, images)
+    with pytest.raises(UserError, match="setting NUM_IMG_CODES is 'many': give a whole number above 0, such as 8192"):
+        import_generator("seed_llama", folder, images, {"NUM_IMG_CODES": "many"})
+    with pytest.raises(UserError, match=r"setting wording is 'USER:': give a text with one \{\}"):
+        import_generator("seed_llama", folder, images, {**SETTINGS, "wording": "USER:"})
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    with pytest.raises(UserError, match=r"has no tokenizer\.json beside it, which turns captions into ids"):
+        import_generator("seed_llama", tmp_path, images, SETTINGS)
+    text_tokenizer(tmp_path, SPECIALS, [*MARKS, *NAMES[:-1]])
+    with pytest.raises(UserError, match="has no token of code 49, such as <img_00000> of code 0"):
+        import_generator("seed_llama", tmp_path, images, SETTINGS)
+    text_tokenizer(tmp_path, SPECIALS, NAMES)
+    with pytest.raises(UserError, match="has no <img>, </img>: give the text tokenizer of the model"):
+        import_generator("seed_llama", tmp_path, images, SETTINGS)
+    adapters = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+    torch.save(adapters, tmp_path / "adapter_model.bin")
+    with pytest.raises(
+        UserError,
+        match=r"holds low-rank adapters \(.*\), not a whole model: merge them into it with peft's merge_and_unload",
+    ):
+        import_generator("seed_llama", tmp_path / "adapter_model.bin", images, SETTINGS)
