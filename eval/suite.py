@@ -133,7 +133,9 @@ class Suite:
         return cut_warning(sum(map(self.text_ids.too_long, self.asked.captions)), self.model)
 
     def settings(self, guidance: float) -> SampleSettings:
-        return replace(SampleSettings.of(self.model.config), guidance=guidance)
+        own = SampleSettings.of(self.model.config)
+        # The model's own scale may be the first of several, one for each sub-token.
+        return own if own.guidance_scales(1)[0] == guidance else replace(own, guidance=guidance)
 
     def seeds(self, number: int) -> list[int]:
         """Of the pictures of one round; those of the first are those of `eval generator`."""

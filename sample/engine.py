@@ -293,11 +293,17 @@ class Engine:
         hidden = self._forward(asked, [lane for lane, _, _ in pairs], [r for _, r, _ in pairs])
         scores = []
         for ids, here in asked.spans:
-            logits = self.model.ids.scores(hidden[:, here], ids)  # (lanes, n, V)
-            guided = self._guided(writer, rows, states, logits, place)
-            if self.watch is not None:
-                self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
-            self.sums.index_add_(0, index, guided.flatten(1).mean(1))
+            chosen: list[torch.Tensor] = []  # (lanes, n) each
+            while True:
+                logits = self.model.ids.scores(hidden[:, here], ids, chosen)  # (lanes, n, V)
+                guided = self._guided(writer, rows, states, logits, place)
+                if self.watch is not None:
+                    self.watch([state.number for state in states], logits[self._lane(states, place, 0)])
+                self.sums.index_add_(0, index, guided.flatten(1).mean(1))
+                if len(chosen) + 1 >= len(writer.sub_tokens):
+                    break
+                of = self.cache.index([r for _, r, _ in pairs])
+                chosen.append(writer.choose(rows, index, guided)[of])
             scores.append(guided)
         back = writer.take(rows, index, scores) or [0] * len(rows)
         for number in {*back} - {0}:

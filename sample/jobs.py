@@ -76,6 +76,6 @@ def prompts_needed(job: Job) -> list[int]:
 
 def compared(settings: SampleSettings, prompts: int) -> list[int]:
     """Those of so many prompts that guidance compares."""
-    if prompts == 1 or settings.guidance_rises:
+    if prompts == 1 or settings.guidance_varies:
         return list(range(prompts))
     return list(lane_weights(settings.guidance_scales(prompts - 1)))

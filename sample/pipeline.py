@@ -36,7 +36,8 @@ def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> Sampl
     """
     model.image_tokenizer.check_pixels()
     settings = SampleSettings.of(model.config, given)
-    settings.at_scale(scales=len(model.layout.scales) if model.objective.sets_scales else 1)
+    scales = len(model.layout.scales) if model.objective.sets_scales else max(1, len(model.objective.sub_tokens))
+    settings.at_scale(scales=scales)
     return settings
 
 
@@ -92,16 +93,17 @@ def score_codes(
     this code is drawn behind those that are drawn before it, without guidance. Where codes are chosen bit by bit,
     (B, L, D, 2): those of both values of each of D bits, the first counting most.
 
-    Where the model draws all codes in every pass (`maskgit`), they are those of the first.
+    Where the model draws all codes in every pass (`maskgit`), they are those of the first. Where a code has G
+    sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token behind those before it,
+    and minus infinity where a sub-token has fewer than n values.
 
     Raises:
         UserError: codes or conditions that the model does not have.
     """
-    places = model.layout.coordinates()
-    places[:, 0] += len(model.objective.frames.drawn[0])
-    place = {tuple(one): number for number, one in enumerate(places.tolist())}
+    place = {tuple(one): number for number, one in enumerate(model.objective.places(model.layout).tolist())}
     captions = model.modalities()["text"]
-    scores = torch.zeros(*codes.shape, model.vocabulary.codebook_size)
+    ids = model.vocabulary.image_range
+    scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
         images = model.objective.forced(codes[part].to(model.device), model.layout, model.vocabulary)
         texts = captions.given([value_of(model, one) for one in conditions[part]])
@@ -112,8 +114,9 @@ def score_codes(
             here = (image.target != IGNORE).nonzero()[:, 0]
             to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
             states = hidden[row, len(text) + here.to(hidden.device)]
-            scores[part.start + row, to] = model.ids.scores(states, model.vocabulary.image_range).cpu()
-    return scores.unflatten(-1, (-1, 2)) if model.objective.bitwise else scores
+            targets = image.target[here].to(hidden.device)
+            scores[part.start + row, to] = model.ids.forced(states, targets, ids).cpu()
+    return scores
 
 
 def draw_codes_each(

@@ -39,6 +39,7 @@ COUNTED_BITS = 16
 _CLASSES = {
     "conv_vq": ".vq:ConvVQTokenizer",
     "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
+    "emu3_vq": ".emu3:Emu3Tokenizer",
     "query_vq": ".query:QueryVQTokenizer",
     "seed": ".seed:SeedTokenizer",
 }

@@ -150,6 +150,28 @@ class OpenMagvit2Config(TokenizerConfig):
         return layout
 
 
+@dataclass(frozen=True, kw_only=True)
+class Emu3Config(ConvConfig):
+    """The tokenizer of Emu3 (arXiv 2409.18869), of videos, for single pictures: VQGAN's wiring, norms steered by the
+    codes, and convolutions over time."""
+
+    family: ClassVar[str] = "emu3_vq"
+
+    halvings: int = 2
+    """How often convolutions over time join two frames: a picture is 2 ** halvings frames that are alike."""
+
+    def _check(self, problems: Problems) -> None:
+        problems.check_range("tokenizer.halvings", self.halvings, 0, 6)
+        problems.check(
+            self.stem == 1 and not self.patchwise and self.attention != "none",
+            "tokenizer.stem, patchwise and attention of an emu3_vq stay as published: leave them out",
+        )
+        problems.check(
+            self.quantizer.grids == 1 and self.quantizer.width == self.latent_dim,
+            f"tokenizer.latent_dim is {self.latent_dim}: give the width of the code vectors, of which a place has one",
+        )
+
+
 # --- presets --------------------------------------------------------------------------------------------------------
 
 
@@ -269,7 +291,7 @@ TOKENIZER_PRESETS: dict[str, Callable[[], TokenizerConfig]] = {
 }
 
 FAMILIES: dict[str, type[TokenizerConfig]] = {
-    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, QueryVQConfig, SeedConfig)
+    kind.family: kind for kind in (ConvVQConfig, OpenMagvit2Config, Emu3Config, QueryVQConfig, SeedConfig)
 }
 
 

@@ -292,7 +292,8 @@ def train_generator(
         else:
             counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
         _print_parameters(counts, world.is_main)
-        logits = run.micro_batch_for(world.size) * images.layout.length * dict(vocabulary.spans)["image"]
+        scored = sum(network.sub_tokens) or dict(vocabulary.spans)["image"]
+        logits = run.micro_batch_for(world.size) * images.layout.length * scored
         check_memory(sum(counts.values()), logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
         settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}

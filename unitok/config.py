@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
@@ -234,7 +234,7 @@ class ObjectiveSettings:
 
 
 PORT_KINDS = ("linear", "table", "states", "attended", "waves", "codes")
-CODES = "codes"
+CODES: Final = "codes"
 ALIKE = ("waves", CODES)
 """Those that are about ids themselves: what like ones have in common."""
 

@@ -50,15 +50,15 @@ class Modality(Protocol):
         ...
 
 
-class Padded(list[int]):
-    """Ids of a text that has padding in its place where it is left out."""
+class Replaced(list[int]):
+    """Ids of a text that has others in its place where it is left out."""
 
-    def __init__(self, ids: Sequence[int], pad: int) -> None:
+    def __init__(self, ids: Sequence[int], instead: list[int]) -> None:
         super().__init__(ids)
-        self.pad = pad
+        self.instead = instead
 
     def left_out(self) -> list[int]:
-        return [self.pad] * len(self)
+        return self.instead
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class TextModality:
     """Of a text, in tokens."""
     wording: str = "{}"
     padded: bool = False
+    keeps_wording: bool = False
     frames: Frames = FRAMELESS
     """All as of `TrunkConfig`."""
 
@@ -84,7 +85,9 @@ class TextModality:
         if not isinstance(value, str):
             return value
         ids = self.encode(self.wording.replace("{}", value))
-        return Padded(ids, self.vocabulary.pad) if self.padded else ids
+        if self.padded:
+            return Replaced(ids, [self.vocabulary.pad] * len(ids))
+        return Replaced(ids, self.encode(self.wording.replace("{}", ""))) if self.keeps_wording else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         before, behind = self.vocabulary.around(self.frames.text)
@@ -155,7 +158,7 @@ class ImageModality:
 
     @property
     def longest(self) -> int:
-        return self.layout.length + sum(map(len, self.objective.frames.drawn))
+        return self.objective.positions(self.layout)
 
     def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
         return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from .config import ALIKE, CODES, ModelConfig, ObjectiveSettings, PortConfig, Tr
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective, objective_class
 from .objectives.base import Objective
+from .objectives.sub_tokens import SubTokenPort
 from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports
 from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
@@ -71,6 +73,7 @@ class UniTok(Tunable):
         trunk = config.trunk
         self.objective: Objective = get_objective(config.objective, image_tokenizer, trunk.plain_inputs)
         self.objective.frames, self.objective.cools_fast = trunk.frames, trunk.cools_fast
+        self.objective.sub_tokens = trunk.sub_tokens
         ports = self.objective.ports(image_tokenizer.layout) | caption_ports(trunk.captions, trunk.state_width)
         waves = {name: port for name, port in config.ports.items() if port.kind == "waves"}
         unknown = sorted(name for name in waves if name not in self.vocabulary)
@@ -83,16 +86,27 @@ class UniTok(Tunable):
                 f"{_said(ports)}: use the tokenizer it was trained with"
             )
         self.text_tokenizer = text_tokenizer
-        scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
-        images = self.vocabulary.image_range
-        deep, bits = images if trunk.deep_head else None, images if self.objective.bitwise else None
-        codes = self._vectors_of_codes(image_tokenizer)
-        self.ids = IdPort(
-            self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, bits, codes
-        )
+        self.ids = self._id_port(waves, image_tokenizer)
         self.ports = build_ports(own, trunk.width)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
+        if isinstance(self.ids, SubTokenPort):
+            self.ids.intra = self.trunk.intra
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
+
+    def _id_port(self, waves: Mapping[str, PortConfig], image_tokenizer: ImageTokenizer) -> IdPort | SubTokenPort:
+        trunk, size, image = self.config.trunk, self.vocabulary.size, self.vocabulary.image_range
+        if trunk.sub_tokens:
+            number = self.vocabulary.codebook_size
+            if prod(trunk.sub_tokens) != number:
+                raise UserError(
+                    f"trunk.sub_tokens is {trunk.sub_tokens}, the model has {number} image codes: "
+                    "give sizes whose product that is"
+                )
+            return SubTokenPort(size, image, trunk.sub_tokens, trunk.width)
+        scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
+        deep, bits = image if trunk.deep_head else None, image if self.objective.bitwise else None
+        codes = self._vectors_of_codes(image_tokenizer)
+        return IdPort(size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, bits, codes)
 
     def _vectors_of_codes(self, image_tokenizer: ImageTokenizer) -> tuple[slice, torch.Tensor] | None:
         """The ids of codes and the vectors (codes, D) that their tokenizer has for them; None: they have nothing in
@@ -209,7 +223,8 @@ class UniTok(Tunable):
         trunk = self.config.trunk
         if trunk.captions == "text":
             length = self.config.text_length
-            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames)
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames
+            return TextModality(self.vocabulary, encode, length, *how)
         return ClassModality(self.vocabulary, encode)
 
     @property

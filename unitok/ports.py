@@ -7,7 +7,7 @@ id comes in through a port of its own, and is added.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
@@ -144,15 +144,16 @@ class IdPort(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) to vectors (..., C)."""
         x = self.embedding(ids)
-        for alike in self._alike:
+        for alike in self.alike:
             x = x + alike(ids)
         if self.deep is not None and torch.is_grad_enabled():
             # A batch in which none of its ids is scored: see `Alike`.
             x = x + 0.0 * sum(weight.sum() for weight in self.deep.parameters())
         return x
 
-    def scores(self, hidden: torch.Tensor, ids: slice) -> torch.Tensor:
-        """Logits (..., n) float32 of the n ids of a span alone, from states (..., C)."""
+    def scores(self, hidden: torch.Tensor, ids: slice, before: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Logits (..., n) float32 of the n ids of a span alone, from states (..., C). For `before` see
+        `SubTokenPort`: here it is empty."""
         if self.deep is not None and _inside(ids, self.deep.span):
             hidden = self.deep(hidden)
         bias = None if self.head.bias is None else self.head.bias[ids]
@@ -189,14 +190,23 @@ class IdPort(nn.Module):
         scores = [self.scores(hidden, span) for span in spans]
         return F.cross_entropy(torch.cat(scores, -1) if len(scores) > 1 else scores[0], places, reduction="none")
 
+    def forced(self, hidden: torch.Tensor, targets: torch.Tensor, ids: slice) -> torch.Tensor:
+        """Logits (N, *shape) float32 by which targets (N,) are scored, from states (N, C)."""
+        return self.scores(hidden, ids).unflatten(-1, self.shape(ids))
+
+    def shape(self, ids: slice) -> tuple[int, ...]:
+        """Of the logits of one position; of bits (D, 2)."""
+        number = ids.stop - ids.start
+        return (number // 2, 2) if ids == self.bits else (number,)
+
     @property
-    def _alike(self) -> list[Alike]:
+    def alike(self) -> list[Alike]:
         found = [cast("Alike", module) for module in self.waves.values()]
         return found if self.codes is None else [*found, self.codes]
 
     def _alike_of(self, ids: slice) -> list[Alike]:
         """Those whose span these ids lie in."""
-        return [alike for alike in self._alike if _inside(ids, alike.span)]
+        return [alike for alike in self.alike if _inside(ids, alike.span)]
 
     def _rows(self, ids: slice) -> torch.Tensor:
         """(n, C): the rows of the head that score some ids, with what they have in common."""

@@ -19,8 +19,8 @@ MOST_DRAWINGS = 1000
 
 @dataclass
 class SampleSettings:
-    """How codes are chosen. `temperature`, `top_k` and `top_p` may be lists for the next-scale objective: a value for
-    each scale."""
+    """How codes are chosen. `temperature`, `top_k` and `top_p` may be lists: for the next-scale objective a value for
+    each scale, for codes in sub-tokens one for each sub-token."""
 
     guidance: float | list[float] = 3.0
     """Classifier-free guidance scale s: uncond + s * (cond - uncond). At 1 the unconditional pass is left out. A list
@@ -36,6 +36,8 @@ class SampleSettings:
     """Passes in which `masked_token` and `maskgit` draw an image. Other objectives do not use it."""
     guidance_rises: bool = False
     """Next scale: guidance grows evenly from 1 at the first scale to `guidance` at the last (VAR's ramp)."""
+    guidance_by_sub_token: bool = False
+    """Models whose codes have sub-tokens: a list in `guidance` has a scale for each of them, not for each condition."""
     guided_codes: int = 0
     """Only the first so many codes of a picture are guided; for the others the model runs without the prompt that
     guidance compares with (LlamaGen's cfg_interval is 2 less; guidance in an interval, arXiv:2404.07724). A pass that
@@ -93,31 +95,36 @@ class SampleSettings:
             UserError: a list that does not have a value for each scale, or more scales asked for than there are.
         """
         problems = Problems()
-        for name in ("temperature", "top_k", "top_p"):
+        names = ["temperature", "top_k", "top_p", *(["guidance"] if self.guidance_by_sub_token else [])]
+        for name in names:
             values = getattr(self, name)
             problems.check(
                 not isinstance(values, list) or len(values) == scales,
-                f"--{name.replace('_', '-')} is {values}: give one value, or {scales}, one for each scale",
+                f"--{name.replace('_', '-')} is {values}: give one value, or {scales}, one for each scale or sub-token",
             )
         problems.check(
             self.scales <= scales, f"--scales is {self.scales}: this model has {scales}, choose a number up to that"
         )
         problems.raise_if_any()
-        chosen = {
-            name: values[scale] if isinstance(values := getattr(self, name), list) else values
-            for name in ("temperature", "top_k", "top_p")
-        }
+        chosen = {name: values[scale] if isinstance(values := getattr(self, name), list) else values for name in names}
         rise = scale / max(1, scales - 1) if self.guidance_rises else 1.0
-        guidance = [1 + (scale - 1) * rise for scale in self.guidance_scales(0)]
-        return replace(self, **chosen, guidance=guidance[0] if len(guidance) == 1 else guidance)
+        guidance = [1 + (scale - 1) * rise for scale in replace(self, **chosen).guidance_scales(0)]
+        return replace(self, **chosen | {"guidance": guidance[0] if len(guidance) == 1 else guidance})
+
+    @property
+    def guidance_varies(self) -> bool:
+        """Whether steps may be guided by other scales than those of `guidance_scales`."""
+        return self.guidance_rises or (self.guidance_by_sub_token and isinstance(self.guidance, list))
 
     def guidance_scales(self, conditions: int) -> list[float]:
-        """A scale for each of so many conditions, those that are not given 1; with 0 those that are given.
+        """A scale for each of so many conditions, those that are not given 1; with 0 those that are given. Where
+        sub-tokens have their own, the first one's.
 
         Raises:
             UserError: more scales than conditions.
         """
         given = self.guidance if isinstance(self.guidance, list) else [self.guidance]
+        given = given[:1] if self.guidance_by_sub_token else given
         if conditions and len(given) > conditions:
             raise UserError(
                 f"--guidance is {given}, but this task has {conditions} condition(s) that can be left out: give as many"
@@ -142,6 +149,8 @@ class GivenSettings:
     """Masked token, MaskGIT: passes in which an image is drawn, else 12."""
     guidance_rises: bool | None = None
     """Next scale: guidance grows from 1 at the first scale to its value at the last."""
+    guidance_by_sub_token: bool | None = None
+    """Sub-tokens: a list in --guidance has a scale for each sub-token of a code, not for each condition."""
     guided_codes: int | None = None
     """Guide only the first so many codes of a picture, which saves up to half of the work for the others; 0 guides
     all."""

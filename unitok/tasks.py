@@ -193,7 +193,7 @@ def _read(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modalit
         for part in TASKS[task]
         if part.drop == "text"
         and isinstance(modality := modalities[FIELDS[part.field]], TextModality)
-        and modality.padded
+        and (modality.padded or modality.keeps_wording)
         and isinstance(record.get(part.field), str)
     }
     return {**record, **read}

@@ -42,6 +42,8 @@ class Frames(NamedTuple):
     """Whether each code of a picture that is read sees those before it alone."""
     begin: str = "bos"
     """Span of the begin of a text that is learned or written."""
+    row_end: str = ""
+    """Span whose first id stands behind each row of a picture that is drawn code by code, but the last; empty: none."""
 
 
 FRAMELESS = Frames()

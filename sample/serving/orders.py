@@ -13,6 +13,7 @@ import torch
 from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
+from unitok.objectives.sub_tokens import split
 from unitok.sampling import SampleSettings
 from unitok.trunk.attention import attention_to_words
 
@@ -204,15 +205,17 @@ class Inspecting(Order):
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         codes = codes_of(model, self.picture[None])
+        parts = split(codes[0].cpu(), model.objective.sub_tokens)  # (L, G), of codes without sub-tokens (L, 1)
 
         def odds(caption: str) -> torch.Tensor:
-            return score_codes(model, [caption], codes)[0].double().log_softmax(-1)
+            scores = score_codes(model, [caption], codes)[0].double().log_softmax(-1)
+            return scores.view(*parts.shape, -1)
 
         def own(odds: torch.Tensor) -> torch.Tensor:
-            return odds.gather(-1, codes[0].cpu()[:, None])[:, 0]
+            return odds.gather(-1, parts[..., None])[..., 0].sum(-1)
 
         all_odds = odds(self.caption)
-        entropy = -(all_odds.exp() * all_odds.clamp(min=-1e9)).sum(-1) / math.log(2)
+        entropy = -(all_odds.exp() * all_odds.clamp(min=-1e9)).sum((-1, -2)) / math.log(2)
         found = {
             "grids": [list(grid) for grid in model.layout.scales],
             "codes": codes[0].tolist(),

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
-from tokenizers_vq.config import TOKENIZER_PRESETS, OpenMagvit2Config, TokenizerConfig
-from tokenizers_vq.quantizer_config import LFQ
+from tokenizers_vq.config import TOKENIZER_PRESETS, Emu3Config, OpenMagvit2Config, TokenizerConfig
+from tokenizers_vq.quantizer_config import LFQ, VQ
 from tokenizers_vq.vit_config import ViTConfig
 
 DEBUG = TOKENIZER_PRESETS["debug"]()
@@ -22,6 +22,14 @@ FAMILIES: dict[str, TokenizerConfig] = {
     "query": replace(TOKENIZER_PRESETS["shapes_query"](), tokens=6, width=32),
     "open_magvit2": OpenMagvit2Config(
         image_size=32, channels=32, channel_multipliers=(1, 2), blocks=1, quantizer=LFQ(codebook_size=64)
+    ),
+    "emu3_vq": Emu3Config(
+        image_size=32,
+        channels=32,
+        channel_multipliers=(1, 2),
+        blocks=1,
+        latent_dim=4,
+        quantizer=VQ(codebook_size=64, dim=4),
     ),
 }
 

@@ -81,6 +81,14 @@ TINY: dict[str, dict[str, Any]] = {
         "qformer": {"hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 64},
     },
     "infinity_vae": {"vae_type": 6, "base_ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "pn": "0.06M"},
+    "emu3_vq": {
+        "codebook_size": 50,
+        "base_channels": 32,
+        "channel_multiplier": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [1],
+        "image_size": 32,
+    },
 }
 
 
@@ -499,6 +507,16 @@ RELEASED = [  # (family, number in `released`, tensors of the published file wit
     ("infinity_vae", 0, 268, {"encoder.conv_out.weight": (32, 512, 3, 3), "decoder.conv_in.weight": (512, 32, 3, 3)}),
     ("infinity_vae", 3, 224, {"encoder.conv_out.bias": (14,), "decoder.up.3.block.0.conv1.weight": (512, 512, 3, 3)}),
     ("ibq", 2, 543, {"decoder.up.4.attn.4.k.bias": (512,), "quantize.embedding.weight": (16384, 256)}),
+    (
+        "emu3_vq",
+        0,
+        487,
+        {
+            "decoder.up_block.up.3.attn_norms.2.conv_y.weight": (1024, 4, 1, 1),
+            "encoder.time_conv.1.conv.conv.weight": (4, 4, 4, 3, 3),
+            "encoder.middle_block.attn_1.out_proj.weight": (1024, 1024),
+        },
+    ),
 ]
 
 
@@ -814,6 +832,20 @@ AUTHORS: dict[str, dict[str, Any]] = {  # as in the configuration files of the a
         "blocks_for_image": True,
         "use_recon_s_for_image": False,
         "use_qformer_image": False,
+    },
+    "emu3_vq": {
+        "attention_dropout": 0.0,
+        "double_latent": False,
+        "embed_dim": 4,
+        "hidden_size": 64,
+        "in_channels": 3,
+        "latent_channels": 4,
+        "model_type": "emu3_vqgan",
+        "num_attention_heads": 1,
+        "out_channels": 3,
+        "temporal_downsample_factor": 4,
+        "transformers_version": "5.23.0",
+        **TINY["emu3_vq"],
     },
 }
 

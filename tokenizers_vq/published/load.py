@@ -14,7 +14,7 @@ from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
 from ..conv import fast_weights
 from ..errors import UserError, shown
-from . import ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
+from . import emu3_vq, ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
 from .tensors import check_numbers, misfits, some_of
@@ -28,6 +28,7 @@ PUBLISHED: dict[str, Family] = {
     "ibq": ibq.FAMILY,
     "seed": seed.FAMILY,
     "infinity_vae": infinity_vae.FAMILY,
+    "emu3_vq": emu3_vq.FAMILY,
 }
 
 

@@ -29,6 +29,7 @@ FamilyName = Literal[
     "ibq",
     "seed",
     "infinity_vae",
+    "emu3_vq",
     "llamagen",
     "var",
     "janus",
@@ -36,6 +37,9 @@ FamilyName = Literal[
     "showo",
     "seed_llama",
     "infinity",
+    "open_magvit2_ar",
+    "ibq_ar",
+    "emu3",
 ]
 
 
@@ -48,7 +52,8 @@ def import_published(
     settings: dict[str, Any] | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var, janus, chameleon, showo, seed_llama, infinity) for --model.
+    generator (llamagen, var, janus, chameleon, showo, seed_llama, infinity, open_magvit2_ar, ibq_ar,
+    emu3) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.
@@ -59,7 +64,7 @@ def import_published(
             hf:owner/name, or hf:owner/name/file.
         out: New folder for the tokenizer or the generator.
         image_tokenizer: Of a generator: folder of the tokenizer that it was trained with, imported before; not needed
-            where the file holds it (janus).
+            where the file holds it (janus, emu3).
         settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; their own
             configuration of the model may be given as it is.
 

@@ -19,7 +19,7 @@ from tokenizers_vq.errors import UserError
 
 from ..config import TrunkConfig
 from ..model import UniTok
-from ..ports import Waves
+from ..ports import IdPort
 from ..text import FILE as TOKENIZER
 from ..trunk.hf import HFTrunk
 from ..trunk.hf.reading import authors_names
@@ -83,15 +83,14 @@ def _tokenizer(model: UniTok) -> dict[str, Any]:
 
 
 def _tables(model: UniTok, embedding: str, head: str) -> tuple[dict[str, Tensor], bool]:
-    """(table and head by these names, whether they are one). Waves of steps of a scale are linear: their part is added
-    to the rows."""
+    """(table and head by these names, whether they are one). What ids have in common is linear: it is added to
+    the rows."""
     ids = model.ids
+    assert isinstance(ids, IdPort), "as of every kind in TRUNKS"
     table, scores = ids.embedding.weight.clone(), ids.head.weight.clone()
-    for waves in ids.waves.values():
-        assert isinstance(waves, Waves)
-        steps = waves.steps[:-1]
-        table[waves.span] += waves.read(steps)
-        scores[waves.span] += steps @ waves.write.weight
+    for alike in ids.alike:
+        table[alike.span] += alike.read(alike.vectors[:-1])
+        scores[alike.span] += alike.rows(alike.span)
     tied = model.config.trunk.tied_head and torch.equal(table, scores)
     found = {embedding: table} if tied else {embedding: table, f"{head}.weight": scores}
     if ids.head.bias is not None:

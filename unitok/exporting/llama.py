@@ -18,6 +18,7 @@ from tokenizers_vq.errors import UserError
 
 from ..config import TrunkConfig
 from ..model import UniTok
+from ..ports import IdPort
 from ..text import FILE as TOKENIZER
 from ..trunk.base import Trunk
 from ..trunk.published import published_family
@@ -166,6 +167,7 @@ def _tables(model: UniTok) -> dict[str, Tensor]:
         UserError: the head has learned biases, which the class has not.
     """
     ids, vocabulary, texts = model.ids, model.vocabulary, model.text_tokenizer
+    assert isinstance(ids, IdPort), "as of every kind in CODES"
     family = published_family(model.config.trunk.kind)
     places = {span: [id_of(texts, token)] for span, token in family.tokens.items()}
     places |= CODES[family.config.kind](model)

@@ -105,6 +105,8 @@ class Objective(ABC):
     """What stands around pictures: of those that are drawn only `maskgit` has it."""
     cools_fast: bool = False
     """See `MaskGIT`."""
+    sub_tokens: tuple[int, ...] = ()
+    """Values of each sub-token of a code; empty: a code is one. Of the objectives only `next_token` draws them."""
 
     @classmethod
     def for_tokenizer(cls, image_tokenizer: ImageTokenizer) -> Self:
@@ -139,6 +141,16 @@ class Objective(ABC):
     def ports(self, layout: Layout) -> dict[str, PortConfig]:
         """What stands beside the ids of images."""
         return {}
+
+    def places(self, layout: Layout) -> torch.Tensor:
+        """(L, 3) float32: where the codes of a picture stand that is drawn."""
+        places = layout.coordinates()
+        places[:, 0] += len(self.frames.drawn[0])
+        return places
+
+    def positions(self, layout: Layout) -> int:
+        """How many a picture takes that is drawn."""
+        return layout.length + sum(map(len, self.frames.drawn))
 
     @abstractmethod
     def learned(
@@ -203,6 +215,9 @@ class Progress(NamedTuple):
 class Writer(ABC):
     """Writes one value in each of many rows, a step at a time. Rows do not depend on each other."""
 
+    sub_tokens: tuple[int, ...] = ()
+    """Values of each sub-token of what it writes; empty: it has none."""
+
     def __init__(self, rows: int) -> None:
         self.rows: list[Row | None] = [None] * rows
 
@@ -240,6 +255,11 @@ class Writer(ABC):
     @abstractmethod
     def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         """What to run for these rows, which are at the same phase; `index` are they as a tensor on the device."""
+
+    def choose(self, rows: Sequence[int], index: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Sub-tokens (b, m) but the last, from their guided logits (b, m, V), one after another: the next is scored
+        behind those before it. `take` then has the logits of the last."""
+        raise NotImplementedError
 
     @abstractmethod
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int] | None:

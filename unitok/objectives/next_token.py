@@ -12,10 +12,13 @@ from tokenizers_vq.layout import Layout
 
 from ..choose import choose
 from ..config import ObjectiveSettings
+from ..sampling import SampleSettings
 from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .rows import places_in_rows, with_row_ends
+from .sub_tokens import join
 
 
 class NextToken(Objective):
@@ -40,10 +43,22 @@ class NextToken(Objective):
             before = before.masked_fill(hidden, vocabulary.mask)
         inputs = torch.cat([start, before], 1)
         groups, places, runs = torch.arange(layout.length), layout.coordinates(), code_runs(layout, vocabulary)
-        return [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
+        segments = [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
+        if not self.frames.row_end:
+            return segments
+        end = vocabulary[self.frames.row_end].start
+        return [with_row_ends(segment, layout, end) for segment in segments]
+
+    def places(self, layout: Layout) -> torch.Tensor:
+        return places_in_rows(layout) if self.frames.row_end else super().places(layout)
+
+    def positions(self, layout: Layout) -> int:
+        return super().positions(layout) + (layout.grid[0] - 1 if self.frames.row_end else 0)
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
-        return CodeByCode("next_token", layout, vocabulary, rows, device)
+        if self.frames.row_end:
+            return RowByRow(self.name, layout, vocabulary, rows, device, vocabulary[self.frames.row_end].start)
+        return CodeByCode("next_token", layout, vocabulary, rows, device, self.sub_tokens)
 
 
 class CodeByCode(Writer):
@@ -55,9 +70,17 @@ class CodeByCode(Writer):
     arXiv:2002.09928; speculative Jacobi decoding, 2410.01699, without its rejections).
     """
 
-    def __init__(self, key: str, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        key: str,
+        layout: Layout,
+        vocabulary: Vocabulary,
+        rows: int,
+        device: torch.device,
+        sub_tokens: tuple[int, ...] = (),
+    ) -> None:
         super().__init__(rows)
-        self.key, self.layout, self.vocabulary = key, layout, vocabulary
+        self.key, self.layout, self.vocabulary, self.sub_tokens = key, layout, vocabulary, sub_tokens
         runs = code_runs(layout, vocabulary)
         self.span_of = [ids for ids, n in runs for _ in range(n)]
         """The ids that can stand at each place."""
@@ -65,7 +88,10 @@ class CodeByCode(Writer):
         self.places = layout.coordinates().to(device)
         self.codes = torch.zeros(rows, layout.length, dtype=torch.int64, device=device)
         self.known = torch.full_like(self.codes, -1)
-        self.uniform = torch.zeros(rows, layout.length, device=device)
+        self.uniform = torch.zeros(rows, max(1, len(sub_tokens)), layout.length, device=device)
+        """A number for each code, or for each of its sub-tokens."""
+        self.chosen: list[torch.Tensor] = []
+        """(b, m) each: the sub-tokens that were chosen in the pass that runs."""
         self.order = torch.zeros_like(self.codes)
         self.order_on_host: list[list[int]] = [[]] * rows
         self.at = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -77,7 +103,7 @@ class CodeByCode(Writer):
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         device, length = self.at.device, self.layout.length
-        self.uniform[row] = torch.rand(length, generator=keyed_generator(seed, self.key)).to(device)
+        self.uniform[row] = torch.rand(self.uniform.shape[1:], generator=keyed_generator(seed, self.key)).to(device)
         order = self._order(row, seed, known)
         self.order[row], self.order_on_host[row] = order.to(device), order.tolist()
         self.at[row] = 0
@@ -95,6 +121,10 @@ class CodeByCode(Writer):
     def _order(self, row: int, seed: int, known: torch.Tensor | None) -> torch.Tensor:
         """(L,) int64: the places in the order in which they are written."""
         return torch.arange(self.layout.length)
+
+    def settings(self, row: int) -> SampleSettings:
+        """Those of the sub-token that comes next."""
+        return self.row(row).at(len(self.chosen), max(1, len(self.sub_tokens)), self.guided(row))
 
     def before(self, row: int) -> int:
         return self.ends[row][self.row(row).step] - 1
@@ -152,13 +182,27 @@ class CodeByCode(Writer):
         place of the code that it predicts, and that of the code that it carries."""
         return asked
 
+    def choose(self, rows: Sequence[int], index: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        _, place = self._drawn(rows, index)
+        numbers = self.uniform[index[:, None], len(self.chosen), place]
+        self.chosen.append(choose(scores, numbers, list(map(self.settings, rows)))[0])
+        return self.chosen[-1]
+
+    def _drawn(self, rows: Sequence[int], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, 1 + guesses) each: how many codes come before those that the pass draws, and their places."""
+        at = index[:, None]
+        first = self.at[at] + self._run(rows[0]) - 1
+        drawn = first + torch.arange(1 + self._guesses(rows[0]), device=index.device)
+        return drawn, self.order[at, drawn]
+
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
         state, guesses, at = self.row(rows[0]), self._guesses(rows[0]), index[:, None]
         start = self.spans[self._span_at(rows[0], state.step)][0] - self.vocabulary.image_start
+        drawn, place = self._drawn(rows, index)
+        self.choose(rows, index, scores[0])
+        chosen = join(self.chosen, self.sub_tokens) + start
+        self.chosen = []
         self.at[index] += self._run(rows[0])
-        drawn = self.at[at] - 1 + torch.arange(1 + guesses, device=index.device)
-        place = self.order[at, drawn]  # (b, 1 + guesses)
-        chosen = choose(scores[0], self.uniform[at, place], list(map(self.settings, rows)))[0] + start
         if not self.forced.isdisjoint(rows):
             known = self.known[at, place]  # where all are
             chosen = torch.where(known >= 0, known, chosen)
@@ -194,3 +238,42 @@ class CodeByCode(Writer):
     def so_far(self, row: int) -> torch.Tensor:
         left = self.order[row, self.at[row] :]
         return self.codes[row].index_copy(0, left, self.known[row, left])
+
+
+class RowByRow(CodeByCode):
+    """Writes one code a step; a row end comes in the same pass as the first code of the next row."""
+
+    def __init__(
+        self, key: str, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device, end: int
+    ) -> None:
+        super().__init__(key, layout, vocabulary, rows, device)
+        self.end, self.width = end, layout.grid[1]
+
+    def phase(self, row: int) -> int:
+        """Rows that also run equally many row ends."""
+        return super().phase(row) * (self.layout.length + 1) + self._ends(row)
+
+    def _ends(self, row: int) -> int:
+        """Row ends of this step: those behind the codes that it runs."""
+        step, ends = self.row(row).step, self.ends[row]
+        before = ends[step - 1] if step else 0
+        return (ends[step] - 1) // self.width - max(0, before - 1) // self.width
+
+    def _guesses(self, row: int) -> int:
+        """Guesses stay in the row of the code that is drawn: its end is nothing to guess."""
+        left = self.width - 1 - (self.ends[row][self.row(row).step] - 1) % self.width
+        return min(super()._guesses(row), left)
+
+    def ask(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
+        guesses = self._guesses(rows[0])
+        n = self._run(rows[0]) + self._ends(rows[0]) + guesses
+        at, steps = self.at[index][:, None], torch.arange(n, device=self.at.device)
+        place = at + (at - 1).clamp(min=0) // self.width + steps  # (b, n) in the line
+        row, column = (place - 1).clamp(min=0) // (self.width + 1), (place - 1).clamp(min=0) % (self.width + 1)
+        ids = self.codes[index].gather(1, row * self.width + column.clamp(max=self.width - 1))
+        ids = (ids + self.vocabulary.image_start).masked_fill(column == self.width, self.end)
+        ids = ids.masked_fill(place == 0, self.vocabulary.boi)
+        places = torch.zeros(*place.shape, 3, device=place.device)
+        places[..., 0] = place
+        spans = ((self.vocabulary.image_range, slice(n - 1 - guesses, n)),)
+        return Asked(ids, places, spans, groups=steps if n > 1 else None)

@@ -79,6 +79,11 @@ class Trunk(nn.Module):
         they stand (B, T, 3), by default at their places. `condition` is that of each document."""
         raise NotImplementedError
 
+    def intra(self, x: torch.Tensor) -> torch.Tensor:
+        """Of a trunk whose codes have sub-tokens: the state of a position and the vectors of its first sub-tokens
+        (N, g, C) to normed last states (N, g, C)."""
+        raise NotImplementedError
+
     def run(self, x: torch.Tensor, how: Any, seen: Visibility, cache: KVCache | None) -> torch.Tensor:
         """x (B, T, C) through all blocks; `how` is what each of them is told beside."""
         for layer, block in enumerate(self.blocks):

@@ -23,7 +23,14 @@ class Traits:
     """Whether image codes are scored behind a hidden layer of their own."""
     padded: ClassVar[bool] = False
     """Whether a caption that is left out has padding in its place; else it is an empty text."""
+    keeps_wording: ClassVar[bool] = False
+    """Whether a caption that is left out is an empty one in the wording of the model."""
     frames: ClassVar[Frames] = FRAMELESS
     """What stands around texts and pictures."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
+
+    @property
+    def sub_tokens(self) -> tuple[int, ...]:
+        """Values of each sub-token of an image code (`unitok/objectives/sub_tokens.py`); empty: a code is one token."""
+        return ()

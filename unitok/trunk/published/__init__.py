@@ -23,6 +23,9 @@ PUBLISHED = {
     "showo": ".showo:FAMILY",
     "seed_llama": ".seed_llama:FAMILY",
     "infinity": ".infinity:FAMILY",
+    "open_magvit2_ar": ".open_magvit2:FAMILY",
+    "ibq_ar": ".ibq:FAMILY",
+    "emu3": ".emu3:FAMILY",
 }
 """Name -> where its family stands."""
 
