@@ -20,7 +20,7 @@ from unitok.text import CaptionEncoder
 
 from .documents import DocumentWriter, write_documents
 from .jobs import job_for
-from .pipeline import GREEDY, codes_of, decoded, run
+from .pipeline import GREEDY, as_read, decoded, run
 
 MARGIN = 1
 """Pictures that a document may have more than its record: then it did not end where it should."""
@@ -73,14 +73,14 @@ def _fields(task: str) -> list[str]:
 
 
 def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> dict[str, Any]:
-    """The fields that a task gives, pictures as codes, texts as ids."""
+    """The fields that a task gives, pictures as they are read, texts as ids."""
     found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
     given = {part.field for part in TASKS[task] if not part.learned or part.field == "parts"}
     for field in given & found.keys():
         if FIELDS.get(field) == "image" and found[field] is not None:
             several = isinstance(found[field], list)
-            codes = list(codes_of(model, torch.stack(found[field] if several else [found[field]])))
-            found[field] = codes if several else codes[0]
+            read = as_read(model, torch.stack(found[field] if several else [found[field]]))
+            found[field] = read if several else read[0]
         elif FIELDS.get(field) == "text" and found[field] is not None:
             several = is_several(field, found[field])
             found[field] = [encode(one) for one in found[field]] if several else encode(found[field])

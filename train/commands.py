@@ -15,6 +15,7 @@ from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
+from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
@@ -22,7 +23,17 @@ from unitok.tuning.config import NO_LORA, LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 from .tuning.stages import run_stages
-from .tuning.start import LanguageStart, Start, check_start, check_tokenizer_start, given_patterns, settled
+from .tuning.start import (
+    Beginning,
+    LanguageStart,
+    ReaderStart,
+    Start,
+    check_reader,
+    check_start,
+    check_tokenizer_start,
+    given_patterns,
+    settled,
+)
 
 T = TypeVar("T")
 
@@ -127,6 +138,7 @@ def train_generator(
     objective_settings: ObjectiveSettings,
     trunk: TrunkConfig | str,
     tasks: TasksConfig,
+    reader: ReaderSettings = NO_READER,
     sampling: GivenSettings,
     text_tokenizer: str | None = None,
     text_vocabulary: int = 4096,
@@ -161,6 +173,7 @@ def train_generator(
         trunk: The transformer. Or hf:NAME, a causal language model that goes on learning: a folder, a .gguf file, a
             config.json alone for fresh weights, or owner/name on the hub. Then its text tokenizer is the model's.
         tasks: What the model learns to do.
+        reader: How pictures that are given are read; by default as codes.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
             objective's own value.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
@@ -179,12 +192,14 @@ def train_generator(
     if stages is not None:
         return run_stages(train_generator, locals(), stages)
     settings = _settings(locals())
-    patterns = given_patterns(trainable, init, trunk)
+    patterns = given_patterns(trainable, init, trunk, reader)
     settings["trainable"] = patterns or None
     if lora.rank is None:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["lora"]
     elif init is None:
         raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
+    if reader.encoder is None:
+        del settings["reader"]
     from unitok.objectives import get_objective, objective_class
 
     if init is None and image_tokenizer is None:
@@ -205,6 +220,7 @@ def train_generator(
     from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
+    from unitok.reader.encoders import read_encoder
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
@@ -217,7 +233,7 @@ def train_generator(
     with join(run.device, run.threads, run.timeout_minutes) as world:
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
-        beginning: Start | LanguageStart | None = None
+        beginning: Beginning | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
             beginning = Start.of(init, patterns, lora)
@@ -230,6 +246,7 @@ def train_generator(
             network = beginning.language.trunk
         else:
             network = trunk
+        check_reader(reader, beginning if isinstance(beginning, Start) else None, lora)
         if beginning is not None:
             settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
@@ -263,6 +280,11 @@ def train_generator(
             )
         if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
+        seen = None if start is None else start.config.reader
+        if reader.encoder is not None:
+            seen, encoder = read_encoder(reader, images)
+            settings |= {"reader": _as_plain(seen), "encoder": encoder.fingerprint()}
+            beginning = ReaderStart(encoder, beginning, patterns)
         config = ModelConfig(
             network,
             objective,
@@ -272,6 +294,7 @@ def train_generator(
             ports,
             tuple(task for task in TASKS if task in wanted | before),
             dataclasses.asdict(drawn),
+            seen,
         )
         if not isinstance(network, PublishedTrunk):
             counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))

@@ -15,6 +15,7 @@ from tokenizers_vq.digests import check_digest, check_own, read_configuration, w
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import part, read_stable, replace_parts, write_json
 from tokenizers_vq.hub import from_hub
+from tokenizers_vq.images import to_uint8
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.parts import Tunable
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
@@ -26,6 +27,8 @@ from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextM
 from .objectives import get_objective
 from .objectives.base import Objective
 from .ports import IdPort, StatesPort, add_features, build_ports
+from .reader.config import READER
+from .reader.port import ReaderPort
 from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
@@ -84,6 +87,8 @@ class UniTok(Tunable):
         deep = self.vocabulary.image_range if trunk.deep_head else None
         self.ids = IdPort(self.vocabulary.size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep)
         self.ports = build_ports(own, trunk.width)
+        if config.reader is not None:
+            self.ports[READER] = ReaderPort(config.reader, trunk.width, image_tokenizer)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
 
@@ -167,8 +172,33 @@ class UniTok(Tunable):
         """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
         refuses long ones); `settings` are those of training."""
         encode, length = encode or self.text_ids, self.config.text_length
-        captions = self.captions(encode)
-        return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
+        captions, seen = self.captions(encode), self.seen
+        found = modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions, seen)
+        image = found["image"]
+        assert isinstance(image, ImageModality)
+        return found if seen is None else {**found, "image": replace(image, decode=self.pictures)}
+
+    @property
+    def reader(self) -> ReaderPort | None:
+        """The port of pictures that are given; None: they are read as codes."""
+        port = dict(self.ports.items()).get(READER)
+        assert port is None or isinstance(port, ReaderPort)
+        return port
+
+    @property
+    def seen(self) -> torch.Tensor | None:
+        """(m, 3) float32: the places of a picture that is read through its port."""
+        return None if self.reader is None else self.reader.places(self.layout)
+
+    @property
+    def picture_length(self) -> int:
+        """Positions of a picture at most, whether it is read or drawn."""
+        return self.layout.length if self.reader is None else max(self.layout.length, self.reader.length)
+
+    @torch.inference_mode()
+    def pictures(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (N, L) to pictures (N, 3, H, W) uint8, on the CPU."""
+        return to_uint8(self.image_tokenizer.decode(codes.to(self.device))).cpu()
 
     def captions(self, encode: Callable[[str], list[int]]) -> TextModality | ClassModality | StatesModality:
         """How the model reads captions: as texts, or as a condition."""
@@ -298,12 +328,13 @@ def modalities(
     objective: Objective,
     settings: ObjectiveSettings | None = None,
     captions: Modality | None = None,
+    seen: torch.Tensor | None = None,
 ) -> dict[str, Modality]:
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
     found: dict[str, Modality] = {
         "text": captions or TextModality(vocabulary, encode, text_length),
         PASSAGE: PassageModality(vocabulary, encode, text_length),
-        "image": ImageModality(vocabulary, layout, objective, settings),
+        "image": ImageModality(vocabulary, layout, objective, settings, seen),
     }
     boxes: dict[str, Modality] = {
         "box": BoxModality(vocabulary),

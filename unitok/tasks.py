@@ -74,6 +74,24 @@ def needs(tasks: Collection[str]) -> set[str]:
     return {WITH_HOLES.get(part.field, part.field) for task in tasks for part in TASKS[task]}
 
 
+def reads_pictures(tasks: Collection[str]) -> bool:
+    """Whether documents of these tasks have pictures that are given, and whole. Parts may have them."""
+    return any(
+        part.field == "parts" or (FIELDS[part.field] == "image" and not part.learned and part.field not in WITH_HOLES)
+        for task in tasks
+        for part in TASKS[task]
+    )
+
+
+def draws_pictures(tasks: Collection[str]) -> bool:
+    """Whether documents of these tasks need codes of pictures: to learn them, or to make holes."""
+    return any(
+        part.field == "parts" or (FIELDS[part.field] == "image" and (part.learned or part.field in WITH_HOLES))
+        for task in tasks
+        for part in TASKS[task]
+    )
+
+
 def modalities_of(tasks: Collection[str]) -> set[str]:
     """The modalities of the fields of these tasks; parts have their own."""
     return {FIELDS[field] for field in needs(tasks) if field in FIELDS}
