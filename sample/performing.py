@@ -15,7 +15,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, is_several
+from unitok.tasks import FIELDS, TASKS, asked, is_several
 from unitok.text import CaptionEncoder
 
 from .documents import DocumentWriter, write_documents
@@ -62,7 +62,9 @@ def perform(
     learned = next(part.field for part in TASKS[task] if part.learned)
     modality = FIELDS[learned]
     how = settings if modality == "image" else GREEDY
-    jobs = [job_for(task, one, seed, how, modality) for one, seed in zip(given, seeds, strict=True)]
+    modalities = model.modalities()
+    pairs = [(*asked(task, one, modalities), seed) for one, seed in zip(given, seeds, strict=True)]
+    jobs = [job_for(done, one, seed, how, modality) for done, one, seed in pairs]
     with computing(model, precision):
         written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
         return [_shown(model, modality)(one) for one in written]

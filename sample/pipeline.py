@@ -16,7 +16,7 @@ from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import Piece
+from unitok.tasks import Piece, asked
 
 from .best_of import BestOf, candidate_seeds, check_best_of
 from .engine import Engine, Watch
@@ -279,7 +279,9 @@ def write_texts(
 ) -> list[str]:
     """The text that a task ends with, of each record; images of the records are codes (L,)."""
     seeds = range(len(records)) if seeds is None else seeds
-    jobs = [job_for(task, record, seed, settings, "text") for record, seed in zip(records, seeds, strict=True)]
+    modalities = model.modalities()
+    pairs = [(*asked(task, record, modalities), seed) for record, seed in zip(records, seeds, strict=True)]
+    jobs = [job_for(done, record, seed, settings, "text") for done, record, seed in pairs]
     return [model.text_tokenizer.decode(ids[0].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
 
 

@@ -17,7 +17,7 @@ from .objectives.base import Asked, Draw, Objective, Writer
 from .reader.config import READER
 from .seeding import keyed_generator
 from .sequence import Ids, Segment
-from .vocabulary import FRAMELESS, Frames, Vocabulary
+from .vocabulary import FRAMELESS, Asking, Frames, Vocabulary
 
 OUTSIDE = 0.3
 """Share of the pictures with a hole that are known inside a box alone."""
@@ -71,6 +71,10 @@ class Padded(list[int]):
         return [self.pad] * len(self)
 
 
+class Question(list[int]):
+    """Ids of a question in the words of the model: no begin of a text stands before it, for a picture does."""
+
+
 @dataclass(frozen=True)
 class TextModality:
     """Texts, or ids of texts: begin, then token by token."""
@@ -82,12 +86,19 @@ class TextModality:
     wording: str = "{}"
     padded: bool = False
     frames: Frames = FRAMELESS
+    asking: Asking | None = None
     """All as of `TrunkConfig`."""
 
     @property
     def begin(self) -> int:
         """Id at the begin of a text that is learned or written."""
         return self.vocabulary[self.frames.begin].start
+
+    def asked(self, question: str | list[int]) -> Question:
+        """A question in the words of the model, which has such."""
+        assert self.asking is not None
+        before, behind = (self.encode(part) for part in self.asking.question.split("{}"))
+        return Question([*before, *self.ids(question), *behind])
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -98,7 +109,12 @@ class TextModality:
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         before, behind = self.vocabulary.around(self.frames.text)
-        return [text_segment([*self.read(value), *behind], self.vocabulary, before) for value in values]
+        return [
+            _segment(value)
+            if isinstance(value, Question)
+            else text_segment([*self.read(value), *behind], self.vocabulary, before)
+            for value in values
+        ]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
@@ -146,11 +162,15 @@ class PassageModality(TextModality):
 
 
 def text_segment(ids: list[int], vocabulary: Vocabulary, before: Sequence[int] = ()) -> Segment:
-    """The begin of a text and its ids; each opens a group and takes a step of the order."""
-    inputs = torch.tensor([*before, vocabulary.bos, *ids])
-    places = torch.zeros(len(inputs), 3)
-    places[:, 0] = torch.arange(len(inputs))
-    return Segment(inputs, torch.arange(len(inputs)), places)
+    """The begin of a text and its ids."""
+    return _segment([*before, vocabulary.bos, *ids])
+
+
+def _segment(ids: list[int]) -> Segment:
+    """Each id opens a group and takes a step of the order."""
+    places = torch.zeros(len(ids), 3)
+    places[:, 0] = torch.arange(len(ids))
+    return Segment(torch.tensor(ids, dtype=torch.int64), torch.arange(len(ids)), places)
 
 
 @dataclass(frozen=True)
@@ -166,6 +186,8 @@ class ImageModality:
     seen: torch.Tensor | None = None
     """(m, 3) float32: places of the positions that the port of pictures makes of one; None: the model has no such
     port."""
+    opening: tuple[int, ...] = ()
+    """Ids before such a picture, as of `Asking`."""
     decode: Callable[[torch.Tensor], torch.Tensor] | None = None
     """Codes (1, L) to a picture (1, 3, H, W) uint8, where what was written is to be read through the port."""
 
@@ -183,7 +205,7 @@ class ImageModality:
         ids, groups = (torch.full((len(self.seen),), value) for value in (self.vocabulary.mask, 0))
         there = slice(0, len(ids))
         segment = Segment(ids, groups, self.seen, features=picture.pixels[None].cpu(), port=READER, at=there)
-        return self.objective.read(segment, self.vocabulary)
+        return self.objective.read(segment, self.vocabulary, self.opening)
 
     def learned(
         self, values: Sequence[torch.Tensor | Picture], draws: Sequence[Draw], followed: Sequence[bool]

@@ -209,7 +209,9 @@ class UniTok(Tunable):
         trunk = self.config.trunk
         if trunk.captions == "text":
             length = self.config.text_length
-            return TextModality(self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames)
+            return TextModality(
+                self.vocabulary, encode, length, trunk.wording, trunk.padded, trunk.frames, trunk.asking
+            )
         return ClassModality(self.vocabulary, encode)
 
     @property
@@ -331,10 +333,13 @@ def modalities(
     seen: torch.Tensor | None = None,
 ) -> dict[str, Modality]:
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
+    texts = captions or TextModality(vocabulary, encode, text_length)
+    asking = texts.asking if isinstance(texts, TextModality) else None
+    opening = () if asking is None else tuple(encode(asking.before))
     found: dict[str, Modality] = {
-        "text": captions or TextModality(vocabulary, encode, text_length),
+        "text": texts,
         PASSAGE: PassageModality(vocabulary, encode, text_length),
-        "image": ImageModality(vocabulary, layout, objective, settings, seen),
+        "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
     boxes: dict[str, Modality] = {
         "box": BoxModality(vocabulary),

@@ -14,6 +14,7 @@ from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
+from unitok.tasks import asked
 
 from ..best_of import BestOf, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
@@ -252,7 +253,8 @@ class Reading(Order):
 
     def jobs(self, model: UniTok) -> list[Job]:
         (image,) = as_read(model, self.picture[None])
-        return [job_for(self.task, {**self.record, "image": image}, self.seed, self.settings, "text")]
+        task, record = asked(self.task, {**self.record, "image": image}, model.modalities())
+        return [job_for(task, record, self.seed, self.settings, "text")]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         return [(0, [("text", model.text_tokenizer.decode(written[0].tolist()))])]

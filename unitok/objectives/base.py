@@ -152,9 +152,11 @@ class Objective(ABC):
         places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
         return [self.read(Segment(ids, groups, places), vocabulary) for ids in vocabulary.known_ids(codes).cpu()]
 
-    def read(self, segment: Segment, vocabulary: Vocabulary) -> Segment:
-        """An image that is read, of one group, with what `frames` says of it."""
-        found = framed(segment, *vocabulary.around(self.frames.read))
+    def read(self, segment: Segment, vocabulary: Vocabulary, opening: Sequence[int] = ()) -> Segment:
+        """An image that is read, of one group, with what `frames` says of it, and further ids before the last mark in
+        front of it."""
+        before, behind = vocabulary.around(self.frames.read)
+        found = framed(segment, [*before[:-1], *opening, *before[-1:]], behind)
         return replace(found, groups=torch.arange(len(found))) if self.frames.read_in_order else found
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..vocabulary import FRAMELESS, Frames
+from ..vocabulary import FRAMELESS, Asking, Frames
 
 
 @dataclass
@@ -25,5 +25,7 @@ class Traits:
     """Whether a caption that is left out has padding in its place; else it is an empty text."""
     frames: ClassVar[Frames] = FRAMELESS
     """What stands around texts and pictures."""
+    asking: ClassVar[Asking | None] = None
+    """How it is asked about pictures; None: a question stands behind the picture as it is."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
