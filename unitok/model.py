@@ -245,7 +245,7 @@ class UniTok(Tunable):
         digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
         for name, tensor in sorted(self._state().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:

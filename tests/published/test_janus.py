@@ -199,7 +199,7 @@ def test_the_most_likely_answers_are_those_of_transformers(theirs: tuple[Any, Pa
     pictures = some_pictures(3)
     captions = written(model, pictures)
     wanted = [words_of(model, said(theirs[0], prompt(model, "Describe the image."), one)) for one in pictures]
-    assert captions == wanted and len(set(captions)) == 3
+    assert captions == wanted and len(set(captions)) > 1
     answers = answer(model, pictures, ["w5 w6", "w7", "w8 w9 w10"])
     pairs = zip(pictures, ["w5 w6", "w7", "w8 w9 w10"], strict=True)
     assert answers == [words_of(model, said(theirs[0], prompt(model, question), one)) for one, question in pairs]

@@ -23,7 +23,7 @@ from unitok.sampling import GivenSettings
 from unitok.tuning.config import LoraConfig, as_patterns
 
 from ..config import OptimConfig, RunConfig, SourceConfig
-from .start import given_patterns, settled
+from .start import given_patterns, settled, thaw
 
 if TYPE_CHECKING:
     from unitok.model import UniTok
@@ -150,6 +150,7 @@ def _check_stage(model: UniTok, stage: Arguments) -> None:
 
     lora: LoraConfig = stage["lora"]
     if patterns := given_patterns(stage["trainable"], stage["init"]):
+        thaw(model, patterns)
         trained_names(model, patterns)
     if lora.rank is not None:
         lora_targets(model.trunk, as_patterns(lora.targets), lora.rank)
@@ -170,8 +171,14 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     from unitok.trunk.hf.reading import read_language_model
     from unitok.vocabulary import Vocabulary
 
+    reader: ReaderSettings = arguments["reader"]
     if arguments["init"] is not None:
-        return UniTok.from_pretrained(arguments["init"])
+        start = UniTok.from_pretrained(arguments["init"])
+        if reader.encoder is None:
+            return start
+        images, texts = start.image_tokenizer, start.text_tokenizer
+        config = dataclasses.replace(start.config, reader=read_encoder(reader, images)[0])
+        return build_empty(lambda: UniTok(config, images, texts), "the recipe")
     if arguments["image_tokenizer"] is None:
         raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
     images, texts = load_tokenizer(arguments["image_tokenizer"]), number_tokenizer(1)
@@ -183,7 +190,6 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     trunk = arguments["trunk"]
     trunk = read_language_model(trunk).trunk if isinstance(trunk, str) else trunk
     config = ModelConfig(trunk, objective, vocabulary.spans, ports=ports)
-    reader: ReaderSettings = arguments["reader"]
     if reader.encoder is not None:
         config = dataclasses.replace(config, reader=read_encoder(reader, images)[0])
     return build_empty(lambda: UniTok(config, images, texts), "the recipe")
