@@ -220,7 +220,6 @@ def train_generator(
     from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
-    from unitok.reader.encoders import read_encoder
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
@@ -233,22 +232,22 @@ def train_generator(
     with join(run.device, run.threads, run.timeout_minutes) as world:
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
-        beginning: Beginning | None = None
+        begun: Start | LanguageStart | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
-            beginning = Start.of(init, patterns, lora)
-            start = beginning.model
+            begun = Start.of(init, patterns, lora)
+            start = begun.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
-            beginning = LanguageStart.of(trunk, patterns)
-            network = beginning.language.trunk
+            begun = LanguageStart.of(trunk, patterns)
+            network = begun.language.trunk
         else:
             network = trunk
-        check_reader(reader, beginning if isinstance(beginning, Start) else None, lora)
-        if beginning is not None:
-            settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
+        check_reader(reader, begun if isinstance(begun, Start) else None, lora)
+        if begun is not None:
+            settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -258,7 +257,7 @@ def train_generator(
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
         else:
-            own = beginning.language.texts if isinstance(beginning, LanguageStart) and text_tokenizer is None else None
+            own = begun.language.texts if isinstance(begun, LanguageStart) and text_tokenizer is None else None
             texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
@@ -280,11 +279,11 @@ def train_generator(
             )
         if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
+        beginning: Beginning | None = begun
         seen = None if start is None else start.config.reader
         if reader.encoder is not None:
-            seen, encoder = read_encoder(reader, images)
-            settings |= {"reader": _as_plain(seen), "encoder": encoder.fingerprint()}
-            beginning = ReaderStart(encoder, beginning, patterns)
+            seen, beginning = ReaderStart.of(reader, images, begun, patterns)
+            settings |= {"reader": _as_plain(seen), "encoder": beginning.encoder.fingerprint()}
         config = ModelConfig(
             network,
             objective,
@@ -309,7 +308,7 @@ def train_generator(
         trainee = GeneratorTrainee(
             config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
         )
-        start = beginning = None  # its weights have been taken over, and need not be held twice
+        start = begun = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)

@@ -129,7 +129,7 @@ class GeneratorTrainee:
         if reader is not None and not draws_pictures(self._learned):
             return [Picture(image) for image in images]
         codes = self.unitok.image_tokenizer.encode(to_device(images, self._world.device)).cpu()
-        return codes if reader is None else [Picture(*both) for both in zip(images, codes, strict=True)]
+        return list(codes) if reader is None else [Picture(*both) for both in zip(images, codes, strict=True)]
 
     def loss(
         self, forward: Callable[..., torch.Tensor], data: TaskBatch, totals: torch.Tensor, last: bool

@@ -13,12 +13,13 @@ from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from unitok.config import ObjectiveSettings, TrunkConfig, small
-from unitok.reader.config import NO_READER, ReaderSettings
+from unitok.reader.config import NO_READER, ReaderConfig, ReaderSettings
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
 from unitok.tuning.config import LoraConfig, as_patterns
 
 if TYPE_CHECKING:
+    from tokenizers_vq.base import ImageTokenizer
     from unitok.model import UniTok
     from unitok.objectives.base import Objective
     from unitok.reader.encoders import Encoder
@@ -105,9 +106,15 @@ class ReaderStart:
     """What else the run starts from."""
     trainable: list[str]
 
-    @property
-    def fingerprint(self) -> str | None:
-        return None if self.inner is None else self.inner.fingerprint
+    @classmethod
+    def of(
+        cls, reader: ReaderSettings, images: ImageTokenizer, inner: Start | LanguageStart | None, trainable: list[str]
+    ) -> tuple[ReaderConfig, ReaderStart]:
+        """The encoder of --reader.encoder, and what a model says of it."""
+        from unitok.reader.encoders import read_encoder
+
+        config, encoder = read_encoder(reader, images)
+        return config, cls(encoder, inner, trainable)
 
     def begin(self, model: UniTok) -> Adapter | None:
         """Puts the encoder into a fresh model, and what else the run starts from."""

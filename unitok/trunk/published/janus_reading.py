@@ -79,7 +79,9 @@ def reading(weights: Weights, settings: Settings, where: str) -> Reading | None:
     given = given if isinstance(given, Mapping) else {}
     config: dict[str, Any] = {
         "hidden_size": width,
-        "num_hidden_layers": layers(theirs, f"{VISION}encoder.layers."),
+        "num_hidden_layers": layers(
+            {name: tuple(one.shape) for name, one in theirs.items()}, f"{VISION}encoder.layers."
+        ),
         "num_attention_heads": given.get("num_attention_heads", max(1, width // HEAD)),
         "image_size": side,
         "patch_size": patch,
