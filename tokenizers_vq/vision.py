@@ -21,6 +21,8 @@ TOWERS = {
     "dinov2_with_registers": "Dinov2WithRegistersModel",
 }
 """Model type of a configuration -> class of the vision part."""
+LARGEST = 2**13
+"""Pixels along a side."""
 MODELS = frozenset({*TOWERS.values(), "JanusVisionModel"})
 """Classes that a description may name."""
 
@@ -75,17 +77,23 @@ def build_vision(description: dict[str, Any], option: str) -> VisionTower:
         UserError: it describes no vision model.
     """
     import transformers  # heavy, and only needed here
+    from huggingface_hub.errors import StrictDataclassError
 
     try:
         if description["class"] not in MODELS:
             raise ValueError(f"{description['class']!r} is none of {', '.join(sorted(MODELS))}")
+        size, colours = description["size"], (*description["mean"], *description["deviation"])
+        if not (len(size) == 2 and all(type(side) is int and 0 < side <= LARGEST for side in size)):
+            raise ValueError(f"size {size} is no height and width")
+        if not (len(colours) == 6 and all(type(value) in (int, float) for value in colours)):
+            raise ValueError("mean and deviation are no three numbers each")
         kind = getattr(transformers, description["class"])
         return VisionTower(kind(kind.config_class.from_dict(description["config"])), description)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, StrictDataclassError) as error:
         raise UserError(
             f"{option} does not describe a vision model ({type(error).__name__}: {error}): restore config.json, or "
             "leave the key out"
-        ) from error
+        ) from None
 
 
 def load_vision(source: str, option: str = "tokenizer.vision") -> VisionTower:

@@ -364,6 +364,10 @@ def test_folders_whose_reader_does_not_fit(
     refused(lambda reader: reader.update(connector="conv"), "reader.connector|connector")
     refused(lambda reader: reader.pop("vision"), "reader.vision describes an hf encoder")
     refused(lambda reader: reader["vision"].update({"class": "AutoModel"}), "reader.vision does not describe a vision")
+    refused(lambda reader: reader["vision"].update(size=[24]), "reader.vision does not describe a vision")
+    refused(lambda reader: reader["vision"].update(mean=[1.0]), "reader.vision does not describe a vision")
+    refused(lambda reader: reader["vision"]["config"].update(patch_size=0), "reader.vision does not describe a vision")
+    refused(lambda reader: reader["vision"]["config"].update(hidden_size="x"), "reader.vision does not describe a vis")
     refused(lambda reader: reader["vision"]["config"].update(hidden_size=64), "weights and configuration")
     refused(lambda reader: reader.update(encoder="embedded", vision=None), "weights and configuration")
 

@@ -23,6 +23,7 @@ from unitok.train.log import read_log
 SMALL: dict[str, Any] = {
     "trunk": {"width": 32, "depth": 2, "heads": 2},
     "text_vocabulary": 300,
+    "text_length": 24,
     "optim": {"lr": 2e-3, "warmup_steps": 2},
     "run": {"steps": 2, "batch_size": 8, "log_every": 1, "eval_pictures": 4, "device": "cpu", "precision": "fp32"},
 }
@@ -77,9 +78,9 @@ def test_the_commands_read_by_the_encoder(
     capsys.readouterr()
     assert main(["caption", str(tmp_path / "a.png"), "--model", str(reading)]) == 0
     assert capsys.readouterr().out.strip("\n").endswith(printable(" ".join(wanted.split())))
-    assert main(["ask", str(tmp_path / "a.png"), "what colour is the circle", "--model", str(reading)]) == 0
-    out = ["--out", str(tmp_path / "edited")]
-    assert main(["edit", str(tmp_path / "a.png"), "remove the circle", "--model", str(reading), *out]) == 0
+    assert main(["ask", str(tmp_path / "a.png"), "what colour", "--model", str(reading)]) == 0
+    out = ["--out", str(tmp_path / "edited"), "--n", "1", "--steps", "1", "--guidance", "1"]
+    assert main(["edit", str(tmp_path / "a.png"), "no circle", "--model", str(reading), *out]) == 0
     assert (tmp_path / "edited").is_dir()
 
 
