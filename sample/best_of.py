@@ -74,8 +74,8 @@ def best_read(model: UniTok, captions: Sequence[list[int]], number: int) -> Best
 @torch.inference_mode()
 def reading_scores(model: UniTok, codes: torch.Tensor, caption: list[int]) -> torch.Tensor:
     """(N,) float32: log-probability in nats of a caption, as read from each of the pictures (N, L)."""
-    number = len(codes)
-    records = [{"image": one, "caption": caption} for one in codes]
+    number, image = len(codes), model.modalities()["image"]
+    records = [{"image": image.value(one), "caption": caption} for one in codes]
     draws = [Draw(torch.Generator())] * number  # nothing about a caption that is learned is random
     made = documents([READS] * number, records, draws, model.modalities(), {}, {READS: 0})
     batch = lay_out([[one] for one in made], pad=model.vocabulary.pad).to(model.device)

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import save_png, to_float
+from tokenizers_vq.images import save_png
 from unitok.data.decoding import PictureError, decode
-from unitok.modalities import PASSAGE
+from unitok.modalities import PASSAGE, Picture
 from unitok.tasks import Piece
 
 from .document_files import PICTURES, save_documents
 from .documents import DocumentWriter, Part
 from .engine import Engine
 from .jobs import Turn, prompts_needed
-from .pipeline import decoded
+from .pipeline import as_read, decoded
 
 HELP = "/image FILE gives a picture, /save FILE writes the chat down, /new begins another one, /quit ends"
 
@@ -48,7 +48,7 @@ class Chat:
 
     def _begin(self) -> None:
         self.document = [Piece(PASSAGE, [], False)]
-        """Texts as ids and pictures as codes, in turn, a text first and last."""
+        """Texts as ids and pictures as they are read, in turn, a text first and last."""
         self.pixels: list[torch.Tensor] = []
         """The pictures (3, H, W) uint8."""
         self.drawn = 0
@@ -77,7 +77,7 @@ class Chat:
         if self.drawing:
             self.drawing = False
             pixels = decoded(self.model, value[None])[0]
-            self._add(value, pixels)
+            self._add(self.model.modalities()["image"].value(value), pixels)
             self._show_picture()
             return Turn([], PASSAGE, writer.texts)
         known, ids = self.document[-1].value, writer.passage.value(value)
@@ -92,8 +92,8 @@ class Chat:
         self.drawn = 0
         return self._listen()
 
-    def _add(self, codes: torch.Tensor, pixels: torch.Tensor) -> None:
-        self.document += [Piece("image", codes, False), Piece(PASSAGE, [], False)]
+    def _add(self, value: torch.Tensor | Picture, pixels: torch.Tensor) -> None:
+        self.document += [Piece("image", value, False), Piece(PASSAGE, [], False)]
         self.pixels.append(pixels)
 
     def _show_picture(self) -> None:
@@ -157,8 +157,7 @@ class Chat:
             raise UserError(f"{path} cannot be read as a picture: {error}") from None
         if not self.writer.fits(self.writer.positions(self.document)):
             raise UserError(self._full())
-        codes = self.model.image_tokenizer.encode(to_float(pixels[None]).to(self.model.device))[0].cpu()
-        self._add(codes, pixels)
+        self._add(as_read(self.model, pixels[None])[0], pixels)
 
     def _save(self, path: Path) -> None:
         """Writes the document as a line of a file of records, and its pictures into a folder beside it."""

@@ -66,11 +66,9 @@ def generate(
     from rich.console import Console
     from rich.progress import track
 
-    from tokenizers_vq.images import to_float
-
     from .document_files import FILE, PAGE, read_beginnings, save_documents, save_page
     from .documents import Part, write_documents
-    from .pipeline import decoded
+    from .pipeline import as_read, decoded
 
     problems.check(not (out / FILE).exists(), f"--out {out} already holds documents: choose another folder")
     problems.raise_if_any()
@@ -81,10 +79,7 @@ def generate(
     for number, parts in read_beginnings(documents, tokenizer.image_size):
         pixels.append([picture for kind, picture in parts if kind == "image"])
         with torch.inference_mode():
-            codes = [
-                tokenizer.encode(to_float(picture[None]).to(writer.model.device))[0].cpu() for picture in pixels[-1]
-            ]
-        left = iter(codes)
+            left = iter([as_read(writer.model, picture[None])[0] for picture in pixels[-1]])
         beginnings.append([(kind, next(left) if kind == "image" else value) for kind, value in parts])
         try:
             writer.pieces(beginnings[-1])

@@ -21,7 +21,7 @@ from .engine import Engine
 from .jobs import Job, Turn, prompts_needed
 
 Part = tuple[str, Any]
-"""("text", a text) or ("image", a picture: its codes (L,) or its pixels (3, H, W) uint8)."""
+"""("text", a text) or ("image", a picture: as the model reads it, or its pixels (3, H, W) uint8)."""
 
 
 @dataclass
@@ -50,8 +50,8 @@ class DocumentWriter:
         self.passage = modality
         self.longest = self.model.config.text_length + 1
         """Positions of a text at most."""
-        self.image = self.model.layout.length
-        """Positions of a picture."""
+        self.image = self.model.picture_length
+        """Positions of a picture at most."""
         problems, least = Problems(), self.image + 2 * self.longest
         problems.check(self.pictures >= 0, f"--pictures is {self.pictures}: choose 0 or more")
         problems.check(
@@ -73,7 +73,7 @@ class DocumentWriter:
         return sum(len(piece.value) + 1 if piece.modality == PASSAGE else self.image for piece in pieces)
 
     def pieces(self, parts: Sequence[Part]) -> list[Piece]:
-        """Texts as ids and pictures as codes, in turn, a text first and last.
+        """Texts as ids and pictures as they are read, in turn, a text first and last.
 
         Raises:
             UserError: a text that is too long, or more than the context holds.

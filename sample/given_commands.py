@@ -74,7 +74,7 @@ def edit(
     from .jobs import job_for
     from .outputs import PictureFolder
     from .pictures import read_picture
-    from .pipeline import codes_of, settings_for
+    from .pipeline import as_read, settings_for
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
@@ -82,7 +82,7 @@ def edit(
     settings = settings_for(loaded, given)
     check_task(loaded, model, "edit")
     size = loaded.image_tokenizer.image_size
-    source = [codes_of(loaded, read_picture(path, size)[None])[0] for path in paths]
+    source = [as_read(loaded, read_picture(path, size)[None])[0] for path in paths]
     record = {"source": source, "instruction": loaded.text_ids(instruction)}
     jobs = {(instruction, number): job_for("edit", record, number, settings) for number in range(seed, seed + n)}
     facts = [

@@ -15,13 +15,13 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, is_several
+from unitok.tasks import FIELDS, TASKS, asked, is_several
 from unitok.text import CaptionEncoder
 
 from .best_of import best_read, candidate_seeds
 from .documents import DocumentWriter, write_documents
 from .jobs import job_for
-from .pipeline import GREEDY, codes_of, decoded, run
+from .pipeline import GREEDY, as_read, decoded, run
 
 CHOSEN_BY = {"caption"}
 """Fields by which the best of several drawings is chosen."""
@@ -68,10 +68,11 @@ def perform(
     modality = FIELDS[learned]
     how = settings if modality == "image" else GREEDY
     drawings = how.best_of if _given_fields(task) == CHOSEN_BY else 1
-    pairs = zip(given, seeds, strict=True)
+    modalities = model.modalities()
+    pairs = [(*asked(task, one, modalities), seed) for one, seed in zip(given, seeds, strict=True)]
     jobs = [
-        job_for(task, one, candidate, how, modality)
-        for one, seed in pairs
+        job_for(done, one, candidate, how, modality)
+        for done, one, seed in pairs
         for candidate in candidate_seeds(seed, drawings)
     ]
     with computing(model, precision):
@@ -91,14 +92,14 @@ def _given_fields(task: str) -> set[str]:
 
 
 def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> dict[str, Any]:
-    """The fields that a task gives, pictures as codes, texts as ids."""
+    """The fields that a task gives, pictures as they are read, texts as ids."""
     found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
     given = _given_fields(task) | {"parts"} & set(_fields(task))
     for field in given & found.keys():
         if FIELDS.get(field) == "image" and found[field] is not None:
             several = isinstance(found[field], list)
-            codes = list(codes_of(model, torch.stack(found[field] if several else [found[field]])))
-            found[field] = codes if several else codes[0]
+            read = as_read(model, torch.stack(found[field] if several else [found[field]]))
+            found[field] = read if several else read[0]
         elif FIELDS.get(field) == "text" and found[field] is not None:
             several = is_several(field, found[field])
             found[field] = [encode(one) for one in found[field]] if several else encode(found[field])

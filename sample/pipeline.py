@@ -11,11 +11,12 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from unitok.conditions import TextStates
 from unitok.device import Precision, autocast
+from unitok.modalities import Picture
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import Piece
+from unitok.tasks import Piece, asked
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
@@ -72,7 +73,7 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
 
     assert not callable(job.then), "what follows is not known before"
     written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
-    longest = max(model.config.text_length + 1, model.layout.length, *written)
+    longest = max(model.config.text_length + 1, model.picture_length, *written)
     known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
     return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
@@ -292,13 +293,16 @@ def write_texts(
 ) -> list[str]:
     """The text that a task ends with, of each record; images of the records are codes (L,)."""
     seeds = range(len(records)) if seeds is None else seeds
-    jobs = [job_for(task, record, seed, settings, "text") for record, seed in zip(records, seeds, strict=True)]
+    modalities = model.modalities()
+    pairs = [(*asked(task, record, modalities), seed) for record, seed in zip(records, seeds, strict=True)]
+    jobs = [job_for(done, record, seed, settings, "text") for done, record, seed in pairs]
     return [model.text_tokenizer.decode(ids[0].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
 
 
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
     """Captions of pictures given as codes (N, L), the most likely token each time."""
-    return write_texts(model, "image_to_text", [{"image": image} for image in codes])
+    image = model.modalities()["image"]
+    return write_texts(model, "image_to_text", [{"image": image.value(one)} for one in codes])
 
 
 @torch.inference_mode()
@@ -350,7 +354,7 @@ def _texts_about(
     seeds = range(len(pictures)) if seeds is None else seeds
     texts: list[str] = []
     for part in parts(len(pictures), batch_size):
-        records: list[dict[str, Any]] = [{"image": image} for image in codes_of(model, pictures[part])]
+        records: list[dict[str, Any]] = [{"image": image} for image in as_read(model, pictures[part])]
         for record, ids in zip(records, questions[part] if questions else [], strict=False):
             record["question"] = ids
         with computing(model, precision):
@@ -373,6 +377,19 @@ def check_size(model: UniTok, pictures: torch.Tensor) -> None:
 def parts(number: int, size: int) -> Iterator[slice]:
     for start in range(0, number, size):
         yield slice(start, min(start + size, number))
+
+
+def as_read(model: UniTok, pictures: torch.Tensor) -> list[torch.Tensor | Picture]:
+    """What a record holds of each of the pictures (N, 3, H, W) uint8 that a model reads: codes, or pixels where the
+    model has a reader.
+
+    Raises:
+        UserError: pictures of another size than the model's.
+    """
+    if model.reader is None:
+        return list(codes_of(model, pictures))
+    check_size(model, pictures)
+    return [Picture(pixels) for pixels in pictures.cpu()]
 
 
 def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from unitok.sampling import SampleSettings
 from unitok.tasks import modalities_of
 
 from .jobs import job_for
-from .pipeline import GREEDY, codes_of, run, write_texts
+from .pipeline import GREEDY, as_read, run, write_texts
 
 
 def has_learned(model: UniTok, task: str) -> bool:
@@ -53,9 +53,9 @@ def ask(
         UserError: a question that is too long.
     """
     ids = [model.text_ids(question) for question in questions]
-    (codes,) = codes_of(model, picture[None])
+    (image,) = as_read(model, picture[None])
     with computing(model, precision):
-        records = [{"image": codes, "question": question} for question in ids]
+        records = [{"image": image, "question": question} for question in ids]
         return write_texts(model, "question", records, settings, seeds, batch_size=batch_size)
 
 
@@ -124,8 +124,8 @@ def _written(
     precision: Precision,
 ) -> Any:
     """The value that a task about one picture ends with."""
-    (codes,) = codes_of(model, picture[None])
+    (image,) = as_read(model, picture[None])
     with computing(model, precision):
-        job = job_for(task, {**record, "image": codes}, seed, settings, modality)
+        job = job_for(task, {**record, "image": image}, seed, settings, modality)
         [[written]] = run(model, [job])
     return model.modalities()[modality].value(written)

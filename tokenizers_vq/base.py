@@ -116,6 +116,10 @@ class ImageTokenizer(Tunable, ABC):
         """(B, 3, H, W) checked float32 -> (B, L)."""
 
     @abstractmethod
+    def _continuous(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) checked float32 -> (B, D, h, w): what the quantizer gets, on the finest grid of the layout."""
+
+    @abstractmethod
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
         """(B, n) checked, n of `known_after`, -> (B, 3, H, W)."""
 
@@ -130,6 +134,14 @@ class ImageTokenizer(Tunable, ABC):
         self.check_images(images)
         with torch.autocast(images.device.type, enabled=False), without_tf32():
             return self._encode(images.float())
+
+    @torch.no_grad()
+    def continuous(self, images: Tensor) -> Tensor:
+        """(B, n, D) float32: what stands at the n places of the finest grid before codes are chosen; otherwise as
+        `encode`."""
+        self.check_images(images)
+        with torch.autocast(images.device.type, enabled=False), without_tf32():
+            return self._continuous(images.float()).flatten(2).transpose(1, 2)
 
     def known_after(self, layout: Layout) -> list[int]:
         """Numbers of codes from which a picture can be decoded, all of them last: those of the first scales, or what

@@ -149,6 +149,9 @@ class OpenMagvit2Tokenizer(ImageTokenizer):
         quantized = self.quantizer(self.latents(images), accumulate)
         return TokenizerOutput(self.decoder(quantized.latents).float(), quantized.codes, quantized.losses)
 
+    def _continuous(self, images: Tensor) -> Tensor:
+        return self.latents(images)
+
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantizer.nearest(self.latents(images))
 

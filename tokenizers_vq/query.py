@@ -26,7 +26,9 @@ from .errors import UserError
 from .layout import Layout
 from .quantizers import make_quantizer
 from .query_config import QueryVQConfig
-from .vision import VisionTower, load_vision
+from .vision import VisionTower, build_vision, load_vision
+
+WHERE = "tokenizer.vision_model"
 
 
 class Attention(nn.Module):
@@ -120,7 +122,8 @@ class QueryVQTokenizer(ImageTokenizer):
     def __init__(self, config: QueryVQConfig) -> None:
         vision: VisionTower | None = None
         if config.vision is not None:
-            vision = load_vision(config.vision, config.vision_model)
+            described = config.vision_model
+            vision = load_vision(config.vision) if described is None else build_vision(described, WHERE)
             config = dataclasses.replace(config, vision_model=vision.description)
         super().__init__(config)
         height, width = config.grid
@@ -167,13 +170,17 @@ class QueryVQTokenizer(ImageTokenizer):
     def features(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, P, F): what the queries read; without gradient those of a vision model."""
         if self.vision is not None:
-            return self.vision(images)
+            with torch.no_grad():
+                return self.vision(images)
         assert self.encoder is not None
         return self.encoder(images).flatten(2).transpose(1, 2)
 
     def latents(self, features: Tensor) -> Tensor:
         """(B, P, F) -> (B, D, 1, N), before quantization."""
         return self.to_code(self.reader(self.project(features))).transpose(1, 2)[:, :, None]
+
+    def _continuous(self, images: Tensor) -> Tensor:
+        return self.latents(self.features(images))
 
     def tokens(self, vectors: Tensor, known: Tensor | None = None) -> Tensor:
         """Code vectors (B, D, 1, n) -> (B, N, C); those from `known` (B,) on, or from n on, are the absent ones."""

@@ -54,6 +54,9 @@ class ConvVQTokenizer(ImageTokenizer):
         reconstruction = self.decoder(self.post_quant_conv(quantized.latents)).float()
         return TokenizerOutput(reconstruction, quantized.codes, quantized.losses)
 
+    def _continuous(self, images: Tensor) -> Tensor:
+        return self.latents(images)
+
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantizer.nearest(self.latents(images))
 

@@ -15,6 +15,7 @@ from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.loss_config import LossConfig
 from unitok.config import CODES, ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
+from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
@@ -22,7 +23,17 @@ from unitok.tuning.config import NO_LORA, LoraConfig
 
 from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 from .tuning.stages import run_stages
-from .tuning.start import LanguageStart, Start, check_start, check_tokenizer_start, given_patterns, settled
+from .tuning.start import (
+    Beginning,
+    LanguageStart,
+    ReaderStart,
+    Start,
+    check_reader,
+    check_start,
+    check_tokenizer_start,
+    given_patterns,
+    settled,
+)
 
 T = TypeVar("T")
 
@@ -129,6 +140,7 @@ def train_generator(
     trunk: TrunkConfig | str,
     code_vectors: bool = False,
     tasks: TasksConfig,
+    reader: ReaderSettings = NO_READER,
     sampling: GivenSettings,
     text_tokenizer: str | None = None,
     text_vocabulary: int = 4096,
@@ -165,6 +177,7 @@ def train_generator(
         code_vectors: Whether codes have in common, in and out, what linear maps make of the vectors that the image
             tokenizer has for them: then what is learned of a code is learned of those like it, which takes fewer steps.
         tasks: What the model learns to do.
+        reader: How pictures that are given are read; by default as codes.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
             objective's own value.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
@@ -183,7 +196,7 @@ def train_generator(
     if stages is not None:
         return run_stages(train_generator, locals(), stages)
     settings = _settings(locals())
-    patterns = given_patterns(trainable, init, trunk)
+    patterns = given_patterns(trainable, init, trunk, reader)
     settings["trainable"] = patterns or None
     if lora.rank is None:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["lora"]
@@ -191,6 +204,8 @@ def train_generator(
         raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
     if not code_vectors:
         del settings["code_vectors"]
+    if reader.encoder is None:
+        del settings["reader"]
     from unitok.objectives import chosen_objective, get_objective, objective_class
 
     if init is None and image_tokenizer is None:
@@ -223,11 +238,11 @@ def train_generator(
     with join(run.device, run.threads, run.timeout_minutes) as world:
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
-        beginning: Start | LanguageStart | None = None
+        begun: Start | LanguageStart | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
-            beginning = Start.of(init, patterns, lora)
-            start = beginning.model
+            begun = Start.of(init, patterns, lora)
+            start = begun.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
             if network.state_width:
                 raise UserError(
@@ -237,12 +252,13 @@ def train_generator(
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
-            beginning = LanguageStart.of(trunk, patterns)
-            network = beginning.language.trunk
+            begun = LanguageStart.of(trunk, patterns)
+            network = begun.language.trunk
         else:
             network = trunk
-        if beginning is not None:
-            settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
+        check_reader(reader, begun if isinstance(begun, Start) else None, lora)
+        if begun is not None:
+            settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
         images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
@@ -252,7 +268,7 @@ def train_generator(
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
         else:
-            own = beginning.language.texts if isinstance(beginning, LanguageStart) and text_tokenizer is None else None
+            own = begun.language.texts if isinstance(begun, LanguageStart) and text_tokenizer is None else None
             texts = own or world.from_main(
                 lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
             )
@@ -276,6 +292,11 @@ def train_generator(
             )
         if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
             drawn = dataclasses.replace(drawn, guidance=1.0)
+        beginning: Beginning | None = begun
+        seen = None if start is None else start.config.reader
+        if reader.encoder is not None:
+            seen, beginning = ReaderStart.of(reader, images, begun, patterns)
+            settings |= {"reader": _as_plain(seen), "encoder": beginning.encoder.fingerprint()}
         config = ModelConfig(
             network,
             objective,
@@ -285,6 +306,7 @@ def train_generator(
             ports,
             tuple(task for task in TASKS if task in wanted | before),
             dataclasses.asdict(drawn),
+            seen,
         )
         if not isinstance(network, PublishedTrunk):
             counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
@@ -300,7 +322,7 @@ def train_generator(
         trainee = GeneratorTrainee(
             config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
         )
-        start = beginning = None  # its weights have been taken over, and need not be held twice
+        start = begun = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
             _print_result("model", out, facts)

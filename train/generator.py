@@ -19,11 +19,12 @@ from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish
 from unitok.data.mixture import Mixture, Slot, slots_of, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
+from unitok.modalities import Picture
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.tasks import TASKS, draws_pictures, needs
+from unitok.tasks import TASKS, draws_pictures, needs, reads_pictures
 from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
@@ -32,7 +33,7 @@ from .distributed import World
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
-from .tuning.start import LanguageStart, Start
+from .tuning.start import Beginning
 
 GRID_PICTURES = 16
 EXAMINED = 32
@@ -56,10 +57,12 @@ class GeneratorTrainee:
         validation: Sequence[RecordDataset],
         run: RunConfig,
         world: World,
-        start: Start | LanguageStart | None = None,
+        start: Beginning | None = None,
     ) -> None:
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
+        if config.reader is not None:
+            check_pictures(dataset, validation)
         self._world, self._tasks, self._precision = world, tasks, run.precision
         self._adapter: Adapter | None = None
         self.parts = tuple(TASKS)
@@ -76,15 +79,16 @@ class GeneratorTrainee:
         encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
         captions = self.unitok.captions(encode)
         arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)
+        seen = self.unitok.seen
         self._packer = Packer(
-            modalities(*arguments, objective_settings, captions),
+            modalities(*arguments, objective_settings, captions, seen),
             slots,
             {"text": tasks.caption_dropout, "image": tasks.image_dropout},
             vocabulary.pad,
             fold(run.seed, "tasks"),
             run.steps,
         )
-        self._clean = modalities(*arguments, captions=captions)
+        self._clean = modalities(*arguments, captions=captions, seen=seen)
         micro_batch = run.micro_batch_for(world.size)
         self._validation = [Validation(one, run.eval_pictures, micro_batch, world) for one in validation]
         self._examined: dict[str, list[Record]] | None = None
@@ -119,8 +123,13 @@ class GeneratorTrainee:
             encode_pixels(records, self._encode)
         return records
 
-    def _encode(self, images: torch.Tensor) -> torch.Tensor:
-        return self.unitok.image_tokenizer.encode(to_device(images, self._world.device)).cpu()
+    def _encode(self, images: torch.Tensor) -> Sequence[torch.Tensor | Picture]:
+        """Of pictures uint8 (B, 3, H, W) what the tasks take: codes, pixels, or both."""
+        reader = self.unitok.reader
+        if reader is not None and not draws_pictures(self._learned):
+            return [Picture(image) for image in images]
+        codes = self.unitok.image_tokenizer.encode(to_device(images, self._world.device)).cpu()
+        return list(codes) if reader is None else [Picture(*both) for both in zip(images, codes, strict=True)]
 
     def loss(
         self, forward: Callable[..., torch.Tensor], data: TaskBatch, totals: torch.Tensor, last: bool
@@ -189,7 +198,7 @@ class GeneratorTrainee:
                 data = validation.dataset
                 records = [data[index] for index in range(min(EXAMINED, len(data)))]
                 for task in sorted(self._learned - self._examined.keys()):
-                    if draws_pictures(task) and self.unitok.image_tokenizer.no_pixels:
+                    if draws_pictures([task]) and self.unitok.image_tokenizer.no_pixels:
                         continue
                     able = [record for record in records if can_judge(task, record)]
                     if able:
@@ -247,9 +256,24 @@ def _those_with(records: RecordBatch, fields: set[str]) -> RecordBatch | None:
         keys=[records.keys[row] for row in rows],
         names=[records.names[row] for row in rows],
         captions=[records.captions[row] for row in rows],
-        codes=None if records.codes is None else records.codes[rows],
+        codes=None if records.codes is None else [records.codes[row] for row in rows],
         records=[records.records[row] for row in rows],
     )
+
+
+def check_pictures(dataset: RecordDataset, validation: Sequence[RecordDataset]) -> None:
+    """Raises UserError for code shards whose pictures a reader would have to see."""
+    sources = sources_of(dataset)
+    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
+    pairs = [(part, set(source.tasks)) for part, source in zip(parts, sources, strict=True)]
+    learned = {task for _, tasks in pairs for task in tasks}
+    for data, tasks in [*pairs, *((one, learned) for one in validation)]:
+        shards = getattr(data, "dataset", data)  # behind ?limit=
+        if isinstance(shards, CodesDataset) and reads_pictures(tasks):
+            raise UserError(
+                f"{shards.name} holds codes without pictures, and --reader.encoder reads pictures: give the pictures "
+                "themselves as --data, or leave the reader out"
+            )
 
 
 def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str) -> None:

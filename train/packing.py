@@ -10,7 +10,7 @@ import torch
 
 from unitok.data.mixture import Slot
 from unitok.data.records import Record, RecordBatch
-from unitok.modalities import Modality
+from unitok.modalities import Modality, Picture
 from unitok.objectives.base import Draw
 from unitok.seeding import keyed_generator
 from unitok.sequence import PackedBatch, pack
@@ -101,9 +101,9 @@ def has_pixels(records: RecordBatch) -> bool:
     )
 
 
-def encode_pixels(records: RecordBatch, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Replaces all pixels by their codes. `encode`: uint8 (B, 3, H, W) to (B, L) on the CPU; all pictures of a batch
-    are of one size, and encoded in one go."""
+def encode_pixels(records: RecordBatch, encode: Callable[[torch.Tensor], Sequence[torch.Tensor | Picture]]) -> None:
+    """Replaces all pixels by what documents are made of. `encode`: uint8 (B, 3, H, W) to codes (L,), or `Picture`s, on
+    the CPU; all pictures of a batch are of one size, and encoded in one go."""
     own = [record for record in records.records if record.image is not None]
     further = [(record, *where) for record in records.records for where in _pictures(record)]
     pixels = [*(records.images if records.images is not None else ())]

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.schema import read_dataclass
 
+from .reader.config import ReaderConfig
 from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
 from .trunk.traits import Traits
@@ -282,6 +283,8 @@ class ModelConfig:
     """What the model was trained to do; empty in models of format 1."""
     sampling: dict[str, Any] = field(default_factory=dict)
     """Sampling settings stored with the model; used unless the user sets others."""
+    reader: ReaderConfig | None = None
+    """How pictures that are given are read; None: as codes."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -296,6 +299,8 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = {"format": FORMAT, "family": "unitok", **asdict(self)}
+        if self.reader is None:  # then the fingerprint is that of a model from before there were readers
+            del data["reader"]
         if self.trunk.kind != TrunkConfig.kind:
             data["trunk"] = {"kind": self.trunk.kind, **data["trunk"]}
         return data

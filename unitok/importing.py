@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
@@ -20,6 +20,7 @@ from .config import ModelConfig
 from .model import UniTok
 from .objectives import get_objective, objective_class
 from .ports import ATTENDED, STATES
+from .reader.config import READER
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer, number_tokenizer
 from .trunk.published import published_family
@@ -82,9 +83,12 @@ def import_generator(
         )
     _check_codebook(table.codebook(weights), image_tokenizer, f"{path}")
     check_numbers(path, weights, weights.keys(), "generator")
-    texts = _texts(table, str(path), file, given, classes) if table.tokens else number_tokenizer(max(1, classes))
+    reading = table.reading(named, given, str(path))
+    tokens = {**table.tokens, **(table.reads if reading else {})}
+    trunk = table.reading_trunk(trunk) if reading else trunk
+    texts = _texts(tokens, str(path), file, given, classes) if tokens else number_tokenizer(max(1, classes))
     vocabulary = Vocabulary.of(texts.size, codes)
-    for span in table.spans:
+    for span in (*table.spans, *(table.reads if reading else ())):
         vocabulary = vocabulary.grown(span, 1)
     ports = get_objective(table.objective, image_tokenizer, trunk.plain_inputs).ports(image_tokenizer.layout)
     config = ModelConfig(
@@ -94,12 +98,19 @@ def import_generator(
         {"text": table.text_length, "class": 1, "states": STATES, "attended": ATTENDED}[trunk.captions],
         image_tokenizer.fingerprint(),
         ports | caption_ports(trunk.captions, trunk.state_width),
-        table.tasks,
+        table.reading_tasks if reading else table.tasks,
         table.sampling(trunk),
+        reading and reading.config,
     )
     images = image_tokenizer
     model = build_empty(lambda: UniTok(config, images, texts), str(path))
     state = table.state(trunk, weights, vocabulary, texts)
+    if reading:
+        assert model.reader is not None
+        number, complaint = misfits(reading.weights, _shapes(model.reader))
+        if number:
+            raise UserError(f"{path} reads pictures by another network than {family}: {complaint}; give another file")
+        state |= {f"ports.{READER}.{name}": tensor for name, tensor in reading.weights.items()}
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()} | _own(model))
     return model.eval()
 
@@ -120,7 +131,11 @@ def _settings(table: Family, path: str, file: Path, given: Settings) -> Settings
     return {**found, **given}
 
 
-def _texts(table: Family, path: str, file: Path, settings: Settings, rows: int) -> TextTokenizer:
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...] | None]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _texts(tokens: Mapping[str, str], path: str, file: Path, settings: Settings, rows: int) -> TextTokenizer:
     """The text tokenizer that is named, else the one beside a file. Raises UserError where there is none, or that of
     another model."""
     named = settings.get("text_tokenizer")
@@ -131,7 +146,7 @@ def _texts(table: Family, path: str, file: Path, settings: Settings, rows: int) 
             "it with --settings '{\"text_tokenizer\": ...}'"
         )
     texts = load_text_tokenizer(where)
-    lacking = [token for token in table.tokens.values() if texts.tokenizer.token_to_id(token) is None]
+    lacking = [token for token in tokens.values() if texts.tokenizer.token_to_id(token) is None]
     if lacking:
         raise UserError(f"{where} has no {', '.join(lacking)}: give the text tokenizer of the model")
     if texts.size > rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -14,9 +14,10 @@ from tokenizers_vq.layout import Layout
 from .choose import choose
 from .config import ObjectiveSettings
 from .objectives.base import Asked, Draw, Objective, Writer
+from .reader.config import READER
 from .seeding import keyed_generator
 from .sequence import Ids, Segment
-from .vocabulary import FRAMELESS, Frames, Vocabulary
+from .vocabulary import FRAMELESS, Asking, Frames, Vocabulary
 
 OUTSIDE = 0.3
 """Share of the pictures with a hole that are known inside a box alone."""
@@ -50,6 +51,15 @@ class Modality(Protocol):
         ...
 
 
+class Picture(NamedTuple):
+    """A picture of a model that reads pictures through a port, and not as codes."""
+
+    pixels: torch.Tensor
+    """(3, H, W) uint8."""
+    codes: torch.Tensor | None = None
+    """(L,), where it is also to be learned."""
+
+
 class Replaced(list[int]):
     """Ids of a text that has others in its place where it is left out."""
 
@@ -59,6 +69,10 @@ class Replaced(list[int]):
 
     def left_out(self) -> list[int]:
         return self.instead
+
+
+class Question(list[int]):
+    """Ids of a question in the words of the model: no begin of a text stands before it, for a picture does."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +87,19 @@ class TextModality:
     padded: bool = False
     keeps_wording: bool = False
     frames: Frames = FRAMELESS
+    asking: Asking | None = None
     """All as of `TrunkConfig`."""
 
     @property
     def begin(self) -> int:
         """Id at the begin of a text that is learned or written."""
         return self.vocabulary[self.frames.begin].start
+
+    def asked(self, question: str | list[int]) -> Question:
+        """A question in the words of the model, which has such."""
+        assert self.asking is not None
+        before, behind = (self.encode(part) for part in self.asking.question.split("{}"))
+        return Question([*before, *self.ids(question), *behind])
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -91,7 +112,12 @@ class TextModality:
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         before, behind = self.vocabulary.around(self.frames.text)
-        return [text_segment([*self.read(value), *behind], self.vocabulary, before) for value in values]
+        return [
+            _segment(value)
+            if isinstance(value, Question)
+            else text_segment([*self.read(value), *behind], self.vocabulary, before)
+            for value in values
+        ]
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
@@ -139,42 +165,63 @@ class PassageModality(TextModality):
 
 
 def text_segment(ids: list[int], vocabulary: Vocabulary, before: Sequence[int] = ()) -> Segment:
-    """The begin of a text and its ids; each opens a group and takes a step of the order."""
-    inputs = torch.tensor([*before, vocabulary.bos, *ids])
-    places = torch.zeros(len(inputs), 3)
-    places[:, 0] = torch.arange(len(inputs))
-    return Segment(inputs, torch.arange(len(inputs)), places)
+    """The begin of a text and its ids."""
+    return _segment([*before, vocabulary.bos, *ids])
+
+
+def _segment(ids: list[int]) -> Segment:
+    """Each id opens a group and takes a step of the order."""
+    places = torch.zeros(len(ids), 3)
+    places[:, 0] = torch.arange(len(ids))
+    return Segment(torch.tensor(ids, dtype=torch.int64), torch.arange(len(ids)), places)
 
 
 @dataclass(frozen=True)
 class ImageModality:
-    """Codes (L,) of images, read as one group, learned and written as an objective does."""
+    """Images, learned and written as an objective does. Codes (L,) are read as one group; a `Picture` is read through
+    the port of pictures."""
 
     vocabulary: Vocabulary
     layout: Layout
     objective: Objective
     settings: ObjectiveSettings | None = None
     """Of training; None: nothing is hidden or changed."""
+    seen: torch.Tensor | None = None
+    """(m, 3) float32: places of the positions that the port of pictures makes of one; None: the model has no such
+    port."""
+    opening: tuple[int, ...] = ()
+    """Ids before such a picture, as of `Asking`."""
+    decode: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Codes (1, L) to a picture (1, 3, H, W) uint8, where what was written is to be read through the port."""
 
     @property
     def longest(self) -> int:
         return self.objective.positions(self.layout)
 
-    def given(self, values: Sequence[torch.Tensor]) -> list[Segment]:
-        return self.objective.given(torch.stack(list(values)), self.layout, self.vocabulary) if values else []
+    def given(self, values: Sequence[torch.Tensor | Picture]) -> list[Segment]:
+        codes = [value for value in values if not isinstance(value, Picture)]
+        read = iter(self.objective.given(torch.stack(codes), self.layout, self.vocabulary) if codes else [])
+        return [self._seen(value) if isinstance(value, Picture) else next(read) for value in values]
+
+    def _seen(self, picture: Picture) -> Segment:
+        assert self.seen is not None, "a model with the port"
+        ids, groups = (torch.full((len(self.seen),), value) for value in (self.vocabulary.mask, 0))
+        there = slice(0, len(ids))
+        segment = Segment(ids, groups, self.seen, features=picture.pixels[None].cpu(), port=READER, at=there)
+        return self.objective.read(segment, self.vocabulary, self.opening)
 
     def learned(
-        self, values: Sequence[torch.Tensor], draws: Sequence[Draw], followed: Sequence[bool]
+        self, values: Sequence[torch.Tensor | Picture], draws: Sequence[Draw], followed: Sequence[bool]
     ) -> list[list[Segment]]:
         if not values:
             return []
-        codes = torch.stack(list(values))
+        codes = torch.stack([codes_in(value) for value in values])
         copies = self.objective.learned(codes, self.layout, self.vocabulary, draws, self.settings)
         clean = iter(self.given([value for value, more in zip(values, followed, strict=True) if more]))
         pairs = zip(copies, followed, strict=True)
         return [[replace(copy, private=True), next(clean)] if more else [copy] for copy, more in pairs]
 
-    def with_hole(self, codes: torch.Tensor, draw: Draw) -> torch.Tensor:
+    def with_hole(self, value: torch.Tensor | Picture, draw: Draw) -> torch.Tensor:
         """Codes (L,) with -1 in a box of any size, or, in three of ten pictures, outside it: what is drawn anew lies
         inside a picture or around one. Codes of coarser grids than the finest stay: nobody reads them."""
         height, width = self.layout.grid
@@ -188,13 +235,20 @@ class ImageModality:
         whole = [
             hole if grid == (height, width) else torch.zeros(grid, dtype=torch.bool) for grid in self.layout.scales
         ]
-        return codes.masked_fill(torch.cat([one.flatten() for one in whole]), -1)
+        return codes_in(value).masked_fill(torch.cat([one.flatten() for one in whole]), -1)
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         return self.objective.writer(self.layout, self.vocabulary, rows, device)
 
-    def value(self, written: torch.Tensor) -> torch.Tensor:
-        return written
+    def value(self, written: torch.Tensor) -> torch.Tensor | Picture:
+        return written if self.decode is None else Picture(self.decode(written[None])[0], written)
+
+
+def codes_in(value: torch.Tensor | Picture) -> torch.Tensor:
+    """The codes (L,) of an image."""
+    found = value.codes if isinstance(value, Picture) else value
+    assert found is not None, "it was encoded"
+    return found
 
 
 class TokenByToken(Writer):

@@ -16,6 +16,7 @@ from tokenizers_vq.digests import check_digest, check_own, read_configuration, w
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import part, read_stable, replace_parts, write_json
 from tokenizers_vq.hub import local_folder
+from tokenizers_vq.images import to_uint8
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.parts import Tunable
 from tokenizers_vq.weights import build_empty, read_weights, write_weights
@@ -28,6 +29,8 @@ from .objectives import get_objective, objective_class
 from .objectives.base import Objective
 from .objectives.sub_tokens import SubTokenPort
 from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports
+from .reader.config import READER
+from .reader.port import ReaderPort
 from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
@@ -88,6 +91,8 @@ class UniTok(Tunable):
         self.text_tokenizer = text_tokenizer
         self.ids = self._id_port(waves, image_tokenizer)
         self.ports = build_ports(own, trunk.width)
+        if config.reader is not None:
+            self.ports[READER] = ReaderPort(config.reader, trunk.width, image_tokenizer)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
         if isinstance(self.ids, SubTokenPort):
             self.ids.intra = self.trunk.intra
@@ -208,8 +213,34 @@ class UniTok(Tunable):
         """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
         refuses long ones); `settings` are those of training."""
         encode, length = encode or self.text_ids, self.config.text_length
-        captions = self.captions(encode)
-        return modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions)
+        captions, seen = self.captions(encode), self.seen
+        found = modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions, seen)
+        image = found["image"]
+        assert isinstance(image, ImageModality)
+        return found if seen is None else {**found, "image": replace(image, decode=self.pictures)}
+
+    @property
+    def reader(self) -> ReaderPort | None:
+        """The port of pictures that are given; None: they are read as codes."""
+        port = dict(self.ports.items()).get(READER)
+        assert port is None or isinstance(port, ReaderPort)
+        return port
+
+    @property
+    def seen(self) -> torch.Tensor | None:
+        """(m, 3) float32: the places of a picture that is read through its port."""
+        return None if self.reader is None else self.reader.places(self.layout)
+
+    @property
+    def picture_length(self) -> int:
+        """Positions of a picture at most, whether it is read or drawn."""
+        drawn = self.objective.positions(self.layout)
+        return drawn if self.reader is None else max(drawn, self.reader.length)
+
+    @torch.inference_mode()
+    def pictures(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (N, L) to pictures (N, 3, H, W) uint8, on the CPU."""
+        return to_uint8(self.image_tokenizer.decode(codes.to(self.device))).cpu()
 
     def captions(
         self, encode: Callable[[str], list[int]]
@@ -223,7 +254,7 @@ class UniTok(Tunable):
         trunk = self.config.trunk
         if trunk.captions == "text":
             length = self.config.text_length
-            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking
             return TextModality(self.vocabulary, encode, length, *how)
         return ClassModality(self.vocabulary, encode)
 
@@ -258,7 +289,7 @@ class UniTok(Tunable):
         digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
         for name, tensor in sorted(self._state().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -343,12 +374,16 @@ def modalities(
     objective: Objective,
     settings: ObjectiveSettings | None = None,
     captions: Modality | None = None,
+    seen: torch.Tensor | None = None,
 ) -> dict[str, Modality]:
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
+    texts = captions or TextModality(vocabulary, encode, text_length)
+    asking = texts.asking if isinstance(texts, TextModality) else None
+    opening = () if asking is None else tuple(encode(asking.before))
     found: dict[str, Modality] = {
-        "text": captions or TextModality(vocabulary, encode, text_length),
+        "text": texts,
         PASSAGE: PassageModality(vocabulary, encode, text_length),
-        "image": ImageModality(vocabulary, layout, objective, settings),
+        "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
     boxes: dict[str, Modality] = {
         "box": BoxModality(vocabulary),

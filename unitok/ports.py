@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from tokenizers_vq.bitwise import to_bits
 from .config import PortConfig
 from .cross_entropy import PIECE, LinearCrossEntropy
 from .device import compute_dtype, learns_on_cpu
+from .reader.port import ReaderPort
 from .sequence import Ids, States
 from .trunk.base import Beside
 from .trunk.native import RMSNorm
@@ -220,7 +221,21 @@ def _inside(ids: slice, span: slice) -> bool:
     return span.start <= ids.start and ids.stop <= span.stop
 
 
-class LinearPort(nn.Module):
+class Added(nn.Module):
+    """A port of what is added to the vectors of ids."""
+
+    replaces: ClassVar[bool] = False
+
+    def nothing(self) -> torch.Tensor:
+        """One value that adds nothing."""
+        raise NotImplementedError
+
+    def idle(self) -> torch.Tensor:
+        """0, by all weights that are trained."""
+        return 0.0 * self(self.nothing()).sum()
+
+
+class LinearPort(Added):
     """Vectors (M, F) through a linear map."""
 
     def __init__(self, size: int, width: int) -> None:
@@ -236,7 +251,7 @@ class LinearPort(nn.Module):
         return self.projection.weight.new_zeros(1, self.projection.in_features)
 
 
-class TablePort(nn.Module):
+class TablePort(Added):
     """Numbers (M,) below a size, each with a learned vector."""
 
     def __init__(self, size: int, width: int) -> None:
@@ -251,7 +266,7 @@ class TablePort(nn.Module):
         return torch.zeros(1, dtype=torch.int64, device=self.table.weight.device)
 
 
-class StatesPort(nn.Module):
+class StatesPort(Added):
     """States (M, F) of a caption through two layers (LlamaGen, arXiv:2406.06525), with those that stand for a caption
     that is left out."""
 
@@ -309,7 +324,7 @@ class AttendedPort(nn.Module):
         return Beside(self.pooled(pooled), entered, states.shown)
 
 
-Port = LinearPort | TablePort | StatesPort
+Port = LinearPort | TablePort | StatesPort | ReaderPort
 PORTS: dict[str, Callable[[int, int], Port | AttendedPort]] = {
     "linear": LinearPort,
     "table": TablePort,
@@ -325,16 +340,17 @@ def build_ports(ports: Mapping[str, PortConfig], width: int) -> nn.ModuleDict:
 def add_features(
     x: torch.Tensor, ports: nn.ModuleDict, features: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
-    """Vectors (R, T, C) with what stands beside the ids added; `features` as in `PackedBatch`."""
+    """Vectors (R, T, C) with what stands beside the ids added, or in place of them; `features` as in `PackedBatch`."""
     for name, module in ports.items():
         if isinstance(module, AttendedPort):  # adds nothing, and reads the caption of every document
             continue
         port = cast("Port", module)
         if name in features:
             at, values = features[name]
-            added = port(values)
-            x = x.flatten(0, 1).index_add(0, at, added.to(x.dtype)).view_as(x)
+            found = port(values).to(x.dtype)
+            flat = x.flatten(0, 1)
+            x = (flat.index_copy(0, at, found) if port.replaces else flat.index_add(0, at, found)).view_as(x)
         elif torch.is_grad_enabled():
             # A batch without such features: every process of a run must have a gradient for every weight.
-            x = x + 0.0 * port(port.nothing()).sum().to(x.dtype)
+            x = x + port.idle().to(x.dtype)
     return x

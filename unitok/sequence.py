@@ -22,7 +22,8 @@ IGNORE = -100
 Ids = slice | tuple[slice, ...]
 """Ids that can stand somewhere: one range, or several."""
 Features = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""Port -> (flat positions (M,), values (M, F) or (M,))."""
+"""Port -> (flat positions (M,), values (M, F) or (M,)); of the port of pictures, values (B, 3, H, W) uint8 with M / B
+positions each."""
 Runs = tuple[tuple[Ids, int], ...]
 """(ids that can stand there, number of positions) of runs of positions."""
 
@@ -57,11 +58,14 @@ class Segment:
     runs: Runs = ()
     """Which ids can stand where something is predicted; they cover all positions."""
     features: torch.Tensor | None = None
-    """(n, F) float32 or (n,) int64: what stands there beside the ids."""
+    """(n, F) float32 or (n,) int64: what stands there beside the ids. Or pictures (1, 3, H, W) uint8, which stand there
+    in place of them."""
     port: str = ""
     """Which port embeds the features."""
     weight: float | torch.Tensor = 1.0
     """Of the losses here: of all, or (n,) float32 of each."""
+    at: slice | None = None
+    """The positions that the port makes of the features, of which there may be another number; None: one of each."""
     private: bool = False
     """A masked or noised copy: nothing behind the segment sees it, and it takes no step of the order."""
     stands: torch.Tensor | None = None
@@ -97,8 +101,8 @@ class Document:
     runs: Runs
     weights: torch.Tensor
     """(n,) float32."""
-    features: list[tuple[str, int, torch.Tensor]] = field(default_factory=list)
-    """(port, first position, (m, F) or (m,)) of every segment that has features."""
+    features: list[tuple[str, range, torch.Tensor]] = field(default_factory=list)
+    """(port, positions, (m, F) or (m,)) of every segment that has features."""
     condition: Condition | None = None
     task: int = 0
     order: int = 0
@@ -113,7 +117,7 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
     inputs, targets, groups, until, places, stands, weights = [], [], [], [], [], [], []
     elsewhere, condition = False, None
     runs: list[tuple[Ids, int]] = []
-    features: list[tuple[str, int, torch.Tensor]] = []
+    features: list[tuple[str, range, torch.Tensor]] = []
     group = order = start = 0
     for part in segments:
         n = len(part)
@@ -129,7 +133,8 @@ def document(segments: Iterable[Segment], task: int = 0) -> Document:
         weights.append(torch.as_tensor(part.weight, dtype=torch.float32).expand(n))
         runs += part.runs or [(slice(0, 0), n)]
         if part.features is not None:
-            features.append((part.port, start, part.features))
+            here = slice(0, len(part.features)) if part.at is None else part.at
+            features.append((part.port, range(start + here.start, start + here.stop), part.features))
         order += part.steps
         start += n
     return Document(
@@ -260,7 +265,7 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
     stands = torch.zeros(*shape, 3) if any(one.stands is not None for row in rows for one in row) else None
     weights = torch.ones(shape)
     spans: dict[tuple[tuple[int, int], ...], tuple[int, Ids]] = {}
-    features: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    features: dict[str, list[tuple[range, torch.Tensor]]] = {}
     for r, row in enumerate(rows):
         start = 0
         for number, item in enumerate(row):
@@ -273,8 +278,9 @@ def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
             for ids, n in item.runs:
                 choices[r, start : start + n] = spans.setdefault(_ranges(ids), (len(spans), ids))[0]
                 start += n
-            for port, first, values in item.features:
-                features.setdefault(port, []).append((r * shape[1] + here.start + first, values))
+            for port, where, values in item.features:
+                first = r * shape[1] + here.start
+                features.setdefault(port, []).append((range(first + where.start, first + where.stop), values))
     at = (targets != IGNORE).flatten().nonzero().squeeze(1)
     chosen = choices.flatten()[at]
     at = at[chosen.argsort(stable=True)]
@@ -304,7 +310,7 @@ def conditions_of(rows: Sequence[Sequence[Document]], length: int = 1, *, pad: i
         return None
     length = 1 if all(len(row) == 1 for row in rows) else length
     ids = torch.full((len(rows), length), pad)
-    features: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    features: dict[str, list[tuple[range, torch.Tensor]]] = {}
     for r, row in enumerate(rows):
         start = 0
         for item in row:
@@ -313,7 +319,8 @@ def conditions_of(rows: Sequence[Sequence[Document]], length: int = 1, *, pad: i
                 ids[r, start:end] = item.condition.id
                 if item.condition.feature is not None:
                     values = item.condition.feature.expand(end - start, -1)
-                    features.setdefault(item.condition.port, []).append((r * length + start, values))
+                    places = range(r * length + start, r * length + end)
+                    features.setdefault(item.condition.port, []).append((places, values))
             start = end
     return Conditions(ids, {port: _joined(parts) for port, parts in features.items()}, _states_of(rows))
 
@@ -336,6 +343,6 @@ def _ranges(ids: Ids) -> tuple[tuple[int, int], ...]:
     return tuple((one.start, one.stop) for one in (ids if isinstance(ids, tuple) else (ids,)))
 
 
-def _joined(parts: list[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    at = torch.cat([torch.arange(first, first + len(values)) for first, values in parts])
+def _joined(parts: list[tuple[range, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    at = torch.cat([torch.arange(places.start, places.stop) for places, _ in parts])
     return at, torch.cat([values for _, values in parts])

@@ -61,6 +61,10 @@ DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
 
+QUESTIONS = "question"
+"""The task of questions about a picture."""
+
+
 class Piece(NamedTuple):
     """A value on its way into a document."""
 
@@ -74,18 +78,27 @@ def needs(tasks: Collection[str]) -> set[str]:
     return {WITH_HOLES.get(part.field, part.field) for task in tasks for part in TASKS[task]}
 
 
+def reads_pictures(tasks: Collection[str]) -> bool:
+    """Whether documents of these tasks have pictures that are given, and whole. Parts may have them."""
+    return any(
+        part.field == "parts" or (FIELDS[part.field] == "image" and not part.learned and part.field not in WITH_HOLES)
+        for task in tasks
+        for part in TASKS[task]
+    )
+
+
+def draws_pictures(tasks: Collection[str]) -> bool:
+    """Whether documents of these tasks need codes of pictures: to learn them, or to make holes."""
+    return any(
+        part.field == "parts" or (FIELDS[part.field] == "image" and (part.learned or part.field in WITH_HOLES))
+        for task in tasks
+        for part in TASKS[task]
+    )
+
+
 def modalities_of(tasks: Collection[str]) -> set[str]:
     """The modalities of the fields of these tasks; parts have their own."""
     return {FIELDS[field] for field in needs(tasks) if field in FIELDS}
-
-
-def draws_pictures(task: str) -> bool:
-    """Whether pictures are among what is written.
-
-    >>> [draws_pictures(task) for task in ("text_to_image", "interleaved", "question")]
-    [True, True, False]
-    """
-    return any(part.learned and FIELDS.get(part.field, "image") == "image" for part in TASKS[task])
 
 
 def conditions(task: str) -> list[str]:
@@ -106,6 +119,22 @@ def pieces(task: str, record: Mapping[str, Any], without: Collection[str] = ()) 
 def prompt(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
     """What stands before the first part of a task that is learned."""
     return _in_order(task, tuple(takewhile(lambda part: not part.learned, TASKS[task])), record, without)
+
+
+def asked(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modality]) -> tuple[str, Mapping[str, Any]]:
+    """A task, and a record of it, as a model does it that is asked about pictures in words of its own."""
+    texts = modalities["text"]
+    if not isinstance(texts, TextModality) or texts.asking is None:
+        return task, record
+    if task in texts.asking.tasks:
+        answer = next((record.get(part.field) for part in TASKS[task] if part.learned), None)
+        record, task = {**record, "question": texts.asking.tasks[task], "answer": answer}, QUESTIONS
+    question = record.get("question")
+    if question is None or task != QUESTIONS:
+        return task, record
+    several = is_several("question", question)
+    found = [texts.asked(one) for one in (question if several else [question])]
+    return task, {**record, "question": found if several else found[0]}
 
 
 def _in_order(task: str, parts: Sequence[Part], record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
@@ -242,7 +271,8 @@ def documents(
         UserError: a record lacks a field of its task.
     """
     parts: list[list[Piece]] = []
-    for task, record, draw in zip(tasks, records, draws, strict=True):
+    for whole_task, whole_record, draw in zip(tasks, records, draws, strict=True):
+        task, record = asked(whole_task, whole_record, modalities)
         rolls = {drop: torch.rand((), generator=draw.generator).item() for drop in conditions(task)}
         without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
         if "text" in without:

@@ -6,6 +6,7 @@ model that was written before a span was invented opens as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -47,6 +48,18 @@ class Frames(NamedTuple):
 
 
 FRAMELESS = Frames()
+
+
+class Asking(NamedTuple):
+    """The words in which a model is asked about a picture, where its authors trained it on turns of a talk."""
+
+    before: str
+    """Stands before the picture, in front of the last mark of its frame."""
+    question: str
+    """What a question is put into, in place of {}; what the text begins with that is written (`Frames.begin`) is not
+    part of it."""
+    tasks: Mapping[str, str]
+    """Task -> the question by which it is done."""
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from unitok.boxes import Box, GroundedTextModality, uncropped
 from unitok.model import UniTok
 from unitok.objectives.sub_tokens import split
 from unitok.sampling import SampleSettings
+from unitok.tasks import asked
 from unitok.trunk.attention import attention_to_words
 
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, known_codes, window_seed
 from ..jobs import Job, job_for
-from ..pipeline import GREEDY, codes_of, rooms_of, score_codes
+from ..pipeline import GREEDY, as_read, codes_of, rooms_of, score_codes
 from .partial import decode_one
 from .reconstruction import reconstruct
 
@@ -153,7 +154,7 @@ class Editing(_FromPictures):
     """(3, H, W) uint8 of the model's size."""
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
-        record = {"source": [codes_of(model, one[None])[0] for one in self.sources], "instruction": self.caption}
+        record = {"source": as_read(model, torch.stack(self.sources)), "instruction": self.caption}
         return [job_for("edit", record, seed, self.settings) for seed in seeds]
 
 
@@ -264,8 +265,9 @@ class Reading(Order):
     seed: int
 
     def jobs(self, model: UniTok) -> list[Job]:
-        (codes,) = codes_of(model, self.picture[None])
-        return [job_for(self.task, {**self.record, "image": codes}, self.seed, self.settings, "text")]
+        (image,) = as_read(model, self.picture[None])
+        task, record = asked(self.task, {**self.record, "image": image}, model.modalities())
+        return [job_for(task, record, self.seed, self.settings, "text")]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         return [(0, [("text", model.text_tokenizer.decode(written[0].tolist()))])]
@@ -283,10 +285,10 @@ class Locating(Order):
     """What is kept of the whole picture, as shares of it."""
 
     def jobs(self, model: UniTok) -> list[Job]:
-        (codes,) = codes_of(model, self.picture[None])
+        (image,) = as_read(model, self.picture[None])
         if self.phrase is None:
-            return [job_for("ground_caption", {"image": codes}, 0, GREEDY, "grounded")]
-        return [job_for("ground", {"image": codes, "phrase": self.phrase}, 0, GREEDY, "box")]
+            return [job_for("ground_caption", {"image": image}, 0, GREEDY, "grounded")]
+        return [job_for("ground", {"image": image, "phrase": self.phrase}, 0, GREEDY, "box")]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         reader = model.modalities()["box" if self.phrase is not None else "grounded"]
@@ -308,7 +310,7 @@ class Telling(Order):
     seed: int
 
     def jobs(self, model: UniTok) -> list[Job]:
-        parts = [(kind, codes_of(model, one[None])[0] if kind == "image" else one) for kind, one in self.document]
+        parts = [(kind, as_read(model, one[None])[0] if kind == "image" else one) for kind, one in self.document]
         pieces = self.writer.pieces(parts)
         self.begun = len(pieces[-1].value)
         return [self.writer.job(pieces, self.seed)]

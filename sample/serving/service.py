@@ -83,7 +83,7 @@ class Service:
     @property
     def room(self) -> int:
         """Positions of the longest job."""
-        text, image = self.model.config.text_length + 1, self.model.objective.positions(self.model.layout)
+        text, image = self.model.config.text_length + 1, self.model.picture_length
         edited = has_learned(self.model, "edit")
         read = MOST_SOURCES if edited else 1
         drawn = text + 2 * max(text, image + 1)  # behind known codes, a pass carries more than it draws

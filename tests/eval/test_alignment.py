@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tokenizers_vq.embedded import WEIGHTS
 from tokenizers_vq.errors import UserError
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.data.shapes.scenes import describe
@@ -22,7 +23,7 @@ from unitok.eval.metrics.frechet import frechet_distance
 from unitok.eval.metrics.reconstruction import BEST_PSNR, ReconstructionMeter, psnr, reconstruct, ssim
 from unitok.eval.networks.encoder.data import EDITS, edit, is_true, picture
 from unitok.eval.networks.encoder.measure import scene_discrimination
-from unitok.eval.networks.encoder.model import WEIGHTS, load_encoder
+from unitok.eval.networks.encoder.model import load_encoder
 from unitok.eval.networks.features import load_features
 from unitok.model import UniTok
 

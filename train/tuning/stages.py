@@ -18,11 +18,12 @@ from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.files import is_ours_alone
 from tokenizers_vq.schema import read_value
 from unitok.config import ObjectiveSettings, TasksConfig, small
+from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings
 from unitok.tuning.config import LoraConfig, as_patterns
 
 from ..config import OptimConfig, RunConfig, SourceConfig
-from .start import given_patterns, settled
+from .start import given_patterns, settled, thaw
 
 if TYPE_CHECKING:
     from unitok.model import UniTok
@@ -50,6 +51,7 @@ FROM_THE_START: Arguments = {
     "text_tokenizer": None,
     "text_vocabulary": 4096,
     "text_length": 128,
+    "reader": NO_READER,
 }
 """Arguments of a run that starts from a model, which brings these itself."""
 
@@ -99,7 +101,7 @@ def planned(common: Arguments, stages: list[dict[str, Any]]) -> list[Arguments]:
             except UserError as error:  # it speaks of a file of ours
                 problems.check(False, str(error).replace("; restore the file", "").replace("; update unitok, or", ":"))
         try:
-            given_patterns(arguments["trainable"], arguments["init"], arguments["trunk"])
+            given_patterns(arguments["trainable"], arguments["init"], arguments["trunk"], arguments["reader"])
         except UserError as error:
             problems.check(False, f"{where}: {error}")
         plan.append(arguments)
@@ -148,6 +150,7 @@ def _check_stage(model: UniTok, stage: Arguments) -> None:
 
     lora: LoraConfig = stage["lora"]
     if patterns := given_patterns(stage["trainable"], stage["init"]):
+        thaw(model, patterns)
         trained_names(model, patterns)
     if lora.rank is not None:
         lora_targets(model.trunk, as_patterns(lora.targets), lora.rank)
@@ -163,12 +166,19 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     from unitok.config import CODES, ModelConfig, PortConfig
     from unitok.model import UniTok
     from unitok.objectives import get_objective
+    from unitok.reader.encoders import read_encoder
     from unitok.text import number_tokenizer
     from unitok.trunk.hf.reading import read_language_model
     from unitok.vocabulary import Vocabulary
 
+    reader: ReaderSettings = arguments["reader"]
     if arguments["init"] is not None:
-        return UniTok.from_pretrained(arguments["init"])
+        start = UniTok.from_pretrained(arguments["init"])
+        if reader.encoder is None:
+            return start
+        images, texts = start.image_tokenizer, start.text_tokenizer
+        config = dataclasses.replace(start.config, reader=read_encoder(reader, images)[0])
+        return build_empty(lambda: UniTok(config, images, texts), "the recipe")
     if arguments["image_tokenizer"] is None:
         raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
     images, texts = load_tokenizer(arguments["image_tokenizer"]), number_tokenizer(1)
@@ -182,4 +192,6 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     trunk = arguments["trunk"]
     trunk = read_language_model(trunk).trunk if isinstance(trunk, str) else trunk
     config = ModelConfig(trunk, objective, vocabulary.spans, ports=ports)
+    if reader.encoder is not None:
+        config = dataclasses.replace(config, reader=read_encoder(reader, images)[0])
     return build_empty(lambda: UniTok(config, images, texts), "the recipe")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,22 @@ from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.hub import local_folder
 from unitok.config import ObjectiveSettings, TrunkConfig, small
+from unitok.reader.config import NO_READER, ReaderConfig, ReaderSettings
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
 from unitok.tuning.config import LoraConfig, as_patterns
 
 if TYPE_CHECKING:
+    from tokenizers_vq.base import ImageTokenizer
     from unitok.model import UniTok
     from unitok.objectives.base import Objective
+    from unitok.reader.encoders import Encoder
     from unitok.trunk.hf.reading import LanguageModel
     from unitok.tuning.adapter import Adapter
+
+
+ENCODER = "ports.reader.encoder."
+"""How the names of the weights of an encoder of pictures begin."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Start:
         from unitok.tuning.adapter import Adapter, tune
 
         model.start_from(self.model)
+        thaw(model, self.trainable)
         targets = tune(model, self.model, self.trainable, self.lora)
         rank = self.lora.rank
         return None if rank is None else Adapter(str(self.folder), self.fingerprint, rank, self.lora.alpha, targets)
@@ -79,6 +89,7 @@ class LanguageStart:
         from tokenizers_vq.parts import train_only, trainable_names
 
         self.language.fill(model)
+        thaw(model, self.trainable)
         if self.trainable:
             new = {name for name in trainable_names(model) if not name.startswith("trunk.")}
             train_only(model, self.trainable)
@@ -87,12 +98,70 @@ class LanguageStart:
                 raise UserError(f"{left[0]} is new to the language model: name it in --trainable too, as in 'ids.*'")
 
 
-def given_patterns(trainable: str | list[str] | None, init: Path | None, trunk: object = None) -> list[str]:
+@dataclass(frozen=True)
+class ReaderStart:
+    """An encoder that has learned to see, for a model that begins to read pictures by it."""
+
+    encoder: Encoder
+    inner: Start | LanguageStart | None
+    """What else the run starts from."""
+    trainable: list[str]
+
+    @classmethod
+    def of(
+        cls, reader: ReaderSettings, images: ImageTokenizer, inner: Start | LanguageStart | None, trainable: list[str]
+    ) -> tuple[ReaderConfig, ReaderStart]:
+        """The encoder of --reader.encoder, and what a model says of it."""
+        from unitok.reader.encoders import read_encoder
+
+        config, encoder = read_encoder(reader, images)
+        return config, cls(encoder, inner, trainable)
+
+    def begin(self, model: UniTok) -> Adapter | None:
+        """Puts the encoder into a fresh model, and what else the run starts from."""
+        assert model.reader is not None, "the model was built with it"
+        model.reader.encoder.load_state_dict(self.encoder.state_dict())
+        if self.inner is not None:
+            return self.inner.begin(model)
+        thaw(model, self.trainable)
+        if self.trainable:
+            from tokenizers_vq.parts import train_only
+
+            train_only(model, self.trainable)
+        return None
+
+
+Beginning = Start | LanguageStart | ReaderStart
+
+
+def thaw(model: UniTok, patterns: Sequence[str]) -> None:
+    """Lets the weights of an encoder of pictures learn that patterns name, by its own name: no wider one means them."""
+    for name, weight in model.named_parameters():
+        named = [pattern for pattern in patterns if pattern.startswith(ENCODER)]
+        weight.requires_grad_(weight.requires_grad or any(fnmatchcase(name, pattern) for pattern in named))
+
+
+def check_reader(reader: ReaderSettings, start: Start | None, lora: LoraConfig) -> None:
+    """Raises UserError for a reader that a model which is started from cannot get."""
+    if reader.encoder is None or start is None:
+        return
+    if start.model.reader is not None:
+        raise UserError("--reader.encoder: the model in --init has a reader already, which is kept: leave it out")
+    if lora.rank is not None:
+        raise UserError(
+            "--reader.encoder brings weights that an adapter does not hold: train the connector first, with "
+            "--trainable 'ports.reader.*' and without --lora.rank, then tune that model with --lora.rank"
+        )
+
+
+def given_patterns(
+    trainable: str | list[str] | None, init: Path | None, trunk: object = None, reader: ReaderSettings = NO_READER
+) -> list[str]:
     """Those of --trainable; none of them trains everything."""
     patterns = [] if trainable is None else as_patterns(trainable)
     if trainable is not None and not patterns:
         raise UserError("--trainable names nothing: give names of weights, such as 'decoder.*', or leave it out")
-    if patterns and init is None and not isinstance(trunk, str):
+    if patterns and init is None and not isinstance(trunk, str) and reader.encoder is None:
         raise UserError("--trainable trains a part of a model that has learned: give its folder with --init")
     return patterns
 

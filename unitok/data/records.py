@@ -43,8 +43,8 @@ class Record:
     caption: str | None = None
     image: torch.Tensor | None = None
     """(3, H, W) uint8."""
-    codes: torch.Tensor | None = None
-    """(L,) int64."""
+    codes: Any = None
+    """(L,) int64, or what else a model learns pictures from."""
     problem: str | None = None
     """Why this record cannot be used; then image and codes are None."""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -103,8 +103,8 @@ class RecordBatch:
     captions: list[str]
     images: torch.Tensor | None
     """(B, 3, H, W) uint8, when all records have pixels."""
-    codes: torch.Tensor | None
-    """(B, L) int64, when all records have codes."""
+    codes: Sequence[Any] | torch.Tensor | None
+    """(B, L) int64, or what else a model learns pictures from, when all records have it."""
     problems: list[tuple[int, str, str]] = field(default_factory=list)
     """(index, name, reason) of the records that were left out."""
     records: list[Record] = field(default_factory=list)

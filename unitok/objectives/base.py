@@ -77,7 +77,8 @@ def framed(segment: Segment, before: Sequence[int], behind: Sequence[int]) -> Se
     target = None if segment.target is None else F.pad(segment.target, ends, value=IGNORE)
     nothing = slice(0, 0)
     runs = ((nothing, ends[0]), *segment.runs, (nothing, ends[1])) if segment.runs else ()
-    return replace(segment, ids=ids, groups=torch.zeros_like(ids), places=places, target=target, runs=runs)
+    at = segment.at and slice(segment.at.start + len(before), segment.at.stop + len(before))
+    return replace(segment, ids=ids, groups=torch.zeros_like(ids), places=places, target=target, runs=runs, at=at)
 
 
 class Objective(ABC):
@@ -172,11 +173,14 @@ class Objective(ABC):
         """Codes (B, L) of images that are read, -1 for those that are not known: nothing is predicted, and all
         positions are one group, unless `frames` says otherwise."""
         places, groups = layout.coordinates(), torch.zeros(layout.length, dtype=torch.int64)
-        around = vocabulary.around(self.frames.read)
-        segments = [framed(Segment(ids, groups, places), *around) for ids in vocabulary.known_ids(codes).cpu()]
-        if self.frames.read_in_order:
-            return [replace(segment, groups=torch.arange(len(segment))) for segment in segments]
-        return segments
+        return [self.read(Segment(ids, groups, places), vocabulary) for ids in vocabulary.known_ids(codes).cpu()]
+
+    def read(self, segment: Segment, vocabulary: Vocabulary, opening: Sequence[int] = ()) -> Segment:
+        """An image that is read, of one group, with what `frames` says of it, and further ids before the last mark in
+        front of it."""
+        before, behind = vocabulary.around(self.frames.read)
+        found = framed(segment, [*before[:-1], *opening, *before[-1:]], behind)
+        return replace(found, groups=torch.arange(len(found))) if self.frames.read_in_order else found
 
     @abstractmethod
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..vocabulary import FRAMELESS, Frames
+from ..vocabulary import FRAMELESS, Asking, Frames
 
 
 @dataclass
@@ -27,6 +27,8 @@ class Traits:
     """Whether a caption that is left out is an empty one in the wording of the model."""
     frames: ClassVar[Frames] = FRAMELESS
     """What stands around texts and pictures."""
+    asking: ClassVar[Asking | None] = None
+    """How it is asked about pictures; None: a question stands behind the picture as it is."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
 

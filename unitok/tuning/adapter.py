@@ -26,6 +26,7 @@ from tokenizers_vq.weights import build_empty, each_once, read_weights, write_we
 
 from ..config import ModelConfig
 from ..model import CONFIG, UniTok
+from ..reader.config import READER
 from .config import MOST_RANK, LoraConfig, as_patterns
 from .lora import add_lora, linear_maps, lora_targets, merge_lora
 
@@ -74,13 +75,24 @@ def tune(model: UniTok, start: UniTok, patterns: Sequence[str], lora: LoraConfig
             model.requires_grad_(False)
         add_lora(model.trunk, targets, lora.rank, lora.alpha)
         freeze_the_rest(model, set(trainable_names(model)))
-    fresh = _unlike(model.state_dict(), start.state_dict()) - set(trainable_names(model))
+    fresh = _unlike(model.state_dict(), start.state_dict()) - set(trainable_names(model)) - _encoder(model)
     if fresh:
         raise UserError(
-            f"the tasks bring ids that the model in --init lacks, and {min(fresh)} would not learn them: name 'ids.*'"
-            " in --trainable too"
+            f"{min(fresh)} is new to the model in --init, whole or in part, and would not be learned: name "
+            f"'{_part(min(fresh))}' in --trainable too"
         )
     return targets
+
+
+def _part(name: str) -> str:
+    """A pattern of the part of a model that a weight is in."""
+    return f"{name.partition('.')[0]}.*"
+
+
+def _encoder(model: UniTok) -> set[str]:
+    """The names of the tensors of an encoder of pictures, which comes with what it has learned."""
+    place = f"ports.{READER}.encoder."
+    return {name for name in model.state_dict() if name.startswith(place)}
 
 
 def _unlike(state: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> set[str]:

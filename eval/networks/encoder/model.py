@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,33 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tokenizers_vq.embedded import WEIGHTS, Block, EncoderConfig, ImageTower, fit_to
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.files import parse_json
 from tokenizers_vq.schema import read_dataclass
 from tokenizers_vq.weights import check_finite
-
-WEIGHTS = Path(__file__).parent / "unitok-embedded-v1.safetensors"
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes of the dual encoder; the defaults are version 1."""
-
-    image_size: int = 64
-    image_width: int = 160
-    """Also the dimension of the pooled feature that FID uses."""
-    image_layers: int = 1
-    """Attention blocks over the 4x4 positions that the convolutions leave."""
-    text_buckets: int = 4096
-    """Rows of the table that the hashes of words and letter triples point into."""
-    text_width: int = 128
-    text_layers: int = 2
-    words: int = 64
-    """Words read of a caption; the rest is ignored."""
-    pieces: int = 12
-    """Pieces read of one word."""
-    heads: int = 4
-    embedding: int = 128
 
 
 def split_words(text: str) -> list[str]:
@@ -62,65 +40,6 @@ def word_pieces(word: str, buckets: int, limit: int) -> tuple[int, ...]:
     marked = f"<{word}>"
     names = [f"1{marked}", f"2{marked}", *(marked[i : i + 3] for i in range(len(marked) - 2))]
     return tuple(1 + zlib.crc32(name.encode()) % buckets for name in names[:limit])
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, N, C); mask (B, 1, 1, N), True where a position may be looked at."""
-        batch, length, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        scores = qkv[0] @ qkv[1].transpose(-2, -1) * (width // self.heads) ** -0.5  # (B, heads, N, N)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        seen = (
-            scores.softmax(dim=-1).to(qkv.dtype) @ qkv[2]
-        )  # written out: SDPA's backward takes thrice as long on CPUs
-        x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-class ResidualConv(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
-        self.norm1, self.norm2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
-
-
-def down(channels_in: int, channels_out: int) -> nn.Sequential:
-    conv = nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(channels_out), nn.ReLU())
-
-
-class ImageTower(nn.Module):
-    """Pictures to one pooled vector each."""
-
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        width, side = config.image_width, config.image_size // 16
-        shallow = (down(3, 32), down(32, 64), ResidualConv(64), down(64, 128), ResidualConv(128))
-        self.stem = nn.Sequential(*shallow, down(128, width), ResidualConv(width))
-        self.position = nn.Parameter(0.02 * torch.randn(side * side, width))
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.image_layers))
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images (B, 3, S, S) in [-1, 1] -> (B, C)."""
-        x = self.stem(images).flatten(2).transpose(1, 2) + self.position  # (B, N, C)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x).mean(dim=1)
 
 
 class TextTower(nn.Module):
@@ -173,11 +92,7 @@ class DualEncoder(nn.Module):
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) of any size -> float (B, 3, S, S) in [-1, 1]; antialiased bilinear."""
-        size = (self.config.image_size, self.config.image_size)
-        x = images.to(self.device).float() / 127.5 - 1
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return x.contiguous(memory_format=torch.channels_last)
+        return fit_to(images.to(self.device).float() / 127.5 - 1, self.config.image_size)
 
     def image_embeddings(self, features: Tensor) -> Tensor:
         """Pooled image features (B, C) -> (B, E) of length 1."""

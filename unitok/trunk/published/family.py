@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from tokenizers_vq.layout import Layout
 from ...text import TextTokenizer
 from ...vocabulary import Vocabulary
 from . import PublishedTrunk
+
+if TYPE_CHECKING:
+    from .janus_reading import Reading
 
 Shape = tuple[int, ...]
 Settings = Mapping[str, Any]
@@ -50,6 +53,10 @@ class Family(ABC):
     """Longest text, in tokens, where captions are texts."""
     spans: ClassVar[tuple[str, ...]] = ()
     """Further spans of one id that stand around texts and pictures."""
+    reads: ClassVar[Mapping[str, str]] = {}
+    """Further spans of a model whose file says how it reads pictures, and the tokens that they are."""
+    reading_tasks: ClassVar[tuple[str, ...]] = ()
+    """What such a model does."""
     holds_tokenizer: ClassVar[bool] = False
     """Whether a file holds the image tokenizer too."""
 
@@ -64,6 +71,14 @@ class Family(ABC):
     def image_tokenizer(self, weights: Weights, settings: Settings, where: str) -> ImageTokenizer:
         """The image tokenizer in a file that holds one."""
         raise NotImplementedError
+
+    def reading(self, weights: Weights, settings: Settings, where: str) -> Reading | None:
+        """How the model reads pictures, where a file says so; else as codes, or not at all."""
+        return None
+
+    def reading_trunk(self, trunk: PublishedTrunk) -> PublishedTrunk:
+        """The trunk of a model that reads pictures so."""
+        return trunk
 
     def codebook(self, weights: Weights) -> Tensor | None:
         """(K, D): the vectors of codes of the image tokenizer that the model was trained with, where a file says so."""

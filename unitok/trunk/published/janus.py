@@ -1,32 +1,35 @@
 """Janus and Janus-Pro (arXiv:2410.13848, 2501.17811), as they draw and write: Llama, with a table and a head of its own
 for codes.
 
-How they read pictures, through SigLIP, is left out: its tensors are not taken over.
+How they read pictures stands in `janus_reading.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.published.load import tokenizer_of
 
 from ...text import TextTokenizer
-from ...vocabulary import Vocabulary
-from . import PublishedTrunk, llama
+from ...vocabulary import FRAMELESS, Asking, Frames, Vocabulary
+from . import PublishedTrunk, janus_reading, llama
 from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole, wording
 
 WORDING = "<|User|>: {}\n\n<|Assistant|>:"
 START, IMAGES, ALIGN = "model.language_model.", "model.vqmodel.", "model.generation_aligner."
 LAYERS = ("fc1", "hidden_layers.0")
+TURN = ":"
+"""The last token before an answer."""
+READ = Frames(read=(("bos", "boi"), ("eoi",)), read_in_order=True, begin="turn")
 NARROW = 8
 """Size of the authors' vectors of codes."""
 RENAMED = (
@@ -38,7 +41,8 @@ RENAMED = (
     (r"^gen_head\.output_mlp_projector\.", "model.generation_head.proj_out."),
     (r"^gen_head\.", "model.generation_head."),
     (r"^gen_vision_model\.", IMAGES),
-    (r"^(vision_model|aligner)\.", r"model.\1."),
+    *janus_reading.RENAMED,
+    (r"^(vision_model|aligner)\.(?!vision_tower)", r"model.\1."),
 )
 """Names of the authors' files -> those of transformers."""
 VQ = (
@@ -70,13 +74,30 @@ class JanusTrunk(llama.LlamaTrunk):
     padded = True
     wording: str = WORDING
     """Janus 1.3B has the words User and Assistant in place of the tokens."""
+    reads: bool = False
+    """Whether it reads pictures."""
+    system: str = ""
+    """What stands before the first turn of a talk about a picture."""
+    caption: str = "Describe the image."
+    """The question by which it writes a caption."""
+
+    @property
+    def frames(self) -> Frames:  # type: ignore[override]
+        """A text that is written goes on behind the last character of the assistant's begin of a turn."""
+        return READ if self.reads else FRAMELESS
+
+    @property
+    def asking(self) -> Asking | None:  # type: ignore[override]
+        before, behind = self.wording.split("{}")
+        question = f"\n{{}}{behind.removesuffix(TURN)}"
+        return Asking(f"{self.system}{before}", question, {"image_to_text": self.caption}) if self.reads else None
 
 
 class _JanusFamily(Family):
     config = JanusTrunk
     objective = "next_token"
     tokenizer = "llamagen_vq"
-    settings = llama.SETTINGS | {"image_size", "wording"}
+    settings = llama.SETTINGS | {"image_size", "wording", "system", "caption"}
     ignored = ("quantize.codebook_used",)
     left_out = (IMAGES, "model.vision_model.", "model.aligner.")
     files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -87,11 +108,20 @@ class _JanusFamily(Family):
         "boi": "<begin_of_image>",
         "pad": "<\uff5c\u2581pad\u2581\uff5c>",
     }
+    reads: ClassVar[Mapping[str, str]] = {"eoi": "<end_of_image>", "turn": TURN}
+    reading_tasks = ("text_to_image", "image_to_text", "question")
     holds_tokenizer = True
 
     def named(self, weights: Weights, settings: Settings) -> Weights:
         found = {_renamed(name, RENAMED): tensor for name, tensor in weights.items()}
-        return llama.untied(found, START, settings)
+        return llama.untied(janus_reading.separated(found), START, settings)
+
+    def reading(self, weights: Weights, settings: Settings, where: str) -> janus_reading.Reading | None:
+        return janus_reading.reading(weights, settings, where)
+
+    def reading_trunk(self, trunk: PublishedTrunk) -> PublishedTrunk:
+        assert isinstance(trunk, JanusTrunk)
+        return replace(trunk, reads=True)
 
     def configuration(self, settings: Settings) -> Settings:
         return llama.configuration(settings)
@@ -116,8 +146,12 @@ class _JanusFamily(Family):
 
     def read(self, shapes: Mapping[str, Shape], settings: Settings, layout: Layout) -> tuple[JanusTrunk, int, int]:
         table = shapes[f"{START}embed_tokens.weight"]
+        talk = {name: settings[name] for name in ("system", "caption") if name in settings}
+        for name, value in talk.items():
+            if not isinstance(value, str):
+                raise UserError(f"setting {name} is {shown(value)}: give a text")
         sizes = llama.sizes(shapes, START, settings, max(1, table[1] // 128), 1e-6)
-        found = JanusTrunk(**sizes, wording=wording(settings, WORDING))
+        found = JanusTrunk(**sizes, wording=wording(settings, WORDING), **talk)
         return found, table[0], shapes["model.generation_head.vision_head.weight"][0]
 
     def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:
@@ -141,8 +175,9 @@ class _JanusFamily(Family):
     ) -> dict[str, Tensor]:
         assert isinstance(config, JanusTrunk)
         width, head = config.width, "model.generation_head."
-        embedding = text_spans(weights[f"{START}embed_tokens.weight"], self.tokens, texts)
-        scores = text_spans(weights["lm_head.weight"], self.tokens, texts)
+        tokens = {**self.tokens, **(self.reads if config.reads else {})}
+        embedding = text_spans(weights[f"{START}embed_tokens.weight"], tokens, texts)
+        scores = text_spans(weights["lm_head.weight"], tokens, texts)
         bias = closed(vocabulary, [id_of(texts, self.tokens["eos"])])
         bias[vocabulary["image"]] = weights[f"{head}vision_head.bias"].float()
         return llama.state_of(config, START, weights) | {
