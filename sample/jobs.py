@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from unitok.choose import lane_weights
+from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece, conditions, prompt
 
@@ -79,3 +80,17 @@ def compared(settings: SampleSettings, prompts: int) -> list[int]:
     if prompts == 1 or settings.guidance_varies:
         return list(range(prompts))
     return list(lane_weights(settings.guidance_scales(prompts - 1)))
+
+
+def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
+    """Positions of a job's longest prompt, and of all that comes behind it at most."""
+    modalities = model.modalities()
+
+    def length(pieces: Sequence[Piece]) -> int:
+        return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
+
+    assert not callable(job.then), "what follows is not known before"
+    written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
+    longest = max(model.config.text_length + 1, model.picture_length, *written)
+    known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
+    return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)

@@ -16,11 +16,11 @@ from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import Piece, asked
+from unitok.tasks import asked
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import Job, job_for, prompts_needed
+from .jobs import Job, job_for, prompts_needed, rooms_of
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
@@ -62,20 +62,6 @@ def engine_for(model: UniTok, jobs: Sequence[Job], batch_size: int, watch: Watch
     for job in jobs:
         engine.add(job)
     return engine
-
-
-def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
-    """Positions of a job's longest prompt, and of all that comes behind it at most."""
-    modalities = model.modalities()
-
-    def length(pieces: Sequence[Piece]) -> int:
-        return sum(len(part) for one in pieces for part in modalities[one.modality].given([one.value]))
-
-    assert not callable(job.then), "what follows is not known before"
-    written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
-    longest = max(model.config.text_length + 1, model.picture_length, *written)
-    known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
-    return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
 
 def value_of(model: UniTok, condition: Condition, text_ids: Callable[[str], list[int]] | None = None) -> Any:

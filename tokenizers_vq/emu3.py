@@ -247,6 +247,9 @@ class Emu3Tokenizer(ImageTokenizer):
     def _picture(self, vectors: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(vectors), vectors)
 
+    def _continuous(self, images: Tensor) -> Tensor:
+        return self.latents(images)
+
     def _encode(self, images: Tensor) -> Tensor:
         return self.quantizer.nearest(self.latents(images))
 

@@ -202,9 +202,12 @@ class SeedTokenizer(ImageTokenizer):
     def forward(self, images: Tensor, accumulate: bool = False) -> TokenizerOutput:
         raise UserError(self.no_pixels)  # the loss is one of pixels
 
-    def _encode(self, images: Tensor) -> Tensor:
+    def _continuous(self, images: Tensor) -> Tensor:
         latents = self.to_code(self.reader(self.vision(images)))  # (B, N, D)
-        return self.quantizer.nearest(latents.transpose(1, 2)[:, :, None])
+        return latents.transpose(1, 2)[:, :, None]
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.quantizer.nearest(self._continuous(images))
 
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
         raise UserError(self.no_pixels)

@@ -23,12 +23,12 @@ from tokenizers_vq.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
 from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
-from .config import ALIKE, CODES, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
+from .config import ALIKE, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective, objective_class
 from .objectives.base import Objective
 from .objectives.sub_tokens import SubTokenPort
-from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports
+from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports, vectors_of_codes
 from .reader.config import READER
 from .reader.port import ReaderPort
 from .sequence import Conditions, PackedBatch
@@ -110,22 +110,8 @@ class UniTok(Tunable):
             return SubTokenPort(size, image, trunk.sub_tokens, trunk.width)
         scales = {name: (self.vocabulary[name], port.size) for name, port in waves.items()}
         deep, bits = image if trunk.deep_head else None, image if self.objective.bitwise else None
-        codes = self._vectors_of_codes(image_tokenizer)
+        codes = vectors_of_codes(self.config.ports, self.vocabulary, image_tokenizer)
         return IdPort(size, trunk.width, trunk.tied_head, trunk.head_bias, scales, deep, bits, codes)
-
-    def _vectors_of_codes(self, image_tokenizer: ImageTokenizer) -> tuple[slice, torch.Tensor] | None:
-        """The ids of codes and the vectors (codes, D) that their tokenizer has for them; None: they have nothing in
-        common."""
-        wanted = next((port.size for port in self.config.ports.values() if port.kind == CODES), None)
-        if wanted is None:
-            return None
-        vectors = image_tokenizer.code_vectors().detach().flatten(0, 1).float().cpu()
-        if vectors.shape != (self.vocabulary.codebook_size, wanted):
-            raise UserError(
-                f"the model takes {self.vocabulary.codebook_size} code vectors of {wanted} numbers, its image "
-                f"tokenizer has {len(vectors)} of {vectors.shape[1]}: use the tokenizer it was trained with"
-            )
-        return self.vocabulary.image_range, vectors
 
     def forward(self, batch: PackedBatch) -> torch.Tensor:
         """Sums of cross-entropy of every task, (tasks,) float32.

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.bitwise import to_bits
+from tokenizers_vq.errors import UserError
 
-from .config import PortConfig
+from .config import CODES, PortConfig
 from .cross_entropy import PIECE, LinearCrossEntropy
 from .device import compute_dtype, learns_on_cpu
 from .reader.port import ReaderPort
@@ -25,6 +27,7 @@ from .sequence import Ids, States
 from .trunk.base import Beside
 from .trunk.native import RMSNorm
 from .trunk.rule import Visibility, attend
+from .vocabulary import Vocabulary
 
 DEVIATION = 0.02
 """Of fresh weights."""
@@ -88,6 +91,26 @@ def standard(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors (n, F) shifted and scaled to mean 0 and deviation 1 in each dimension."""
     centred = vectors - vectors.mean(0)
     return centred / centred.square().mean(0).sqrt().clamp(min=1e-6)
+
+
+def vectors_of_codes(
+    ports: Mapping[str, PortConfig], vocabulary: Vocabulary, image_tokenizer: ImageTokenizer
+) -> tuple[slice, torch.Tensor] | None:
+    """The ids of codes and the vectors (codes, D) that their tokenizer has for them; None: they have nothing in common.
+
+    Raises:
+        UserError: a tokenizer with other vectors than those that the ports are for.
+    """
+    wanted = next((port.size for port in ports.values() if port.kind == CODES), None)
+    if wanted is None:
+        return None
+    vectors = image_tokenizer.code_vectors().detach().flatten(0, 1).float().cpu()
+    if vectors.shape != (vocabulary.codebook_size, wanted):
+        raise UserError(
+            f"the model takes {vocabulary.codebook_size} code vectors of {wanted} numbers, its image tokenizer has "
+            f"{len(vectors)} of {vectors.shape[1]}: use the tokenizer it was trained with"
+        )
+    return vocabulary.image_range, vectors
 
 
 class Deep(nn.Module):

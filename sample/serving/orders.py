@@ -21,8 +21,8 @@ from unitok.trunk.attention import attention_to_words
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, known_codes, window_seed
-from ..jobs import Job, job_for
-from ..pipeline import GREEDY, as_read, codes_of, rooms_of, score_codes
+from ..jobs import Job, job_for, rooms_of
+from ..pipeline import GREEDY, as_read, codes_of, score_codes
 from .partial import decode_one
 from .reconstruction import reconstruct
 
