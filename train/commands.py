@@ -119,6 +119,7 @@ def train_generator(
     data: str | list[SourceConfig],
     out: Path,
     image_tokenizer: Path | None = None,
+    image_size: int | None = None,
     init: Path | None = None,
     trainable: str | list[str] | None = None,
     lora: LoraConfig = NO_LORA,
@@ -148,6 +149,7 @@ def train_generator(
             --config file names several sources, each with data, share, tasks and weight.
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
+        image_size: Side of the pictures that are learned; null for that of the image tokenizer.
         init: Model folder to start from, or hf:owner/name: its weights, sizes, objective and both tokenizers, instead
             of fresh ones. One of unitok import does too. Tasks may be new to it.
         trainable: Names of the weights that are trained, with * for any text, such as 'trunk.blocks.1?.*', and commas
@@ -232,7 +234,11 @@ def train_generator(
             network = trunk
         if beginning is not None:
             settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
-        images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
+        images = (
+            start.image_tokenizer
+            if start is not None
+            else load_tokenizer(_given(image_tokenizer), image_size=image_size)
+        )
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
         dataset = open_sources(data, tasks, images.image_size)
         wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
@@ -311,6 +317,7 @@ def encode(
     workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     max_bad: float = 0.01,
+    image_size: int | None = None,
 ) -> None:
     """Tokenize a data set once, into shards of codes beside their captions.
 
@@ -322,11 +329,14 @@ def encode(
         data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
         image_tokenizer: Folder of the image tokenizer.
         out: Folder for the codes; give it to --data of train generator.
-        batch_size: Pictures encoded at once.
-        shard_size: Pictures per file; an interruption costs at most this many. A folder that was begun keeps its own.
+        batch_size: Pictures encoded at once; fewer of large ones, 16 megapixels at the most.
+        shard_size: Pictures per file, fewer of large ones; an interruption costs at most this many. A folder that was
+            begun keeps its own.
         workers: Processes that read pictures; 0: they are read between the batches.
         device: auto takes a GPU where there is one.
         max_bad: Share of the pictures that may be unreadable.
+        image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size. Give it to train
+            generator too.
 
     Example:
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
@@ -335,10 +345,11 @@ def encode(
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.check(image_size is None or image_size >= 1, f"--image_size is {image_size}: choose 1 or more")
     problems.raise_if_any()
     from .encode import encode_data
 
-    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
+    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad, image_size)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"codes: {out}")
         print(f"pictures: {count}  unreadable: {bad}")

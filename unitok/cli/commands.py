@@ -53,6 +53,11 @@ COMMANDS: dict[str, Command] = {
         positional=("model",),
     ),
     "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
+    "reconstruct": Command(
+        "unitok.eval.tokenizer_commands:reconstruct",
+        "Pictures of any size through a tokenizer and back.",
+        positional=("pictures",),
+    ),
     "data check": Command(
         "unitok.eval.data.commands:data_check",
         "Look at a data set: sizes, captions, broken pictures, near-duplicates.",
