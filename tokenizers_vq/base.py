@@ -279,7 +279,7 @@ def _load(folder: Path, image_size: int | None) -> ImageTokenizer:
     values, files = read_configuration(where)
     config = config_from_dict(values, where=str(where))
     check_own(values, files, where)
-    if image_size is not None:
+    if image_size is not None and (image_size, image_size) != config.size:
         config = config.resized(image_size, image_size)
     check_digest(folder, WEIGHTS_FILE, files, "restore the file")
     tokenizer = build_empty(lambda: build_tokenizer(config), str(where))

@@ -79,8 +79,9 @@ class ConvVQConfig(ConvConfig):
         return Layout(scale_grids(self.scales, home, layout.grid))
 
     def resized(self, height: int, width: int) -> Self:
-        scales = self.layout_for(height, width).scales if self.scales else ()
-        return dataclasses.replace(self, image_size=height if height == width else (height, width), scales=scales)
+        grids = self.layout_for(height, width).scales
+        size = height if height == width else (height, width)
+        return dataclasses.replace(self, image_size=size, scales=grids if self.scales else ())
 
     @property
     def stride(self) -> int:

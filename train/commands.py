@@ -78,38 +78,36 @@ def train_tokenizer(
         del settings["adversarial"]
     if losses.perceptual is None:
         settings["losses"] = {name: value for name, value in settings["losses"].items() if "perceptual" not in name}
-    from .folder import RunFolder
-
-    folder = RunFolder(out, resume)
-    folder.claim()
-
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
 
     from .distributed import join
+    from .folder import RunFolder
     from .loop import train
     from .tokenizer import TokenizerTrainee, parameters_of
 
-    start = load_tokenizer(init) if init is not None else None
-    if start is not None:
-        tokenizer = start.config
-        settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
-    captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
-    dataset = open_data(data, tokenizer.size, captions=captions)
-    validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
-    with join(run.device, run.threads, run.timeout_minutes) as world:
+    folder = RunFolder(out, resume)
+    with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         pictures = world.from_main(lambda: run.micro_batch_for(world.size))
+        start = world.together(lambda: load_tokenizer(init)) if init is not None else None
+        if start is not None:
+            tokenizer = start.config
+            settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
+        captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
+        dataset, validation = world.together(
+            lambda: [open_data(one, tokenizer.size, captions=captions) if one else None for one in (data, val_data)]
+        )
         height, width = tokenizer.size
         check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
         trainee = TokenizerTrainee(
-            tokenizer, losses, adversarial, augment, dataset, validation, run, world, start, patterns
+            tokenizer, losses, adversarial, augment, _given(dataset), validation, run, world, start, patterns
         )
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
         _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
-        facts = train(trainee, dataset, folder, settings, optim, run, world)
+        facts = train(trainee, _given(dataset), folder, settings, optim, run, world)
         if world.is_main:
             _print_result("tokenizer", out, facts)
 
@@ -197,11 +195,6 @@ def train_generator(
     else:
         check_start(settings)
         drawn = SampleSettings(**SampleSettings.given(sampling))
-    from .folder import RunFolder
-
-    folder = RunFolder(out, resume)
-    folder.claim()
-
     from tokenizers_vq.base import load_tokenizer
     from unitok.boxes import LOCATION, SPANS, WAVES
     from unitok.data.mixture import slots_of
@@ -213,36 +206,39 @@ def train_generator(
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
     from .distributed import join
+    from .folder import RunFolder
     from .generator import GeneratorTrainee
     from .loop import train
 
-    with join(run.device, run.threads, run.timeout_minutes) as world:
+    folder = RunFolder(out, resume)
+    with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
         beginning: Start | LanguageStart | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
-            beginning = Start.of(init, patterns, lora)
+            beginning = world.together(lambda: Start.of(init, patterns, lora))
             start = beginning.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
-            beginning = LanguageStart.of(trunk, patterns)
+            beginning = world.together(lambda: LanguageStart.of(trunk, patterns))
             network = beginning.language.trunk
         else:
             network = trunk
         if beginning is not None:
             settings |= {"init": beginning.fingerprint, "trunk": _as_plain(network), "objective": objective}
-        images = (
-            start.image_tokenizer
-            if start is not None
-            else load_tokenizer(_given(image_tokenizer), image_size=image_size)
-        )
+        if start is not None:
+            images = start.image_tokenizer
+        else:
+            images = world.together(lambda: load_tokenizer(_given(image_tokenizer), image_size=image_size))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
-        dataset = open_sources(data, tasks, images.image_size)
+        dataset = world.together(lambda: open_sources(data, tasks, images.image_size))
         wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
-        validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
+        validation = world.together(
+            lambda: [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
+        )
         fingerprint = images.fingerprint()
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)

@@ -23,6 +23,8 @@ class Command:
     """Base dataclasses whose subclasses are alternatives."""
     out_is_file: bool = False
     """Whether `--out` is a file; else it is a folder that one process at a time writes into."""
+    meets: bool = False
+    """Whether the processes that torchrun starts meet, and lock that folder together (`RunFolder.held`)."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -31,11 +33,13 @@ COMMANDS: dict[str, Command] = {
         "Train a VQ image tokenizer on a folder of pictures.",
         presets=("tokenizers_vq.config:TOKENIZER_PRESETS", "tokenizer"),
         choices=("tokenizers_vq.quantizer_config:QuantizerConfig",),
+        meets=True,
     ),
     "train generator": Command(
         "unitok.train.commands:train_generator",
         "Train one transformer over text and image codes.",
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
+        meets=True,
     ),
     "plan": Command(
         "unitok.train.plan.commands:plan",
