@@ -76,7 +76,7 @@ class ImageTokenizer(Tunable, ABC):
     """How the names of those tensors begin that only turn codes into pictures."""
 
     tiles = Tiles()
-    """Which pictures are encoded and decoded in parts (`tokenizers_vq.tiles`)."""
+    """Which pictures are encoded and decoded in parts, without gradients (`tokenizers_vq.tiles`)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
