@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import Problems, UserError, shown
+from unitok.data.text_files import printable
 
 from .commands import Device, check_counts, finish, with_label
 
@@ -15,6 +16,51 @@ if TYPE_CHECKING:
 
 
 Lpips = Literal["auto", "alex", "vgg", "squeeze", "none"]
+
+
+def reconstruct(
+    pictures: list[Path], tokenizer: Path, out: Path = Path("runs/reconstructed"), device: Device = "auto"
+) -> None:
+    """Pictures of any size through a tokenizer and back: what its codes keep.
+
+    Writes NAME.png of every picture, in its own size, and prints one line each: file, pixels, codes, and PSNR. Pictures
+    of more than a megapixel go through in tiles.
+
+    Args:
+        pictures: Picture files. Where the tokenizer's stride does not divide a side, the edge is repeated and cut off
+            again.
+        tokenizer: Folder of a tokenizer, as `unitok train tokenizer` writes it, or of a model that holds one.
+        out: Folder for the pictures.
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok reconstruct pictures/cat.png --tokenizer runs/demo/tokenizer --out runs/reconstructed
+    """
+    problems = Problems()
+    problems.check(bool(pictures), "nothing to reconstruct: give picture files")
+    for path in pictures:
+        problems.check(path.is_file(), f"{printable(str(path))} is not a file")
+    names = [f"{path.stem}.png" for path in pictures]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems.check(not twice, f"several pictures would be written as {shown(', '.join(twice))}: rename them")
+    problems.raise_if_any()
+    from tokenizers_vq.base import find_tokenizer
+    from tokenizers_vq.images import save_png
+    from unitok.device import pick_device
+    from unitok.sample.pictures import read_picture
+
+    from .metrics.reconstruction import reconstruct_whole
+
+    loaded = find_tokenizer(tokenizer, pick_device(device))
+    loaded.check_pixels()
+    for path, name in zip(pictures, names, strict=True):
+        picture = read_picture(path)
+        back, codes, decibels = reconstruct_whole(loaded, picture)
+        out.mkdir(parents=True, exist_ok=True)
+        save_png(out / name, back)
+        height, width = picture.shape[1:]
+        size = f"{height}x{width}\t{codes:,} codes of {loaded.codebook_size:,}"
+        print(f"{printable(str(path))}\t{size}\tPSNR {decibels:.2f} dB", flush=True)
 
 
 def eval_tokenizer(

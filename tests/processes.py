@@ -1,4 +1,4 @@
-"""Two processes of one run, forked from the one that tests: torch is imported once."""
+"""Several processes of one run, forked from the one that tests: torch is imported once."""
 
 from __future__ import annotations
 
@@ -17,20 +17,26 @@ Work = Callable[[int], Any]
 
 
 def pair(*works: Work, timeout: float = 250, kill: tuple[int, float] | None = None) -> list[int]:
-    """Runs functions of the rank, one after another, in two processes that can `join`; gives their exit codes. What a
+    """`several` of two."""
+    return several(2, *works, timeout=timeout, kill=kill)
+
+
+def several(size: int, *works: Work, timeout: float = 250, kill: tuple[int, float] | None = None) -> list[int]:
+    """Runs functions of the rank, one after another, in processes that can `join`; gives their exit codes. What a
     function returns is its exit code. `kill`: (rank, seconds after which it is killed)."""
     ports = [_free_port() for _ in works]
 
     def run(rank: int) -> None:
         torch.set_num_threads(1)
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+        os.environ["LOCAL_WORLD_SIZE"] = str(size)
         for port, work in zip(ports, works, strict=True):
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             code = work(rank)
             if code:
                 sys.exit(code)
 
-    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(2)]
+    processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(size)]
     for process in processes:
         process.start()
     if kill is not None:

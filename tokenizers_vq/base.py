@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +30,7 @@ from .parts import Tunable
 from .quantizer_base import check_codes
 from .quantizer_config import MOST_CODES
 from .tf32 import without_tf32
+from .tiles import Tiles, run_in_windows
 from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
@@ -69,6 +71,9 @@ class ImageTokenizer(Tunable, ABC):
     """How the names of those tensors begin that only turn codes into pictures."""
     no_pixels: ClassVar[str] = ""
     """Why `decode` makes no pictures, and what would; empty where it makes them."""
+
+    tiles = Tiles()
+    """Which pictures are encoded and decoded in parts, without gradients (`tokenizers_vq.tiles`)."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -182,7 +187,27 @@ class ImageTokenizer(Tunable, ABC):
             check_codes(part_of_grid, first + size, first)
         # On a CPU, convolutions round differently in another batch, and a picture must not depend on its batch.
         parts = codes.long().split(1) if codes.device.type == "cpu" else [codes.long()]
-        return torch.cat([self._decode(part, layout).float() for part in parts])
+        decoded = [self._decode(part, layout).float() for part in parts]
+        return decoded[0] if len(decoded) == 1 else torch.cat(decoded)
+
+    def _encoded(self, network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D, h, w) by a network, in tiles where the pictures are large."""
+        return self._in_tiles(network, images, self.stride, 1)
+
+    def _decoded(self, network: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, 3, H, W) by a network, in tiles where the pictures are large."""
+        return self._in_tiles(network, vectors, 1, self.stride)
+
+    def _in_tiles(self, network: Callable[[Tensor], Tensor], x: Tensor, per_input: int, per_output: int) -> Tensor:
+        height, width = (side // per_input for side in x.shape[2:])
+        if height * width * self.stride**2 <= self.tiles.whole:
+            return network(x)
+        rows, columns = (
+            self.tiles.windows(length, own, self.stride)
+            for length, own in zip((height, width), self.image_size, strict=True)
+        )
+        with torch.no_grad():  # or what each window needs for gradients would stay
+            return run_in_windows(network, x, rows, columns, per_input, per_output)
 
     def check_pixels(self) -> None:
         """Raises UserError, which says what is missing, where codes become no pictures."""
@@ -249,12 +274,21 @@ def build_tokenizer(config: TokenizerConfig) -> ImageTokenizer:
     return getattr(importlib.import_module(module, __package__), name)(config)
 
 
-def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> ImageTokenizer:
+def load_tokenizer(
+    path: str | Path, device: str | torch.device = "cpu", image_size: int | None = None
+) -> ImageTokenizer:
     """The tokenizer that `save_pretrained` wrote, in evaluation mode. Leaves torch's random state as it was.
     `hf:owner/name`, or `hf:owner/name/folder`, is fetched from the hub.
 
+    Args:
+        path: its folder.
+        device: where it shall compute.
+        image_size: side of its pictures; None for the size that it was trained on. With another one it is another
+            tokenizer, with another fingerprint.
+
     Raises:
-        UserError: the folder is missing, foreign or damaged, or cannot be fetched.
+        UserError: the folder is missing, foreign or damaged, or cannot be fetched, or the tokenizer knows no such
+            pictures.
     """
     folder = local_folder(path)
     missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not part(folder, name).is_file()]
@@ -264,7 +298,7 @@ def load_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
             f"no image tokenizer at {folder}: it {what}; expected {CONFIG_FILE} and {WEIGHTS_FILE}, "
             "as `unitok train tokenizer` writes them"
         )
-    tokenizer = read_stable(part(folder, CONFIG_FILE), lambda: _load(folder))
+    tokenizer = read_stable(part(folder, CONFIG_FILE), lambda: _load(folder, image_size))
     fast_weights(tokenizer)
     return tokenizer.to(device)
 
@@ -276,11 +310,13 @@ def find_tokenizer(path: str | Path, device: str | torch.device = "cpu") -> Imag
     return load_tokenizer(inside if inside.is_dir() else folder, device)
 
 
-def _load(folder: Path) -> ImageTokenizer:
+def _load(folder: Path, image_size: int | None) -> ImageTokenizer:
     where = part(folder, CONFIG_FILE)
     values, files = read_configuration(where)
     config = config_from_dict(values, where=str(where))
     check_own(values, files, where)
+    if image_size is not None and (image_size, image_size) != config.size:
+        config = config.resized(image_size, image_size)
     check_digest(folder, WEIGHTS_FILE, files, "restore the file")
     tokenizer = build_empty(lambda: build_tokenizer(config), str(where))
     advice = "weights and configuration are of different tokenizers, or damaged: restore both"

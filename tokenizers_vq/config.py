@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from .config_base import MOST_BLOCKS, MOST_WIDTH, PER_LEVEL, ConvConfig, TokenizerConfig, check_multipliers
 from .errors import Problems, UserError, shown
@@ -105,6 +105,11 @@ class ConvVQConfig(ConvConfig):
             return layout
         home = (self.size[0] // self.stride, self.size[1] // self.stride)
         return Layout(scale_grids(self.scales, home, layout.grid))
+
+    def resized(self, height: int, width: int) -> Self:
+        grids = self.layout_for(height, width).scales
+        size = height if height == width else (height, width)
+        return dataclasses.replace(self, image_size=size, scales=grids if self.scales else ())
 
     @property
     def stride(self) -> int:

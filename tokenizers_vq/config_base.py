@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from .errors import Problems, UserError, shown
 from .layout import Layout
@@ -51,6 +52,11 @@ class TokenizerConfig:
         grids, size = quantizer.grids, quantizer.size // quantizer.grids
         books = tuple((number * size, size) for number in range(grids)) if grids > 1 else ()
         return Layout(((height // self.stride, width // self.stride),) * grids, books)
+
+    def resized(self, height: int, width: int) -> Self:
+        """The configuration of the same network for pictures of another size; UserError where there is none."""
+        self.layout_for(height, width)
+        return dataclasses.replace(self, image_size=height if height == width else (height, width))
 
     def _check_image_size(self, problems: Problems) -> None:
         """Notes what is not a size; with nothing else wrong, raises for a size that the stride does not divide."""

@@ -15,12 +15,12 @@ from .files import atomic_path
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) -> float32 in [-1, 1]; exact inverse: `to_uint8`."""
-    return images.float() / 127.5 - 1.0
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1.0)  # in place, for pictures may be large
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """float (..., 3, H, W) in [-1, 1] -> uint8; rounds, and clamps what lies outside."""
-    return ((images.detach().float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return (images.detach().float() + 1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_pil(image: Tensor) -> Image.Image:

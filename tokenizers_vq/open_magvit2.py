@@ -153,7 +153,7 @@ class OpenMagvit2Tokenizer(ImageTokenizer):
         return self.latents(images)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.quantizer.nearest(self.latents(images))
+        return self.quantizer.nearest(self._encoded(self.latents, images))
 
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
-        return self.decoder(self.quantizer.vectors(codes, layout.grid))
+        return self._decoded(self.decoder, self.quantizer.vectors(codes, layout.grid))

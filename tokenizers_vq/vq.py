@@ -58,12 +58,14 @@ class ConvVQTokenizer(ImageTokenizer):
         return self.latents(images)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.quantizer.nearest(self.latents(images))
+        return self.quantizer.nearest(self._encoded(self.latents, images))
 
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
         if isinstance(self.quantizer, ScaleQuantizer):
-            return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout)))
-        return self.decoder(self.post_quant_conv(self.quantizer.vectors(codes, layout.grid)))
+            vectors = self.quantizer.vectors(codes, layout)
+        else:
+            vectors = self.quantizer.vectors(codes, layout.grid)
+        return self._decoded(lambda some: self.decoder(self.post_quant_conv(some)), vectors)
 
 
 def _quantizer(config: ConvVQConfig) -> Quantizer | ScaleQuantizer:

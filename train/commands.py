@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -89,41 +88,40 @@ def train_tokenizer(
         del settings["adversarial"]
     if losses.perceptual is None:
         settings["losses"] = {name: value for name, value in settings["losses"].items() if "perceptual" not in name}
-    from .folder import RunFolder
-
-    folder = RunFolder(out, resume)
-    folder.claim()
-
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
 
     from .distributed import join
+    from .folder import RunFolder
+    from .log import print_parameters, print_result
     from .loop import train
     from .tokenizer import TokenizerTrainee, parameters_of
 
-    start = load_tokenizer(init) if init is not None else None
-    if start is not None:
-        start.check_pixels()
-        tokenizer = start.config
-        settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
-    captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
-    dataset = open_data(data, tokenizer.size, captions=captions)
-    validation = open_data(val_data, tokenizer.size, captions=captions) if val_data else None
-    with join(run.device, run.threads, run.timeout_minutes) as world:
+    folder = RunFolder(out, resume)
+    with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         pictures = world.from_main(lambda: run.micro_batch_for(world.size))
+        start = world.together(lambda: load_tokenizer(init)) if init is not None else None
+        if start is not None:
+            start.check_pixels()
+            tokenizer = start.config
+            settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
+        captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
+        dataset, validation = world.together(
+            lambda: [open_data(one, tokenizer.size, captions=captions) if one else None for one in (data, val_data)]
+        )
         height, width = tokenizer.size
         check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
         trainee = TokenizerTrainee(
-            tokenizer, losses, adversarial, augment, dataset, validation, run, world, start, patterns
+            tokenizer, losses, adversarial, augment, _given(dataset), validation, run, world, start, patterns
         )
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
-        _print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
-        facts = train(trainee, dataset, folder, settings, optim, run, world)
+        print_parameters({name: sum(w.numel() for w in part.parameters()) for name, part in parts}, world.is_main)
+        facts = train(trainee, _given(dataset), folder, settings, optim, run, world)
         if world.is_main:
-            _print_result("tokenizer", out, facts)
+            print_result("tokenizer", out, facts)
 
 
 def train_generator(
@@ -131,6 +129,7 @@ def train_generator(
     data: str | list[SourceConfig],
     out: Path,
     image_tokenizer: Path | None = None,
+    image_size: int | None = None,
     init: Path | None = None,
     trainable: str | list[str] | None = None,
     lora: LoraConfig = NO_LORA,
@@ -162,6 +161,7 @@ def train_generator(
             --config file names several sources, each with data, share, tasks and weight.
         out: New folder for the model.
         image_tokenizer: Folder of the image tokenizer.
+        image_size: Side of the pictures that are learned; null for that of the image tokenizer.
         init: Model folder to start from, or hf:owner/name: its weights, sizes, objective and both tokenizers, instead
             of fresh ones. One of unitok import does too. Tasks may be new to it.
         trainable: Names of the weights that are trained, with * for any text, such as 'trunk.blocks.1?.*', and commas
@@ -216,11 +216,6 @@ def train_generator(
     else:
         check_start(settings)
         drawn = SampleSettings(**SampleSettings.given(sampling))
-    from .folder import RunFolder
-
-    folder = RunFolder(out, resume)
-    folder.claim()
-
     from tokenizers_vq.base import load_tokenizer
     from unitok.boxes import LOCATION, SPANS, WAVES
     from unitok.data.mixture import slots_of
@@ -232,16 +227,19 @@ def train_generator(
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
     from .distributed import join
+    from .folder import RunFolder
     from .generator import GeneratorTrainee
+    from .log import print_parameters, print_result
     from .loop import train
 
-    with join(run.device, run.threads, run.timeout_minutes) as world:
+    folder = RunFolder(out, resume)
+    with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
         start = None
         begun: Start | LanguageStart | None = None
         network: TrunkConfig | HFTrunk | PublishedTrunk
         if init is not None:
-            begun = Start.of(init, patterns, lora)
+            begun = world.together(lambda: Start.of(init, patterns, lora))
             start = begun.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
             if network.state_width:
@@ -252,18 +250,23 @@ def train_generator(
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
-            begun = LanguageStart.of(trunk, patterns)
+            begun = world.together(lambda: LanguageStart.of(trunk, patterns))
             network = begun.language.trunk
         else:
             network = trunk
         check_reader(reader, begun if isinstance(begun, Start) else None, lora)
         if begun is not None:
             settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
-        images = start.image_tokenizer if start is not None else load_tokenizer(_given(image_tokenizer))
+        if start is not None:
+            images = start.image_tokenizer
+        else:
+            images = world.together(lambda: load_tokenizer(_given(image_tokenizer), image_size=image_size))
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
-        dataset = open_sources(data, tasks, images.image_size)
+        dataset = world.together(lambda: open_sources(data, tasks, images.image_size))
         wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
-        validation = [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
+        validation = world.together(
+            lambda: [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
+        )
         fingerprint = images.fingerprint()
         if start is not None:
             texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
@@ -313,7 +316,7 @@ def train_generator(
             del counts["total"]
         else:
             counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
-        _print_parameters(counts, world.is_main)
+        print_parameters(counts, world.is_main)
         scored = sum(network.sub_tokens) or dict(vocabulary.spans)["image"]
         logits = run.micro_batch_for(world.size) * images.layout.length * scored
         check_memory(sum(counts.values()), logits, "a generator")
@@ -325,7 +328,7 @@ def train_generator(
         start = begun = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:
-            _print_result("model", out, facts)
+            print_result("model", out, facts)
 
 
 def _given(value: T | None) -> T:
@@ -347,6 +350,7 @@ def encode(
     workers: int = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     max_bad: float = 0.01,
+    image_size: int | None = None,
 ) -> None:
     """Tokenize a data set once, into shards of codes beside their captions.
 
@@ -358,11 +362,14 @@ def encode(
         data: Captioned pictures, such as pictures/ or hf:owner/name@train; for shapes say how many: shapes?limit=50000
         image_tokenizer: Folder of the image tokenizer.
         out: Folder for the codes; give it to --data of train generator.
-        batch_size: Pictures encoded at once.
-        shard_size: Pictures per file; an interruption costs at most this many. A folder that was begun keeps its own.
+        batch_size: Pictures encoded at once; fewer of large ones, 16 megapixels at the most.
+        shard_size: Pictures per file, fewer of large ones; an interruption costs at most this many. A folder that was
+            begun keeps its own.
         workers: Processes that read pictures; 0: they are read between the batches.
         device: auto takes a GPU where there is one.
         max_bad: Share of the pictures that may be unreadable.
+        image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size. Give it to train
+            generator too.
 
     Example:
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
@@ -371,10 +378,11 @@ def encode(
     for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.check(image_size is None or image_size >= 1, f"--image_size is {image_size}: choose 1 or more")
     problems.raise_if_any()
     from .encode import encode_data
 
-    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad)
+    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad, image_size)
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"codes: {out}")
         print(f"pictures: {count}  unreadable: {bad}")
@@ -389,17 +397,3 @@ def _as_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_as_plain(one) for one in value]
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def _print_parameters(counts: dict[str, int], is_main: bool) -> None:
-    if is_main:
-        text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        print(f"parameters: {sum(counts.values()):,} ({text})", file=sys.stderr)
-
-
-def _print_result(kind: str, out: Path, facts: dict[str, Any]) -> None:
-    """Results go to stdout: where the model is, and its last numbers."""
-    print(f"{kind}: {out}")
-    print(f"steps: {facts['steps']}  seconds: {facts['seconds']}")
-    for name, value in facts["numbers"].items():
-        print(f"{name}: {'-' if value is None else format(value, '.4g')}")

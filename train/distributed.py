@@ -100,6 +100,19 @@ class World:
             raise SystemExit(2)
         return cast("T", value)
 
+    def agreed(self, make: Callable[[], T], what: str) -> T:
+        """What `make` returns in every process, which must be the same. `what`: for the message where it is not."""
+        values = self.gather(self.together(make))
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is None:
+            return cast("T", values[0])
+        if self.is_main:
+            raise UserError(
+                f"processes 0 and {other} see other {what}: it has changed meanwhile, or lies elsewhere on that "
+                "machine; give all processes the same and repeat the command"
+            )
+        raise SystemExit(2)
+
     def wait(self) -> None:
         """Until every process has come here."""
         if self.size > 1:

@@ -20,6 +20,11 @@ from unitok.device import pick_device
 
 from .pictures import to_device
 
+LARGEST_BATCH = 2**24
+"""Pixels that are encoded at once: 64 pictures of 512 x 512."""
+LARGEST_SHARD = 2**26
+"""Codes of a shard, which is held until it is written: 128 MB."""
+
 
 def encode_data(
     data: str,
@@ -30,6 +35,7 @@ def encode_data(
     workers: int,
     device: str,
     max_bad: float,
+    image_size: int | None = None,
 ) -> tuple[int, int]:
     """Encodes what is not encoded yet; returns (records in the folder, unreadable ones among them).
 
@@ -43,7 +49,10 @@ def encode_data(
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     place = pick_device(device, local_rank)
-    tokenizer = load_tokenizer(image_tokenizer, place)
+    tokenizer = load_tokenizer(image_tokenizer, place, image_size)
+    height, width = tokenizer.image_size
+    batch_size = max(1, min(batch_size, LARGEST_BATCH // (height * width)))
+    shard_size = max(1, min(shard_size, LARGEST_SHARD // tokenizer.layout.length))
     dataset = open_data(data, tokenizer.image_size)
     if dataset.endless:
         raise UserError(f"data {data!r} has no end: say how many pictures to encode, as in {data}?limit=50000")

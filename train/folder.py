@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ import torch
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.files import is_ours_alone, plain, read_json, write_json
 from unitok.config import TaskConfig, TasksConfig
-from unitok.lock import LOCK_FILE
+from unitok.lock import LOCK_FILE, only_writer
 
 from .checkpoint import newest_whole, read_about
 from .config import FREE_ON_RESUME
+from .distributed import World
 
 RUN_FILE, CHECKPOINTS, SAMPLES = "run.json", "checkpoints", "samples"
 DATA = "data_sha256"
@@ -46,6 +49,15 @@ class RunFolder:
         self.checkpoints = path / CHECKPOINTS
         self.samples = path / SAMPLES
         self.log = path / "log.jsonl"
+
+    @contextmanager
+    def held(self, world: World) -> Iterator[None]:
+        """Locks the folder for all processes of a run. Where the first one finds it in use, or somebody else's, all
+        leave."""
+        with ExitStack() as stack:
+            world.from_main(lambda: stack.enter_context(only_writer(self.path)))
+            world.from_main(self.claim)
+            yield
 
     def claim(self) -> None:
         """Refuses a folder that is somebody else's, before anything is read or built. With `resume` a run goes on from

@@ -187,3 +187,46 @@ def plot_losses(log: Path, path: Path) -> None:
     axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", bbox_inches="tight")
+
+
+class Speed:
+    """Seconds of training since the last question, pauses left out."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._since = now - self._since, now
+        return max(seconds, 1e-9)
+
+    def pause(self) -> _Pause:
+        return _Pause(self)
+
+    def shift(self, seconds: float) -> None:
+        self._since += seconds
+
+
+class _Pause:
+    def __init__(self, speed: Speed) -> None:
+        self._speed = speed
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._speed.shift(time.perf_counter() - self._start)
+
+
+def print_parameters(counts: dict[str, int], is_main: bool) -> None:
+    if is_main:
+        text = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        print(f"parameters: {sum(counts.values()):,} ({text})", file=sys.stderr)
+
+
+def print_result(kind: str, out: Path, facts: dict[str, Any]) -> None:
+    """Results go to stdout: where the model is, and its last numbers."""
+    print(f"{kind}: {out}")
+    print(f"steps: {facts['steps']}  seconds: {facts['seconds']}")
+    for name, value in facts["numbers"].items():
+        print(f"{name}: {'-' if value is None else format(value, '.4g')}")

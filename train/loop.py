@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokenizers_vq.errors import UserError
 from unitok.data.loader import BadPictures, make_loader
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast, keep_freed_memory
@@ -29,7 +30,7 @@ from .config import OptimConfig, RunConfig
 from .distributed import World
 from .folder import DATA, RunFolder, environment, flatten
 from .guard import Guard
-from .log import RunLog, plot_losses
+from .log import RunLog, Speed, plot_losses
 from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
 from .parallel.choice import spread
 from .parallel.replicas import Replicas
@@ -58,10 +59,11 @@ def train(
         keep_freed_memory()
     micro_batch = run.micro_batch_for(world.size)
     micro_batches = run.batch_size // world.size // micro_batch
-    settings = {**settings, "pictures": len(dataset), DATA: world.from_main(dataset.fingerprint)}
+    data = world.agreed(dataset.fingerprint, "pictures or captions")
+    settings = {**settings, "pictures": len(dataset), DATA: data}
     newest = world.from_main(lambda: folder.newest)
     if newest:
-        folder.check_settings(settings, newest)
+        world.from_main(lambda: folder.check_settings(settings, newest))
 
     world.doing = "the building of the model"
     parallel, why = spread(trainee, optim, run, world)
@@ -153,8 +155,8 @@ def train(
             # load
             if not model.training:
                 learners.train()
-            micros = _load(trainee, batches, bad, micro_batches, step)
-            totals, stopping, usable = _agree(trainee, micros, stop, world)
+            micros, error = _load(trainee, batches, bad, micro_batches, step)
+            totals, stopping, usable = _agree(trainee, micros, error, stop, world)
             if stopping:
                 if newest is None or newest.name != checkpoint_name(step):
                     save_now()
@@ -242,35 +244,6 @@ def train(
     return facts
 
 
-class Speed:
-    """Seconds of training since the last question, pauses left out."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._since = now - self._since, now
-        return max(seconds, 1e-9)
-
-    def pause(self) -> _Pause:
-        return _Pause(self)
-
-    def shift(self, seconds: float) -> None:
-        self._since += seconds
-
-
-class _Pause:
-    def __init__(self, speed: Speed) -> None:
-        self._speed = speed
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._speed.shift(time.perf_counter() - self._start)
-
-
 def recompute_activations(model: nn.Module) -> None:
     """Turns on activation checkpointing in every part of the model that has the switch."""
     for module in model.modules():
@@ -280,29 +253,42 @@ def recompute_activations(model: nn.Module) -> None:
 
 def _load(
     trainee: Trainee, batches: Iterator[RecordBatch], bad: BadPictures, micro_batches: int, step: int
-) -> list[MicroBatch]:
-    """This process's share of the step; micro-batches without a readable picture are left out."""
+) -> tuple[list[MicroBatch], UserError | None]:
+    """This process's share of the step, and what keeps it from having one; micro-batches without a readable picture are
+    left out."""
     micros = []
-    for _ in range(micro_batches):
-        records = next(batches)
-        bad.note(records.problems)
-        if records.names:
-            micros.append(trainee.prepare(records, step))
-    return micros
+    try:
+        for _ in range(micro_batches):
+            records = next(batches)
+            bad.note(records.problems)
+            if records.names:
+                micros.append(trainee.prepare(records, step))
+    except UserError as error:
+        return [], error
+    return micros, None
 
 
 def _agree(
-    trainee: Trainee, micros: list[MicroBatch], stop: StopRequest, world: World
+    trainee: Trainee, micros: list[MicroBatch], error: UserError | None, stop: StopRequest, world: World
 ) -> tuple[torch.Tensor, int, bool]:
-    """What all processes must know before a step: (totals of the loss's parts, signal to stop or 0, step is usable)."""
+    """What all processes must know before a step: (totals of the loss's parts, signal to stop or 0, step is usable).
+
+    Raises:
+        UserError: the error of the first process that has one; all others leave with the same exit code.
+    """
     counts = torch.stack([micro.counts for micro in micros]).sum(0) if micros else torch.zeros(len(trainee.parts))
     one_hot = torch.zeros(65)
     one_hot[stop.signal or 0] = 1
-    mine = torch.cat([counts.double(), one_hot.double(), torch.tensor([float(not micros)], dtype=torch.double)])
-    agreed = world.sum(mine)
-    signals = agreed[len(trainee.parts) : -1].nonzero().flatten().tolist()
-    totals = agreed[: len(trainee.parts)].clamp(min=1).float()
-    return totals.to(world.device, non_blocking=True), max(signals), bool(agreed[-1] == 0)
+    failed = torch.zeros(world.size)
+    failed[world.rank] = float(error is not None)
+    mine = torch.cat([counts.double(), one_hot.double(), torch.tensor([float(not micros)], dtype=torch.double), failed])
+    counts, one_hot, without, failed = world.sum(mine).split([len(trainee.parts), 65, 1, world.size])
+    if failed.any():
+        if error is not None and not failed[: world.rank].any():
+            raise error
+        raise SystemExit(2)
+    totals = counts.clamp(min=1).float()
+    return totals.to(world.device, non_blocking=True), int(one_hot.nonzero().max()), bool(without == 0)
 
 
 def _union(met: list[dict[int, tuple[str, str]]]) -> dict[str, tuple[str, str]]:

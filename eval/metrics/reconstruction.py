@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,23 @@ def reconstruct(tokenizer: ImageTokenizer, images: Tensor) -> tuple[Tensor, Tens
     device = next(tokenizer.parameters()).device
     codes = tokenizer.encode(to_float(images).to(device)).cpu()
     return decoded(tokenizer, codes, tokenizer.layout_for(images.shape[2], images.shape[3])), codes
+
+
+@torch.no_grad()
+def reconstruct_whole(tokenizer: ImageTokenizer, picture: Tensor) -> tuple[Tensor, int, float]:
+    """A picture uint8 (3, H, W) of any size through the codes and back: (picture of the same size, number of codes,
+    PSNR in dB). The edge is repeated where the stride does not divide a side. Memory is a few times the picture's."""
+    _, height, width = picture.shape
+    rows, columns = (torch.arange(-(-side // tokenizer.stride) * tokenizer.stride) for side in (height, width))
+    whole = picture
+    if (len(rows), len(columns)) != (height, width):
+        whole = picture[:, rows.clamp(max=height - 1)][:, :, columns.clamp(max=width - 1)]
+    back, codes = reconstruct(tokenizer, whole[None])
+    back = back[0, :, :height, :width]
+    strips = zip(picture.split(256, 1), back.split(256, 1), strict=True)
+    square = sum(int((one.int() - other.int()).square().sum()) for one, other in strips)
+    error = square / picture.numel() / 255**2
+    return back, codes.shape[1], BEST_PSNR if error == 0 else min(BEST_PSNR, -10 * math.log10(error))
 
 
 @torch.no_grad()

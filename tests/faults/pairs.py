@@ -46,7 +46,8 @@ class Pair:
             with said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 return main(words)
 
-        return pair(work, timeout=120, kill=kill)
+        # Who hangs says so after that minute. The harness waits longer, for a busy machine is only slow.
+        return pair(work, timeout=900, kill=kill)
 
     def case(self, rank: int, after: float, folder: Path) -> list[str]:
         """Dies, is run again; the other process must have ended by itself, in one line."""

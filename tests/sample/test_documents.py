@@ -29,8 +29,8 @@ def lean(model: UniTok, picture: float = 0.0, end: float = 0.0) -> UniTok:
     """Makes the ends of texts likelier by so many nats."""
     scores, vocabulary = model.ids.scores, model.vocabulary
 
-    def biased(hidden: torch.Tensor, ids: slice) -> torch.Tensor:
-        found = scores(hidden, ids)
+    def biased(hidden: torch.Tensor, ids: slice, *more: Any) -> torch.Tensor:
+        found = scores(hidden, ids, *more)
         if ids.start <= vocabulary.eos < ids.stop:
             found[..., vocabulary.eos - ids.start] += end
         if ids.start <= vocabulary.boi < ids.stop:

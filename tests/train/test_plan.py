@@ -72,6 +72,21 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, make_mo
     said = capsys.readouterr().out
     assert "step: 8 pictures, 2 micro-batches of 2 on each of 2 GPUs" in said and "assumed:" in said
     assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 98 positions" in said
+    words = [
+        "plan",
+        str(tmp_path / "model"),
+        "--gpus",
+        "4",
+        "--batch_size",
+        "8",
+        "--measured",
+        "50",
+        "--link_gb",
+        "1e6",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"tokens/s, all GPUs +200 +200\n", said) and "a GPU takes 50 tokens/s alone" in said
 
 
 def test_what_it_refuses_of_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path, make_model: Any) -> None:

@@ -1,10 +1,12 @@
-"""Two processes that share one model (fsdp) against one process: the same losses, and checkpoints that either reads.
+"""Processes that share one model (fsdp) against one process: the same losses, and checkpoints that either reads. What
+processes refuse, they refuse together: one line, and the same exit code of all.
 
 The processes are forked: torch is imported once.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,15 +17,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import pair
+from processes import pair, several
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
+from unitok.lock import only_writer
+from unitok.train import loop
 from unitok.train.checkpoint import all_checkpoints, read_about
 from unitok.train.distributed import join
 from unitok.train.log import read_log
-from unitok.train.parallel import choice
+from unitok.train.parallel import choice, shards  # noqa: F401 (shards: before the processes are forked)
 
 
 def command(out: Path, tokenizer: Path, *more: str) -> list[str]:
@@ -33,10 +37,11 @@ def command(out: Path, tokenizer: Path, *more: str) -> list[str]:
     return [*words.split(), "--image_tokenizer", str(tokenizer), "--out", str(out), *more]
 
 
-def assert_equal_runs(a: Path, b: Path, steps: int = 4) -> None:
+def assert_equal_runs(a: Path, b: Path, steps: int = 4, val: bool = True) -> None:
     """To rounding: 1e-5 of a loss, 1e-5 in a weight."""
     logs = [{(e["kind"], e["step"]): e["loss"] for e in read_log(out / "log.jsonl")} for out in (a, b)]
-    assert logs[0].keys() == logs[1].keys() == {*(("train", n + 1) for n in range(steps)), ("val", steps)}
+    validation = {("val", steps)} if val else set()
+    assert logs[0].keys() == logs[1].keys() == {*(("train", n + 1) for n in range(steps))} | validation
     assert logs[0] == pytest.approx(logs[1], rel=1e-5)
     mine, other = (load_file(out / "model.safetensors") for out in (a, b))
     assert mine.keys() == other.keys() and all(mine[name].shape == other[name].shape for name in mine)
@@ -55,7 +60,7 @@ def resumed_at(source: Path, out: Path, step: int) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_shards_train_as_one_process_and_checkpoints_fit_both(
+def test_writtentrain_as_one_process_and_checkpoints_fit_both(
     tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every part of the loop runs: accumulation, clipping, averages, evaluation, pictures, checkpoints, export."""
@@ -112,6 +117,95 @@ def test_muon_and_groups_of_shards(tmp_path: Path, tiny_tokenizer_folder: Path) 
     mine, other = (load_file(out / "model.safetensors") for out in (one, two))
     worst = max(float((mine[name] - other[name]).abs().max()) for name in mine)
     assert worst < 5e-4, "Muon's iterations are in bfloat16"
+
+
+@pytest.mark.timeout(300)
+def test_four_processes_train_as_one(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With whole copies; in two groups of two, each with a copy in shards."""
+
+    def run(way: str, *more: str) -> list[str]:
+        words = command(tmp_path / way, tiny_tokenizer_folder, "--run.steps", "2", *more)
+        where = words.index("--val_data")  # what is evaluated costs most of the time
+        return words[:where] + words[where + 2 :]
+
+    assert main(run("one")) == 0
+    groups = run("fsdp", "--run.parallel", "fsdp", "--run.shard_within", "2")
+    codes = several(4, lambda rank: main(run("ddp")), lambda rank: main(groups))
+    said = capfd.readouterr().err
+    assert codes == [0, 0, 0, 0], said
+    for way in ("ddp", "fsdp"):
+        assert said.count(f"training on 4 x cpu, {way}") == 1
+        assert_equal_runs(tmp_path / "one", tmp_path / way, 2, val=False)
+    newest = all_checkpoints(tmp_path / "fsdp" / "checkpoints")[-1]
+    written = [load_file(path) for path in (newest / "model").iterdir()]
+    held = sum(weight.numel() for shard in written for weight in shard.values())
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    assert held == sum(weight.numel() for weight in whole.values()), "of several copies one is written"
+
+
+def refused(work: Callable[[int], int], capfd: pytest.CaptureFixture[str]) -> str:
+    """What two processes say that leave together: one line."""
+    capfd.readouterr()
+    codes = pair(work, timeout=60)
+    said = capfd.readouterr().err
+    assert codes == [2, 2] and said.count("error:") == 1 and "Traceback" not in said, said
+    return said
+
+
+@pytest.mark.timeout(120)
+def test_a_second_job_on_a_folder_is_refused_as_a_whole(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = command(tmp_path / "out", tiny_tokenizer_folder)
+    held, leave = (multiprocessing.get_context("fork").Event() for _ in range(2))
+
+    def hold() -> None:
+        with only_writer(tmp_path / "out"):
+            held.set()
+            leave.wait(60)
+
+    holder = multiprocessing.get_context("fork").Process(target=hold)
+    holder.start()
+    assert held.wait(60)
+    assert f"is in use by process {holder.pid} on " in refused(lambda rank: main(words), capfd)
+    tokenizer = "train tokenizer --data shapes --preset debug --run.batch_size 8 --run.device cpu --run.threads 1"
+    lines = refused(lambda rank: main([*tokenizer.split(), "--out", str(tmp_path / "out")]), capfd)
+    assert f"is in use by process {holder.pid} on " in lines
+    leave.set()
+    holder.join()
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "mine.txt").touch()
+    assert "is not empty: choose another folder" in refused(lambda rank: main(words), capfd)
+
+
+@pytest.mark.timeout(120)
+def test_data_that_differ_or_change_under_a_job(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_data(data: str, *more: str) -> list[str]:
+        words = command(tmp_path / "out", tiny_tokenizer_folder, *more)
+        words[words.index("--data") + 1] = data
+        return words
+
+    said = refused(lambda rank: main(on_data(f"shapes?seed={rank}")), capfd)
+    assert "processes 0 and 1 see other pictures or captions" in said
+    assert not (tmp_path / "out").exists()
+
+    codes = tmp_path / "codes"
+    encode = ["encode", "--data", "shapes@val?limit=40", "--shard_size", "8", "--device", "cpu"]
+    assert main([*encode, "--image_tokenizer", str(tiny_tokenizer_folder), "--out", str(codes)]) == 0
+    make = loop.make_loader
+
+    def after_a_change(*arguments: object, **more: object) -> object:
+        for shard in codes.glob("codes-*.safetensors"):  # the first process has read texts of all, the other none
+            os.utime(shard, (0, 0))
+        return make(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "make_loader", after_a_change)
+    said = refused(lambda rank: main(on_data(str(codes))), capfd)
+    assert "safetensors has changed since" in said and "repeat the command (training: with --resume)" in said
 
 
 @pytest.mark.timeout(120)

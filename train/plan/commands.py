@@ -29,6 +29,7 @@ def plan(
     caption_tokens: int = 32,
     pictures: int = 16,
     tflops: float = 300.0,
+    measured: float | None = None,
     link_gb: float = 50.0,
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> None:
@@ -49,6 +50,7 @@ def plan(
         caption_tokens: Tokens of a caption, on average.
         pictures: Pictures that are drawn side by side, with guidance.
         tflops: What a GPU reaches in a training step, in 10^12 operations a second.
+        measured: Instead of that, tokens a second of this training on one such GPU: tokens/s in the log of a few steps.
         link_gb: What a GPU sends to the others, in GB a second.
         device: cpu counts as torch computes on a CPU.
 
@@ -59,6 +61,7 @@ def plan(
     for name, value, least in (("gpus", gpus, 1), ("batch_size", batch_size, 1), ("pictures", pictures, 1)):
         problems.check_range(name, value, least, 2**20)
     problems.check(tflops > 0, f"tflops is {tflops}: choose a value above 0")
+    problems.check(measured is None or measured > 0, f"measured is {measured}: choose a value above 0")
     problems.check(link_gb > 0, f"link_gb is {link_gb}: choose a value above 0")
     problems.check_range("caption_tokens", caption_tokens, 0, 2**20)
     problems.check_range("text_vocabulary", text_vocabulary, 1, 2**22)
@@ -95,21 +98,23 @@ def plan(
         print(f"  {f'fits {size} GB':26}" + "".join(f"{word:>10}" for word in fits))
     sent = {way: memory.traffic(sizes, counts, way, gpus, micro_batches) for way in ways}
     tokens = batch_size * sizes.positions
-    computing = memory.flops(sizes, counts) * tokens / gpus / (tflops * 1e12)
+    rate = measured or tflops * 1e12 / memory.flops(sizes, counts)  # tokens a second of one GPU
+    computing = tokens / gpus / rate
     print(f"\n{'a step':28}" + "".join(f"{way if gpus > 1 else 'one':>10}" for way in ways))
     print(f"  {'GB that a GPU sends':26}" + "".join(f"{sent[way] / 1e9:10.2f}" for way in ways))
-    print(f"  {'seconds of products':26}" + "".join(f"{computing:10.3f}" for _ in ways))
+    print(f"  {'seconds of computing':26}" + "".join(f"{computing:10.3f}" for _ in ways))
     print(f"  {'seconds of sending':26}" + "".join(f"{sent[way] / link_gb / 1e9:10.3f}" for way in ways))
     slower = {way: max(computing, sent[way] / link_gb / 1e9) for way in ways}
     print(f"  {'tokens/s, all GPUs':26}" + "".join(f"{tokens / slower[way]:10,.0f}" for way in ways))
     draw = memory.drawing(sizes, counts, pictures)
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in draw.items())
     print(f"\ndrawing {pictures} pictures side by side: {memory.total(draw) / 1e9:.2f} GB ({parts})")
+    reaches = f"reaches {tflops:g} TFLOP/s in a step" if measured is None else f"takes {measured:g} tokens/s alone"
     if gpus > 1:
         whole = 4 * counts.all / 1e9
         print(f"fsdp evaluates, draws and saves with the whole model: {whole:.2f} GB beside the shards")
     print(
-        f"\nassumed: a GPU reaches {tflops:g} TFLOP/s in a step and sends {link_gb:g} GB/s; sending and computing "
+        f"\nassumed: a GPU {reaches} and sends {link_gb:g} GB/s; sending and computing "
         f"overlap; rows of one picture with a caption of {sizes.text} tokens; no image tokenizer beside (codes were "
         f"made before); {1 - FREE:.0%} of a GPU is not to be had"
     )

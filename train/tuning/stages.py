@@ -46,6 +46,7 @@ KINDS: dict[str, Any] = {
 
 FROM_THE_START: Arguments = {
     "image_tokenizer": None,
+    "image_size": None,
     "objective": "next_token",
     "trunk": small(),
     "text_tokenizer": None,
@@ -181,7 +182,8 @@ def _like_the_first(arguments: Arguments) -> UniTok:
         return build_empty(lambda: UniTok(config, images, texts), "the recipe")
     if arguments["image_tokenizer"] is None:
         raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
-    images, texts = load_tokenizer(arguments["image_tokenizer"]), number_tokenizer(1)
+    images = load_tokenizer(arguments["image_tokenizer"], image_size=arguments["image_size"])
+    texts = number_tokenizer(1)
     vocabulary = Vocabulary.of(texts.size, images.codebook_size)
     for name, size in {name: size for spans in SPANS.values() for name, size in spans.items()}.items():
         vocabulary = vocabulary.grown(name, size)

@@ -176,6 +176,7 @@ def check_start(settings: dict[str, Any]) -> None:
     """Raises UserError for what a generator that is started from brings itself."""
     fresh: dict[str, Any] = {
         "image_tokenizer": None,
+        "image_size": None,
         "objective": "next_token",
         "text_tokenizer": None,
         "text_vocabulary": 4096,

@@ -23,6 +23,8 @@ class Command:
     """Base dataclasses whose subclasses are alternatives."""
     out_is_file: bool = False
     """Whether `--out` is a file; else it is a folder that one process at a time writes into."""
+    meets: bool = False
+    """Whether the processes that torchrun starts meet, and lock that folder together (`RunFolder.held`)."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -31,11 +33,13 @@ COMMANDS: dict[str, Command] = {
         "Train a VQ image tokenizer on a folder of pictures.",
         presets=("tokenizers_vq.config:TOKENIZER_PRESETS", "tokenizer"),
         choices=("tokenizers_vq.quantizer_config:QuantizerConfig",),
+        meets=True,
     ),
     "train generator": Command(
         "unitok.train.commands:train_generator",
         "Train one transformer over text and image codes.",
         presets=("unitok.config:TRUNK_PRESETS", "trunk"),
+        meets=True,
     ),
     "plan": Command(
         "unitok.train.plan.commands:plan",
@@ -62,6 +66,11 @@ COMMANDS: dict[str, Command] = {
         "unitok.cli.pushing:push",
         "Send a model or a tokenizer with its card to the Hugging Face hub.",
         positional=("model", "name"),
+    ),
+    "reconstruct": Command(
+        "unitok.eval.tokenizer_commands:reconstruct",
+        "Pictures of any size through a tokenizer and back.",
+        positional=("pictures",),
     ),
     "data check": Command(
         "unitok.eval.data.commands:data_check",

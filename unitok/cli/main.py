@@ -131,7 +131,7 @@ def run(name: str, words: Sequence[str]) -> None:
         if len(rest) < len(words):
             stack.enter_context(unverified())
         out = values.get("out")
-        if isinstance(out, Path) and not command.out_is_file:
+        if isinstance(out, Path) and not command.out_is_file and not command.meets:
             stack.enter_context(only_writer(out))
         function(**values)
 

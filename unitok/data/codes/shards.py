@@ -139,13 +139,17 @@ class CodesDataset:
             waiting = (read_part(part).count for part in self.path.glob(PARTS))
             done = f"{self.index.count + sum(waiting)} of {self.index.total}"
             raise UserError(f"{self.path} holds {done} records: run the same unitok encode again to finish it")
+        self._checked: dict[int, tuple[int, int]] = {}
         self._check_all()
         self._starts = np.cumsum([0, *(shard.count for shard in self.index.shards)])
         self._open_shards: dict[int, Any] = {}
 
     def _check_all(self) -> None:
         for number, shard in enumerate(self.index.shards):
-            check_shard(self._file(number), shard, self.index)
+            file = self._file(number)
+            before = _state(file)
+            check_shard(file, shard, self.index)
+            self._checked[number] = before
 
     @property
     def layout(self) -> Layout:
@@ -195,7 +199,13 @@ class CodesDataset:
 
     def _shard(self, number: int) -> Any:
         if number not in self._open_shards:
-            self._open_shards[number] = safe_open(self._file(number), framework="numpy").__enter__()
+            file = self._file(number)
+            if number in self._checked and self._checked[number] != _state(file):
+                raise UserError(
+                    f"{file} has changed since {self.path} was opened: put back what was there, and repeat the command "
+                    "(training: with --resume)"
+                )
+            self._open_shards[number] = safe_open(file, framework="numpy").__enter__()
         return self._open_shards[number]
 
     def _file(self, number: int) -> Path:
@@ -203,6 +213,15 @@ class CodesDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open_shards": {}}  # a worker opens its own
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Size and time of a file; of one that is missing, none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return (0, 0)
+    return about.st_size, about.st_mtime_ns
 
 
 def check_shard(file: Path, shard: Shard, index: CodesIndex) -> None:
