@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 
 from tokenizers_vq import BSQ, FSQ, IBQ, LFQ, VQ, ConvVQConfig, Cosine, Gumbel, LossConfig, MultiVQ, SimVQ, ViTConfig
-from tokenizers_vq.adversarial_config import AdversarialConfig
-from tokenizers_vq.quantizers import make_quantizer
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
+from tokenizers_vq.quantizers.single_scale import make_quantizer
 from unitok.eval.tokenizer_commands import eval_tokenizer
 from unitok.train.commands import train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig

@@ -148,7 +148,7 @@ def look_up(whose: str, vectors: int, codebook_size: int, width: int, rounds: in
     """
     import torch
 
-    from tokenizers_vq.lookup import nearest_rows
+    from tokenizers_vq.quantizers.lookup import nearest_rows
 
     random = torch.Generator().manual_seed(0)
     rows = torch.randn(vectors, width, generator=random)

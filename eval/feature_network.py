@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.weights import check_finite
+from tokenizers_vq.storage.weights import check_finite
 
 from .provenance import Provenance
 

@@ -40,7 +40,7 @@ def measure_tokenizer(
         tokenizer: what is measured, on its own device.
         dataset: pictures of a size that the tokenizer takes.
         network: features for rFID.
-        lpips: network of `tokenizers_vq.losses.load_lpips`, or None to leave LPIPS out.
+        lpips: network of `tokenizers_vq.losses.reconstruction.load_lpips`, or None to leave LPIPS out.
         perturbation: what pFID does to the codes, or None to leave pFID out.
         probed: a linear probe says how much of the field `label` of the records can be read from the codes.
         limit: pictures used; None for all (of an endless data set, 1000).

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, parse_json
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import atomic_path, parse_json
+from tokenizers_vq.storage.schema import read_value
 
 from .metrics.frechet import Gaussian
 from .metrics.statistics import Statistics

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, read_json, write_json
 from tokenizers_vq.images import save_png
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import atomic_path, read_json, write_json
+from tokenizers_vq.storage.schema import read_value
 from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
 from unitok.device import Precision

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenizers_vq.files import atomic_path
+from tokenizers_vq.storage.files import atomic_path
 from unitok.data.records import RecordDataset
 from unitok.data.shapes.checker import Verdict
 

@@ -213,8 +213,8 @@ def compare_tokenizers(
 
 def _open_lpips(name: Lpips, weights: Path | None, device: torch.device) -> tuple[torch.nn.Module | None, list[str]]:
     """The network of LPIPS, or None and why it is left out."""
-    from tokenizers_vq.foreign import cached
-    from tokenizers_vq.losses import load_lpips, lpips_url
+    from tokenizers_vq.losses.reconstruction import load_lpips, lpips_url
+    from tokenizers_vq.storage.foreign import cached
 
     if name == "none":
         return None, []

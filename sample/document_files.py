@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import atomic_path
 from tokenizers_vq.images import save_png
+from tokenizers_vq.storage.files import atomic_path
 from unitok.data.captions import CaptionError
 from unitok.data.cells import TableCells
 from unitok.data.decoding import PictureError, decode

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import read_bytes
+from tokenizers_vq.storage.files import read_bytes
 from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
 
 from .commands import printable

@@ -14,8 +14,8 @@ import torch
 from PIL import ImageDraw
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, parse_json, read_bytes
 from tokenizers_vq.images import save_grid, save_png, to_pil
+from tokenizers_vq.storage.files import atomic_path, parse_json, read_bytes
 from unitok.data.decoding import decode
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold

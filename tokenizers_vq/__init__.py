@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from .config import TOKENIZER_PRESETS, ConvVQConfig, OpenMagvit2Config
     from .config_base import TokenizerConfig
     from .errors import UserError
+    from .families.query_config import QueryVQConfig
+    from .families.seed_config import SeedConfig
     from .layout import Layout
-    from .loss_config import LossConfig
+    from .losses.config import LossConfig
+    from .networks.vit_config import ViTConfig
     from .published import PUBLISHED, load_published
-    from .quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
-    from .query_config import QueryVQConfig
-    from .seed_config import SeedConfig
+    from .quantizers.config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
     from .usage import CodebookUsage
-    from .vit_config import ViTConfig
 
 _HOMES = {
     "ImageTokenizer": "base",
@@ -29,24 +29,24 @@ _HOMES = {
     "OpenMagvit2Config": "config",
     "TokenizerConfig": "config_base",
     "PUBLISHED": "published",
-    "QueryVQConfig": "query_config",
+    "QueryVQConfig": "families.query_config",
     "load_published": "published",
-    "SeedConfig": "seed_config",
-    "LossConfig": "loss_config",
-    "QuantizerConfig": "quantizer_config",
-    "VQ": "quantizer_config",
-    "Cosine": "quantizer_config",
-    "SimVQ": "quantizer_config",
-    "FSQ": "quantizer_config",
-    "LFQ": "quantizer_config",
-    "BSQ": "quantizer_config",
-    "IBQ": "quantizer_config",
-    "Gumbel": "quantizer_config",
-    "MultiVQ": "quantizer_config",
+    "SeedConfig": "families.seed_config",
+    "LossConfig": "losses.config",
+    "QuantizerConfig": "quantizers.config",
+    "VQ": "quantizers.config",
+    "Cosine": "quantizers.config",
+    "SimVQ": "quantizers.config",
+    "FSQ": "quantizers.config",
+    "LFQ": "quantizers.config",
+    "BSQ": "quantizers.config",
+    "IBQ": "quantizers.config",
+    "Gumbel": "quantizers.config",
+    "MultiVQ": "quantizers.config",
     "UserError": "errors",
     "Layout": "layout",
     "CodebookUsage": "usage",
-    "ViTConfig": "vit_config",
+    "ViTConfig": "networks.vit_config",
 }
 
 __all__ = [

@@ -20,18 +20,18 @@ from torch import Tensor
 
 from .config import config_from_dict, config_to_dict
 from .config_base import TokenizerConfig
-from .conv import fast_weights
-from .digests import check_digest, check_own, read_configuration, with_digests
 from .errors import UserError
-from .files import part, read_stable, replace_parts, write_json
-from .hub import local_folder
 from .layout import Layout
+from .networks.conv import fast_weights
 from .parts import Tunable
-from .quantizer_base import check_codes
-from .quantizer_config import MOST_CODES
+from .quantizers.base import check_codes
+from .quantizers.config import MOST_CODES
+from .storage.digests import check_digest, check_own, read_configuration, with_digests
+from .storage.files import part, read_stable, replace_parts, write_json
+from .storage.hub import local_folder
+from .storage.weights import build_empty, read_weights, write_weights
 from .tf32 import without_tf32
 from .tiles import Tiles, run_in_windows
-from .weights import build_empty, read_weights, write_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -39,11 +39,11 @@ COUNTED_BITS = 16
 """See `ImageTokenizer.counted`."""
 
 _CLASSES = {
-    "conv_vq": ".vq:ConvVQTokenizer",
-    "open_magvit2": ".open_magvit2:OpenMagvit2Tokenizer",
-    "emu3_vq": ".emu3:Emu3Tokenizer",
-    "query_vq": ".query:QueryVQTokenizer",
-    "seed": ".seed:SeedTokenizer",
+    "conv_vq": ".families.vq:ConvVQTokenizer",
+    "open_magvit2": ".families.open_magvit2:OpenMagvit2Tokenizer",
+    "emu3_vq": ".families.emu3:Emu3Tokenizer",
+    "query_vq": ".families.query:QueryVQTokenizer",
+    "seed": ".families.seed:SeedTokenizer",
 }
 """Family -> where its class lives; looked up when needed, because the classes build on this module."""
 

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 
 from .config_base import MOST_BLOCKS, MOST_WIDTH, PER_LEVEL, ConvConfig, TokenizerConfig, check_multipliers
 from .errors import Problems, UserError, shown
+from .families.query_config import QueryVQConfig
+from .families.seed_config import SeedConfig
 from .layout import Layout
-from .quantizer_config import BSQ, FSQ, LFQ, MOST_BITS, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
-from .query_config import QueryVQConfig
-from .scales import check_scales, scale_grids
-from .schema import read_dataclass
-from .seed_config import SeedConfig
-from .vit_config import ViTConfig
+from .networks.vit_config import ViTConfig
+from .quantizers.config import BSQ, FSQ, LFQ, MOST_BITS, QUANTIZERS, VQ, Cosine, QuantizerConfig, SimVQ
+from .quantizers.scales import check_scales, scale_grids
+from .storage.schema import read_dataclass
 
 FORMAT = 1
 """Version of `config.json`; a reader refuses files of a later version."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from .errors import Problems, UserError, shown
 from .layout import Layout
-from .quantizer_config import VQ, QuantizerConfig
+from .quantizers.config import VQ, QuantizerConfig
 
 MOST_PIXELS, MOST_STRIDE, MOST_WIDTH, MOST_BLOCKS, MOST_LEVELS = 2**16, 256, 2**14, 256, 12
 """What no tokenizer needs more of: pixels of a side, pixels of a patch, channels, blocks or factors, levels."""

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .files import atomic_path
+from .storage.files import atomic_path
 
 
 def to_float(images: Tensor) -> Tensor:

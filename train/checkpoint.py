@@ -24,10 +24,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from tokenizers_vq.digests import FILES, check_digest, check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import plain, read_json, remove_folder, write_folder, write_json
-from tokenizers_vq.weights import check_finite, read_weights, write_weights
+from tokenizers_vq.storage.digests import FILES, check_digest, check_own, take_digests, with_digests
+from tokenizers_vq.storage.files import plain, read_json, remove_folder, write_folder, write_json
+from tokenizers_vq.storage.weights import check_finite, read_weights, write_weights
 
 from .optim import AveragedWeights, learning_tensors
 from .parallel.files import read_shards, sizes

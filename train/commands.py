@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.loss_config import LossConfig
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
+from tokenizers_vq.losses.config import LossConfig
 from unitok.config import CODES, ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
 from unitok.reader.config import NO_READER, ReaderSettings

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.files import is_ours_alone, plain, read_json, write_json
+from tokenizers_vq.storage.files import is_ours_alone, plain, read_json, write_json
 from unitok.config import TaskConfig, TasksConfig
 from unitok.lock import LOCK_FILE, only_writer
 

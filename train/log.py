@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from tokenizers_vq.files import atomic_path, log_entries
+from tokenizers_vq.storage.files import atomic_path, log_entries
 
 from .folder import RunFolder
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.parts import trainable_names
-from tokenizers_vq.weights import each_once
+from tokenizers_vq.storage.weights import each_once
 
 from .config import OptimConfig
 from .parallel.tensors import is_shard, put, whole

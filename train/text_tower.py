@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from tokenizers_vq.contrast import CaptionFeatures
-from tokenizers_vq.hub import from_hub
+from tokenizers_vq.losses.contrast import CaptionFeatures
+from tokenizers_vq.storage.hub import from_hub
 
 
 class TextTower:

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch._functorch import config as functorch_config
 
-from tokenizers_vq.adversarial import AdversarialLoss
-from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, TokenizerOutput, build_tokenizer, load_tokenizer
 from tokenizers_vq.config_base import TokenizerConfig
-from tokenizers_vq.contrast import CaptionFeatures
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.families.query_config import QueryVQConfig
 from tokenizers_vq.images import save_grid, to_uint8
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.losses.adversarial import AdversarialLoss
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.contrast import CaptionFeatures
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
 from tokenizers_vq.parts import train_only
-from tokenizers_vq.quantizer_config import BSQ, FSQ
-from tokenizers_vq.query_config import QueryVQConfig
+from tokenizers_vq.quantizers.config import BSQ, FSQ
 from tokenizers_vq.usage import CodebookUsage
 from unitok.data.loader import Transform
 from unitok.data.records import RecordBatch, RecordDataset

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Final, Literal
 
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.schema import read_dataclass
+from tokenizers_vq.storage.schema import read_dataclass
 
 from .reader.config import ReaderConfig
 from .trunk.hf import HFTrunk

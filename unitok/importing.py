@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_json
 from tokenizers_vq.published.read import beside, locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
-from tokenizers_vq.weights import build_empty
+from tokenizers_vq.storage.files import read_json
+from tokenizers_vq.storage.weights import build_empty
 
 from .conditions import caption_ports
 from .config import ModelConfig

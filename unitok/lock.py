@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import clear_litter, read_bytes, settle_parts
+from tokenizers_vq.storage.files import clear_litter, read_bytes, settle_parts
 
 LOCK_FILE = ".lock"
 

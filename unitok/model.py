@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer, load_tokenizer
-from tokenizers_vq.digests import check_digest, check_own, read_configuration, with_digests
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import part, read_stable, replace_parts, write_json
-from tokenizers_vq.hub import local_folder
 from tokenizers_vq.images import to_uint8
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.parts import Tunable
-from tokenizers_vq.weights import build_empty, read_weights, write_weights
+from tokenizers_vq.storage.digests import check_digest, check_own, read_configuration, with_digests
+from tokenizers_vq.storage.files import part, read_stable, replace_parts, write_json
+from tokenizers_vq.storage.hub import local_folder
+from tokenizers_vq.storage.weights import build_empty, read_weights, write_weights
 
 from .boxes import SPANS, BoxModality, GroundedTextModality
 from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids

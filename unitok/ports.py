@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.bitwise import to_bits
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.quantizers.bitwise import to_bits
 
 from .config import CODES, PortConfig
 from .cross_entropy import PIECE, LinearCrossEntropy

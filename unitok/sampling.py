@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.schema import read_dataclass
+from tokenizers_vq.storage.schema import read_dataclass
 
 from .config import ModelConfig
 

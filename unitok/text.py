@@ -19,9 +19,9 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import parse_json, read_bytes
-from tokenizers_vq.hub import from_hub
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import parse_json, read_bytes
+from tokenizers_vq.storage.hub import from_hub
+from tokenizers_vq.storage.schema import read_value
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import parse_json, read_bytes
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import parse_json, read_bytes
+from tokenizers_vq.storage.schema import read_value
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 """The tasks, by their published tags; color_attr is attribute binding."""

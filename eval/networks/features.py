@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizers_vq import efficientnet
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.foreign import fetch, read_tensors
-from tokenizers_vq.hub import from_hub
 from tokenizers_vq.images import to_float
+from tokenizers_vq.networks import efficientnet
+from tokenizers_vq.storage.foreign import fetch, read_tensors
+from tokenizers_vq.storage.hub import from_hub
 
 from ..feature_network import FeatureNetwork, ImageTextNetwork
 from .encoder.model import load_encoder

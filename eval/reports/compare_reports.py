@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import read_json
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import read_json
+from tokenizers_vq.storage.schema import read_value
 
 from ..metrics.frechet import frechet_distance
 from ..provenance import Fact, Provenance, require_same

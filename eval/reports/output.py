@@ -19,9 +19,9 @@ from rich.text import Text
 from safetensors.torch import save_file
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, parse_json, read_bytes, write_json
 from tokenizers_vq.images import save_png
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import atomic_path, parse_json, read_bytes, write_json
+from tokenizers_vq.storage.schema import read_value
 
 from ..provenance import Fact
 from ..report import Report

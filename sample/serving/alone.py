@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tokenizers_vq.base import CONFIG_FILE, ImageTokenizer
 from tokenizers_vq.config import FAMILIES
-from tokenizers_vq.files import part, read_json
+from tokenizers_vq.storage.files import part, read_json
 from unitok.model import UniTok
 
 from ..engine import Engine

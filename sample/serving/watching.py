@@ -16,7 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import log_entries
+from tokenizers_vq.storage.files import log_entries
 
 from .errors import ApiError
 

@@ -17,8 +17,8 @@ code = main(sys.argv[1:])
 print(code, *sorted({HEAVY!r} & set(sys.modules)))
 
 import torch
-from tokenizers_vq.quantizer_config import SimVQ
-from tokenizers_vq.quantizers import make_quantizer
+from tokenizers_vq.quantizers.config import SimVQ
+from tokenizers_vq.quantizers.single_scale import make_quantizer
 torch.manual_seed(0)
 quantizer = make_quantizer(SimVQ(codebook_size=16, dim=4))
 out = quantizer(torch.randn(1, 4, 2, 2))

@@ -10,7 +10,7 @@ import torch
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.quantizer_config import VQ
+from tokenizers_vq.quantizers.config import VQ
 from unitok.config import ObjectiveSettings, TrunkConfig
 from unitok.modalities import Modality
 from unitok.model import modalities

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokenizers_vq.digests import unverified
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.storage.digests import unverified
 from unitok.model import UniTok
 from unitok.sample.pipeline import draw_codes
 from unitok.sampling import SampleSettings

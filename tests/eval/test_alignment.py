@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tokenizers_vq.embedded import WEIGHTS
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.networks.embedded import WEIGHTS
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.data.shapes.scenes import describe
 from unitok.eval.metrics.alignment import (

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokenizers_vq.base import TokenizerOutput
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
 from unitok.eval.networks.features import load_features, load_image_text
 
 package = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra `features` is not installed")

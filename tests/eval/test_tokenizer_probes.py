@@ -14,7 +14,7 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from tokenizers_vq.quantizer_config import BSQ, FSQ, LFQ, VQ, Cosine, MultiVQ, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizers.config import BSQ, FSQ, LFQ, VQ, Cosine, MultiVQ, QuantizerConfig, SimVQ
 from unitok.cli.main import main
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.eval.metrics.perturbed import Perturbation

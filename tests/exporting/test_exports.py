@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizers.config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
 from unitok.cli.main import main
 from unitok.config import PortConfig
 from unitok.exporting.graphs import Decoder, Encoder

@@ -13,7 +13,7 @@ from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import VQ
+from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
 from unitok.exporting.language import language_model
 from unitok.importing import import_generator

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.multi_scale import MultiScaleQuantizer
+from tokenizers_vq.quantizers.multi_scale import MultiScaleQuantizer
 from unitok import prepare as prepare_module
 from unitok.conditions import TextStates
 from unitok.importing import import_generator

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
-from tokenizers_vq.bitwise import BitScales, to_bits, to_codes
 from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
-from tokenizers_vq.quantizer_config import BSQ
+from tokenizers_vq.quantizers.bitwise import BitScales, to_bits, to_codes
+from tokenizers_vq.quantizers.config import BSQ
 from unitok import prepare as prepare_module
 from unitok.cli.main import main
 from unitok.conditions import TextStates

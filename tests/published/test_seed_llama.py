@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import VQ
-from tokenizers_vq.seed import SeedTokenizer
-from tokenizers_vq.seed_config import SeedConfig
+from tokenizers_vq.families.seed import SeedTokenizer
+from tokenizers_vq.families.seed_config import SeedConfig
+from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok

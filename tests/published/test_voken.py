@@ -21,7 +21,7 @@ from torch import Tensor
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import OpenMagvit2Config
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import LFQ
+from tokenizers_vq.quantizers.config import LFQ
 from unitok import prepare as prepare_module
 from unitok.cli.main import main
 from unitok.importing import import_generator

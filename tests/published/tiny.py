@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import ConvVQConfig
-from tokenizers_vq.quantizer_config import VQ
+from tokenizers_vq.quantizers.config import VQ
 
 Weights = dict[str, Tensor]
 CLASSES, CODES, SIDES = 10, 50, (1, 2, 3, 4)

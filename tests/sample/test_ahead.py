@@ -11,7 +11,7 @@ import torch
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import MultiVQ
+from tokenizers_vq.quantizers.config import MultiVQ
 from unitok.model import UniTok
 from unitok.objectives import get_objective
 from unitok.objectives.base import Writer

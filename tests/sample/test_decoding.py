@@ -13,7 +13,7 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
-from tokenizers_vq.quantizer_config import MultiVQ
+from tokenizers_vq.quantizers.config import MultiVQ
 from unitok.config import ModelConfig, TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenizers_vq.adversarial import (
+from tokenizers_vq.errors import UserError
+from tokenizers_vq.losses.adversarial import (
     AdversarialLoss,
     PatchDiscriminator,
     discriminator_loss,
@@ -17,8 +18,7 @@ from tokenizers_vq.adversarial import (
     lecam,
     r1,
 )
-from tokenizers_vq.adversarial_config import AdversarialConfig
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
 
 REAL, FAKE = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[0.0, -3.0], [1.0, -0.5]])
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, Emu3Config, OpenMagvit2Config, TokenizerConfig
-from tokenizers_vq.quantizer_config import LFQ, VQ
-from tokenizers_vq.vit_config import ViTConfig
+from tokenizers_vq.networks.vit_config import ViTConfig
+from tokenizers_vq.quantizers.config import LFQ, VQ
 
 DEBUG = TOKENIZER_PRESETS["debug"]()
 FAMILIES: dict[str, TokenizerConfig] = {

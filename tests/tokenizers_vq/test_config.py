@@ -18,9 +18,9 @@ from tokenizers_vq.config import (
 )
 from tokenizers_vq.config_base import check_size
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, MultiVQ, SimVQ
-from tokenizers_vq.vit_config import ViTConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.networks.vit_config import ViTConfig
+from tokenizers_vq.quantizers.config import BSQ, FSQ, IBQ, LFQ, QUANTIZERS, VQ, MultiVQ, SimVQ
 
 
 def test_a_key_that_was_added_later_is_written_only_where_it_says_something() -> None:

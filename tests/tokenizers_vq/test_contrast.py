@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tokenizers_vq import build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict, config_to_dict
-from tokenizers_vq.contrast import CaptionFeatures, contrastive_loss
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
-from tokenizers_vq.query import QueryVQTokenizer
-from tokenizers_vq.query_config import QueryVQConfig
+from tokenizers_vq.families.query import QueryVQTokenizer
+from tokenizers_vq.families.query_config import QueryVQConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.contrast import CaptionFeatures, contrastive_loss
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
 
 SHAPES = TOKENIZER_PRESETS["shapes_query"]()
 assert isinstance(SHAPES, QueryVQConfig)

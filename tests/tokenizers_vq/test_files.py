@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tokenizers_vq import files
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import (
+from tokenizers_vq.storage import files
+from tokenizers_vq.storage.files import (
     atomic_path,
     clear_litter,
     parse_json,

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.foreign import StoredTensor, read_pt, read_tensors
-from tokenizers_vq.pickled import Foreign
+from tokenizers_vq.storage.foreign import StoredTensor, read_pt, read_tensors
+from tokenizers_vq.storage.pickled import Foreign
 
 LIMIT = 2 * 2**30
 """Bytes that a child may take while it opens hostile files."""
@@ -188,7 +188,7 @@ CHILD = """
 import json, resource, sys
 from pathlib import Path
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.foreign import read_tensors
+from tokenizers_vq.storage.foreign import read_tensors
 resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[2]),) * 2)
 said = {}
 for name in json.load(sys.stdin):

@@ -11,8 +11,8 @@ import torch
 
 from tokenizers_vq.base import TokenizerOutput
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss, load_lpips
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss, load_lpips
 
 
 def test_losses_by_hand() -> None:

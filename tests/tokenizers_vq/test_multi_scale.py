@@ -16,11 +16,11 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict, config_to_dict
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
-from tokenizers_vq.multi_scale import MultiScaleQuantizer
-from tokenizers_vq.quantizer_config import BSQ, FSQ, VQ, Cosine, SimVQ
-from tokenizers_vq.scales import residual_conv_of
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
+from tokenizers_vq.quantizers.config import BSQ, FSQ, VQ, Cosine, SimVQ
+from tokenizers_vq.quantizers.multi_scale import MultiScaleQuantizer
+from tokenizers_vq.quantizers.scales import residual_conv_of
 from unitok.objectives import get_objective
 
 DEBUG = TOKENIZER_PRESETS["debug"]()  # 32 px, stride 4: 8x8 codes

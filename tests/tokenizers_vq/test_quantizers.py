@@ -11,9 +11,9 @@ import vector_quantize_pytorch as library
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.lookup import nearest_rows
-from tokenizers_vq.quantizer_config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
-from tokenizers_vq.quantizers import Quantizer, make_quantizer
+from tokenizers_vq.quantizers.config import BSQ, FSQ, IBQ, LFQ, VQ, Cosine, Gumbel, MultiVQ, QuantizerConfig, SimVQ
+from tokenizers_vq.quantizers.lookup import nearest_rows
+from tokenizers_vq.quantizers.single_scale import Quantizer, make_quantizer
 
 CONFIGS: dict[str, QuantizerConfig] = {
     "vq": VQ(codebook_size=32, dim=4),
@@ -160,7 +160,7 @@ def test_ids_outside_the_codebook_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 100, 2**22])
 def test_search_equals_a_distance_table(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenizers_vq.lookup.CHUNK", chunk)
+    monkeypatch.setattr("tokenizers_vq.quantizers.lookup.CHUNK", chunk)
     torch.manual_seed(0)
     vectors, codebook = torch.randn(57, 6), torch.randn(33, 6)
     table = (vectors[:, None] - codebook[None]).norm(dim=-1)

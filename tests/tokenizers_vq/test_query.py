@@ -15,12 +15,12 @@ from torch import Tensor
 from tokenizers_vq import build_tokenizer, load_tokenizer
 from tokenizers_vq.config import config_from_dict, config_to_dict
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.families.query import QueryVQTokenizer
+from tokenizers_vq.families.query_config import QueryVQConfig
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
-from tokenizers_vq.quantizer_config import FSQ, QUANTIZERS, VQ, MultiVQ
-from tokenizers_vq.query import QueryVQTokenizer
-from tokenizers_vq.query_config import QueryVQConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
+from tokenizers_vq.quantizers.config import FSQ, QUANTIZERS, VQ, MultiVQ
 
 DEBUG = QueryVQConfig(
     image_size=32,

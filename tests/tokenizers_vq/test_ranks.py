@@ -17,8 +17,8 @@ from torch import Tensor, distributed
 
 from tokenizers_vq import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
-from tokenizers_vq.quantizer_config import VQ, Cosine
-from tokenizers_vq.quantizers import Quantizer, make_quantizer
+from tokenizers_vq.quantizers.config import VQ, Cosine
+from tokenizers_vq.quantizers.single_scale import Quantizer, make_quantizer
 from tokenizers_vq.usage import CodebookUsage
 
 # k-means and revival draw samples, which all ranks must agree on; the plain one has a single-process answer.

@@ -10,7 +10,7 @@ import pytest
 
 from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict, config_to_dict
 from tokenizers_vq.errors import SHOWN, Problems, UserError
-from tokenizers_vq.schema import read_dataclass
+from tokenizers_vq.storage.schema import read_dataclass
 
 
 @dataclass(frozen=True)

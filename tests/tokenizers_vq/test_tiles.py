@@ -17,7 +17,7 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, OpenMagvit2Config
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import FSQ, LFQ
+from tokenizers_vq.quantizers.config import FSQ, LFQ
 from tokenizers_vq.tiles import Tiles, run_in_windows
 
 DEBUG = TOKENIZER_PRESETS["debug"]()

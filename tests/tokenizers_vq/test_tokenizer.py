@@ -16,9 +16,9 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
-from tokenizers_vq.quantizer_config import FSQ, QUANTIZERS, VQ, Cosine
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
+from tokenizers_vq.quantizers.config import FSQ, QUANTIZERS, VQ, Cosine
 
 DEBUG = TOKENIZER_PRESETS["debug"]()
 
@@ -83,7 +83,7 @@ def test_published_wiring() -> None:
 
 
 def test_attention_block_is_plain_softmax_attention() -> None:
-    from tokenizers_vq.conv import AttentionBlock
+    from tokenizers_vq.networks.conv import AttentionBlock
 
     torch.manual_seed(0)
     block, x = AttentionBlock(32), torch.randn(2, 32, 3, 5)
@@ -299,7 +299,7 @@ def test_failed_save_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Mo
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tokenizers_vq.weights.save_file", full_disk)
+    monkeypatch.setattr("tokenizers_vq.storage.weights.save_file", full_disk)
     with pytest.raises(UserError, match=r"cannot write .*: No space left on device; .*free space"):
         tiny(channels=32).save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).fingerprint() == tokenizer.fingerprint()

@@ -12,11 +12,11 @@ from torch import Tensor
 from tokenizers_vq import build_tokenizer, load_tokenizer
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS, ConvVQConfig
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.losses import TokenizerLoss
-from tokenizers_vq.quantizer_config import VQ, MultiVQ
-from tokenizers_vq.vit import rotate, turn
-from tokenizers_vq.vit_config import HEAD_SIZE, ViTConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.losses.reconstruction import TokenizerLoss
+from tokenizers_vq.networks.vit import rotate, turn
+from tokenizers_vq.networks.vit_config import HEAD_SIZE, ViTConfig
+from tokenizers_vq.quantizers.config import VQ, MultiVQ
 
 TINY = ConvVQConfig(
     image_size=32,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_vq.weights import build_empty
+from tokenizers_vq.storage.weights import build_empty
 
 
 class Drawn(nn.Module):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
-from tokenizers_vq.loss_config import LossConfig
-from tokenizers_vq.quantizer_config import MultiVQ
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
+from tokenizers_vq.losses.config import LossConfig
+from tokenizers_vq.quantizers.config import MultiVQ
 from unitok.cli.main import main
 from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import Record

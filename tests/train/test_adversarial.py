@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tokenizers_vq.adversarial as players
-from tokenizers_vq.adversarial_config import AdversarialConfig
+import tokenizers_vq.losses.adversarial as players
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_config import VQ
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
+from tokenizers_vq.quantizers.config import VQ
 from unitok.train import loop, notices
 from unitok.train import tokenizer as trainer
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokenizers_vq import weights
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.storage import weights
 from unitok.config import TrunkConfig
 from unitok.ports import IdPort
 from unitok.train.checkpoint import TrainState, all_checkpoints, keep_newest, load, newest_whole, save

@@ -175,7 +175,7 @@ def test_a_fresh_model_trains_its_encoder_where_it_is_named(tmp_path: Path, tiny
     out, start = tmp_path / "out", UniTok.from_pretrained
     assert trained(out, tiny_tokenizer_folder, trainable="*,ports.reader.encoder.tower.blocks.*", **words) == 0
     found = start(out)
-    from tokenizers_vq.embedded import load_picture_tower
+    from tokenizers_vq.networks.embedded import load_picture_tower
 
     given = load_picture_tower().state_dict()
     assert found.reader is not None

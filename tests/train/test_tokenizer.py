@@ -17,8 +17,8 @@ from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
-from tokenizers_vq.quantizer_config import FSQ, VQ, MultiVQ, SimVQ
-from tokenizers_vq.vit_config import ViTConfig
+from tokenizers_vq.networks.vit_config import ViTConfig
+from tokenizers_vq.quantizers.config import FSQ, VQ, MultiVQ, SimVQ
 from unitok.data.records import Record
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.seeding import keyed_generator

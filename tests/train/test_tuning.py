@@ -15,10 +15,10 @@ from runs import RUN, changed, cut_back, refused, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tokenizers_vq.adversarial_config import AdversarialConfig
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.losses.adversarial_config import AdversarialConfig
 from tokenizers_vq.parts import train_only, trainable_names
 from unitok.cli.arguments import parse
 from unitok.cli.commands import COMMANDS

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import Emu3Config, TokenizerConfig
 from ..errors import UserError
-from ..quantizer_config import VQ
+from ..quantizers.config import VQ
 from .family import MOST_BLOCKS, Family, Settings, Shape, Source, attention_fields, codebook_source
 
 _RELEASED: dict[str, Any] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ConvVQConfig, TokenizerConfig
-from ..quantizer_config import IBQ
+from ..quantizers.config import IBQ
 from .family import Family, Settings, Shape, Source, taming_encoder
 
 _DD = {

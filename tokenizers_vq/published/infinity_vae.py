@@ -10,7 +10,7 @@ import re
 
 from ..config import ConvVQConfig, TokenizerConfig
 from ..errors import UserError, shown
-from ..quantizer_config import BSQ, MOST_BITS
+from ..quantizers.config import BSQ, MOST_BITS
 from .family import Family, Settings, Shape, Source, Weights
 
 Grids = tuple[tuple[int, int], ...]

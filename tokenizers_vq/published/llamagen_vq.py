@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from ..config import ConvVQConfig, TokenizerConfig
-from ..quantizer_config import Cosine
+from ..quantizers.config import Cosine
 from .family import Family, Settings, Shape, Source, attention_fields, codebook_source
 
 

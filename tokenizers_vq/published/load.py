@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
-from ..conv import fast_weights
 from ..errors import UserError, shown
+from ..networks.conv import fast_weights
 from . import emu3_vq, ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights

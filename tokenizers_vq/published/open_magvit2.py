@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import OpenMagvit2Config, TokenizerConfig
 from ..errors import UserError
-from ..quantizer_config import LFQ
+from ..quantizers.config import LFQ
 from .family import Family, Settings, Shape, Source, bit_values, check_bits, only
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import parse_json, read_bytes
-from ..foreign import read_tensors
-from ..hub import from_hub
+from ..storage.files import parse_json, read_bytes
+from ..storage.foreign import read_tensors
+from ..storage.hub import from_hub
 
 INDEX = ".index.json"
 """End of the name of the list that says which of several files holds which tensor."""

@@ -12,8 +12,8 @@ import re
 from torch import Tensor
 
 from ..config import TokenizerConfig
-from ..quantizer_config import VQ
-from ..seed_config import SeedConfig
+from ..families.seed_config import SeedConfig
+from ..quantizers.config import VQ
 from .family import Family, Settings, Shape, Source, codebook_source
 
 HEADS = 12

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..config import ConvVQConfig, TokenizerConfig
 from ..errors import UserError
-from ..quantizer_config import LFQ
+from ..quantizers.config import LFQ
 from .family import Family, Settings, Shape, Source, attention_fields, bit_values, check_bits
 
 

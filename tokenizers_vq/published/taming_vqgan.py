@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ConvVQConfig, TokenizerConfig
-from ..quantizer_config import VQ, Gumbel
+from ..quantizers.config import VQ, Gumbel
 from .family import Family, Settings, Shape, Source, codebook_source, taming_encoder
 
 _DD = {

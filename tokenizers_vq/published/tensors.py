@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import UserError
-from ..weights import check_finite
+from ..storage.weights import check_finite
 
 Shape = tuple[int, ...]
 

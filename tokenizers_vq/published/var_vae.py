@@ -11,7 +11,7 @@ import torch
 
 from ..config import ConvVQConfig, TokenizerConfig
 from ..errors import UserError
-from ..quantizer_config import VQ
+from ..quantizers.config import VQ
 from .family import Family, Settings, Shape, Source, attention_fields, codebook_source
 
 

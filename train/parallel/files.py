@@ -19,8 +19,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import sha256_of
-from tokenizers_vq.weights import check_finite
+from tokenizers_vq.storage.files import sha256_of
+from tokenizers_vq.storage.weights import check_finite
 
 from ..distributed import World
 from .tensors import local

@@ -123,9 +123,9 @@ def plan(
 def _sizes(model: str, tokenizer: str, text_vocabulary: int, caption_tokens: int) -> Sizes:
     from tokenizers_vq.base import CONFIG_FILE
     from tokenizers_vq.config import TOKENIZER_PRESETS, config_from_dict
-    from tokenizers_vq.digests import read_configuration
-    from tokenizers_vq.files import part
-    from tokenizers_vq.hub import local_folder
+    from tokenizers_vq.storage.digests import read_configuration
+    from tokenizers_vq.storage.files import part
+    from tokenizers_vq.storage.hub import local_folder
     from unitok.config import TRUNK_PRESETS, ModelConfig, TrunkConfig
     from unitok.model import CONFIG, IMAGE_TOKENIZER
     from unitok.vocabulary import Vocabulary

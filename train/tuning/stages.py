@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import is_ours_alone
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import is_ours_alone
+from tokenizers_vq.storage.schema import read_value
 from unitok.config import ObjectiveSettings, TasksConfig, small
 from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings
@@ -162,7 +162,7 @@ def _check_stage(model: UniTok, stage: Arguments) -> None:
 def _like_the_first(arguments: Arguments) -> UniTok:
     """A model with the names and sizes of that of the first stage, whatever its texts and tasks."""
     from tokenizers_vq.base import load_tokenizer
-    from tokenizers_vq.weights import build_empty
+    from tokenizers_vq.storage.weights import build_empty
     from unitok.boxes import LOCATION, SPANS, WAVES
     from unitok.config import CODES, ModelConfig, PortConfig
     from unitok.model import UniTok

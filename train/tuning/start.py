@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.hub import local_folder
+from tokenizers_vq.storage.hub import local_folder
 from unitok.config import ObjectiveSettings, TrunkConfig, small
 from unitok.reader.config import NO_READER, ReaderConfig, ReaderSettings
 from unitok.trunk.hf import HFTrunk

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import read_json
+from tokenizers_vq.storage.files import read_json
 
 from ..config import TRUNK_PRESETS
 from ..objectives import OBJECTIVES, objective_class

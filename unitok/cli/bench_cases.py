@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
-from tokenizers_vq.conv import fast_weights
+from tokenizers_vq.networks.conv import fast_weights
 from unitok.config import TRUNK_PRESETS, ModelConfig, TasksConfig
 from unitok.data.mixture import Source, slots_of
 from unitok.data.records import Key, Record, RecordBatch

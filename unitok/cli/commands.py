@@ -32,7 +32,7 @@ COMMANDS: dict[str, Command] = {
         "unitok.train.commands:train_tokenizer",
         "Train a VQ image tokenizer on a folder of pictures.",
         presets=("tokenizers_vq.config:TOKENIZER_PRESETS", "tokenizer"),
-        choices=("tokenizers_vq.quantizer_config:QuantizerConfig",),
+        choices=("tokenizers_vq.quantizers.config:QuantizerConfig",),
         meets=True,
     ),
     "train generator": Command(

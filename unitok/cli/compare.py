@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.files import read_json
+from tokenizers_vq.storage.files import read_json
 
 if TYPE_CHECKING:
     from unitok.eval.report import Number, Section
@@ -286,7 +286,7 @@ def _save_curves(panels: dict[str, Curves], along: str, path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    from tokenizers_vq.files import atomic_path
+    from tokenizers_vq.storage.files import atomic_path
 
     figure = Figure(figsize=(6 * len(panels), 4.5), dpi=100)
     for place, (label, curves) in enumerate(panels.items()):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import read_json
+from tokenizers_vq.storage.files import read_json
 
 from ..objectives import OBJECTIVES, objective_class
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import is_ours_alone
+from tokenizers_vq.storage.files import is_ours_alone
 
 from ..lock import LOCK_FILE
 from ..trunk.published import PUBLISHED

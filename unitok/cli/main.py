@@ -119,7 +119,7 @@ def _dispatch(words: list[str]) -> int:
 
 def run(name: str, words: Sequence[str]) -> None:
     """Runs one command; alone in its output folder, if it has one. `--no_verify` is an option of all commands."""
-    from tokenizers_vq.digests import unverified
+    from tokenizers_vq.storage.digests import unverified
 
     from ..lock import only_writer
     from .arguments import parse

@@ -28,7 +28,7 @@ def merge(*, model: Path, out: Path, base: Path | None = None, image_tokenizer: 
         unitok merge runs/generator --image_tokenizer runs/decoder --out runs/tuned
     """
     check_free(out)
-    from tokenizers_vq.hub import local_folder
+    from tokenizers_vq.storage.hub import local_folder
 
     from ..model import UniTok
     from ..tuning.adapter import is_adapter, open_adapter

@@ -40,7 +40,7 @@ def push(
     Example:
         unitok push runs/generator me/emoji-painter --licence cc-by-4.0 --dry_run true
     """
-    from tokenizers_vq.files import atomic_path
+    from tokenizers_vq.storage.files import atomic_path
 
     from ..exporting.card import CARD, Facts, card, data_of, edited, reports_in, scores_of
     from ..exporting.hub import check_name, files_of, newest_picture, open_either, send

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_json, write_json
-from tokenizers_vq.schema import read_dataclass
+from tokenizers_vq.storage.files import read_json, write_json
+from tokenizers_vq.storage.schema import read_dataclass
 
 from .demo import hardware, run_step
 from .start_plan import Plan, make_plan, shown

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_bytes
+from tokenizers_vq.storage.files import read_bytes
 
 from .captions import TEXT_EXTENSIONS, Unusable, add_columns, text_columns
 from .cells import Place, Row, is_inside

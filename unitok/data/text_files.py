@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_bytes
+from tokenizers_vq.storage.files import read_bytes
 
 CAPTION_LIMIT = 2**20
 """Bytes of the caption or the JSON of one picture."""

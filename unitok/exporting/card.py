@@ -17,7 +17,7 @@ import yaml
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import read_bytes, read_json
+from tokenizers_vq.storage.files import read_bytes, read_json
 
 from ..model import UniTok
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizers_vq.files import replace_parts, write_json
-from tokenizers_vq.weights import write_weights
+from tokenizers_vq.storage.files import replace_parts, write_json
+from tokenizers_vq.storage.weights import write_weights
 
 FORMAT = {"format": "pt"}
 """What transformers and diffusers look for in the header of a file of weights."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer, find_tokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import write_json
+from tokenizers_vq.storage.files import write_json
 
 from .folders import Export
 

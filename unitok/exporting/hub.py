@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers_vq.base import ImageTokenizer, load_tokenizer
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import part
-from tokenizers_vq.hub import from_hub
+from tokenizers_vq.storage.files import part
+from tokenizers_vq.storage.hub import from_hub
 
 from ..model import CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, UniTok
 from ..tuning.adapter import is_adapter

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tokenizers_vq.base import ImageTokenizer, find_tokenizer
 from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizer_base import Quantizer
-from tokenizers_vq.vq import ConvVQTokenizer
+from tokenizers_vq.families.vq import ConvVQTokenizer
+from tokenizers_vq.quantizers.base import Quantizer
 
 from .folders import Export, files
 

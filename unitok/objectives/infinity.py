@@ -9,10 +9,10 @@ from typing import Self
 import torch
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.bitwise import BitScales, to_codes
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.quantizer_base import check_codes
+from tokenizers_vq.quantizers.base import check_codes
+from tokenizers_vq.quantizers.bitwise import BitScales, to_codes
 
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.multi_scale import MultiScaleQuantizer, ScaleQuantizer
+from tokenizers_vq.quantizers.multi_scale import MultiScaleQuantizer, ScaleQuantizer
 
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig

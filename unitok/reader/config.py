@@ -66,7 +66,7 @@ class ReaderConfig:
     queries: int = 32
     depth: int = 2
     vision: dict[str, Any] | None = None
-    """Of an hf encoder: what builds it again, as `tokenizers_vq.vision` writes it."""
+    """Of an hf encoder: what builds it again, as `tokenizers_vq.networks.vision` writes it."""
 
     def __post_init__(self) -> None:
         problems = _check(self.connector, self.queries, self.depth)

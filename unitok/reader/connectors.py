@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizers_vq.query import QFormer
+from tokenizers_vq.families.query import QFormer
 
 from .config import ReaderConfig
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.embedded import EncoderConfig, ImageTower, fit_to, load_picture_tower
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.vision import VisionTower, build_vision, load_vision
-from tokenizers_vq.weights import check_finite
+from tokenizers_vq.networks.embedded import EncoderConfig, ImageTower, fit_to, load_picture_tower
+from tokenizers_vq.networks.vision import VisionTower, build_vision, load_vision
+from tokenizers_vq.storage.weights import check_finite
 
 from .config import HF, ReaderConfig, ReaderSettings
 

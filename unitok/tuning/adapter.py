@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from tokenizers_vq.digests import check_digest, check_own, read_configuration, with_digests
 from tokenizers_vq.errors import Problems, UserError, shown
-from tokenizers_vq.files import part, read_stable, replace_parts, write_json
 from tokenizers_vq.parts import freeze_the_rest, train_only, trainable_names
-from tokenizers_vq.schema import read_dataclass
-from tokenizers_vq.weights import build_empty, each_once, read_weights, write_weights
+from tokenizers_vq.storage.digests import check_digest, check_own, read_configuration, with_digests
+from tokenizers_vq.storage.files import part, read_stable, replace_parts, write_json
+from tokenizers_vq.storage.schema import read_dataclass
+from tokenizers_vq.storage.weights import build_empty, each_once, read_weights, write_weights
 
 from ..config import ModelConfig
 from ..model import CONFIG, UniTok

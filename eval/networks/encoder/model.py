@@ -23,11 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenizers_vq.embedded import WEIGHTS, Block, EncoderConfig, ImageTower, fit_to
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import parse_json
-from tokenizers_vq.schema import read_dataclass
-from tokenizers_vq.weights import check_finite
+from tokenizers_vq.networks.embedded import WEIGHTS, Block, EncoderConfig, ImageTower, fit_to
+from tokenizers_vq.storage.files import parse_json
+from tokenizers_vq.storage.schema import read_dataclass
+from tokenizers_vq.storage.weights import check_finite
 
 
 def split_words(text: str) -> list[str]:

@@ -23,7 +23,7 @@ from queue import Queue
 from typing import Any
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import clear_litter, temporary_name
+from tokenizers_vq.storage.files import clear_litter, temporary_name
 
 logger = logging.getLogger(__name__)
 

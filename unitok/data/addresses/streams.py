@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import read_json, sha256_of, write_json
-from tokenizers_vq.schema import read_value
+from tokenizers_vq.storage.files import read_json, sha256_of, write_json
+from tokenizers_vq.storage.schema import read_value
 
 from ..codes.shards import INDEX, CodesDataset, check_shard
 from ..epochs import WINDOW

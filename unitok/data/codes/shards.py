@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tokenizers_vq.digests import check_own, take_digests, with_digests
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import parse_json, plain, read_json, sha256_of, write_json
 from tokenizers_vq.layout import Layout
-from tokenizers_vq.schema import read_dataclass, read_value
+from tokenizers_vq.storage.digests import check_own, take_digests, with_digests
+from tokenizers_vq.storage.files import parse_json, plain, read_json, sha256_of, write_json
+from tokenizers_vq.storage.schema import read_dataclass, read_value
 
 from ..fingerprint import digest
 from ..records import LeftOut, Record

@@ -25,8 +25,8 @@ import torch
 from safetensors.numpy import save
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.files import atomic_path, clear_litter, is_ours_alone, sha256_of, write_json
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.storage.files import atomic_path, clear_litter, is_ours_alone, sha256_of, write_json
 
 from ...lock import LOCK_FILE, Claims
 from .shards import INDEX, PARTS, CodesIndex, Part, Shard, read_part

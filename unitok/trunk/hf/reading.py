@@ -17,10 +17,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError, shown
-from tokenizers_vq.files import read_json
-from tokenizers_vq.hub import from_hub
 from tokenizers_vq.published.read import locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
+from tokenizers_vq.storage.files import read_json
+from tokenizers_vq.storage.hub import from_hub
 
 from ...model import CONFIG, HEAD, UniTok
 from ...text import FILE as TOKENIZER

@@ -1,0 +1,1 @@
+"""The tokenizers: a file for each kind of them."""

@@ -1,0 +1,1 @@
+"""Encoders and decoders, and frozen networks that look at pictures."""

@@ -1,0 +1,59 @@
+"""Models of others: whatever is read by transformers, or fetched from the Hugging Face hub, is read in here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import UserError
+
+HUB = "hf:"
+"""How the name of a folder of the hub begins."""
+PARTS = ("config.json", "model.safetensors", "adapter.safetensors", "image_tokenizer/*", "text_tokenizer/*")
+"""What is fetched of a folder; cards, pictures and reports are not."""
+
+
+@contextmanager
+def from_hub(told: Callable[[Exception], str]) -> Iterator[None]:
+    """Whatever fails inside is one UserError, in the words that `told` has for it; the hub's own words on every retry
+    are kept off the screen."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
+        raise UserError(told(error)) from error
+    finally:
+        hub.setLevel(level)
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder of a model or a tokenizer; one of the hub, `hf:owner/name` or `hf:owner/name/folder`, is fetched into
+    the user's cache.
+
+    Raises:
+        UserError: no such name, or no network.
+    """
+    text = str(name)
+    if not text.startswith(HUB):
+        return Path(name)
+    owner, _, rest = text.removeprefix(HUB).partition("/")
+    repository, _, inside = rest.partition("/")
+    if not owner or not repository or ".." in inside.split("/"):
+        raise UserError(f"{text} names no repository: write hf:owner/name, or hf:owner/name/folder")
+    from huggingface_hub import snapshot_download
+
+    start = f"{inside}/" if inside else ""
+    with from_hub(
+        lambda error: (
+            f"{text} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
+            "name and network, or give a local folder"
+        )
+    ):
+        fetched = snapshot_download(f"{owner}/{repository}", allow_patterns=[f"{start}{one}" for one in PARTS])
+    return Path(fetched) / inside
