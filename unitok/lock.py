@@ -59,6 +59,8 @@ def only_writer(folder: Path) -> Iterator[None]:
 def _make(place: Path) -> list[Path]:
     """The folders that were made, outermost first."""
     missing: list[Path] = []
+    if place == Path(place.anchor):
+        raise UserError(f"--out {place} is the root of all folders: choose one of its own")
     if place.exists() and not place.is_dir():
         raise UserError(f"--out {place} is a file: choose another folder")
     for parent in (place, *place.parents):

@@ -156,7 +156,8 @@ def test_module_runs_as_a_program() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: unknown command 'trian': did you mean 'train'? "
-        "choose one of train, plan, import, merge, encode, export, push, data, sample, inpaint, extend, caption, ask, "
+        "choose one of train, plan, import, merge, encode, export, push, reconstruct, data, sample, inpaint, extend, "
+        "caption, ask, "
         "ground, edit, generate, chat, serve, studio, eval, compare, bench, compare-tokenizers, start, demo\n"
     )
 

@@ -102,6 +102,14 @@ def test_a_file_and_a_place_without_permission(tmp_path: Path, monkeypatch: pyte
             pass
 
 
+def test_the_root_of_all_folders_is_nobodys(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="--out / is the root of all folders: choose one of its own"),
+        only_writer(Path("/")),
+    ):
+        pass
+
+
 def test_a_process_may_enter_twice_and_ranks_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with only_writer(tmp_path):
         with only_writer(tmp_path):

@@ -120,9 +120,9 @@ def test_a_chat_of_texts_and_pictures(
     model.config.tasks = ("interleaved",)
     scores = model.ids.scores
 
-    def lean(hidden: torch.Tensor, ids: slice) -> torch.Tensor:
+    def lean(hidden: torch.Tensor, ids: slice, *more: Any) -> torch.Tensor:
         """Pictures come, and texts end."""
-        found = scores(hidden, ids)
+        found = scores(hidden, ids, *more)
         if ids.stop - ids.start == 1:
             found += 12
         return found

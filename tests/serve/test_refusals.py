@@ -242,8 +242,8 @@ def test_a_failure_of_the_model_is_told_and_the_server_goes_on(
         def broken(*_: Any) -> torch.Tensor:
             raise RuntimeError("the machine is broken")
 
-        def nothing(hidden: torch.Tensor, ids: slice) -> torch.Tensor:
-            return scores(hidden, ids) * float("nan")
+        def nothing(hidden: torch.Tensor, ids: slice, *more: Any) -> torch.Tensor:
+            return scores(hidden, ids, *more) * float("nan")
 
         for failing, message in ((broken, "the server failed to write this"), (nothing, "logits are not finite")):
             model.ids.scores = failing  # type: ignore[method-assign, assignment]
