@@ -43,8 +43,8 @@ def generate(
         pictures: Most pictures that are drawn in a document; then it ends with the text behind the last.
         seed: Of the first document; the next has the next.
         text_temperature: Divides the logits of texts; 0 takes the most likely token each time.
-        sampling: How pictures are drawn. Guidance is 1 unless it is given here: it compares the document with an empty
-            text alone, which a model knows that also learned text_to_image.
+        sampling: How pictures are drawn. Guidance is 1 unless it is given here: it compares the document with itself
+            without its last text, which the model must have learned (tasks.caption_dropout).
         context: Most positions of a document, with what it begins with. Documents much longer than those of the
             training are outside of what the model learned.
         batch_size: Documents that are written together; changes the speed, not the documents.
