@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import changed, cut_back, refused, train
+from tuning_runs import changed, cut_back, refused, train
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.arguments import parse

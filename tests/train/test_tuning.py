@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from runs import RUN, changed, cut_back, refused, train
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tuning_runs import RUN, changed, cut_back, refused, train
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
