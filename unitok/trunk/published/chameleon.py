@@ -19,7 +19,7 @@ from tokenizers_vq.layout import Layout
 from ...text import TextTokenizer
 from ...vocabulary import Frames, Vocabulary
 from . import PublishedTrunk, llama
-from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans
+from .family import Family, Settings, Shape, Weights
 
 START = "model."
 BOOK = "model.vqmodel.quantize.embedding.weight"
@@ -90,14 +90,7 @@ class _ChameleonFamily(Family):
     ) -> dict[str, Tensor]:
         assert isinstance(config, ChameleonTrunk)
         places = places_of_codes(texts, vocabulary.codebook_size)
-        embedding, scores = weights[f"{START}embed_tokens.weight"], weights["lm_head.weight"]
-        inputs = text_spans(embedding, self.tokens, texts) | {"image": embedding[places]}
-        outputs = text_spans(scores, self.tokens, texts) | {"image": scores[places]}
-        return llama.state_of(config, START, weights) | {
-            "ids.embedding.weight": rows(vocabulary, config.width, inputs),
-            "ids.head.weight": rows(vocabulary, config.width, outputs),
-            "ids.head.bias": closed(vocabulary, [id_of(texts, self.tokens["eos"]), *places]),
-        }
+        return llama.state_with_codes(config, START, weights, vocabulary, texts, self.tokens, places)
 
     def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
         """The defaults of the authors' sampler, whose scale of the text is this one."""

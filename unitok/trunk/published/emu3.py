@@ -22,7 +22,7 @@ from tokenizers_vq.published.load import tokenizer_of
 from ...text import TextTokenizer
 from ...vocabulary import Frames, Vocabulary
 from . import PublishedTrunk, llama
-from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole
+from .family import Family, Settings, Shape, Weights, whole
 
 START, IMAGES = "model.text_model.", "model.vqmodel."
 BOOK = f"{IMAGES}quantize.embedding.weight"
@@ -114,14 +114,7 @@ class _Emu3Family(Family):
     ) -> dict[str, Tensor]:
         assert isinstance(config, Emu3Trunk)
         places = _places_of_codes(texts, vocabulary.codebook_size)
-        embedding, scores = weights[f"{START}embed_tokens.weight"], weights["lm_head.weight"]
-        inputs = text_spans(embedding, self.tokens, texts) | {"image": embedding[places]}
-        outputs = text_spans(scores, self.tokens, texts) | {"image": scores[places]}
-        return llama.state_of(config, START, weights) | {
-            "ids.embedding.weight": rows(vocabulary, config.width, inputs),
-            "ids.head.weight": rows(vocabulary, config.width, outputs),
-            "ids.head.bias": closed(vocabulary, [id_of(texts, self.tokens["eos"]), *places]),
-        }
+        return llama.state_with_codes(config, START, weights, vocabulary, texts, self.tokens, places)
 
     def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
         """Those of the authors' example."""

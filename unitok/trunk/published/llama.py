@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from tokenizers_vq.errors import Problems, UserError, shown
 
+from ...text import TextTokenizer
+from ...vocabulary import Vocabulary
 from ..base import Beside, Trunk
 from ..cache import KVCache
 from ..native import RMSNorm, SwiGLU, rotate
 from ..rule import Visibility, attend
 from . import PublishedTrunk
-from .family import Settings, Shape, Weights, layers, number, whole
+from .family import Settings, Shape, Weights, closed, id_of, layers, number, rows, text_spans, whole
 
 HEAD_NORM_EPS = 1e-5
 """Of the norms of queries and keys."""
@@ -247,6 +249,38 @@ def state_of(config: LlamaTrunk, start: str, weights: Weights) -> dict[str, Tens
                     norm = weights[f"{theirs}self_attn.{short}_norm.{kind}"]
                     found[f"{ours}attention.{long}_norm.{name}"] = norm[:, None]
     return found
+
+
+def state_with_codes(
+    config: LlamaTrunk,
+    start: str,
+    weights: Weights,
+    vocabulary: Vocabulary,
+    texts: TextTokenizer,
+    tokens: Mapping[str, str],
+    places: Sequence[int],
+    elsewhere: Sequence[str] = ("eos",),
+) -> dict[str, Tensor]:
+    """The tensors of a model whose codes are ids of its texts, by our names.
+
+    Args:
+        config: of the trunk.
+        start: how the names of the trunk's tensors begin.
+        weights: of the file.
+        vocabulary: ours.
+        texts: names the ids.
+        tokens: span -> the token that it is.
+        places: the authors' id of each code.
+        elsewhere: spans whose tokens no text has, beside the codes.
+    """
+    embedding, scores = weights[f"{start}embed_tokens.weight"], weights["lm_head.weight"]
+    inputs = text_spans(embedding, tokens, texts) | {"image": embedding[places]}
+    outputs = text_spans(scores, tokens, texts) | {"image": scores[places]}
+    return state_of(config, start, weights) | {
+        "ids.embedding.weight": rows(vocabulary, config.width, inputs),
+        "ids.head.weight": rows(vocabulary, config.width, outputs),
+        "ids.head.bias": closed(vocabulary, [*(id_of(texts, tokens[span]) for span in elsewhere), *places]),
+    }
 
 
 def configuration(settings: Settings) -> Settings:

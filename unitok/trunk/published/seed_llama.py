@@ -19,7 +19,7 @@ from tokenizers_vq.layout import Layout
 from ...text import TextTokenizer
 from ...vocabulary import Frames, Vocabulary
 from . import PublishedTrunk, llama
-from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole, wording
+from .family import Family, Settings, Shape, Weights, whole, wording
 
 START = "model."
 CODES, TOKENS, TEXTS = 8192, 32, 40194
@@ -97,15 +97,9 @@ class _SeedLlamaFamily(Family):
     ) -> dict[str, Tensor]:
         assert isinstance(config, SeedLlamaTrunk)
         places = _places_of_codes(texts, vocabulary.codebook_size)
-        embedding, scores = weights[f"{START}embed_tokens.weight"], weights["lm_head.weight"]
-        inputs = text_spans(embedding, self.tokens, texts) | {"image": embedding[places]}
-        outputs = text_spans(scores, self.tokens, texts) | {"image": scores[places]}
-        elsewhere = [id_of(texts, self.tokens[span]) for span in ("eos", "boi", "eoi")]
-        return llama.state_of(config, START, weights) | {
-            "ids.embedding.weight": rows(vocabulary, config.width, inputs),
-            "ids.head.weight": rows(vocabulary, config.width, outputs),
-            "ids.head.bias": closed(vocabulary, [*elsewhere, *places]),
-        }
+        return llama.state_with_codes(
+            config, START, weights, vocabulary, texts, self.tokens, places, ("eos", "boi", "eoi")
+        )
 
     def sampling(self, config: PublishedTrunk) -> dict[str, Any]:
         """Those of the authors' scripts, which guide nothing."""
