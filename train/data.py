@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers_vq.errors import UserError
+from unitok.boxes import strings_of
 from unitok.config import TasksConfig
 from unitok.data.loader import read_in_order
 from unitok.data.mixture import Mixture
@@ -78,8 +79,9 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
             for field, modality in FIELDS.items():
                 if field in fields and modality == "text" and values.get(field):
                     texts += values[field] if is_several(field, values[field]) else [values[field]]
-            texts += [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
-            texts += [part for part in values.get("named", []) if isinstance(part, str)] if "named" in fields else []
+            grounded = [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
+            grounded += [values["named"]] if "named" in fields and values.get("named") else []
+            texts += [part for text in grounded for part in strings_of(text)]
             found = found or bool(texts)
             yield from texts
     if not found:

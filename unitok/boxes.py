@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError, shown
 
-from .modalities import TokenByToken, text_segment
+from .modalities import PassageModality, PassageWriter, TokenByToken, text_segment
 from .objectives.base import Draw, Writer
 from .sequence import Ids, Segment
 from .vocabulary import Vocabulary
@@ -128,15 +128,11 @@ class GroundedTextModality:
     def learned(
         self, values: Sequence[Grounded | list[int]], draws: Sequence[Draw], followed: Sequence[bool]
     ) -> list[list[Segment]]:
-        inside = self.vocabulary[LOCATION]
         outside = (self.vocabulary.text_range, self.vocabulary[BOX])
         segments = []
         for segment in self.given(values):
-            target = [*segment.ids.tolist()[1:], self.vocabulary.eos]
-            runs: list[tuple[Ids, int]] = []
-            for in_box, some in groupby(inside.start <= one < inside.stop for one in target):
-                runs.append((inside if in_box else outside, len(list(some))))
-            segments.append([replace(segment, target=torch.tensor(target), runs=tuple(runs))])
+            target = torch.tensor([*segment.ids.tolist()[1:], self.vocabulary.eos])
+            segments.append([replace(segment, target=target, runs=_runs(target, outside, self.vocabulary))])
         return segments
 
     def ids(self, value: Grounded | list[int]) -> list[int]:
@@ -144,32 +140,11 @@ class GroundedTextModality:
         Raises:
             UserError: a part that is no text and no box.
         """
-        found: list[int] = []
-        for part in value:
-            if isinstance(part, int):
-                found.append(part)
-            elif isinstance(part, str):
-                found += self.encode(part)
-            elif is_box(part):
-                found += [self.vocabulary[BOX].start, *location_ids(part, self.vocabulary)]
-            else:
-                raise UserError(f"{shown(part)} is no text and no box: {BOX_RULE}")
-        return found
+        return grounded_ids(value, self.vocabulary, self.encode)
 
     def parts(self, ids: Sequence[int], decode: Callable[[list[int]], str]) -> list[str | list[float]]:
         """The inverse of `ids`: strings, and boxes by the middles of their steps."""
-        found: list[str | list[float]] = []
-        text: list[int] = []
-        place = 0
-        while place < len(ids):
-            if ids[place] == self.vocabulary[BOX].start:
-                found += [decode(text)] if text else []
-                found.append(box_of(ids[place + 1 : place + 5], self.vocabulary))
-                text, place = [], place + 5
-            else:
-                text.append(ids[place])
-                place += 1
-        return [*found, decode(text)] if text else found
+        return grounded_parts(ids, self.vocabulary, decode)
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()
@@ -177,6 +152,78 @@ class GroundedTextModality:
     def writer(self, rows: int, device: torch.device) -> Writer:
         spans = (self.vocabulary.text_range, self.vocabulary[BOX], self.vocabulary[LOCATION])
         return BoxByBox("grounded", self.vocabulary, spans, self.longest, rows, device)
+
+
+class GroundedPassageModality(PassageModality):
+    """The texts of a document, which may have boxes in them; `longest` counts these too."""
+
+    def ids(self, value: str | Grounded | list[int]) -> list[int]:
+        return self.encode(value) if isinstance(value, str) else grounded_ids(value, self.vocabulary, self.encode)
+
+    def _runs(self, target: torch.Tensor, can_stand: Ids) -> tuple[tuple[Ids, int], ...]:
+        return _runs(target, (*self.vocabulary.passage_ranges, self.vocabulary[BOX]), self.vocabulary)
+
+    def writer(self, rows: int, device: torch.device) -> Writer:
+        return GroundedPassageWriter(self.vocabulary, self.longest, rows, device)
+
+    def said(self, ids: list[int], decode: Callable[[list[int]], str]) -> str | list[str | list[float]]:
+        """A text, or strings and boxes where it has boxes."""
+        parts = grounded_parts(ids, self.vocabulary, decode)
+        return parts if any(not isinstance(part, str) for part in parts) else decode(ids)
+
+
+def grounded_ids(value: Grounded | list[int], vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[int]:
+    """Ids of strings and boxes; ids stay.
+
+    Raises:
+        UserError: a part that is no text and no box.
+    """
+    found: list[int] = []
+    for part in value:
+        if isinstance(part, int):
+            found.append(part)
+        elif isinstance(part, str):
+            found += encode(part)
+        elif is_box(part):
+            found += [vocabulary[BOX].start, *location_ids(part, vocabulary)]
+        else:
+            raise UserError(f"{shown(part)} is no text and no box: {BOX_RULE}")
+    return found
+
+
+def grounded_parts(
+    ids: Sequence[int], vocabulary: Vocabulary, decode: Callable[[list[int]], str]
+) -> list[str | list[float]]:
+    """The inverse of `grounded_ids`: strings, and boxes by the middles of their steps."""
+    found: list[str | list[float]] = []
+    text: list[int] = []
+    place = 0
+    while place < len(ids):
+        if ids[place] == vocabulary[BOX].start:
+            found += [decode(text)] if text else []
+            found.append(box_of(ids[place + 1 : place + 5], vocabulary))
+            text, place = [], place + 5
+        else:
+            text.append(ids[place])
+            place += 1
+    return [*found, decode(text)] if text else found
+
+
+def strings_of(value: str | Grounded) -> list[str]:
+    """The strings of a text with or without boxes."""
+    return [value] if isinstance(value, str) else [part for part in value if isinstance(part, str)]
+
+
+def words_of(value: str | Grounded) -> str:
+    """A text without its boxes."""
+    return "".join(strings_of(value))
+
+
+def _runs(target: torch.Tensor, outside: Ids, vocabulary: Vocabulary) -> tuple[tuple[Ids, int], ...]:
+    """What can stand where ids of texts with boxes are learned: locations in a box, else `outside`."""
+    inside = vocabulary[LOCATION]
+    in_box = groupby(inside.start <= one < inside.stop for one in target.tolist())
+    return tuple((inside if within else outside, len(list(some))) for within, some in in_box)
 
 
 def location_ids(box: Box, vocabulary: Vocabulary) -> list[int]:
@@ -210,10 +257,16 @@ class BoxByBox(TokenByToken):
         device: torch.device,
     ) -> None:
         super().__init__(key, vocabulary, spans, length, rows, device)
-        marked = BOX in vocabulary and vocabulary[BOX] in spans
+        self._open_boxes(rows, device)
+
+    def _open_boxes(self, rows: int, device: torch.device) -> None:
+        vocabulary = self.vocabulary
+        marked = BOX in vocabulary and vocabulary[BOX] in self.spans
         self.begin = vocabulary[BOX if marked else LOCATION]
         self.follow = 4 if marked else 3
         """Locations behind the id that begins a box: the first side, where no mark stands before it."""
+        self.room = self.length
+        """Ids that boxes must fit into."""
         self.is_location = _within(self.choice, vocabulary[LOCATION])
         self.begins = _within(self.choice, self.begin)
         self.missing = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -227,15 +280,25 @@ class BoxByBox(TokenByToken):
         missing = self.missing[index][:, None]
         opposite = self.ids[index, (at - 1).clamp(min=0)][:, None]
         inside = self.is_location & ((missing > 2) | (self.choice >= opposite))
-        fits = at[:, None] + self.follow < self.length
+        fits = at[:, None] + self.follow < self.room
         outside = torch.where(self.begins, fits, ~self.is_location)
-        return logits.masked_fill(~torch.where(missing > 0, inside, outside)[:, None], float("-inf"))
+        opened = super()._open(logits, index, at)
+        return opened.masked_fill(~torch.where(missing > 0, inside, outside)[:, None], float("-inf"))
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
         super().take(rows, index, scores)
         missing = self.missing[index]
         begun = torch.where(_within(self.ids[index, self.at[index]], self.begin), self.follow, 0)
         self.missing[index] = torch.where(missing > 0, missing - 1, begun)
+
+
+class GroundedPassageWriter(BoxByBox, PassageWriter):
+    """Writes a passage with boxes in it, and what follows it."""
+
+    def __init__(self, vocabulary: Vocabulary, length: int, rows: int, device: torch.device) -> None:
+        PassageWriter.__init__(self, vocabulary, length, rows, device, (vocabulary[BOX], vocabulary[LOCATION]))
+        self._open_boxes(rows, device)
+        self.room = self.length - 1  # an end stands behind all
 
 
 def _within(ids: torch.Tensor, span: slice) -> torch.Tensor:

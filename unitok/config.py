@@ -166,6 +166,10 @@ class TasksConfig:
     """Draw the picture of a caption with boxes."""
     inpaint: TaskConfig = field(default_factory=TaskConfig)
     """Draw the rest of a picture of which a part is known, by its caption."""
+    pointed_question: TaskConfig = field(default_factory=TaskConfig)
+    """Say where in a picture what a question is about is, as boxes, then answer."""
+    pointed_edit: TaskConfig = field(default_factory=TaskConfig)
+    """Say where in a picture what an instruction is about is, as boxes, then draw it changed."""
     caption_dropout: float = 0.1
     """Share of records whose caption or instruction is replaced by an empty one, which guidance needs."""
     image_dropout: float = 0.0

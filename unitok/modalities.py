@@ -129,7 +129,11 @@ class TextModality:
         target = torch.tensor([*ids, end])
         segment = text_segment(ids, self.vocabulary)
         segment.ids[0] = self.begin
-        return replace(segment, target=target, runs=((can_stand, len(target)),))
+        return replace(segment, target=target, runs=self._runs(target, can_stand))
+
+    def _runs(self, target: torch.Tensor, can_stand: Ids) -> tuple[tuple[Ids, int], ...]:
+        """The ids that can stand where `target` is learned; `can_stand` where nothing else is known."""
+        return ((can_stand, len(target)),)
 
     def ids(self, value: str | list[int]) -> list[int]:
         return self.encode(value) if isinstance(value, str) else value
@@ -158,6 +162,10 @@ class PassageModality(TextModality):
 
     def value(self, written: torch.Tensor) -> list[int]:
         return written.tolist()[: -1 if self.image_follows(written) else None]
+
+    def said(self, ids: list[int], decode: Callable[[list[int]], str]) -> Any:
+        """What ids of a passage say."""
+        return decode(ids)
 
     def image_follows(self, written: torch.Tensor) -> bool:
         """Whether a passage ended with an image to come."""
@@ -351,8 +359,10 @@ class TokenByToken(Writer):
 class PassageWriter(TokenByToken):
     """Writes a passage and what follows it. One of the greatest length ends there, in one of both ways."""
 
-    def __init__(self, vocabulary: Vocabulary, length: int, rows: int, device: torch.device) -> None:
-        super().__init__("text", vocabulary, vocabulary.passage_ranges, length + 1, rows, device)
+    def __init__(
+        self, vocabulary: Vocabulary, length: int, rows: int, device: torch.device, more: tuple[slice, ...] = ()
+    ) -> None:
+        TokenByToken.__init__(self, "text", vocabulary, (*vocabulary.passage_ranges, *more), length + 1, rows, device)
         self.ends = torch.tensor([vocabulary.eos, vocabulary.boi], device=device)
         self.inside = ~torch.isin(self.choice, self.ends)
 

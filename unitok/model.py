@@ -21,7 +21,7 @@ from tokenizers_vq.storage.files import part, read_stable, replace_parts, write_
 from tokenizers_vq.storage.hub import local_folder
 from tokenizers_vq.storage.weights import build_empty, read_weights, write_weights
 
-from .boxes import SPANS, BoxModality, GroundedTextModality
+from .boxes import BOX, LOCATION, MOST_BOXES, BoxModality, GroundedPassageModality, GroundedTextModality
 from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
 from .config import ALIKE, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
@@ -371,11 +371,12 @@ def modalities(
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
-    boxes: dict[str, Modality] = {
-        "box": BoxModality(vocabulary),
-        "grounded": GroundedTextModality(vocabulary, encode, text_length),
-    }
-    return found | {name: one for name, one in boxes.items() if all(span in vocabulary for span in SPANS[name])}
+    if LOCATION in vocabulary:
+        found["box"] = BoxModality(vocabulary)
+    if BOX in vocabulary:
+        found["grounded"] = GroundedTextModality(vocabulary, encode, text_length)
+        found[PASSAGE] = GroundedPassageModality(vocabulary, encode, text_length + 5 * MOST_BOXES)
+    return found
 
 
 HEAD = "ids.head.weight"

@@ -30,7 +30,8 @@ class Part(NamedTuple):
     field: str
     learned: bool = False
     drop: str = ""
-    """The condition that it is, if it may be left out: "text" leaves an empty text, "image" nothing."""
+    """The condition that it is, if it may be left out: "text" leaves an empty text where it is given; else nothing is
+    left."""
 
 
 TASKS: dict[str, tuple[Part, ...]] = {
@@ -45,6 +46,18 @@ TASKS: dict[str, tuple[Part, ...]] = {
     "ground_caption": (Part("image"), Part("named", learned=True)),
     "layout_to_image": (Part("named", drop="text"), Part("image", learned=True)),
     "inpaint": (Part("known"), Part("caption", drop="text"), Part("image", learned=True)),
+    "pointed_question": (
+        Part("image"),
+        Part("question"),
+        Part("boxes", learned=True),
+        Part("answer", learned=True),
+    ),
+    "pointed_edit": (
+        Part("source", drop="image"),
+        Part("instruction", drop="text"),
+        Part("boxes", learned=True, drop="text"),
+        Part("image", learned=True),
+    ),
 }
 FIELDS = {
     **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),
@@ -105,6 +118,27 @@ def conditions(task: str) -> list[str]:
     """The conditions of a task that can be left out, in the order of guidance."""
     found = {part.drop for part in TASKS[task]}
     return [drop for drop in DROPS if drop in found]
+
+
+def given_fields(task: str) -> set[str]:
+    """The fields that a task is given."""
+    return {part.field for part in TASKS[task] if not part.learned}
+
+
+def ends_in(task: str) -> str:
+    """The field that a task is for: what it writes last."""
+    return TASKS[task][-1].field
+
+
+def way(task: str, learned: Collection[str]) -> str | None:
+    """How a model that learned some tasks does one: by the row that is given the same and ends in the same. Of several
+    that one which writes most: boxes come before what they are for."""
+    same = [
+        one
+        for one in learned
+        if one in TASKS and given_fields(one) == given_fields(task) and ends_in(one) == ends_in(task)
+    ]
+    return max(same, key=lambda one: len(TASKS[one]), default=None)
 
 
 def pieces(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
@@ -174,7 +208,7 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
         return in_turn(value, part.learned)
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
-        return [Piece(modality, _left_out(value), part.learned)] if part.drop == "text" else []
+        return [Piece(modality, _left_out(value), False)] if part.drop == "text" and not part.learned else []
     values = value if is_several(part.field, value) else [value]
     return [Piece(modality, one, part.learned) for one in values]
 
@@ -193,10 +227,17 @@ def in_turn(parts: Sequence[tuple[str, Any]], learned: bool = False) -> list[Pie
         if modality != "text":
             found += [Piece(modality, value, learned), Piece(PASSAGE, "", learned)]
         elif len(value):
-            before = found[-1].value
-            both = f"{before} {value}" if isinstance(value, str) else [*before, *value]
-            found[-1] = Piece(PASSAGE, both if len(before) else value, learned)
+            found[-1] = Piece(PASSAGE, _joined(found[-1].value, value), learned)
     return found
+
+
+def _joined(before: Any, value: Any) -> Any:
+    """Two texts in a row, of strings, of ids, or of strings and boxes."""
+    if not len(before):
+        return value
+    if isinstance(before, str) and isinstance(value, str):
+        return f"{before} {value}"
+    return [*([before] if isinstance(before, str) else before), *([f" {value}"] if isinstance(value, str) else value)]
 
 
 def with_holes(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..boxes import Box, Grounded
-from ..tasks import FIELDS, TASKS, is_several, needs
+from ..boxes import Box, Grounded, words_of
+from ..tasks import FIELDS, ends_in, given_fields, is_several
 from .records import Record
 from .shapes.checker import check, read_picture, scene_of
 from .shapes.conditions import label_map_verdict, outline_verdict, painting_verdict
@@ -89,10 +89,10 @@ def _laid_out(record: Record, picture: torch.Tensor) -> bool | None:
 
 def _told(record: Record, parts: Sequence[tuple[str, Any]]) -> bool | None:
     """A story is right if it begins as the record's, has as many steps, and every step is right."""
-    first = next((value for kind, value in record.fields["parts"] if kind == "text"), "")
+    first = next((words_of(value) for kind, value in record.fields["parts"] if kind == "text"), "")
     if parse(first) is None:
         return None
-    texts = [value for kind, value in parts if kind == "text"]
+    texts = [words_of(value) for kind, value in parts if kind == "text"]
     pictures = [value for kind, value in parts if kind == "image"]
     wanted = sum(kind == "image" for kind, _ in record.fields["parts"])
     steps = story_verdict(texts, pictures)
@@ -109,6 +109,8 @@ JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
     "describe": _same_text("description"),
     "ground_caption": _named,
     "layout_to_image": _laid_out,
+    "pointed_question": _same_text("answer"),
+    "pointed_edit": _edited,
 }
 """Task -> its judge. A text out of nothing is never wrong: `text_only` has none."""
 
@@ -119,7 +121,6 @@ def can_judge(task: str, record: Record) -> bool:
     held = {"caption": record.caption, "image": record.image, **record.fields}
     several = {field for field, value in held.items() if FIELDS.get(field) != "image" and is_several(field, value)}
     fields = {field for field, value in held.items() if value is not None} - several
-    if task not in JUDGES or not needs([task]) <= fields:
+    if task not in JUDGES or not given_fields(task) | {ends_in(task)} <= fields:
         return False
-    learned = next(part.field for part in TASKS[task] if part.learned)
-    return judge(task, record, held[learned]) is not None
+    return judge(task, record, held[ends_in(task)]) is not None

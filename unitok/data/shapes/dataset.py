@@ -12,9 +12,10 @@ from tokenizers_vq.errors import Problems
 
 from ..fingerprint import digest
 from ..records import LeftOut, Record
+from . import edits, questions
 from .conditions import condition
 from .edits import edit
-from .grounding import ground
+from .grounding import box_of, ground
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 from .stories import story
@@ -109,17 +110,33 @@ def _question(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 def _questions(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     asked = [ask(scene, data.seed, QUESTIONS * index + number) for number in range(QUESTIONS)]
     found = {question.text: question.answer for question in asked}
-    return data.picture(scene), {"question": list(found), "answer": list(found.values())}
+    boxes = [list(map(box_of, questions.meant(text, scene))) for text in found]
+    return data.picture(scene), {"question": list(found), "boxes": boxes, "answer": list(found.values())}
 
 
 def _edit(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = edit(scene, data.seed, index, data.split)
-    return data.picture(scene), {"source": data.picture(made.before), "instruction": made.instruction}
+    return data.picture(scene), {
+        "source": data.picture(made.before),
+        "instruction": made.instruction,
+        "boxes": list(map(box_of, edits.meant(made, scene))),
+    }
 
 
 def _story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     steps = story(scene, data.seed, index, data.split)
     parts = [part for step in steps for part in (("text", step.text), ("image", data.picture(step.scene)))]
+    return data.picture(scene), {"parts": parts}
+
+
+def _pointed_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    first, *later = story(scene, data.seed, index, data.split)
+    parts: list[tuple[str, Any]] = []
+    before = None
+    for step in (first, *later):
+        things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
+        parts += [("text", [step.text, *map(box_of, things)]), ("image", data.picture(step.scene))]
+        before = step.scene
     return data.picture(scene), {"parts": parts}
 
 
@@ -143,7 +160,7 @@ def _groundings(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = condition(scene, data.seed, index, data.size)
-    return _tensor(made.target), {"source": _tensor(made.source), "instruction": made.instruction}
+    return _tensor(made.target), {"source": _tensor(made.source), "instruction": made.instruction, "boxes": []}
 
 
 RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
@@ -151,6 +168,7 @@ RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     "questions": _questions,
     "edit": _edit,
     "story": _story,
+    "pointed_story": _pointed_story,
     "ground": _ground,
     "groundings": _groundings,
     "condition": _condition,

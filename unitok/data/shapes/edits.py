@@ -192,6 +192,22 @@ def kind_of_edit(instruction: str) -> str | None:
     return next((kind for kind, pattern in _PATTERNS.items() if re.fullmatch(pattern, plain)), None)
 
 
+def meant(made: Edit, after: Scene) -> list[Object]:
+    """The objects that the instruction of an edit is about, as they stand before and after it: what changes, and what
+    it becomes where its place or size is another; what is new, and what it stands beside."""
+    old = [thing for thing in made.before.objects if thing not in after.objects]
+    new = [thing for thing in after.objects if thing not in made.before.objects]
+    if old:
+        return [*old, *(thing for thing in new if (thing.x, thing.y, thing.kind.size) != _seat(old[0]))]
+    match = re.fullmatch(_PATTERNS["add"], made.instruction)
+    assert match is not None, "nothing else leaves all that was there"
+    return [*new, *such(match.groups()[-1], made.before)]
+
+
+def _seat(thing: Object) -> tuple[float, float, str]:
+    return thing.x, thing.y, thing.kind.size
+
+
 def change_of(instruction: str, scene: Scene) -> Change | None:
     """What an instruction makes of a scene, or None when it cannot be applied; `edit` has no part in it."""
     kind = kind_of_edit(instruction)

@@ -270,6 +270,22 @@ def answer_of(text: str, scene: Scene) -> str | None:
     return None if ahead == 0 else names[ahead < 0]
 
 
+def meant(text: str, scene: Scene) -> list[Object]:
+    """The objects of a scene that a question is about, in the order in which it names them: those that are counted
+    before those beside which they stand. Raises ValueError for what is no question."""
+    kind = kind_of(text)
+    if kind is None:
+        raise ValueError(f"{text!r} is no question")
+    match = re.fullmatch(_PATTERNS[kind], " ".join(text.split()))
+    assert match is not None
+    parts = [part for part in match.groups() if part is not None]
+    if kind == "count" and len(parts) == 2:
+        [other] = such(parts[1], scene)
+        return [*(thing for thing in scene.objects if holds(parts[0], thing.x - other.x, thing.y - other.y)), other]
+    names = [part for part in parts if part not in RELATIONS and part not in COMPARED]
+    return [thing for name in names for thing in such(name, scene)]
+
+
 def _place(thing: Object) -> str | None:
     dx, dy = thing.x - 0.5, thing.y - 0.5
     if abs(dx) <= INNER and abs(dy) <= INNER:
