@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenizers_vq.errors import UserError
-from unitok.boxes import Box, is_box
+from unitok.boxes import Box, is_box, words_of
 from unitok.data.judging import JUDGES, MAPS, PAINT, can_judge, judge
 from unitok.data.records import Record, RecordDataset
 from unitok.data.shapes.edits import kind_of_edit
@@ -23,7 +23,7 @@ from unitok.sample.inpainting import inpaint
 from unitok.sample.masks import without
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS
+from unitok.tasks import FIELDS, TASKS, ends_in
 
 from .metrics.intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
@@ -50,6 +50,8 @@ TITLES = {
     "describe": "What is in a box",
     "ground_caption": "Captions with boxes",
     "layout_to_image": "Drawing from layouts",
+    "pointed_question": "Questions, boxes first",
+    "pointed_edit": "Edits, boxes first",
 }
 
 
@@ -242,13 +244,13 @@ def _item(task: str, record: Record, written: Any, right: bool) -> Item:
         else:
             texts.append(_said(value))
             boxes += _boxes(value)
-    wanted = next(held[part.field] for part in TASKS[task] if part.learned)
+    wanted = held[ends_in(task)]
     document = "parts" in held and wanted is held["parts"]
     if isinstance(written, Tensor):
         pictures.append(written)
     elif document:
         pictures += [value for kind, value in written if kind == "image"]
-        texts += [value for kind, value in written if kind == "text"]
+        texts += [words_of(value) for kind, value in written if kind == "text"]
     else:
         texts.append(_said(written) or "(empty)")
         boxes += _boxes(written)

@@ -14,6 +14,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
+from unitok.boxes import written_out
 from unitok.data.decoding import PictureError, decode
 from unitok.modalities import PASSAGE, Picture
 from unitok.tasks import Piece
@@ -83,7 +84,8 @@ class Chat:
         known, ids = self.document[-1].value, writer.passage.value(value)
         self.document[-1] = Piece(PASSAGE, ids, False)
         if len(ids) > len(known):
-            self.say(self.model.text_tokenizer.decode(ids[len(known) :]).strip())
+            said = writer.passage.said(ids[len(known) :], self.model.text_tokenizer.decode)
+            self.say(written_out(said).strip())
         if writer.passage.image_follows(value) and self.drawn < writer.pictures:
             if writer.fits(writer.positions(self.document)):
                 self.drawing, self.drawn = True, self.drawn + 1
@@ -171,6 +173,6 @@ class Chat:
             if piece.modality != PASSAGE:
                 parts.append(("image", next(pixels)))
             elif piece.value:
-                parts.append(("text", self.model.text_tokenizer.decode(piece.value)))
+                parts.append(("text", self.writer.passage.said(piece.value, self.model.text_tokenizer.decode)))
         save_documents(path, [parts], f"{path.stem}_pictures")
         self.say(str(path))

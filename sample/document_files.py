@@ -13,6 +13,7 @@ import torch
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.images import save_png
 from tokenizers_vq.storage.files import atomic_path
+from unitok.boxes import written_out
 from unitok.data.captions import CaptionError
 from unitok.data.cells import TableCells
 from unitok.data.decoding import PictureError, decode
@@ -102,7 +103,7 @@ def save_page(path: Path, documents: Sequence[Sequence[dict[str, str]]], titles:
     body = []
     for title, parts in zip(titles, documents, strict=True):
         shown_parts = [
-            f'<p><img src="{escape(value)}" alt=""></p>' if kind == "image" else f"<p>{escape(value)}</p>"
+            f'<p><img src="{escape(value)}" alt=""></p>' if kind == "image" else f"<p>{escape(written_out(value))}</p>"
             for part in parts
             for kind, value in part.items()
         ]

@@ -48,8 +48,8 @@ class DocumentWriter:
         modality = self.model.modalities()[PASSAGE]
         assert isinstance(modality, PassageModality)
         self.passage = modality
-        self.longest = self.model.config.text_length + 1
-        """Positions of a text at most."""
+        self.longest = modality.longest + 1
+        """Positions of a text at most, its boxes counted."""
         self.image = self.model.picture_length
         """Positions of a picture at most."""
         problems, least = Problems(), self.image + 2 * self.longest
@@ -110,7 +110,7 @@ class DocumentWriter:
                 return None
             return Turn([], "image", self.images) if self.fits(begun + texts + drawn * self.image) else None
 
-        return Job(prompts, PASSAGE, seed, self.texts, torch.tensor(last.value, dtype=torch.int64), then, aside=True)
+        return Job(prompts, PASSAGE, seed, self.texts, torch.tensor(last.value, dtype=torch.int64), then, True, True)
 
     def room(self, job: Job) -> tuple[int, int]:
         """Positions of a job's prompt, and of all that can come behind it."""
@@ -156,7 +156,9 @@ def _said(pieces: Sequence[Piece]) -> list[Part]:
 
 
 def told(writer: DocumentWriter, parts: Sequence[Part]) -> list[Part]:
-    """What was written, with texts as texts; empty ones are left out."""
-    texts = writer.model.text_tokenizer
-    found = [(kind, texts.decode(writer.passage.value(one)) if kind == "text" else one) for kind, one in parts]
+    """What was written, with texts as texts, or as strings and boxes; empty ones are left out."""
+    decode = writer.model.text_tokenizer.decode
+    found = [
+        (kind, writer.passage.said(writer.passage.value(one), decode) if kind == "text" else one) for kind, one in parts
+    ]
     return [(kind, value) for kind, value in found if kind != "text" or value]

@@ -61,6 +61,16 @@ class _Row:
         return self.lanes[: 1 if self.unguided else None]
 
     @property
+    def leads(self) -> bool:
+        """Whether what is written now only leads to the value of the job."""
+        return not callable(self.job.then) and len(self.written) < len(self.job.then)
+
+    @property
+    def begun(self) -> list[int]:
+        """Those that hold their prompts from the begin."""
+        return list(self.held.values())[: 1 if self.job.instead else None]
+
+    @property
     def extended(self) -> list[int]:
         """Those that read what is written, and what is given with a turn."""
         return list(self.held.values())[: 1 if self.job.aside else None]
@@ -132,9 +142,12 @@ class Engine:
             self._release(row)
 
     def progress(self, number: int) -> Progress | None:
-        """How far a job is with the value that it writes now; None: it waits, or is not here."""
+        """How far a job is with the value that it writes now; None: it waits, is not here, or writes what comes before
+        its value."""
         row = self._row_of(number)
-        return None if row is None else self.writers[self.running[row].turn.modality].progress(row)
+        if row is None or self.running[row].leads:
+            return None
+        return self.writers[self.running[row].turn.modality].progress(row)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[torch.Tensor]]]:
@@ -170,7 +183,7 @@ class Engine:
             self.waiting.popleft()
             first = Turn([], job.modality, job.settings, job.known)
             taken.append(_Row(number, job, {one: self.free.pop() for one in which}, first))
-        begun = [(row, which, lane) for row in taken for which, lane in row.held.items() if lane in row.extended]
+        begun = [(row, which, lane) for row in taken for which, lane in row.held.items() if lane in row.begun]
         self._fill([(row.job.prompts[which], lane) for row, which, lane in begun])
         if self.align and taken and not self.running:
             self.cache.align([lane for _, _, lane in begun])
@@ -198,9 +211,9 @@ class Engine:
         seed = state.job.seed if number == 0 else fold(state.job.seed, "turn", number)
         self.writers[modality].admit(row, seed, settings, state.turn.known)
         state.which = compared(settings, len(state.job.prompts)) if state.job.aside else list(state.held)
-        if state.job.aside and state.which == [0]:
+        if state.job.instead and state.which == [0]:
             state.before = self.cache.lengths[row], self.orders[row].clone()
-        elif state.job.aside:
+        elif state.job.instead:
             assert state.before is not None, "such a job begins with a turn without guidance"
             self._without_last(state, *state.before)
         state.begin = [self.cache.lengths[lane] for lane in state.lanes]

@@ -74,7 +74,7 @@ def edit(
     from .jobs import job_for
     from .outputs import PictureFolder
     from .pictures import read_picture
-    from .pipeline import as_read, settings_for
+    from .pipeline import as_read, settings_for, way_of
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
@@ -84,7 +84,8 @@ def edit(
     size = loaded.image_tokenizer.image_size
     source = [as_read(loaded, read_picture(path, size)[None])[0] for path in paths]
     record = {"source": source, "instruction": loaded.text_ids(instruction)}
-    jobs = {(instruction, number): job_for("edit", record, number, settings) for number in range(seed, seed + n)}
+    task = way_of(loaded, "edit")
+    jobs = {(instruction, number): job_for(task, record, number, settings) for number in range(seed, seed + n)}
     facts = [
         {"file_name": printable(path.name), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths
     ]

@@ -11,7 +11,10 @@ import torch
 from unitok.choose import lane_weights
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
-from unitok.tasks import Piece, conditions, prompt
+from unitok.tasks import FIELDS, TASKS, Piece, conditions, prompt
+
+GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
+"""The most likely id each time."""
 
 
 class Turn(NamedTuple):
@@ -42,8 +45,10 @@ class Job:
     then: Sequence[Turn] | Callable[[list[torch.Tensor]], Turn | None] = ()
     """What follows, or what says so from all values that have been written; None: nothing."""
     aside: bool = False
-    """Whether what is written and read goes on in the first prompt alone, as in a document. Then a turn with guidance
-    is compared with the other prompts in place of the turn before it: with the document without its last text."""
+    """Whether what is written and read goes on in the first prompt alone."""
+    instead: bool = False
+    """Whether, in such a job, a turn with guidance is compared with the other prompts in place of the turn before it:
+    with the document without its last text."""
 
     def next(self, written: list[torch.Tensor]) -> Turn | None:
         if callable(self.then):
@@ -56,10 +61,10 @@ def job_for(
     record: Mapping[str, Any],
     seed: int,
     settings: SampleSettings,
-    modality: str = "image",
     known: torch.Tensor | None = None,
 ) -> Job:
-    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out.
+    """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out. It
+    writes what the task ends with by these settings, and what comes before that, as boxes, by the most likely ids.
 
     Raises:
         UserError: a field that is missing, or more guidance scales than the task has conditions.
@@ -67,12 +72,21 @@ def job_for(
     drops = conditions(task)
     settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
-    return Job(prompts, modality, seed, settings, known)
+    *before, last = [FIELDS[part.field] for part in TASKS[task] if part.learned]
+    if not before:
+        return Job(prompts, last, seed, settings, known)
+    turns = [*(Turn([], modality, GREEDY) for modality in before[1:]), Turn([], last, settings, known)]
+    return Job(prompts, before[0], seed, GREEDY, then=turns, aside=True)
 
 
 def prompts_needed(job: Job) -> list[int]:
     """The prompts of a job that its guidance compares, the one with all conditions first."""
-    return list(range(len(job.prompts))) if job.aside else compared(job.settings, len(job.prompts))
+    if not job.aside:
+        return compared(job.settings, len(job.prompts))
+    if callable(job.then):
+        return list(range(len(job.prompts)))
+    how = [job.settings, *(turn.settings or job.settings for turn in job.then)]
+    return sorted({which for one in how for which in compared(one, len(job.prompts))})
 
 
 def compared(settings: SampleSettings, prompts: int) -> list[int]:

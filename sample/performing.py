@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.boxes import GroundedTextModality
+from unitok.boxes import GroundedTextModality, words_of
 from unitok.data.records import Record
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, asked, is_several
+from unitok.tasks import FIELDS, TASKS, asked, ends_in, given_fields, is_several
 from unitok.text import CaptionEncoder
 
 from .best_of import best_read, candidate_seeds
@@ -64,19 +64,16 @@ def perform(
     given = [_given(model, task, record, encode) for record in records]
     if "parts" in _fields(task):
         return _documents(model, given, settings, seeds, batch_size, precision)
-    learned = next(part.field for part in TASKS[task] if part.learned)
-    modality = FIELDS[learned]
+    modality = FIELDS[ends_in(task)]
     how = settings if modality == "image" else GREEDY
-    drawings = how.best_of if _given_fields(task) == CHOSEN_BY else 1
+    drawings = how.best_of if given_fields(task) == CHOSEN_BY else 1
     modalities = model.modalities()
     pairs = [(*asked(task, one, modalities), seed) for one, seed in zip(given, seeds, strict=True)]
     jobs = [
-        job_for(done, one, candidate, how, modality)
-        for done, one, seed in pairs
-        for candidate in candidate_seeds(seed, drawings)
+        job_for(done, one, candidate, how) for done, one, seed in pairs for candidate in candidate_seeds(seed, drawings)
     ]
     with computing(model, precision):
-        written = [ids for [ids] in run(model, jobs, batch_size=batch_size)]
+        written = [ids for *_, ids in run(model, jobs, batch_size=batch_size)]
         if drawings > 1:
             best = best_read(model, [one["caption"] for one in given], drawings)
             written = [ids for _, ids in best.take(list(enumerate(written)))]
@@ -87,14 +84,10 @@ def _fields(task: str) -> list[str]:
     return [part.field for part in TASKS[task]]
 
 
-def _given_fields(task: str) -> set[str]:
-    return {part.field for part in TASKS[task] if not part.learned}
-
-
 def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> dict[str, Any]:
     """The fields that a task gives, pictures as they are read, texts as ids."""
     found: dict[str, Any] = {"name": record.name, "caption": record.caption, "image": record.image, **record.fields}
-    given = _given_fields(task) | {"parts"} & set(_fields(task))
+    given = given_fields(task) | {"parts"} & set(_fields(task))
     for field in given & found.keys():
         if FIELDS.get(field) == "image" and found[field] is not None:
             several = isinstance(found[field], list)
@@ -132,7 +125,7 @@ def _documents(
     most = max((sum(kind == "image" for kind, _ in one["parts"]) for one in given), default=0) + MARGIN
     first = settings.guidance[0] if isinstance(settings.guidance, list) else settings.guidance
     writer = DocumentWriter(model, replace(settings, guidance=first), GREEDY, pictures=most)
-    begun = [[part for part in one["parts"] if part[0] == "text"][:1] for one in given]
+    begun = [[(kind, words_of(one)) for kind, one in row["parts"] if kind == "text"][:1] for row in given]
     found = dict(write_documents(writer, begun, seeds, batch_size=batch_size, precision=precision))
     show = _shown(model, "image")
     return [

@@ -16,16 +16,14 @@ from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import asked
+from unitok.tasks import asked, way
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import Job, job_for, prompts_needed, rooms_of
+from .jobs import GREEDY, Job, job_for, prompts_needed, rooms_of
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
-GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
-"""How texts are written unless a user says otherwise: the most likely token each time."""
 
 
 def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
@@ -152,7 +150,7 @@ def finished(
         with computing(model, precision):  # many steps in one: it keeps the weights that it has converted
             while engine.busy and not found:
                 found = engine.step()
-        yield [(number, written[0]) for number, written in found]
+        yield [(number, written[-1]) for number, written in found]
 
 
 def draw_codes(
@@ -281,8 +279,13 @@ def write_texts(
     seeds = range(len(records)) if seeds is None else seeds
     modalities = model.modalities()
     pairs = [(*asked(task, record, modalities), seed) for record, seed in zip(records, seeds, strict=True)]
-    jobs = [job_for(done, record, seed, settings, "text") for done, record, seed in pairs]
-    return [model.text_tokenizer.decode(ids[0].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
+    jobs = [job_for(way_of(model, done), record, seed, settings) for done, record, seed in pairs]
+    return [model.text_tokenizer.decode(ids[-1].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
+
+
+def way_of(model: UniTok, task: str) -> str:
+    """The row of the task table by which a model does a task; older models do not say what they learned."""
+    return way(task, model.config.tasks) or task
 
 
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:

@@ -13,16 +13,16 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import modalities_of
+from unitok.tasks import FIELDS, ends_in, modalities_of, way
 
 from .jobs import job_for
 from .pipeline import GREEDY, as_read, run, write_texts
 
 
 def has_learned(model: UniTok, task: str) -> bool:
-    """Whether a model learned a task; older ones do not say so."""
+    """Whether a model learned a task, in one way or another; older ones do not say so."""
     tasks = model.config.tasks
-    return task in tasks or (not tasks and modalities_of([task]) <= model.modalities().keys())
+    return way(task, tasks) is not None or (not tasks and modalities_of([task]) <= model.modalities().keys())
 
 
 def check_task(model: UniTok, name: object, task: str) -> None:
@@ -75,7 +75,7 @@ def ground(
         UserError: a phrase that is too long.
     """
     record = {"phrase": model.text_ids(phrase)}
-    return _written(model, "ground", "box", picture, record, settings, seed, precision)
+    return _written(model, "ground", picture, record, settings, seed, precision)
 
 
 def ground_caption(
@@ -88,7 +88,7 @@ def ground_caption(
 ) -> list[str | list[float]]:
     """The caption of a picture (3, H, W) uint8 of the model's size, with boxes: strings, and behind each thing that is
     named its box, as those of `ground`."""
-    ids = _written(model, "ground_caption", "grounded", picture, {}, settings, seed, precision)
+    ids = _written(model, "ground_caption", picture, {}, settings, seed, precision)
     texts = model.modalities()["grounded"]
     assert isinstance(texts, GroundedTextModality)
     return texts.parts(ids, model.text_tokenizer.decode)
@@ -108,7 +108,7 @@ def describe(
     Raises:
         UserError: what is no box.
     """
-    ids = _written(model, "describe", "text", picture, {"box": box}, settings, seed, precision)
+    ids = _written(model, "describe", picture, {"box": box}, settings, seed, precision)
     return model.text_tokenizer.decode(ids)
 
 
@@ -116,7 +116,6 @@ def describe(
 def _written(
     model: UniTok,
     task: str,
-    modality: str,
     picture: torch.Tensor,
     record: Mapping[str, Any],
     settings: SampleSettings,
@@ -126,6 +125,6 @@ def _written(
     """The value that a task about one picture ends with."""
     (image,) = as_read(model, picture[None])
     with computing(model, precision):
-        job = job_for(task, {**record, "image": image}, seed, settings, modality)
+        job = job_for(task, {**record, "image": image}, seed, settings)
         [[written]] = run(model, [job])
-    return model.modalities()[modality].value(written)
+    return model.modalities()[FIELDS[ends_in(task)]].value(written)

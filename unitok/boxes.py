@@ -219,6 +219,14 @@ def words_of(value: str | Grounded) -> str:
     return "".join(strings_of(value))
 
 
+def written_out(value: str | Grounded) -> str:
+    """A text as one string, its boxes too."""
+    if isinstance(value, str):
+        return value
+    shown_box = (one if isinstance(one, str) else [round(side, 3) for side in one] for one in value)
+    return " ".join(str(one).strip() for one in shown_box)
+
+
 def _runs(target: torch.Tensor, outside: Ids, vocabulary: Vocabulary) -> tuple[tuple[Ids, int], ...]:
     """What can stand where ids of texts with boxes are learned: locations in a box, else `outside`."""
     inside = vocabulary[LOCATION]

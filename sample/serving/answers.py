@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tokenizers_vq.images import png_bytes
+from unitok.boxes import written_out
 
 from ..documents import Part
 from .errors import ApiError
@@ -27,7 +28,7 @@ def encoded(picture: torch.Tensor) -> str:
 def shown_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """Texts and pictures as the parts of a message."""
     return [
-        {"type": "text", "text": value}
+        {"type": "text", "text": written_out(value)}
         if kind == "text"
         else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(value)}"}}
         for kind, value in parts

@@ -22,7 +22,7 @@ from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, known_codes, window_seed
 from ..jobs import Job, job_for, rooms_of
-from ..pipeline import GREEDY, as_read, codes_of, score_codes
+from ..pipeline import GREEDY, as_read, codes_of, score_codes, way_of
 from .partial import decode_one
 from .reconstruction import reconstruct
 
@@ -110,7 +110,7 @@ class Drawing(Order):
         return size
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
-        chosen = self.best.take([(number, written[0])])
+        chosen = self.best.take([(number, written[-1])])
         return [(place, self.around(decode_one(model.image_tokenizer, codes))) for place, codes in chosen]
 
 
@@ -155,7 +155,7 @@ class Editing(_FromPictures):
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         record = {"source": as_read(model, torch.stack(self.sources)), "instruction": self.caption}
-        return [job_for("edit", record, seed, self.settings) for seed in seeds]
+        return [job_for(way_of(model, "edit"), record, seed, self.settings) for seed in seeds]
 
 
 @dataclass(kw_only=True)
@@ -267,10 +267,10 @@ class Reading(Order):
     def jobs(self, model: UniTok) -> list[Job]:
         (image,) = as_read(model, self.picture[None])
         task, record = asked(self.task, {**self.record, "image": image}, model.modalities())
-        return [job_for(task, record, self.seed, self.settings, "text")]
+        return [job_for(way_of(model, task), record, self.seed, self.settings)]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
-        return [(0, [("text", model.text_tokenizer.decode(written[0].tolist()))])]
+        return [(0, [("text", model.text_tokenizer.decode(written[-1].tolist()))])]
 
 
 @dataclass
@@ -287,8 +287,8 @@ class Locating(Order):
     def jobs(self, model: UniTok) -> list[Job]:
         (image,) = as_read(model, self.picture[None])
         if self.phrase is None:
-            return [job_for("ground_caption", {"image": image}, 0, GREEDY, "grounded")]
-        return [job_for("ground", {"image": image, "phrase": self.phrase}, 0, GREEDY, "box")]
+            return [job_for("ground_caption", {"image": image}, 0, GREEDY)]
+        return [job_for("ground", {"image": image, "phrase": self.phrase}, 0, GREEDY)]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         reader = model.modalities()["box" if self.phrase is not None else "grounded"]

@@ -7,10 +7,13 @@
     {"image": "a.png", "box": [0.1, 0.2, 0.5, 0.6], "description": "a red circle"}
     {"image": "a.png", "named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " left of a square", [0.6, 0.2, 0.9, 0.5]]}
     {"parts": [{"text": "Here is a circle."}, {"image": "a.png"}, {"text": "It is red."}]}
+    {"source": "a.png", "instruction": "make the circle blue", "boxes": [[0.1, 0.2, 0.5, 0.6]], "image": "b.png"}
+    {"parts": [{"text": ["Here is a circle.", [0.1, 0.2, 0.5, 0.6]]}, {"image": "a.png"}]}
     {"caption": "a text without a picture"}
 
 Pictures are files beside the file of records; `source` may be a list of them. Boxes are [left, top, right, bottom] as
-shares of the picture `image`, upright and whole: where it is cropped, they follow. `name` names a record in messages.
+shares of the picture `image`, upright and whole: where it is cropped, they follow; those of `parts` are shares of what
+is read of a picture. `name` names a record in messages.
 """
 
 from __future__ import annotations
@@ -163,7 +166,8 @@ def read_part(part: Any, picture: Callable[[Any], torch.Tensor]) -> tuple[str, A
         CaptionError: what is no part.
     """
     if isinstance(part, dict) and part.keys() == {"text"}:
-        return "text", value_text(part["text"], "text")
+        text = part["text"]
+        return "text", named_value(text, "text") if isinstance(text, list) else value_text(text, "text")
     if isinstance(part, dict) and part.keys() == {"image"}:
         return "image", picture(part["image"])
     raise CaptionError(f'has a part {shown(part)}: give {{"text": ...}} or {{"image": ...}}')
@@ -198,17 +202,17 @@ def _boxes(value: Any) -> Any:
     return [_boxes(one) for one in value] if is_several("boxes", value) else [_box(one) for one in value]
 
 
-def named_value(value: Any) -> list[str | list[float]]:
+def named_value(value: Any, key: str = "named") -> list[str | list[float]]:
     """A text with boxes in it: strings and boxes. Strings stay as they are, white space at their ends too.
 
     Raises:
         CaptionError: something else.
     """
-    parts = _list(value, "named")
+    parts = _list(value, key)
     for part in parts:
         if not isinstance(part, str | list):
-            raise CaptionError(f"has {shown(part)} in named: give strings and boxes")
-    value_text([part for part in parts if isinstance(part, str)], "named")
+            raise CaptionError(f"has {shown(part)} in {key}: give strings and boxes")
+    value_text([part for part in parts if isinstance(part, str)], key)
     return [part if isinstance(part, str) else _box(part) for part in parts]
 
 

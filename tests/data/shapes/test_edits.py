@@ -20,7 +20,9 @@ from unitok.data.shapes.edits import (
     edit,
     edit_verdict,
     kind_of_edit,
+    meant,
 )
+from unitok.data.shapes.grounding import box_of
 from unitok.data.shapes.scenes import (
     COLOURS,
     SHAPES,
@@ -52,7 +54,31 @@ def having(thing: Object, **kind: str) -> Object:
     return replace(thing, kind=replace(thing.kind, **kind))
 
 
+def covered(things: list[Object], size: int = 64) -> np.ndarray:
+    """(size, size) bool: the boxes of objects, and a pixel around them."""
+    found = np.zeros((size, size), dtype=bool)
+    for thing in things:
+        left, top, right, bottom = (round(side * size) for side in box_of(thing))
+        found[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = True
+    return found
+
+
 # --- making ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_changes_lies_in_the_boxes_of_what_is_meant() -> None:
+    """The objects that an instruction is about, as they were and as they become, and beside what one is added."""
+    numbers = {"recolour": 1, "resize": 2, "remove": 1, "add": 2, "move": 2}
+    for made, after in SHOWN:
+        things = meant(made, after)
+        kind = kind_of_edit(made.instruction)
+        assert kind is not None and len(things) == numbers[kind]
+        changed = (render(made.before, 64) != render(after, 64)).any(-1)
+        assert changed.any() and not (changed & ~covered(things)).any()
+        if kind == "add":
+            assert things[0] in after.objects and things[1] in made.before.objects and things[1] in after.objects
+        else:
+            assert things[0] in made.before.objects and things[0] not in after.objects
 
 
 def test_edits_are_pinned() -> None:

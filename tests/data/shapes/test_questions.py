@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 
 from unitok.data.shapes.naming import such
-from unitok.data.shapes.questions import KINDS_OF_QUESTION, NUMBERS, Question, answer_of, ask, kind_of
+from unitok.data.shapes.questions import KINDS_OF_QUESTION, NUMBERS, Question, answer_of, ask, kind_of, meant
 from unitok.data.shapes.scenes import RELATIONS, SLANT, Kind, Object, Scene, describe, sample_scene
 
 COUNT = 20_000
@@ -145,6 +145,38 @@ def test_asked_answers_are_those_of_the_scene(split: str) -> None:
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "things"),
+    [
+        ("how many objects are there", [CIRCLE, SQUARE, OTHER_SQUARE]),
+        ("how many crosses are there", []),
+        ("how many objects are below the circle", [OTHER_SQUARE, CIRCLE]),
+        ("what colour is the large square", [OTHER_SQUARE]),
+        ("is there a small circle", []),
+        ("is there a blue square", [SQUARE]),
+        ("is the blue square left of the red circle", [SQUARE, CIRCLE]),
+        ("which is larger, the blue square or the circle", [SQUARE, CIRCLE]),
+        ("where is the circle", [CIRCLE]),
+    ],
+)
+def test_what_a_question_is_about(text: str, things: list[Object]) -> None:
+    assert meant(text, SCENE) == things
+
+
+def test_the_number_of_what_is_meant_is_the_answer() -> None:
+    for scene, question in zip(SCENES["val"][:3000], ASKED["val"][:3000], strict=True):
+        things = meant(question.text, scene)
+        if question.kind == "count":
+            beside = question.text.startswith("how many objects are") and not question.text.endswith("there")
+            assert len(things) - beside == NUMBERS.index(question.answer)
+        elif question.kind == "presence":
+            assert bool(things) == (question.answer == "yes")
+        else:
+            assert len(things) == (2 if question.kind in ("relation", "compare") else 1)
+    with pytest.raises(ValueError, match="'what is this' is no question"):
+        meant("what is this", SCENE)
 
 
 def test_questions_are_pinned() -> None:

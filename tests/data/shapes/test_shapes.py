@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
+from unitok.boxes import words_of
 from unitok.data.open import open_data
+from unitok.data.shapes import questions
 from unitok.data.shapes.conditions import condition
 from unitok.data.shapes.dataset import RECORDS, ShapesDataset
-from unitok.data.shapes.edits import edit
+from unitok.data.shapes.edits import Edit, edit, meant
 from unitok.data.shapes.grounding import box_of, boxes_of, ground
 from unitok.data.shapes.questions import answer_of
 from unitok.data.shapes.scenes import (
@@ -44,13 +46,14 @@ from unitok.data.shapes.scenes import (
 from unitok.data.shapes.stories import story
 
 FIELDS = {
-    "questions": {"question", "answer"},
+    "questions": {"question", "boxes", "answer"},
     "question": {"question", "answer"},
-    "edit": {"source", "instruction"},
+    "edit": {"source", "instruction", "boxes"},
     "story": {"parts"},
+    "pointed_story": {"parts"},
     "ground": {"phrase", "boxes", "description", "box", "named"},
     "groundings": {"phrase", "boxes", "description", "box", "named"},
-    "condition": {"source", "instruction"},
+    "condition": {"source", "instruction", "boxes"},
 }
 TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
 VAL = [sample_scene(0, "val", i) for i in range(3000)]
@@ -296,10 +299,17 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         made = edit(scene, 0, index, "val")
         assert edited.fields["instruction"] == made.instruction
         assert torch.equal(edited.fields["source"], picture(made.before))
+        assert edited.fields["boxes"] == list(map(box_of, meant(made, scene)))
         parts = data["story"][index].fields["parts"]
         assert [kind for kind, _ in parts] == ["text", "image"] * 3
         assert [text for _, text in parts[::2]] == [step.text for step in told]
         assert all(torch.equal(part[1], picture(step.scene)) for part, step in zip(parts[1::2], told, strict=True))
+        pointed = data["pointed_story"][index].fields["parts"]
+        assert all(words_of(one) == text for (_, one), (_, text) in zip(pointed[::2], parts[::2], strict=True))
+        boxes = [[box for box in text if not isinstance(box, str)] for _, text in pointed[::2]]
+        assert boxes[0] == list(map(box_of, told[0].scene.objects))
+        last = Edit(told[1].scene, told[2].text)
+        assert boxes[2] == list(map(box_of, meant(last, told[2].scene)))
         grounded, right = data["ground"][index].fields, ground(scene, 0, index)
         assert grounded == vars(right)
         several = data["groundings"][index].fields
@@ -313,6 +323,8 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         asked = data["questions"][index].fields
         assert 4 <= len(set(asked["question"])) == len(asked["answer"]) <= 8
         assert [answer_of(text, scene) for text in asked["question"]] == asked["answer"]
+        about = [questions.meant(text, scene) for text in asked["question"]]
+        assert asked["boxes"] == [list(map(box_of, things)) for things in about]
         assert (drawn.fields["source"].permute(1, 2, 0).numpy() == way.source).all()
 
 
@@ -320,8 +332,8 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, questions, edit, story, ground, groundings, condition, as in "
-        "shapes?task=edit"
+        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, ground, groundings, "
+        "condition, as in shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 

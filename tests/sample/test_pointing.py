@@ -1,0 +1,216 @@
+"""Boxes that are written before an answer, a picture, or the picture of a document: a model points first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_models import stir
+
+from tokenizers_vq.errors import UserError
+from unitok.boxes import GroundedPassageModality, is_box, words_of
+from unitok.cli.main import main
+from unitok.config import ModelConfig
+from unitok.data.judging import judge
+from unitok.data.open import open_data
+from unitok.modalities import PASSAGE
+from unitok.model import UniTok
+from unitok.objectives.base import Draw
+from unitok.sample.document_files import read_beginnings, save_documents
+from unitok.sample.documents import DocumentWriter, write_documents
+from unitok.sample.jobs import Job, job_for
+from unitok.sample.performing import perform
+from unitok.sample.pipeline import GREEDY, answer, run
+from unitok.sampling import SampleSettings
+from unitok.seeding import fold, keyed_generator
+from unitok.tasks import Piece, documents, pieces, way
+from unitok.vocabulary import Vocabulary
+
+BOX = [0.105, 0.205, 0.505, 0.605]
+POINTED = ("pointed_question", "pointed_edit", "interleaved")
+OBJECTIVES = ["next_token", "masked_token", "next_scale"]
+
+
+def pointing(make_model: Callable[..., UniTok], objective: str = "next_token") -> UniTok:
+    """A model that learned to point, in random weights."""
+    made = make_model(objective)
+    vocabulary = Vocabulary(made.config.vocabulary).grown("location", 100).grown("box", 1)
+    config = ModelConfig(**{**vars(made.config), "vocabulary": vocabulary.spans, "tasks": POINTED, "text_length": 24})
+    torch.manual_seed(0)
+    return stir(UniTok(config, made.image_tokenizer, made.text_tokenizer).eval())
+
+
+def codes_for(model: UniTok, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.image_tokenizer.codebook_size, (model.layout.length,), generator=generator)
+
+
+def test_the_row_that_points_is_taken_where_it_was_learned() -> None:
+    assert way("edit", ["edit"]) == "edit" and way("edit", ["edit", "pointed_edit"]) == "pointed_edit"
+    assert way("question", ["pointed_question", "image_to_text"]) == "pointed_question"
+    assert way("question", ["pointed_edit", "ground"]) is None and way("image_to_text", ["ground_caption"]) is None
+
+
+def test_boxes_stand_before_what_they_are_for() -> None:
+    record = {"image": "picture", "question": ["what", "where"], "boxes": [[BOX], []], "answer": ["a cat", "here"]}
+    said = [(piece.value, piece.learned) for piece in pieces("pointed_question", record)]
+    assert said == [
+        ("picture", False),
+        ("what", False), ([BOX], True), ("a cat", True),
+        ("where", False), ([], True), ("here", True),
+    ]  # fmt: skip
+    edit = {"source": "before", "instruction": "do", "boxes": [BOX], "image": "after"}
+    assert [piece.value for piece in pieces("pointed_edit", edit)] == ["before", "do", [BOX], "after"]
+    without = pieces("pointed_edit", edit, ["text"])
+    assert [piece.value for piece in without] == ["before", [], "after"], "no boxes without the instruction"
+    with pytest.raises(UserError, match="has no boxes, which the task pointed_edit needs"):
+        pieces("pointed_edit", {**edit, "boxes": None})
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("guidance", [[1.0], [2.0], [2.0, 1.5]])
+def test_a_pointed_edit_is_drawn_as_behind_given_boxes(
+    make_model: Callable[..., UniTok], objective: str, guidance: list[float]
+) -> None:
+    """What guidance compares with has neither the instruction nor the boxes, as in training."""
+    model = pointing(make_model, objective)
+    settings = SampleSettings(guidance=guidance, steps=3)
+    records = [
+        {"source": codes_for(model, number), "instruction": model.text_ids(text)}
+        for number, text in enumerate(["make it blue", "turn the circle", ""])
+    ]
+    jobs = [job_for("pointed_edit", record, number + 7, settings) for number, record in enumerate(records)]
+    together = run(model, jobs, batch_size=3)
+    boxes = model.modalities()["box"]
+    met = set()
+    for number, (record, (pointed, drawn)) in enumerate(zip(records, together, strict=True)):
+        [alone] = run(model, [job_for("pointed_edit", record, number + 7, settings)])
+        assert torch.equal(alone[0], pointed) and torch.equal(alone[1], drawn), "no row depends on the others"
+        where = boxes.value(pointed)
+        assert all(map(is_box, where))
+        met.add(str(where))
+        source, text = Piece("image", record["source"], False), Piece("text", record["instruction"], False)
+        prompts = [[source, text, Piece("box", where, False)], [source, Piece("text", [], False)]]
+        prompts += [[Piece("text", [], False)]]
+        [[wanted]] = run(model, [Job(prompts, "image", fold(number + 7, "turn", 1), settings)])
+        assert torch.equal(drawn, wanted)
+    assert len(met) > 1, "the boxes follow the instruction"
+
+
+def test_an_answer_stands_behind_its_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = pointing(make_model)
+    picture = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    [code] = model.image_tokenizer.encode(picture[None].float() / 127.5 - 1)
+    question = model.text_ids("where is it")
+    [pointed, said] = run(model, [job_for("pointed_question", {"image": code, "question": question}, 0, GREEDY)])[0]
+    given = [Piece("image", code, False), Piece("text", question, False)]
+    given.append(Piece("box", model.modalities()["box"].value(pointed), False))
+    [[wanted]] = run(model, [Job([given], "text", fold(0, "turn", 1), GREEDY)])
+    assert torch.equal(said, wanted)
+    assert answer(model, picture[None], ["where is it"]) == [model.text_tokenizer.decode(said.tolist())]
+
+
+def test_performed_on_records(make_model: Callable[..., UniTok]) -> None:
+    """Boxes of the records themselves are not shown to the model; judges see what is written last."""
+    model = pointing(make_model)
+    edits = open_data("shapes@val?task=edit&limit=2", model.image_tokenizer.image_size)
+    records = [edits[index] for index in range(2)]
+    drawn = perform(model, "pointed_edit", records, SampleSettings(guidance=1.5, steps=3))
+    for record in records:
+        record.fields["boxes"] = [[0.0, 0.0, 1.0, 1.0]]
+    again = perform(model, "pointed_edit", records, SampleSettings(guidance=1.5, steps=3), batch_size=1)
+    assert all(torch.equal(one, other) for one, other in zip(drawn, again, strict=True))
+    assert judge("pointed_edit", records[0], records[0].image) and not judge("pointed_edit", records[0], drawn[0])
+    questions = open_data("shapes@val?limit=2", model.image_tokenizer.image_size)
+    [said] = perform(model, "pointed_question", [questions[0]])
+    assert isinstance(said, str) and judge("pointed_question", questions[0], questions[0].fields["answer"])
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+def test_passages_may_have_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = pointing(make_model)
+    passages = model.modalities()[PASSAGE]
+    assert isinstance(passages, GroundedPassageModality)
+    value = ["a cat", BOX, " and", BOX]
+    ids, vocabulary = passages.ids(value), model.vocabulary
+    found = passages.said(ids, model.text_tokenizer.decode)
+    assert [words_of(found), found[1]] == [words_of(value), pytest.approx(BOX, abs=0.01)]
+    assert passages.said(passages.ids("a cat"), model.text_tokenizer.decode) == "a cat"
+    parts = [("text", value), ("image", codes_for(model, 0)), ("text", "so")]
+    draw = Draw(keyed_generator(0, "test"))
+    [made] = documents(["interleaved"], [{"parts": parts}], [draw], model.modalities(), {}, {"interleaved": 0})
+    assert made.targets is not None
+    text = made.targets[: len(ids) + 1]
+    assert text.tolist() == [*ids, vocabulary.boi], "what follows is said behind the boxes"
+    inside = sum(count for can_stand, count in made.runs if can_stand == vocabulary["location"])
+    assert inside == 8
+
+
+@torch.inference_mode()
+def test_boxes_of_documents_are_whole(make_model: Callable[..., UniTok]) -> None:
+    """And no document depends on the others."""
+    model = pointing(make_model)
+    hot = SampleSettings(guidance=1.0, temperature=3.0, steps=2)
+    writer = DocumentWriter(model, hot, hot, pictures=2, context=1000)
+    found = dict(write_documents(writer, [[("text", "a cat")], []] * 6, range(12), batch_size=5))
+    alone = dict(write_documents(writer, [[("text", "a cat")]], [4]))[0]
+    texts = [value for parts in found.values() for kind, value in parts if kind == "text"]
+    boxes = [part for text in texts if not isinstance(text, str) for part in text if not isinstance(part, str)]
+    assert len(boxes) > 4 and all(map(is_box, boxes))
+    assert str(found[4]) == str(alone)
+
+
+@pytest.mark.parametrize("follows", ["boi", "eos"])
+def test_a_passage_full_of_boxes_ends_behind_a_whole_one(make_model: Callable[..., UniTok], follows: str) -> None:
+    passages = pointing(make_model).modalities()[PASSAGE]
+    assert isinstance(passages, GroundedPassageModality)
+    vocabulary, device = passages.vocabulary, torch.device("cpu")
+    writer = passages.writer(2, device)
+    writer.admit(1, 0, GREEDY, None)
+    wanted = torch.zeros(vocabulary.size)
+    wanted[vocabulary["box"].start] = 3
+    wanted[vocabulary["location"]] = torch.linspace(0, 1, 100)
+    wanted[getattr(vocabulary, follows)] = 1
+    while not writer.finished([1]):
+        asked = writer.ask([1], torch.tensor([1]))
+        writer.take([1], torch.tensor([1]), [wanted[span][None, None] for span, _ in asked.spans])
+    ids = writer.written(1)
+    value = passages.value(ids)
+    assert passages.image_follows(ids) == (follows == "boi")
+    assert len(value) > passages.longest - 5 and len(value) % 5 == 0 and len(value) <= passages.longest
+    boxes = passages.said(value, str)
+    assert len(boxes) == len(value) // 5 and all(map(is_box, boxes))
+
+
+def test_documents_with_boxes_are_written_down_and_read(tmp_path: Path) -> None:
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    save_documents(tmp_path / "documents.jsonl", [[("text", ["a cat", BOX]), ("image", picture), ("text", "so")]])
+    [(_, parts)] = read_beginnings(tmp_path / "documents.jsonl", (8, 8))
+    assert parts[0] == ("text", ["a cat", BOX]) and parts[2] == ("text", "so")
+    record = open_data(str(tmp_path / "documents.jsonl"), (8, 8), captions="optional")[0]
+    assert record.fields["parts"][0] == ("text", ["a cat", BOX])
+
+
+# --- as a user ------------------------------------------------------------------------------------------------------
+
+
+def test_edit_and_ask_by_a_model_that_points(
+    make_model: Callable[..., UniTok], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pointing(make_model).save_pretrained(tmp_path / "model")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    common: list[Any] = ["--model", tmp_path / "model"]
+    guidance = ["--guidance", "[2, 1.5]"]
+    edit = ["edit", tmp_path / "a.png", "turn it", *common, "--n", 2, "--out", tmp_path / "out", *guidance]
+    assert main([str(word) for word in edit]) == 0
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3, "two pictures and a sheet"
+    assert main([str(word) for word in ["ask", tmp_path / "a.png", "what is it", *common]]) == 0
+    capsys.readouterr()
