@@ -305,6 +305,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "interleaved",
         "layout_to_image",
         "inpaint",
+        "pointed_edit",
     ]
     assert [piece.modality for piece in pieces("interleaved", {"parts": [("image", 1)]})] == [PASSAGE, "image", PASSAGE]
 

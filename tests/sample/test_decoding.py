@@ -219,7 +219,7 @@ def test_rows_of_all_kinds_run_side_by_side(make_model: Callable[..., UniTok], o
     jobs = [job_for("text_to_image", {"caption": CAPTIONS[n % 3]}, n, kind) for n, kind in enumerate(kinds)]
     for n, image in enumerate(codes):
         writing = SampleSettings(guidance=1.0, temperature=1.3 * n, top_k=20)
-        jobs.insert(2 * n, job_for("image_to_text", {"image": image}, n, writing, "text"))
+        jobs.insert(2 * n, job_for("image_to_text", {"image": image}, n, writing))
     alone = [run(model, [job])[0][0] for job in jobs]
     engine = Engine(model, lanes=4, room=200)
     assert [engine.add(job) for job in jobs[:3]] == [0, 1, 2]
@@ -276,7 +276,7 @@ def test_boxes_are_written_until_their_end(make_model: Callable[..., UniTok]) ->
     model = UniTok(config, made.image_tokenizer, made.text_tokenizer).eval()
     record = {"image": torch.zeros(64, dtype=torch.int64), "phrase": "the red circle"}
     settings = SampleSettings(guidance=1.0, temperature=2.0)
-    first, second = (run(model, [job_for("ground", record, seed, settings, "box")])[0][0] for seed in (0, 1))
+    first, second = (run(model, [job_for("ground", record, seed, settings)])[0][0] for seed in (0, 1))
     span = model.vocabulary["location"]
     for ids in (first, second):
         assert len(ids) <= 64 and ((ids >= span.start) & (ids < span.stop)).all()
