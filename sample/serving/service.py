@@ -16,7 +16,7 @@ from unitok.boxes import SPANS
 from unitok.data.decoding import fit_shares
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
-from unitok.tasks import needs
+from unitok.tasks import TASKS, needs
 
 from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
@@ -89,7 +89,8 @@ class Service:
         drawn = text + 2 * max(text, image + 1)  # behind known codes, a pass carries more than it draws
         drawn += image if reads_known(self.model) else 0
         boxes = [self.model.modalities()[name].longest + 1 for name in SPANS if name in self.model.modalities()]
-        written = max(text, image + 1, *boxes)
+        values = max((sum(part.learned for part in TASKS[task]) for task in self.model.config.tasks), default=1)
+        written = values * max(text, image + 1, *boxes)
         return max(drawn, read * image + 2 * text + written, self.documents.context if self.documents else 0)
 
     def facts(self) -> dict[str, Any]:

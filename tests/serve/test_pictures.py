@@ -7,6 +7,8 @@ import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -203,6 +205,23 @@ def test_a_picture_is_changed_by_an_instruction(
     assert events[-1]["type"] == "image_edit.completed" and base64.b64decode(events[-1]["b64_json"]) == wanted
     assert len(events[-1]["record"]["source"]) == 2
     assert refused.status_code == 400 and "learned text_to_image, not edit: send a mask" in refused.text
+
+
+def test_a_model_that_points_changes_a_picture_behind_its_boxes(
+    grounded: UniTok, serve: Callable[..., Any], picture: Callable[..., torch.Tensor], png: Callable[..., io.BytesIO]
+) -> None:
+    """Parts of the picture are told, boxes are not; there is room for both."""
+    model, source = copy(grounded), picture(seed=1)
+    model.config = replace(model.config, tasks=("pointed_edit",), text_length=24)
+    settings = SampleSettings([2.0, 1.5])
+    record = {"source": codes_of(model, source[None])[0], "instruction": model.text_ids("a red circle")}
+    [[boxes, codes]] = run(model, [job_for("pointed_edit", record, 3, settings)])
+    assert len(boxes)
+    fields = {"prompt": "a red circle", "seed": "3", "guidance": ["2", "1.5"], "stream": "true", "partial_images": "2"}
+    with serve(model) as (client, _):
+        events = events_of(client.post(EDITS, data=fields, files=[("image[]", png(source))]).text)
+    assert base64.b64decode(events[-1]["b64_json"]) == png_bytes(decoded(model, codes[None], 0)[0])
+    assert any(event["type"] == "image_edit.partial_image" for event in events)
 
 
 # --- inspections -----------------------------------------------------------------------------------------------------
