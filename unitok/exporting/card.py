@@ -20,6 +20,7 @@ from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.storage.files import read_bytes, read_json
 
 from ..model import UniTok
+from ..tasks import way
 
 CARD = "README.md"
 RUN, REPORT = "run.json", "report.json"
@@ -76,7 +77,7 @@ def card(made: UniTok | ImageTokenizer, facts: Facts) -> str:
     generator = isinstance(made, UniTok)
     head: dict[str, Any] = {"license": facts.licence, "library_name": "unitok"}
     tasks = made.config.tasks if isinstance(made, UniTok) else ()
-    pipeline = next((PIPELINES[task] for task in tasks if task in PIPELINES), None)
+    pipeline = next((name for task, name in PIPELINES.items() if way(task, tasks)), None)
     head |= {"pipeline_tag": pipeline} if pipeline else {}
     head["tags"] = ["unitok", made.config.objective if isinstance(made, UniTok) else "image-tokenizer"]
     parts = [
@@ -217,7 +218,7 @@ def _about(made: UniTok | ImageTokenizer) -> str:
 def _uses(made: UniTok | ImageTokenizer, name: str) -> Iterator[str]:
     if isinstance(made, UniTok):
         prompt = PROMPTS.get(made.config.trunk.captions, PROMPTS["text"])
-        yield from (USES[task].format(name=name, prompt=prompt) for task in made.config.tasks if task in USES)
+        yield from (use.format(name=name, prompt=prompt) for task, use in USES.items() if way(task, made.config.tasks))
     else:
         yield f"unitok eval tokenizer --tokenizer {name} --data pictures/"
         yield f"unitok train generator --data pictures/ --image_tokenizer {name} --out runs/generator"
