@@ -158,6 +158,7 @@ class GroundedPassageModality(PassageModality):
     """The texts of a document, which may have boxes in them; `longest` counts these too."""
 
     def ids(self, value: str | Grounded | list[int]) -> list[int]:
+        """Of a text, or of strings and boxes."""
         return self.encode(value) if isinstance(value, str) else grounded_ids(value, self.vocabulary, self.encode)
 
     def _runs(self, target: torch.Tensor, can_stand: Ids) -> tuple[tuple[Ids, int], ...]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 
 from .choose import choose
@@ -149,6 +150,18 @@ class TextModality:
 class PassageModality(TextModality):
     """The texts of a document, in which texts and images alternate: the end of each says what follows, `boi` an image
     and `eos` nothing."""
+
+    def ids(self, value: str | list[int]) -> list[int]:
+        """
+        Raises:
+            UserError: a text with boxes.
+        """
+        if not isinstance(value, str) and not all(isinstance(one, int) for one in value):
+            raise UserError(
+                "a text of a document has boxes, and this model has no ids for them: train it with a task of texts with "
+                "boxes beside it, such as --tasks.ground_caption.share"
+            )
+        return super().ids(value)
 
     def learned(
         self, values: Sequence[str | list[int]], draws: Sequence[Draw], followed: Sequence[bool]

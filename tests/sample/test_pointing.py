@@ -153,6 +153,12 @@ def test_passages_may_have_boxes(make_model: Callable[..., UniTok]) -> None:
     assert inside == 8
 
 
+def test_a_model_without_ids_of_boxes_refuses_them(make_model: Callable[..., UniTok]) -> None:
+    passages = make_model().modalities()[PASSAGE]
+    with pytest.raises(UserError, match="a text of a document has boxes, and this model has no ids for them: train"):
+        passages.learned([["a cat", BOX]], [Draw(keyed_generator(0, "test"))], [True])
+
+
 @torch.inference_mode()
 def test_boxes_of_documents_are_whole(make_model: Callable[..., UniTok]) -> None:
     """And no document depends on the others."""
