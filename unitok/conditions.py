@@ -54,11 +54,11 @@ class _GivenOnly:
     """Captions that are read, and never written."""
 
     vocabulary: Vocabulary
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], Any]
     longest: int = 0
 
-    def read(self, value: str) -> list[int]:
-        """The ids of a caption."""
+    def read(self, value: str) -> Any:
+        """What stands for a caption in a record: the id of its class, or its states."""
         return self.encode(value)
 
     def learned(self, values: Sequence[Any], draws: Sequence[Draw], followed: Sequence[bool]) -> list[list[Segment]]:
@@ -134,7 +134,7 @@ class AttendedModality(_GivenOnly):
 def check_states(value: object, most: int, size: int) -> None:
     """Raises UserError for what are no states, or not those that a model takes."""
     if not isinstance(value, TextStates):
-        raise UserError("this model reads states of its text encoder, not ids of a text: give TextStates")
+        raise UserError("this model reads states of its text encoder, not a text or its ids: give TextStates")
     if value.length > most or value.states.shape[1] != size:
         raise UserError(
             f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to {most} of "
