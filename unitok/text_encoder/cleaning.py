@@ -27,8 +27,8 @@ TWICE = 2
 def cleaned(caption: str) -> str:
     """The caption as their encoder reads it.
 
-    >>> cleaned("  A “Red”  Circle (small), left.of a square… "), cleaned("one_two_three-four-five")
-    ('a "red" circle small , left.of a square…', 'one two three four five')
+    >>> cleaned("  A 'Red'  Circle (small), left.of it "), cleaned("one_two_three-four-five")
+    ("a 'red' circle small , left. of it", 'one two three four five')
     """
     for _ in range(TWICE):
         caption = _once(caption)

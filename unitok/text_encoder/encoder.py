@@ -181,6 +181,7 @@ def _folder(name: str, revision: str | None) -> Path:
 def _read(folder: Path, name: str) -> Encoder:
     import transformers  # heavy, and only needed here
 
+    transformers.utils.logging.disable_progress_bar()  # it comes in between what a command says
     texts = load_text_tokenizer(folder)
     with from_hub(
         lambda error: (
