@@ -66,7 +66,7 @@ def job_for(
     """
     drops = conditions(task)
     settings.guidance_scales(len(drops))
-    prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
+    prompts = [prompt(task, record, drops[:count], settings.negative) for count in range(len(drops) + 1)]
     return Job(prompts, modality, seed, settings, known)
 
 

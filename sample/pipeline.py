@@ -32,13 +32,15 @@ def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> Sampl
     """How pictures are drawn: what is given, else the model's own settings, else the defaults.
 
     Raises:
-        UserError: a list that does not have a value for each scale, more scales asked for than the model has, or an
-            image tokenizer that makes no pixels.
+        UserError: a list that does not have a value for each scale, more scales asked for than the model has, a
+            negative caption that it cannot read, or an image tokenizer that makes no pixels.
     """
     model.image_tokenizer.check_pixels()
     settings = SampleSettings.of(model.config, given)
     scales = len(model.layout.scales) if model.objective.sets_scales else max(1, len(model.objective.sub_tokens))
     settings.at_scale(scales=scales)
+    if settings.negative:
+        value_of(model, settings.negative)
     return settings
 
 

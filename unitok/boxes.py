@@ -122,7 +122,7 @@ class GroundedTextModality:
     def longest(self) -> int:
         return self.text_length + 5 * MOST_BOXES
 
-    def given(self, values: Sequence[Grounded | list[int]]) -> list[Segment]:
+    def given(self, values: Sequence[Grounded | list[int] | str]) -> list[Segment]:
         return [text_segment(self.ids(value), self.vocabulary) for value in values]
 
     def learned(
@@ -139,13 +139,13 @@ class GroundedTextModality:
             segments.append([replace(segment, target=torch.tensor(target), runs=tuple(runs))])
         return segments
 
-    def ids(self, value: Grounded | list[int]) -> list[int]:
+    def ids(self, value: Grounded | list[int] | str) -> list[int]:
         """
         Raises:
             UserError: a part that is no text and no box.
         """
         found: list[int] = []
-        for part in value:
+        for part in [value] if isinstance(value, str) else value:
             if isinstance(part, int):
                 found.append(part)
             elif isinstance(part, str):

@@ -44,6 +44,8 @@ class TrunkConfig(Traits):
     head_bias: ClassVar[bool] = False
     wording: ClassVar[str] = "{}"
     """What a caption that is given is put into, in place of {}, before it is encoded."""
+    left_out: ClassVar[str] = ""
+    """What stands in place of a caption that is left out, without a begin of a text; empty: see `Traits`."""
 
     width: int = 768
     """Size of a token's vector; a multiple of 8 * heads."""

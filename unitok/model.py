@@ -240,7 +240,7 @@ class UniTok(Tunable):
             return AttendedModality(self.vocabulary, self.caption_states, 0, *port.left_out.shape)
         if trunk.captions == "text":
             length = self.config.text_length
-            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking, trunk.left_out
             return TextModality(self.vocabulary, encode, length, *how)
         return ClassModality(self.vocabulary, encode)
 
@@ -255,8 +255,8 @@ class UniTok(Tunable):
         port, trunk = self._states_port, self.config.trunk
         if port is None:
             raise UserError("the model reads captions without a text encoder: leave --text_encoder out")
-        how = *port.left_out.shape, trunk.text_encoder, trunk.cleans_captions
-        return CaptionStates(self.config.text_encoder, *how, self.device)
+        (most, size), cleans = port.left_out.shape, trunk.cleans_captions
+        return CaptionStates(self.config.text_encoder, most, size, trunk.text_encoder, cleans, self.device)
 
     def too_long(self, caption: str) -> bool:
         """Whether a caption of data is cut before it is read."""

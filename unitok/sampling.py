@@ -13,6 +13,8 @@ from .config import ModelConfig
 
 MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000
 """Beyond these a number is a slip: all pictures of a caption are alike, or noise."""
+LONGEST_NEGATIVE = 32_000
+"""Characters; a model reads far fewer tokens."""
 MOST_DRAWINGS = 1000
 """Of one picture, to choose the best from."""
 
@@ -52,6 +54,9 @@ class SampleSettings:
     best_of: int = 1
     """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
     of a part of a picture the one that goes best with what is known."""
+    negative: str = ""
+    """Guidance compares with this caption, and leads away from it (a negative prompt); empty: with a caption that is
+    left out."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -73,6 +78,10 @@ class SampleSettings:
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
         problems.check_range("--ahead", self.ahead, 0, 2**16)
+        problems.check(
+            len(self.negative) <= LONGEST_NEGATIVE,
+            f"--negative has {len(self.negative)} characters: up to {LONGEST_NEGATIVE} are read",
+        )
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -164,6 +173,9 @@ class GivenSettings:
     best_of: int | None = None
     """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
     of a part of a picture the one that goes best with what is known."""
+    negative: str | None = None
+    """What is not wanted: guidance compares with this caption, and not with one that is left out. It does nothing at
+    guidance 1."""
 
 
 NONE_GIVEN = GivenSettings()

@@ -59,12 +59,12 @@ def fetched(name: str, files: Sequence[str], revision: str | None = None) -> Pat
     from huggingface_hub import snapshot_download
 
     start = f"{inside}/" if inside else ""
-    commit = {} if revision is None else {"revision": revision}
     with from_hub(
         lambda error: (
             f"{name} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
             "name and network, or give a local folder"
         )
     ):
-        found = snapshot_download(f"{owner}/{repository}", allow_patterns=[f"{start}{one}" for one in files], **commit)
+        patterns = [f"{start}{one}" for one in files]
+        found = snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=patterns)
     return Path(found) / inside

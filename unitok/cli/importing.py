@@ -34,6 +34,7 @@ FamilyName = Literal[
     "var",
     "janus",
     "chameleon",
+    "lumina",
     "showo",
     "seed_llama",
     "infinity",
@@ -53,8 +54,8 @@ def import_published(
     text_encoder: str | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var, janus, chameleon, showo, seed_llama, infinity, open_magvit2_ar, ibq_ar,
-    emu3) for --model.
+    generator (llamagen, var, janus, chameleon, lumina, showo, seed_llama, infinity, open_magvit2_ar,
+    ibq_ar, emu3) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.

@@ -39,7 +39,7 @@ class ChameleonTrunk(llama.LlamaTrunk):
     """A text that is learned or written stands behind a picture, whose end begins it."""
 
 
-class _ChameleonFamily(Family):
+class ChameleonFamily(Family):
     config = ChameleonTrunk
     objective = "next_token"
     tokenizer = "taming_vqgan"
@@ -113,4 +113,4 @@ def places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
     return [found[code] for code in range(codes)]
 
 
-FAMILY = _ChameleonFamily()
+FAMILY = ChameleonFamily()
