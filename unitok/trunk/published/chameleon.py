@@ -46,7 +46,7 @@ class ChameleonFamily(Family):
     settings = llama.SETTINGS | {"swin_norm"}
     left_out = tuple(f"model.vqmodel.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
     files = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    tasks = ("text_to_image", "image_to_text")
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image", "image_to_text")
     spans = ("eoi",)
     tokens: ClassVar[Mapping[str, str]] = {
         "eos": "</s>",
