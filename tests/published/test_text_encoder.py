@@ -98,6 +98,16 @@ def test_codes_are_those_of_ready_states(folder: Path, t5: Path, tmp_path: Path)
         assert torch.equal(pictures, decoded(model, drawn)), "evaluation draws from captions too"
 
 
+def test_guidance_leads_away_from_a_negative_caption(folder: Path, t5: Path, tmp_path: Path) -> None:
+    for model in (UniTok.from_pretrained(folder), llamagen(tmp_path, t5)):
+
+        def drawn(guidance: float, negative: str = "", model: UniTok = model) -> torch.Tensor:
+            settings = SampleSettings(guidance=guidance, negative=negative, temperature=0.0)
+            return draw_codes(model, CAPTIONS[:1], settings, [0])
+
+        assert torch.equal(drawn(3.0, CAPTIONS[0]), drawn(1.0)) and not torch.equal(drawn(3.0, "two"), drawn(3.0))
+
+
 def test_llamagen_reads_captions_that_are_cleaned(t5: Path, tmp_path: Path) -> None:
     """The authors' results on captions that were cleaned by their code."""
     for caption, wanted in {
