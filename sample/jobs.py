@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tokenizers_vq.errors import UserError
 from unitok.choose import lane_weights
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
@@ -68,6 +69,14 @@ def job_for(
     settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count], settings.negative) for count in range(len(drops) + 1)]
     return Job(prompts, modality, seed, settings, known)
+
+
+def check_smooth(model: UniTok, settings: SampleSettings, codes_wanted: bool = False) -> None:
+    """Raises UserError for mixtures of code vectors where a model draws none, or codes are wanted."""
+    if settings.smooth and not model.objective.smooths:
+        raise UserError(f"--smooth is VAR's, but this model draws by {model.config.objective}: leave it out")
+    if settings.smooth and codes_wanted:
+        raise UserError("--smooth draws pictures that no codes say, and here codes are needed: leave it out")
 
 
 def prompts_needed(job: Job) -> list[int]:

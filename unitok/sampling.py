@@ -49,6 +49,9 @@ class SampleSettings:
     pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    smooth: bool = False
+    """VAR: go on, map by map, from mixtures of code vectors, and decode them (its authors' more_smooth). No codes say
+    such a picture."""
     random_order: bool = False
     """Random order, masked token: draw codes in an order of the seed's own."""
     best_of: int = 1
@@ -168,6 +171,8 @@ class GivenSettings:
     passes; 0 guesses none."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    smooth: bool | None = None
+    """VAR: draw from mixtures of code vectors, for smoother pictures (its authors' more_smooth; not for FID)."""
     random_order: bool | None = None
     """Random order, masked token: draw the codes in an order of the seed's own."""
     best_of: int | None = None
