@@ -19,6 +19,8 @@ from unitok.conditions import TextStates
 from unitok.config import ObjectiveSettings
 from unitok.data.open import open_data
 from unitok.eval.sources import model_pictures
+from unitok.exporting.card import Facts, card
+from unitok.exporting.hub import check_text_encoder
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -193,6 +195,9 @@ def test_the_hub_is_asked_for_the_commit_that_was_imported(
     model.save_pretrained(tmp_path / "m")
     UniTok.from_pretrained(tmp_path / "m").caption_states("a red circle")
     assert asked == [("google/tiny-t5", None, True), ("google/tiny-t5", "0123abc", True)]
+    facts = Facts("me/infinity", "mit", "", "", [], None)
+    assert "It reads captions through `hf:google/tiny-t5`, commit `0123abc`." in card(model, facts)
+    check_text_encoder(model, tmp_path / "m")
 
 
 def test_what_is_not_there_is_one_line(
@@ -244,6 +249,10 @@ def test_what_is_not_there_is_one_line(
     assert given(other) == f"text encoder {other} lacks encoder.final_layer_norm.weight: restore its files"
     (other / "model.safetensors").write_bytes(b"nothing")
     assert given(other).startswith(f"text encoder {other} cannot be read (")
+    said = refused(lambda: check_text_encoder(UniTok.from_pretrained(folder), folder))
+    assert said.startswith(
+        f"{folder} names its text encoder in {t5}, which others do not have: name the one on the hub"
+    )
     torch.save(var_weights(False), tmp_path / "var.pt")
     said = refused(lambda: import_generator("var", tmp_path / "var.pt", tokenizer((1, 2, 3, 4)), text_encoder=str(t5)))
     assert said == "the model reads captions without a text encoder: leave --text_encoder out"
