@@ -29,7 +29,7 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import pack
 from unitok.tasks import documents
 from unitok.text_encoder.cleaning import cleaned
-from unitok.text_encoder.encoder import open_encoder
+from unitok.text_encoder.encoder import _opened
 
 from .infinity_arithmetic import SQUARE, images_of, infinity_weights
 from .test_start import DRAW_ALONE, state, train
@@ -56,7 +56,7 @@ def folder(t5: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_is_kept() -> Iterator[None]:
     yield
-    open_encoder.cache_clear()
+    _opened.cache_clear()
 
 
 def llamagen(tmp_path: Path, t5: Path) -> UniTok:

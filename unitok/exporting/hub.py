@@ -68,8 +68,8 @@ def check_text_encoder(made: UniTok | ImageTokenizer, folder: Path) -> None:
     encoder = made.config.text_encoder if isinstance(made, UniTok) else None
     if encoder is not None and encoder.revision is None:
         raise UserError(
-            f"{folder} names its text encoder in {encoder.name}, which others do not have: name the one on the hub with "
-            f"unitok merge {folder} --text_encoder hf:owner/name --out DIR"
+            f"{folder} names its text encoder in {encoder.name}, which others do not have: name the one on the hub "
+            f"with unitok merge {folder} --text_encoder hf:owner/name --out DIR"
         )
 
 

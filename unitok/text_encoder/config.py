@@ -18,7 +18,7 @@ class TextEncoderConfig:
     revision: str | None = None
     """The commit, of one on the hub."""
     digest: str
-    """SHA-256 (hex) of its weights as float32 and of its text tokenizer."""
+    """SHA-256 (hex) of its weights as float32 and of the file of its text tokenizer."""
 
     def __post_init__(self) -> None:
         problems = Problems()

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.storage.files import read_bytes
 from tokenizers_vq.storage.hub import HUB, fetched, from_hub
 from tokenizers_vq.storage.weights import check_finite
 
 from ..conditions import TextStates
-from ..text import FILE, TextTokenizer, load_text_tokenizer
+from ..text import FILE, LARGEST, TextTokenizer, load_text_tokenizer
 from .cleaning import cleaned
 from .config import TextEncoderConfig
 
@@ -36,14 +37,17 @@ CONFIG = "config.json"
 FILES = (CONFIG, FILE, "model*.safetensors", "model.safetensors.index.json")
 KEPT = 2**26
 """Numbers of states that are kept: 256 MiB."""
+_reading = Lock()
 
 
 class Encoder:
     """An encoder with its text tokenizer. Models that name the same one share it."""
 
-    def __init__(self, model: Any, texts: TextTokenizer) -> None:
+    def __init__(self, model: Any, texts: TextTokenizer, words: str) -> None:
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.texts, self.width, self.end = texts, int(model.config.d_model), int(model.config.eos_token_id)
+        self._words = words
+        """SHA-256 (hex) of the file of the text tokenizer."""
         self.told = False
         """Whether a caption was cut, and it was said."""
         self._lock = Lock()
@@ -54,7 +58,6 @@ class Encoder:
         """Those of a text and its end."""
         return [*self.texts.encode(text), self.end]
 
-    @torch.no_grad()
     def states(self, ids: Sequence[int], device: torch.device) -> torch.Tensor:
         """(n, F) float32, on the CPU."""
         key = tuple(ids)
@@ -62,8 +65,9 @@ class Encoder:
             if key in self._states:
                 self._states.move_to_end(key)
                 return self._states[key]
-            given = torch.tensor([key], device=device)
-            with torch.autocast(device.type, enabled=False):
+            # What is kept may be used in training later, which takes nothing from an inference mode.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                given = torch.tensor([key], device=device)
                 found: torch.Tensor = self.model.to(device)(input_ids=given).last_hidden_state[0].float().cpu()
             self._states[key] = found
             self._numbers += found.numel()
@@ -73,11 +77,12 @@ class Encoder:
 
     def digest(self) -> str:
         """See `TextEncoderConfig`."""
-        digest = hashlib.sha256(self.texts.tokenizer.to_str().encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        parts = {self._words}  # a set: a later version of transformers may name a tensor in another way, or twice
+        for tensor in self.model.state_dict().values():
+            one = hashlib.sha256(repr(tuple(tensor.shape)).encode())
+            one.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            parts.add(one.hexdigest())
+        return hashlib.sha256(" ".join(sorted(parts)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -149,9 +154,14 @@ class CaptionStates:
         )
 
 
-@lru_cache(maxsize=1)
 def open_encoder(config: TextEncoderConfig) -> Encoder:
-    """The encoder that a model names. Raises UserError where it is not there, or another one."""
+    """The encoder that a model names, read once. Raises UserError where it is not there, or another one."""
+    with _reading:
+        return _opened(config)
+
+
+@lru_cache(maxsize=4)
+def _opened(config: TextEncoderConfig) -> Encoder:
     encoder = _read(_folder(config.name, config.revision), config.name)
     if encoder.digest() != config.digest:
         raise UserError(
@@ -204,4 +214,4 @@ def _read(folder: Path, name: str) -> Encoder:
             f"text encoder {name} has {model.config.vocab_size} ids, its {FILE} {texts.size}: restore its files"
         )
     check_finite(model.state_dict(), f"text encoder {name} is damaged", "restore its files")
-    return Encoder(model, texts)
+    return Encoder(model, texts, hashlib.sha256(read_bytes(folder / FILE, LARGEST)).hexdigest())
