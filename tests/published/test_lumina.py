@@ -126,13 +126,12 @@ def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[A
     model, drawn = import_generator("lumina", theirs[1], image_tokenizer()), []
     for scale, negative in ((1.0, ""), (4.0, ""), (4.0, "w9 w2")):
         settings = SampleSettings(guidance=scale, negative=negative, **GREEDY)
-        drawn.append(draw_codes(model, CAPTIONS[:2], settings, [0, 1]))
-        for row, caption in enumerate(CAPTIONS[:2]):
-            wanted = torch.zeros(0, dtype=torch.int64)
-            for _ in range(HEIGHT * WIDTH):
-                cond, bare = (logits(theirs, one, wanted)[-1] for one in (caption, negative or None))
-                wanted = torch.cat([wanted, (bare + scale * (cond - bare)).argmax()[None]])
-            assert torch.equal(drawn[-1][row], wanted), (scale, negative, caption)
+        drawn.append(draw_codes(model, CAPTIONS[:1], settings, [0]))
+        wanted = torch.zeros(0, dtype=torch.int64)
+        for _ in range(HEIGHT * WIDTH):
+            cond, bare = (logits(theirs, one, wanted)[-1] for one in (CAPTIONS[0], negative or None))
+            wanted = torch.cat([wanted, (bare + scale * (cond - bare)).argmax()[None]])
+        assert torch.equal(drawn[-1][0], wanted), (scale, negative)
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
 
 
