@@ -104,7 +104,7 @@ def measure_generation(
         some = [record.caption or "" for record in batch]
         seeds = list(range(seed + len(captions), seed + len(captions) + len(some)))
         real = torch.stack([record.image for record in batch if record.image is not None])
-        cut += sum(map(text_ids.too_long, some))
+        cut += sum(map(model.too_long, some))
         drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
         meters["drawn"].update(drawn)
         if reference is None or gallery is not None:

@@ -130,7 +130,7 @@ class Suite:
 
     def cut_warning(self) -> list[str]:
         """See `generation.cut_warning`."""
-        return cut_warning(sum(map(self.text_ids.too_long, self.asked.captions)), self.model)
+        return cut_warning(sum(map(self.model.too_long, self.asked.captions)), self.model)
 
     def settings(self, guidance: float) -> SampleSettings:
         own = SampleSettings.of(self.model.config)

@@ -87,6 +87,7 @@ def sample(
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
+    from .jobs import check_smooth
     from .outputs import PictureFolder
     from .pipeline import draw_each, draw_progress, settings_for, value_of
 
@@ -100,6 +101,7 @@ def sample(
             raise UserError(
                 f"--captions {captions}, line {lines[caption]}: {error}" if caption in lines else str(error)
             ) from None
+    check_smooth(loaded, settings, progress)
     if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed)

@@ -97,7 +97,7 @@ class DocumentWriter:
     def job(self, pieces: Sequence[Piece], seed: int) -> Job:
         """Goes on with a document, whose last text may go on itself, until it ends."""
         *before, last = pieces
-        prompts = [before, [Piece(PASSAGE, [], False)]][: 1 + self.guided]
+        prompts = [before, [Piece(PASSAGE, self.images.negative or [], False)]][: 1 + self.guided]
         begun = self.positions(before)
 
         def then(written: list[torch.Tensor]) -> Turn | None:

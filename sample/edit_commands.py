@@ -231,7 +231,7 @@ def _read(path: Path, size: tuple[int, int] | None = None) -> tuple[torch.Tensor
 
 def _settings(model: UniTok, given: dict[str, Any], caption: str) -> SampleSettings:
     """The settings to draw with; refuses a caption that is too long."""
-    from .pipeline import settings_for
+    from .pipeline import settings_for, value_of
 
-    model.text_ids(caption)
+    value_of(model, caption)
     return settings_for(model, given)

@@ -22,7 +22,7 @@ from unitok.sequence import lay_out
 from unitok.tasks import Piece
 from unitok.trunk.base import Beside
 
-from .jobs import Job, Turn, compared, prompts_needed
+from .jobs import Job, Turn, check_smooth, compared, prompts_needed
 from .prompts import Prompts, document_of
 
 Watch = Callable[[list[int], torch.Tensor], None]
@@ -122,8 +122,9 @@ class Engine:
         """Puts a job in the queue; returns its number.
 
         Raises:
-            UserError: something is to follow a picture of which only the first scales are drawn.
+            UserError: something is to follow a picture of which only the first scales are drawn, or that no codes say.
         """
+        check_smooth(self.model, job.settings, bool(job.then))
         if job.then and job.settings.scales:
             raise UserError("--scales draws a preview, which nothing can follow: leave it out")
         self.waiting.append((self._added, job))

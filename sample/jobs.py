@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tokenizers_vq.errors import UserError
 from unitok.choose import lane_weights
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
@@ -71,12 +72,20 @@ def job_for(
     """
     drops = conditions(task)
     settings.guidance_scales(len(drops))
-    prompts = [prompt(task, record, drops[:count]) for count in range(len(drops) + 1)]
+    prompts = [prompt(task, record, drops[:count], settings.negative) for count in range(len(drops) + 1)]
     *before, last = [FIELDS[part.field] for part in TASKS[task] if part.learned]
     if not before:
         return Job(prompts, last, seed, settings, known)
     turns = [*(Turn([], modality, GREEDY) for modality in before[1:]), Turn([], last, settings, known)]
     return Job(prompts, before[0], seed, GREEDY, then=turns, aside=True)
+
+
+def check_smooth(model: UniTok, settings: SampleSettings, codes_wanted: bool = False) -> None:
+    """Raises UserError for mixtures of code vectors where a model draws none, or codes are wanted."""
+    if settings.smooth and not model.objective.smooths:
+        raise UserError(f"--smooth is VAR's, but this model draws by {model.config.objective}: leave it out")
+    if settings.smooth and codes_wanted:
+        raise UserError("--smooth draws pictures that no codes say, and here codes are needed: leave it out")
 
 
 def prompts_needed(job: Job) -> list[int]:

@@ -95,7 +95,8 @@ def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> 
             found[field] = read if several else read[0]
         elif FIELDS.get(field) == "text" and found[field] is not None:
             several = is_several(field, found[field])
-            found[field] = [encode(one) for one in found[field]] if several else encode(found[field])
+            value: Callable[[str], Any] = model.captions(encode).read if field in CHOSEN_BY else encode
+            found[field] = [value(one) for one in found[field]] if several else value(found[field])
     return {field: value for field, value in found.items() if field in given | {"name"} and value is not None}
 
 

@@ -20,7 +20,7 @@ from unitok.tasks import asked, way
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import GREEDY, Job, job_for, prompts_needed, rooms_of
+from .jobs import GREEDY, Job, check_smooth, job_for, prompts_needed, rooms_of
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
@@ -30,13 +30,17 @@ def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> Sampl
     """How pictures are drawn: what is given, else the model's own settings, else the defaults.
 
     Raises:
-        UserError: a list that does not have a value for each scale, more scales asked for than the model has, or an
-            image tokenizer that makes no pixels.
+        UserError: a list that does not have a value for each scale, more scales asked for than the model has, a
+            negative caption that it cannot read, mixtures that it does not draw, or an image tokenizer that makes no
+            pixels.
     """
     model.image_tokenizer.check_pixels()
     settings = SampleSettings.of(model.config, given)
     scales = len(model.layout.scales) if model.objective.sets_scales else max(1, len(model.objective.sub_tokens))
     settings.at_scale(scales=scales)
+    check_smooth(model, settings, settings.best_of > 1)
+    if settings.negative:
+        value_of(model, settings.negative)
     return settings
 
 
@@ -166,6 +170,7 @@ def draw_codes(
 ) -> torch.Tensor:
     """Codes (N, L) of one picture per caption or other condition, or of its first `settings.scales` scales. No row
     depends on the others. Arguments as of `draw`."""
+    check_smooth(model, settings, codes_wanted=True)
     parts = draw_codes_each(
         model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision, watch=watch
     )

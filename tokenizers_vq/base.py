@@ -128,6 +128,10 @@ class ImageTokenizer(Tunable, ABC):
     def _decode(self, codes: Tensor, layout: Layout) -> Tensor:
         """(B, n) checked, n of `known_after`, -> (B, 3, H, W)."""
 
+    def _paint(self, latents: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, 3, H, W), of a family whose codes add up to latents."""
+        raise UserError("this image tokenizer decodes codes alone: draw without --smooth")
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Codes (B, L) int64. Never changes the tokenizer, whatever its mode; float32 whatever the autocast, and not
@@ -156,6 +160,8 @@ class ImageTokenizer(Tunable, ABC):
     def decode(self, codes: Tensor, layout: Layout | None = None, up_to_scale: int | None = None) -> Tensor:
         """Images (B, 3, H, W) float32, about [-1, 1]; `layout` is needed for other than the default image size.
 
+        Latents (B, D, h, w) float may stand in place of codes, where a picture was drawn that no codes say.
+
         Codes (B, n) that are cut where `known_after` says so give the picture as known so far. `up_to_scale` cuts them
         after so many scales.
 
@@ -164,6 +170,8 @@ class ImageTokenizer(Tunable, ABC):
                 a tokenizer without pixels.
         """
         self.check_pixels()
+        if codes.is_floating_point():
+            return torch.cat([self._paint(part).float() for part in codes.split(1)])
         layout = layout or self.layout
         scales = len(layout.scales) if up_to_scale is None else up_to_scale
         if not 1 <= scales <= len(layout.scales):

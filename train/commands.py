@@ -243,10 +243,7 @@ def train_generator(
             start = begun.model
             network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
             if network.state_width:
-                raise UserError(
-                    f"{init} reads captions as states of a text encoder, which no data holds and unitok does not run: "
-                    "take a model of classes or texts, or train this one from Python"
-                )
+                world.together(start.caption_states.encoder)
             objective_settings = settled(objective_settings, objective_class(objective), network)
             drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
         elif isinstance(trunk, str):
@@ -310,6 +307,7 @@ def train_generator(
             tuple(task for task in TASKS if task in wanted | before),
             dataclasses.asdict(drawn),
             seen,
+            None if start is None else start.config.text_encoder,
         )
         if not isinstance(network, PublishedTrunk):
             counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))

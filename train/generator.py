@@ -70,6 +70,7 @@ class GeneratorTrainee:
         self.unitok = UniTok(config, image_tokenizer, text_tokenizer)
         if start is not None:
             self._adapter = start.begin(self.unitok)
+        self._reads_states = config.trunk.state_width > 0
         objective = copy.deepcopy(self.unitok.objective)  # stays on the CPU, where batches are packed
         self.unitok.to(world.device)
         self.model: nn.Module = self.unitok
@@ -93,7 +94,7 @@ class GeneratorTrainee:
         self._validation = [Validation(one, run.eval_pictures, micro_batch, world) for one in validation]
         self._examined: dict[str, list[Record]] | None = None
         shown = first_records(validation[0] if validation else dataset, GRID_PICTURES).captions
-        self._shown = [text for text in shown if len(text_tokenizer.encode(text)) <= config.text_length] or [""]
+        self._shown = [text for text in shown if not self.unitok.too_long(text)] or [""]
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -104,8 +105,9 @@ class GeneratorTrainee:
         return None  # a mirrored picture would belie "left of"
 
     @property
-    def finish(self) -> Finish:
-        return self._packer
+    def finish(self) -> Finish | None:
+        """Where captions are states, batches are packed here, beside the text encoder."""
+        return None if self._reads_states else self._packer
 
     def compile(self) -> None:
         # Block by block: one graph serves all of them, and what surrounds them follows the batch's shape.
@@ -114,13 +116,16 @@ class GeneratorTrainee:
 
     def prepare(self, records: RecordBatch, step: int) -> MicroBatch:
         done = records.packed if isinstance(records, PackedRecords) else None
-        packed = done or self._packer.pack(self._with_codes(records))
+        packed = done or self._packer.pack(self._encoded(records))
         return MicroBatch(packed.to(self._world.device), packed.counts, records.names)
 
-    def _with_codes(self, records: RecordBatch) -> RecordBatch:
-        """The records, their pixels replaced by codes."""
+    def _encoded(self, records: RecordBatch) -> RecordBatch:
+        """The records, their pixels replaced by codes, and captions by states where the model reads such."""
         if has_pixels(records):
             encode_pixels(records, self._encode)
+        if self._reads_states:
+            for record in records.records:
+                record.fields["caption"] = self.unitok.caption_states(record.caption) if record.caption else None
         return records
 
     def _encode(self, images: torch.Tensor) -> Sequence[torch.Tensor | Picture]:
@@ -177,7 +182,7 @@ class GeneratorTrainee:
     def _validation_tasks(self, pictures: int) -> Iterator[TaskBatch]:
         for validation in self._validation:
             for records in validation.batches(pictures):
-                self._with_codes(records)
+                self._encoded(records)
                 for number, task in enumerate(TASKS):
                     able = _those_with(records, needs([task])) if task in self._learned else None
                     if able is not None:

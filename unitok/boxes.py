@@ -122,7 +122,7 @@ class GroundedTextModality:
     def longest(self) -> int:
         return self.text_length + 5 * MOST_BOXES
 
-    def given(self, values: Sequence[Grounded | list[int]]) -> list[Segment]:
+    def given(self, values: Sequence[Grounded | list[int] | str]) -> list[Segment]:
         return [text_segment(self.ids(value), self.vocabulary) for value in values]
 
     def learned(
@@ -135,7 +135,7 @@ class GroundedTextModality:
             segments.append([replace(segment, target=target, runs=_runs(target, outside, self.vocabulary))])
         return segments
 
-    def ids(self, value: Grounded | list[int]) -> list[int]:
+    def ids(self, value: Grounded | list[int] | str) -> list[int]:
         """
         Raises:
             UserError: a part that is no text and no box.
@@ -159,7 +159,7 @@ class GroundedPassageModality(PassageModality):
 
     def ids(self, value: str | Grounded | list[int]) -> list[int]:
         """Of a text, or of strings and boxes."""
-        return self.encode(value) if isinstance(value, str) else grounded_ids(value, self.vocabulary, self.encode)
+        return grounded_ids(value, self.vocabulary, self.encode)
 
     def _runs(self, target: torch.Tensor, can_stand: Ids) -> tuple[tuple[Ids, int], ...]:
         return _runs(target, (*self.vocabulary.passage_ranges, self.vocabulary[BOX]), self.vocabulary)
@@ -173,14 +173,16 @@ class GroundedPassageModality(PassageModality):
         return parts if any(not isinstance(part, str) for part in parts) else decode(ids)
 
 
-def grounded_ids(value: Grounded | list[int], vocabulary: Vocabulary, encode: Callable[[str], list[int]]) -> list[int]:
-    """Ids of strings and boxes; ids stay.
+def grounded_ids(
+    value: str | Grounded | list[int], vocabulary: Vocabulary, encode: Callable[[str], list[int]]
+) -> list[int]:
+    """Ids of a text, or of strings and boxes; ids stay.
 
     Raises:
         UserError: a part that is no text and no box.
     """
     found: list[int] = []
-    for part in value:
+    for part in [value] if isinstance(value, str) else value:
         if isinstance(part, int):
             found.append(part)
         elif isinstance(part, str):

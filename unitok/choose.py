@@ -80,6 +80,14 @@ def _pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Ten
     return ids, probabilities.gather(-1, ids[..., None])[..., 0]
 
 
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Minus infinity outside the k most likely ids; 0 keeps all. Ids as likely as the last one of them stay."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    least = logits.topk(k, -1).values[..., -1:]
+    return logits.masked_fill(logits < least, float("-inf"))
+
+
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
     """Minus infinity outside the smallest set with probability p (nucleus sampling, arXiv:1904.09751); 0 or 1 keep
     all. Ids as likely as the last one of the set stay with it."""

@@ -54,12 +54,16 @@ class _GivenOnly:
     """Captions that are read, and never written."""
 
     vocabulary: Vocabulary
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], Any]
     longest: int = 0
 
-    def read(self, value: str) -> list[int]:
-        """The ids of a caption."""
+    def read(self, value: str) -> Any:
+        """What stands for a caption in a record: the id of its class, or its states."""
         return self.encode(value)
+
+    def _read(self, value: Any) -> Any:
+        """A value that may be a caption still."""
+        return self.encode(value) if isinstance(value, str) else value
 
     def learned(self, values: Sequence[Any], draws: Sequence[Draw], followed: Sequence[bool]) -> list[list[Segment]]:
         if values:
@@ -79,7 +83,7 @@ class ClassModality(_GivenOnly):
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         found = []
         for given in values:
-            value = self.encode(given) if isinstance(given, str) else given
+            value = self._read(given)
             if len(value) > 1:
                 raise UserError(f"{shown(value)} are several classes: give one")
             nothing = torch.zeros(0, dtype=torch.int64)
@@ -95,11 +99,11 @@ class StatesModality(_GivenOnly):
     nothing: torch.Tensor | None = None
     """(n, F): what a caption that is left out has instead, the last ones counting."""
 
-    def given(self, values: Sequence[TextStates]) -> list[Segment]:
+    def given(self, values: Sequence[str | TextStates]) -> list[Segment]:
         assert self.nothing is not None
         found = []
         most, size = self.nothing.shape
-        for value in values:
+        for value in map(self._read, values):
             check_states(value, most, size)
             states = value.states if len(value.states) else self.nothing[most - value.length :]
             before = torch.arange(len(states) - 1)
@@ -120,9 +124,9 @@ class AttendedModality(_GivenOnly):
     size: int = 0
     """Of a state."""
 
-    def given(self, values: Sequence[TextStates]) -> list[Segment]:
+    def given(self, values: Sequence[str | TextStates]) -> list[Segment]:
         found = []
-        for value in values:
+        for value in map(self._read, values):
             check_states(value, self.most, self.size)
             states = value.states if len(value.states) else torch.zeros(value.length, self.size)
             condition = Condition(self.vocabulary.bos, None, STATES, states, not len(value.states))
@@ -134,7 +138,7 @@ class AttendedModality(_GivenOnly):
 def check_states(value: object, most: int, size: int) -> None:
     """Raises UserError for what are no states, or not those that a model takes."""
     if not isinstance(value, TextStates):
-        raise UserError("this model reads states of its text encoder, not ids of a text: give TextStates")
+        raise UserError("this model reads states of its text encoder, not a text or its ids: give TextStates")
     if value.length > most or value.states.shape[1] != size:
         raise UserError(
             f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to {most} of "

@@ -13,6 +13,7 @@ from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.storage.schema import read_dataclass
 
 from .reader.config import ReaderConfig
+from .text_encoder.config import TextEncoderConfig
 from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
 from .trunk.traits import Traits
@@ -23,6 +24,13 @@ FORMAT = 4
 
 RENAMED = {3: {"masked_token": "maskgit"}, 4: {"next_scale": "var"}}
 """Format -> objectives that have had another name since."""
+HEAD = "ids.head.weight"
+FORMAT_1 = {
+    "ids.embedding.weight": "embedding.weight",
+    HEAD: "head.weight",
+    "ports.image.projection.weight": "projection.weight",
+}
+"""Name of a tensor -> the one of format 1."""
 
 
 @dataclass
@@ -36,6 +44,8 @@ class TrunkConfig(Traits):
     head_bias: ClassVar[bool] = False
     wording: ClassVar[str] = "{}"
     """What a caption that is given is put into, in place of {}, before it is encoded."""
+    left_out: ClassVar[str] = ""
+    """What stands in place of a caption that is left out, without a begin of a text; empty: see `Traits`."""
 
     width: int = 768
     """Size of a token's vector; a multiple of 8 * heads."""
@@ -289,6 +299,8 @@ class ModelConfig:
     """Sampling settings stored with the model; used unless the user sets others."""
     reader: ReaderConfig | None = None
     """How pictures that are given are read; None: as codes."""
+    text_encoder: TextEncoderConfig | None = None
+    """What makes states of captions, where the model reads such; None: they come ready."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -303,8 +315,9 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = {"format": FORMAT, "family": "unitok", **asdict(self)}
-        if self.reader is None:  # then the fingerprint is that of a model from before there were readers
-            del data["reader"]
+        for name in ("reader", "text_encoder"):  # without one the fingerprint is that of a model from before
+            if data[name] is None:
+                del data[name]
         if self.trunk.kind != TrunkConfig.kind:
             data["trunk"] = {"kind": self.trunk.kind, **data["trunk"]}
         return data
@@ -335,6 +348,11 @@ class ModelConfig:
             config = own[kind] if isinstance(kind, str) and kind in own else published_family(kind).config
             data["trunk"] = read_dataclass(config, trunk, f"{where}: trunk")
         return read_dataclass(cls, data, where)
+
+
+def name_of_format_1(name: str) -> str:
+    """What format 1 called a tensor."""
+    return FORMAT_1.get(name, name.removeprefix("trunk."))
 
 
 def _from_format_1(data: dict[str, Any], where: str) -> dict[str, Any]:

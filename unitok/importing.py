@@ -36,6 +36,7 @@ def import_generator(
     path: str | Path,
     image_tokenizer: ImageTokenizer | None = None,
     settings: Mapping[str, Any] | None = None,
+    text_encoder: str | None = None,
 ) -> UniTok:
     """The model in a published checkpoint, in evaluation mode, float32 on the CPU.
 
@@ -50,10 +51,13 @@ def import_generator(
             holds it too.
         settings: what no shape says, under the authors' names; their whole configuration may be given
             (`unused_settings` names what is not read).
+        text_encoder: a folder, or hf:owner/name: makes the states that the model reads captions as. The model keeps its
+            name and digest, not its weights.
 
     Raises:
         UserError: an unknown family, a file that cannot be had or read, tensors that are missing, unexpected,
-            misshapen, or not finite; a tokenizer of another model; a text tokenizer that is not there.
+            misshapen, or not finite; a tokenizer of another model; a text tokenizer that is not there;
+            a text encoder that is not there, or makes states of another size.
     """
     table = published_family(family)
     if image_tokenizer is None and not table.holds_tokenizer:
@@ -112,6 +116,8 @@ def import_generator(
             raise UserError(f"{path} reads pictures by another network than {family}: {complaint}; give another file")
         state |= {f"ports.{READER}.{name}": tensor for name, tensor in reading.weights.items()}
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()} | _own(model))
+    if text_encoder is not None:
+        model.config.text_encoder = model.caption_states.named(text_encoder)
     return model.eval()
 
 

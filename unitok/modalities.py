@@ -72,8 +72,9 @@ class Replaced(list[int]):
         return self.instead
 
 
-class Question(list[int]):
-    """Ids of a question in the words of the model: no begin of a text stands before it, for a picture does."""
+class Bare(list[int]):
+    """Ids that no begin of a text stands before: of a question in the words of the model, behind a picture, or in place
+    of a caption that is left out."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +90,24 @@ class TextModality:
     keeps_wording: bool = False
     frames: Frames = FRAMELESS
     asking: Asking | None = None
+    left_out: str = ""
     """All as of `TrunkConfig`."""
+
+    @property
+    def replaces(self) -> bool:
+        """Whether something stands in place of a text that is left out."""
+        return bool(self.padded or self.keeps_wording or self.left_out)
 
     @property
     def begin(self) -> int:
         """Id at the begin of a text that is learned or written."""
         return self.vocabulary[self.frames.begin].start
 
-    def asked(self, question: str | list[int]) -> Question:
+    def asked(self, question: str | list[int]) -> Bare:
         """A question in the words of the model, which has such."""
         assert self.asking is not None
         before, behind = (self.encode(part) for part in self.asking.question.split("{}"))
-        return Question([*before, *self.ids(question), *behind])
+        return Bare([*before, *self.ids(question), *behind])
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -109,13 +116,15 @@ class TextModality:
         ids = self.encode(self.wording.replace("{}", value))
         if self.padded:
             return Replaced(ids, [self.vocabulary.pad] * len(ids))
+        if self.left_out:
+            return Replaced(ids, Bare(self.encode(self.left_out)))
         return Replaced(ids, self.encode(self.wording.replace("{}", ""))) if self.keeps_wording else ids
 
     def given(self, values: Sequence[str | list[int]]) -> list[Segment]:
         before, behind = self.vocabulary.around(self.frames.text)
         return [
             _segment(value)
-            if isinstance(value, Question)
+            if isinstance(value, Bare)
             else text_segment([*self.read(value), *behind], self.vocabulary, before)
             for value in values
         ]
@@ -158,8 +167,8 @@ class PassageModality(TextModality):
         """
         if not isinstance(value, str) and not all(isinstance(one, int) for one in value):
             raise UserError(
-                "a text of a document has boxes, and this model has no ids for them: train it with a task of texts with "
-                "boxes beside it, such as --tasks.ground_caption.share"
+                "a text of a document has boxes, and this model has no ids for them: train it with a task of texts "
+                "with boxes beside it, such as --tasks.ground_caption.share"
             )
         return super().ids(value)
 

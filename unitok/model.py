@@ -23,7 +23,7 @@ from tokenizers_vq.storage.weights import build_empty, read_weights, write_weigh
 
 from .boxes import BOX, LOCATION, MOST_BOXES, BoxModality, GroundedPassageModality, GroundedTextModality
 from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
-from .config import ALIKE, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig
+from .config import ALIKE, HEAD, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig, name_of_format_1
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective, objective_class
 from .objectives.base import Objective
@@ -34,7 +34,8 @@ from .reader.port import ReaderPort
 from .sequence import Conditions, PackedBatch
 from .tasks import TASKS
 from .text import FILE as TEXT_FILE
-from .text import TextTokenizer, load_text_tokenizer
+from .text import CaptionEncoder, TextTokenizer, load_text_tokenizer
+from .text_encoder.encoder import CaptionStates
 from .trunk.base import Beside
 from .trunk.cache import KVCache
 from .trunk.native import Transformer
@@ -232,17 +233,35 @@ class UniTok(Tunable):
         self, encode: Callable[[str], list[int]]
     ) -> TextModality | ClassModality | StatesModality | AttendedModality:
         """How the model reads captions: as texts, or as a condition."""
-        port = dict(self.ports.items()).get(STATES)
+        port, trunk = self._states_port, self.config.trunk
         if isinstance(port, StatesPort):
-            return StatesModality(self.vocabulary, encode, nothing=port.left_out.detach().float().cpu())
+            return StatesModality(self.vocabulary, self.caption_states, nothing=port.left_out.detach().float().cpu())
         if isinstance(port, AttendedPort):
-            return AttendedModality(self.vocabulary, encode, 0, *port.left_out.shape)
-        trunk = self.config.trunk
+            return AttendedModality(self.vocabulary, self.caption_states, 0, *port.left_out.shape)
         if trunk.captions == "text":
             length = self.config.text_length
-            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking, trunk.left_out
             return TextModality(self.vocabulary, encode, length, *how)
         return ClassModality(self.vocabulary, encode)
+
+    @property
+    def _states_port(self) -> StatesPort | AttendedPort | None:
+        port = dict(self.ports.items()).get(STATES)
+        return port if isinstance(port, StatesPort | AttendedPort) else None
+
+    @property
+    def caption_states(self) -> CaptionStates:
+        """What turns captions into states. Raises UserError where the model reads none."""
+        port, trunk = self._states_port, self.config.trunk
+        if port is None:
+            raise UserError("the model reads captions without a text encoder: leave --text_encoder out")
+        (most, size), cleans = port.left_out.shape, trunk.cleans_captions
+        return CaptionStates(self.config.text_encoder, most, size, trunk.text_encoder, cleans, self.device)
+
+    def too_long(self, caption: str) -> bool:
+        """Whether a caption of data is cut before it is read."""
+        texts = CaptionEncoder(self.text_tokenizer, self.config.text_length) if self._states_port is None else None
+        return (texts or self.caption_states).too_long(caption)
 
     @property
     def device(self) -> torch.device:
@@ -256,10 +275,8 @@ class UniTok(Tunable):
     def text_ids(self, caption: str) -> list[int]:
         """Ids of a caption, or of the class whose number it is. Raises UserError when it is too long for the model, or
         no class."""
-        if STATES in self.ports:
-            raise UserError(
-                "this model reads captions as states of its text encoder: give unitok.conditions.TextStates from Python"
-            )
+        if self._states_port is not None:
+            raise UserError("this model reads states of a text encoder: a caption has no ids")
         if self.config.trunk.captions == "class":
             return class_ids(caption, self.text_tokenizer.size)
         ids = self.text_tokenizer.encode(caption)
@@ -343,9 +360,9 @@ class UniTok(Tunable):
         model = build_empty(lambda: cls(config, images, texts), str(where))
         advice = "weights and configuration are of different models, or damaged: restore both"
         if data.get("format") == 1:
-            state = {_name_of_format_1(name): tensor for name, tensor in model._state().items()}
+            state = {name_of_format_1(name): tensor for name, tensor in model._state().items()}
             given = read_weights(part(folder, WEIGHTS), state, advice)
-            given = {name: given[_name_of_format_1(name)] for name in model._state()}
+            given = {name: given[name_of_format_1(name)] for name in model._state()}
         else:
             given = read_weights(part(folder, WEIGHTS), model._state(), advice)
         model.load_state_dict(given, strict=False)  # the image tokenizer has its weights
@@ -377,18 +394,6 @@ def modalities(
         found["grounded"] = GroundedTextModality(vocabulary, encode, text_length)
         found[PASSAGE] = GroundedPassageModality(vocabulary, encode, text_length + 5 * MOST_BOXES)
     return found
-
-
-HEAD = "ids.head.weight"
-FORMAT_1 = {
-    "ids.embedding.weight": "embedding.weight",
-    "ids.head.weight": "head.weight",
-    "ports.image.projection.weight": "projection.weight",
-}
-
-
-def _name_of_format_1(name: str) -> str:
-    return FORMAT_1.get(name, name.removeprefix("trunk."))
 
 
 def _said(ports: Mapping[str, PortConfig]) -> str:

@@ -13,6 +13,8 @@ from .config import ModelConfig
 
 MOST_GUIDANCE, MOST_TEMPERATURE = 1000, 1000
 """Beyond these a number is a slip: all pictures of a caption are alike, or noise."""
+LONGEST_NEGATIVE = 32_000
+"""Characters; a model reads far fewer tokens."""
 MOST_DRAWINGS = 1000
 """Of one picture, to choose the best from."""
 
@@ -47,11 +49,17 @@ class SampleSettings:
     pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    smooth: bool = False
+    """VAR: go on, map by map, from mixtures of code vectors, and decode them (its authors' more_smooth). No codes say
+    such a picture."""
     random_order: bool = False
     """Random order, masked token: draw codes in an order of the seed's own."""
     best_of: int = 1
     """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
     of a part of a picture the one that goes best with what is known."""
+    negative: str = ""
+    """Guidance compares with this caption, and leads away from it (a negative prompt); empty: with a caption that is
+    left out."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -73,6 +81,10 @@ class SampleSettings:
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
         problems.check_range("--ahead", self.ahead, 0, 2**16)
+        problems.check(
+            len(self.negative) <= LONGEST_NEGATIVE,
+            f"--negative has {len(self.negative)} characters: up to {LONGEST_NEGATIVE} are read",
+        )
         problems.check(self.scales >= 0, f"--scales is {self.scales}: choose 1 or more, or 0 to draw all")
         problems.raise_if_any()
 
@@ -159,11 +171,16 @@ class GivenSettings:
     passes; 0 guesses none."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
+    smooth: bool | None = None
+    """VAR: draw from mixtures of code vectors, for smoother pictures (its authors' more_smooth; not for FID)."""
     random_order: bool | None = None
     """Random order, masked token: draw the codes in an order of the seed's own."""
     best_of: int | None = None
     """Draw each picture so many times and keep the one from which the model itself reads the caption most readily, or
     of a part of a picture the one that goes best with what is known."""
+    negative: str | None = None
+    """What is not wanted: guidance compares with this caption, and not with one that is left out. It does nothing at
+    guidance 1."""
 
 
 NONE_GIVEN = GivenSettings()

@@ -150,9 +150,10 @@ def pieces(task: str, record: Mapping[str, Any], without: Collection[str] = ()) 
     return _in_order(task, TASKS[task], record, without)
 
 
-def prompt(task: str, record: Mapping[str, Any], without: Collection[str] = ()) -> list[Piece]:
-    """What stands before the first part of a task that is learned."""
-    return _in_order(task, tuple(takewhile(lambda part: not part.learned, TASKS[task])), record, without)
+def prompt(task: str, record: Mapping[str, Any], without: Collection[str] = (), instead: str = "") -> list[Piece]:
+    """What stands before the first part of a task that is learned. `instead` stands in place of a text that is left
+    out; empty: what its modality has for that."""
+    return _in_order(task, tuple(takewhile(lambda part: not part.learned, TASKS[task])), record, without, instead)
 
 
 def asked(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modality]) -> tuple[str, Mapping[str, Any]]:
@@ -171,11 +172,13 @@ def asked(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modalit
     return task, {**record, "question": found if several else found[0]}
 
 
-def _in_order(task: str, parts: Sequence[Part], record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
+def _in_order(
+    task: str, parts: Sequence[Part], record: Mapping[str, Any], without: Collection[str], instead: str = ""
+) -> list[Piece]:
     found: list[Piece] = []
     for several, side_by_side in groupby(parts, lambda part: is_several(part.field, record.get(part.field))):
         some = list(side_by_side)
-        columns = [_pieces(task, part, record, without) for part in some]
+        columns = [_pieces(task, part, record, without, instead) for part in some]
         if several and len(some) > 1:
             numbers = {part.field: len(column) for part, column in zip(some, columns, strict=True)}
             if len(set(numbers.values())) > 1:
@@ -197,7 +200,9 @@ def is_several(field: str, value: Any) -> bool:
     return not isinstance(first, int | float)
 
 
-def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collection[str]) -> list[Piece]:
+def _pieces(
+    task: str, part: Part, record: Mapping[str, Any], without: Collection[str], instead: str = ""
+) -> list[Piece]:
     value = record.get(part.field)
     if value is None:
         raise UserError(
@@ -208,7 +213,7 @@ def _pieces(task: str, part: Part, record: Mapping[str, Any], without: Collectio
         return in_turn(value, part.learned)
     modality = FIELDS[part.field]
     if part.drop and part.drop in without:
-        return [Piece(modality, _left_out(value), False)] if part.drop == "text" and not part.learned else []
+        return [Piece(modality, instead or _left_out(value), False)] if part.drop == "text" and not part.learned else []
     values = value if is_several(part.field, value) else [value]
     return [Piece(modality, one, part.learned) for one in values]
 
@@ -263,7 +268,7 @@ def _read(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modalit
         for part in TASKS[task]
         if part.drop == "text"
         and isinstance(modality := modalities[FIELDS[part.field]], TextModality)
-        and (modality.padded or modality.keeps_wording)
+        and modality.replaces
         and isinstance(record.get(part.field), str)
     }
     return {**record, **read}

@@ -242,7 +242,7 @@ class Service:
         data = _one(pictures)
         self._check_task("text_to_image", "prompt")
         with about("prompt"):
-            self.model.text_ids(asked.prompt)
+            value_of(self.model, asked.prompt)
         words = len(asked.prompt.split())
         if asked.words and words > MOST_WORDS:
             raise ApiError(400, f"prompt has {words} words: what {MOST_WORDS} are worth is told at most", "prompt")

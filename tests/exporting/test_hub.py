@@ -44,7 +44,7 @@ class Hub:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(one.path_or_fileobj, place)
 
-    def snapshot_download(self, name: str, *, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, name: str, *, allow_patterns: list[str], revision: str | None = None) -> str:
         if not (self.folder / name).is_dir():
             raise OSError(f"no repository {name}")
         fetched = self.folder / "fetched" / name

@@ -176,11 +176,12 @@ def test_codes_have_the_logits_of_transformers(theirs: tuple[Any, Path, Any]) ->
 
 
 @torch.inference_mode()
-def greedy(theirs: tuple[Any, Path, Any], caption: str, scale: float, known: Tensor) -> Tensor:
-    """Guidance over log-probabilities, as transformers' processor has it, with an empty caption and the same size."""
+def greedy(theirs: tuple[Any, Path, Any], caption: str, scale: float, known: Tensor, negative: str = "") -> Tensor:
+    """Guidance over log-probabilities, as transformers' processor has it, with an empty or negative caption and the
+    same size."""
     codes = torch.zeros(0, dtype=torch.int64)
     for number in range(LENGTH):
-        given, bare = (last(theirs, one, codes)[-1].log_softmax(-1) for one in (caption, ""))
+        given, bare = (last(theirs, one, codes)[-1].log_softmax(-1) for one in (caption, negative))
         code = (bare + scale * (given - bare)).argmax() if known[number] < 0 else known[number]
         codes = torch.cat([codes, code[None]])
     return codes
@@ -198,6 +199,11 @@ def test_the_most_likely_codes_are_those_of_transformers(theirs: tuple[Any, Path
             wanted = greedy(theirs, caption, scale, unknown)
             assert torch.equal(drawn[-2][row], wanted) and torch.equal(drawn[-1][row], wanted), (scale, caption)
     assert not torch.equal(drawn[0], drawn[2])
+    settings = SampleSettings(guidance=3.0, negative="w9 w2", **GREEDY)
+    found = draw_codes(model, CAPTIONS[:2], settings, [0, 1])
+    for row, caption in enumerate(CAPTIONS[:2]):
+        assert torch.equal(found[row], greedy(theirs, caption, 3.0, unknown, "w9 w2")), caption
+    assert not torch.equal(found, drawn[2]), "the authors' guidance leads away from a caption"
 
 
 @torch.inference_mode()

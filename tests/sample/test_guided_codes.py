@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
 from unitok.objectives.base import Asked
 from unitok.sample.engine import Engine
 from unitok.sample.jobs import Job, Turn, job_for
-from unitok.sample.pipeline import run
+from unitok.sample.pipeline import draw_codes, run, settings_for
 from unitok.sampling import SampleSettings
 from unitok.tasks import Piece
 
@@ -71,3 +72,24 @@ def test_a_step_is_guided_that_begins_among_the_first_codes(make_model: Callable
         missing = int((writer.progress(0).so_far < 0).sum())
         assert writer.finished(rows) or model.layout.length - missing <= writer.before(0), "whole maps, or all codes"
     assert before == sorted(before) and before[0] == 0 and 20 < before[-1] < model.layout.length
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_guidance_leads_away_from_a_negative_caption(make_model: Callable[..., UniTok], objective: str) -> None:
+    model = make_model(objective)
+
+    def drawn(guidance: float, negative: str = "") -> torch.Tensor:
+        settings = SampleSettings(guidance=guidance, negative=negative, temperature=0.0, steps=6)
+        return draw_codes(model, ["a red circle"], settings, [0])
+
+    plain, away = drawn(3.0), drawn(3.0, "a blue square")
+    assert not torch.equal(plain, away)
+    assert torch.equal(drawn(3.0, "a red circle"), drawn(1.0)), "it leads nowhere from the caption itself"
+    assert torch.equal(drawn(1.0, "a blue square"), drawn(1.0))
+
+
+def test_a_negative_caption_that_cannot_be_read_is_told(make_model: Callable[..., UniTok]) -> None:
+    with pytest.raises(UserError, match=r"^the caption 'a red a red .* tokens, this model takes 48: shorten it$"):
+        settings_for(make_model(), {"negative": "a red " * 200})
+    with pytest.raises(UserError, match="--negative has 40000 characters: up to 32000 are read"):
+        SampleSettings(negative="a" * 40_000)

@@ -65,7 +65,10 @@ class ConvVQTokenizer(ImageTokenizer):
             vectors = self.quantizer.vectors(codes, layout)
         else:
             vectors = self.quantizer.vectors(codes, layout.grid)
-        return self._decoded(lambda some: self.decoder(self.post_quant_conv(some)), vectors)
+        return self._paint(vectors)
+
+    def _paint(self, latents: Tensor) -> Tensor:
+        return self._decoded(lambda some: self.decoder(self.post_quant_conv(some)), latents)
 
 
 def _quantizer(config: ConvVQConfig) -> Quantizer | ScaleQuantizer:

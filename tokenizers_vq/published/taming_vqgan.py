@@ -28,13 +28,17 @@ _GUMBEL = {**_DD, "ch_mult": (1, 1, 2, 4), "attn_resolutions": (32,)}
 
 
 def _released(codebook_size: int, embed_dim: int, ddconfig: dict[str, Any], gumbel: bool = False) -> dict[str, Any]:
-    return {"codebook_size": codebook_size, "embed_dim": embed_dim, "gumbel": gumbel, "ddconfig": ddconfig}
+    sizes = {"codebook_size": codebook_size, "embed_dim": embed_dim, "gumbel": gumbel, "ddconfig": ddconfig}
+    return {**sizes, "image_size": None}  # of the pictures, where it is not the resolution: [height, width]
 
 
 def _configure(settings: Settings) -> TokenizerConfig:
     kind = Gumbel if settings["gumbel"] else VQ
     quantizer = kind(codebook_size=settings["codebook_size"], dim=settings["embed_dim"])
-    return ConvVQConfig(**taming_encoder(settings["ddconfig"]), quantizer=quantizer)
+    network = taming_encoder(settings["ddconfig"])
+    if settings["image_size"] is not None:
+        network["image_size"] = settings["image_size"]
+    return ConvVQConfig(**network, quantizer=quantizer)
 
 
 def _source(name: str, shape: Shape, config: TokenizerConfig) -> Source:

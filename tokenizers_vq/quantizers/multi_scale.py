@@ -167,6 +167,11 @@ class MultiScaleQuantizer(ScaleQuantizer):
         part = self._part(codes, scale, layout)
         return total + part if self.config.scale_residual else part
 
+    def mix(self, total: Tensor, vectors: Tensor, scale: int, layout: Layout) -> Tensor:
+        """As `add`, of vectors (B, n, D) in place of those of codes."""
+        part = self._spread(to_grid(vectors.flatten(0, 1), len(vectors), *layout.scales[scale]), scale, layout)
+        return total + part if self.config.scale_residual else part
+
     def shrink(self, total: Tensor, scale: int, layout: Layout) -> Tensor:
         return _area(total, layout.scales[scale]).flatten(2).transpose(1, 2)
 
@@ -203,7 +208,11 @@ class MultiScaleQuantizer(ScaleQuantizer):
     def _part(self, codes: Tensor, scale: int, layout: Layout) -> Tensor:
         """What the codes (B, n) of one scale add to the total, (B, D, h, w)."""
         with torch.autocast(codes.device.type, enabled=False):
-            part = self.book.vectors(codes, layout.scales[scale])  # (B, D, h_k, w_k)
+            return self._spread(self.book.vectors(codes, layout.scales[scale]), scale, layout)
+
+    def _spread(self, part: Tensor, scale: int, layout: Layout) -> Tensor:
+        """What vectors (B, D, h_k, w_k) on the grid of a scale add to the total."""
+        with torch.autocast(part.device.type, enabled=False):
             if layout.scales[scale] != layout.grid:
                 part = F.interpolate(part, layout.grid, mode="bicubic")
             conv = self.convs[residual_conv_of(scale, self.config.scale_convs, len(layout.scales))]

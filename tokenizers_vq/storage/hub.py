@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,18 +42,29 @@ def local_folder(name: str | Path) -> Path:
     text = str(name)
     if not text.startswith(HUB):
         return Path(name)
-    owner, _, rest = text.removeprefix(HUB).partition("/")
+    return fetched(text, PARTS)
+
+
+def fetched(name: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """The folder in the user's cache with some files of `hf:owner/name` or `hf:owner/name/folder`, given as patterns.
+    That of a whole repository has the name of the commit.
+
+    Raises:
+        UserError: no such name, or no network.
+    """
+    owner, _, rest = name.removeprefix(HUB).partition("/")
     repository, _, inside = rest.partition("/")
     if not owner or not repository or ".." in inside.split("/"):
-        raise UserError(f"{text} names no repository: write hf:owner/name, or hf:owner/name/folder")
+        raise UserError(f"{name} names no repository: write hf:owner/name, or hf:owner/name/folder")
     from huggingface_hub import snapshot_download
 
     start = f"{inside}/" if inside else ""
     with from_hub(
         lambda error: (
-            f"{text} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
+            f"{name} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
             "name and network, or give a local folder"
         )
     ):
-        fetched = snapshot_download(f"{owner}/{repository}", allow_patterns=[f"{start}{one}" for one in PARTS])
-    return Path(fetched) / inside
+        patterns = [f"{start}{one}" for one in files]
+        found = snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=patterns)
+    return Path(found) / inside

@@ -34,6 +34,7 @@ FamilyName = Literal[
     "var",
     "janus",
     "chameleon",
+    "lumina",
     "showo",
     "seed_llama",
     "infinity",
@@ -50,10 +51,11 @@ def import_published(
     out: Path,
     image_tokenizer: Path | None = None,
     settings: dict[str, Any] | None = None,
+    text_encoder: str | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
-    generator (llamagen, var, janus, chameleon, showo, seed_llama, infinity, open_magvit2_ar, ibq_ar,
-    emu3) for --model.
+    generator (llamagen, var, janus, chameleon, lumina, showo, seed_llama, infinity, open_magvit2_ar,
+    ibq_ar, emu3) for --model.
 
     Gives the same codes as the authors' code. Which released model the file is shows in the shapes of its tensors; all
     of them are checked. docs/tokenizers.md and docs/published.md list models and licences.
@@ -67,6 +69,8 @@ def import_published(
             where the file holds it (janus, emu3).
         settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; their own
             configuration of the model may be given as it is.
+        text_encoder: Of a generator that reads captions as states (infinity, llamagen of captions): folder of the text
+            encoder, or hf:owner/name. The model keeps its name and digest, not its weights.
 
     Example:
         unitok import showo_magvitv2 hf:showlab/magvitv2 --out runs/magvitv2
@@ -79,9 +83,11 @@ def import_published(
     if odd:
         raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
     if family in PUBLISHED:
-        _import_generator(family, file, out, image_tokenizer, settings or {})
+        _import_generator(family, file, out, image_tokenizer, settings or {}, text_encoder)
     elif image_tokenizer is not None:
         raise UserError(f"{family} is a tokenizer itself: leave --image_tokenizer out")
+    elif text_encoder is not None:
+        raise UserError(f"{family} is a tokenizer, and reads no captions: leave --text_encoder out")
     else:
         _import_tokenizer(family, file, out, settings or {})
 
@@ -97,7 +103,12 @@ def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any
 
 
 def _import_generator(
-    family: str, file: str, out: Path, image_tokenizer: Path | None, settings: dict[str, Any]
+    family: str,
+    file: str,
+    out: Path,
+    image_tokenizer: Path | None,
+    settings: dict[str, Any],
+    text_encoder: str | None,
 ) -> None:
     from tokenizers_vq.base import load_tokenizer
 
@@ -105,7 +116,7 @@ def _import_generator(
     from ..model import UniTok
 
     images = None if image_tokenizer is None else load_tokenizer(image_tokenizer)
-    model = import_generator(family, file, images, settings)
+    model = import_generator(family, file, images, settings, text_encoder)
     unused = unused_settings(family, settings)
     if unused:
         print(f"settings that the import does not need: {', '.join(unused)}", file=sys.stderr)
@@ -113,6 +124,12 @@ def _import_generator(
     print(f"model: {out}")
     count = sum(weight.numel() for module in (model.trunk, model.ids, model.ports) for weight in module.parameters())
     print(f"{count:,} parameters, {_what(model.image_tokenizer)} codes", file=sys.stderr)
+    if model.config.trunk.state_width and text_encoder is None:
+        print(
+            f"captions are states of {model.config.trunk.text_encoder}: to draw them, import with --text_encoder, or "
+            f"name one later with unitok merge {out} --text_encoder",
+            file=sys.stderr,
+        )
 
 
 def _what(tokenizer: ImageTokenizer) -> str:

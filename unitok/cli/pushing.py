@@ -43,12 +43,13 @@ def push(
     from tokenizers_vq.storage.files import atomic_path
 
     from ..exporting.card import CARD, Facts, card, data_of, edited, reports_in, scores_of
-    from ..exporting.hub import check_name, files_of, newest_picture, open_either, send
+    from ..exporting.hub import check_name, check_text_encoder, files_of, newest_picture, open_either, send
 
     check_name(name, licence)
     if picture is not None and (not picture.is_file() or picture.suffix.lower() not in (".png", ".jpg", ".jpeg")):
         raise UserError(f"--picture {picture} is no PNG or JPEG file: give one, or leave it out")
     made = open_either(model)
+    check_text_encoder(made, model)
     fingerprints = [made.fingerprint()]
     scores = []
     for report in reports or []:

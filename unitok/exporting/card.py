@@ -208,7 +208,9 @@ def _about(made: UniTok | ImageTokenizer) -> str:
     if not isinstance(made, UniTok):
         return f"A tokenizer of pictures ({made.config.family}, {count:,} parameters): {codes}."
     learned = f" It learned {', '.join(made.config.tasks)}." if made.config.tasks else ""
-    trunk, objective = made.config.trunk.kind, made.config.objective
+    trunk, objective, encoder = made.config.trunk.kind, made.config.objective, made.config.text_encoder
+    if encoder is not None and encoder.revision is not None:  # one in a folder has no name that others know
+        learned += f" It reads captions through `{encoder.name}`, commit `{encoder.revision}`."
     return (
         f"One transformer over texts and codes of pictures ({count:,} parameters with its tokenizer, trunk `{trunk}`, "
         f"objective `{objective}`): {codes}.{learned}"

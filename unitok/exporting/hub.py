@@ -63,6 +63,16 @@ def send(name: str, files: dict[str, Path], private: bool, message: str) -> str:
         return str(address)
 
 
+def check_text_encoder(made: UniTok | ImageTokenizer, folder: Path) -> None:
+    """Raises UserError for a model that reads captions through an encoder in a folder, which nobody else has."""
+    encoder = made.config.text_encoder if isinstance(made, UniTok) else None
+    if encoder is not None and encoder.revision is None:
+        raise UserError(
+            f"{folder} names its text encoder in {encoder.name}, which others do not have: name the one on the hub "
+            f"with unitok merge {folder} --text_encoder hf:owner/name --out DIR"
+        )
+
+
 def check_name(name: str, licence: str) -> None:
     """Raises UserError for what the hub would refuse."""
     owner, _, model = name.partition("/")

@@ -94,6 +94,8 @@ class Objective(ABC):
     """Whether the user says in how many passes an image is drawn."""
     sets_scales: ClassVar[bool] = False
     """Whether sampling settings may be lists with a value for each scale, and a picture is known scale by scale."""
+    smooths: ClassVar[bool] = False
+    """Whether a picture may be drawn from mixtures of code vectors."""
     bitwise: ClassVar[bool] = False
     """Whether codes are chosen bit by bit."""
     counted: ClassVar[str] = "codes"

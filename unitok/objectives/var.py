@@ -16,7 +16,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.quantizers.multi_scale import MultiScaleQuantizer, ScaleQuantizer
 
-from ..choose import choose
+from ..choose import choose, keep_top_k, keep_top_p
 from ..config import ObjectiveSettings, PortConfig
 from ..sampling import SampleSettings
 from ..seeding import keyed_generator
@@ -26,6 +26,8 @@ from .base import Asked, Draw, Objective, Writer, hidden_places
 
 PORT = "image"
 """Where the reconstruction comes in."""
+WARMEST, COLDEST = 0.27, 0.005
+"""Temperatures of mixtures: at the first scale, and the least."""
 
 
 class MapByMap(Objective):
@@ -53,6 +55,7 @@ class VAR(MapByMap):
 
     name = "var"
     settings = MappingProxyType({"code_dropout": 0.0, "code_noise": 0.0})
+    smooths = True
     quantizer: MultiScaleQuantizer
 
     def __init__(self, quantizer: MultiScaleQuantizer, scales: int) -> None:
@@ -124,7 +127,7 @@ class VAR(MapByMap):
         return [Segment(ids[b], groups, places, features=features[b], port=PORT) for b in range(len(ids))]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
-        return ScaleByScale(self, layout, vocabulary, rows, device)
+        return Smooth(self, layout, vocabulary, rows, device)
 
     def noise(self, layout: Layout, draws: Sequence[Draw], most: float) -> torch.Tensor:
         """(B, L, D): noise of each image, up to a strength that it draws."""
@@ -215,7 +218,7 @@ class ScaleByScale(Writer):
             known = self.known[index, span]
             codes = torch.where(known >= 0, known, codes)
         self.codes[index, span] = codes
-        self.total[index] = self.objective.quantizer.add(self.total[index], codes, scale, self.layout)
+        self.total[index] = self._added(scores[0], rows, index, codes, scale)
         for row in rows:
             self.row(row).step += 1
 
@@ -224,6 +227,12 @@ class ScaleByScale(Writer):
     ) -> torch.Tensor:
         """Codes (b, n) of the places of a scale, from their logits (b, n, V)."""
         return choose(scores, self.uniform[index, span], settings)[0]
+
+    def _added(
+        self, scores: torch.Tensor, rows: Sequence[int], index: torch.Tensor, codes: torch.Tensor, scale: int
+    ) -> torch.Tensor:
+        """The totals after a scale, whose codes are (b, n), from its logits (b, n, V)."""
+        return self.objective.quantizer.add(self.total[index], codes, scale, self.layout)
 
     def finished(self, rows: Sequence[int]) -> list[int]:
         return [row for row in rows if self.row(row).step == self.steps(row)]
@@ -243,6 +252,51 @@ class ScaleByScale(Writer):
     def _wanted(self, row: int) -> int:
         """Scales that a row draws."""
         return self.row(row).settings.scales or len(self.layout.scales)
+
+
+class Smooth(ScaleByScale):
+    """Goes on, if a row's settings say so, from mixtures of code vectors in place of the codes that were chosen: by the
+    Gumbel softmax of their logits, ever nearer to one code. Hands on latents (D, h, w) in place of codes."""
+
+    objective: VAR
+
+    def _added(
+        self, scores: torch.Tensor, rows: Sequence[int], index: torch.Tensor, codes: torch.Tensor, scale: int
+    ) -> torch.Tensor:
+        total = super()._added(scores, rows, index, codes, scale)
+        for place, row in enumerate(rows):
+            if self.row(row).settings.smooth:
+                here = slice(place, place + 1)
+                vectors = self._mixed(scores[here], self.settings(row), self.row(row).seed, scale)
+                start = sum(self.layout.lengths[:scale])
+                known = self.known[row, start : start + len(vectors[0])] >= 0
+                vectors[0, known] = self._book[codes[place, known]]
+                total[here] = self.objective.quantizer.mix(self.total[row][None], vectors, scale, self.layout)
+        return total
+
+    @property
+    def _book(self) -> torch.Tensor:
+        return self.objective.quantizer.table()[0]
+
+    def _mixed(self, scores: torch.Tensor, settings: SampleSettings, seed: int, scale: int) -> torch.Tensor:
+        """(1, n, D) from logits (1, n, V) before temperature."""
+        top_k, top_p = settings.top_k, settings.top_p
+        assert not isinstance(top_k, list) and not isinstance(top_p, list), "of one scale"
+        done = scale / max(1, len(self.layout.scales) - 1)
+        logits = keep_top_p(keep_top_k(scores, top_k), top_p) * (1 + done)
+        noise = torch.empty(scores.shape).exponential_(generator=keyed_generator(seed, "smooth", scale))
+        warmth = max(WARMEST * (1 - 0.95 * done), COLDEST)
+        return ((logits - noise.log().to(logits.device)) / warmth).softmax(-1) @ self._book
+
+    def written(self, row: int) -> torch.Tensor:
+        if not self.row(row).settings.smooth:
+            return super().written(row)
+        return self.total[row] + self.objective.quantizer.mean[:, None, None]
+
+    def so_far(self, row: int) -> torch.Tensor:
+        """Of the codes that were chosen, which say about the same."""
+        written = super().written(row)
+        return F.pad(written, (0, self.layout.length - len(written)), value=-1)
 
 
 def _whitening(quantizer: MultiScaleQuantizer) -> torch.Tensor:

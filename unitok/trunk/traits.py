@@ -29,6 +29,10 @@ class Traits:
     """What stands around texts and pictures."""
     asking: ClassVar[Asking | None] = None
     """How it is asked about pictures; None: a question stands behind the picture as it is."""
+    text_encoder: ClassVar[str] = ""
+    """Where captions are states: the encoder of its authors, on the hub."""
+    cleans_captions: ClassVar[bool] = False
+    """Whether captions are cleaned before they are encoded (`unitok/text_encoder/cleaning.py`)."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
 

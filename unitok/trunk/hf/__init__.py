@@ -53,6 +53,7 @@ class HFTrunk(Traits):
     captions: ClassVar[Literal["text"]] = "text"
     state_width: ClassVar[int] = 0
     wording: ClassVar[str] = "{}"
+    left_out: ClassVar[str] = ""
 
     language_model: dict[str, Any]
     """Its own configuration, by its authors' names."""

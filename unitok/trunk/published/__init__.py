@@ -20,6 +20,7 @@ PUBLISHED = {
     "var": ".var:FAMILY",
     "janus": ".janus:FAMILY",
     "chameleon": ".chameleon:FAMILY",
+    "lumina": ".lumina:FAMILY",
     "showo": ".showo:FAMILY",
     "seed_llama": ".seed_llama:FAMILY",
     "infinity": ".infinity:FAMILY",
@@ -79,6 +80,11 @@ class PublishedTrunk(Traits, ABC):
     def wording(self) -> str:
         """See `TrunkConfig`."""
         return "{}"
+
+    @property
+    def left_out(self) -> str:
+        """See `TrunkConfig`."""
+        return ""
 
     @abstractmethod
     def build(self) -> Trunk:

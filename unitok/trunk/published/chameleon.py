@@ -39,14 +39,14 @@ class ChameleonTrunk(llama.LlamaTrunk):
     """A text that is learned or written stands behind a picture, whose end begins it."""
 
 
-class _ChameleonFamily(Family):
+class ChameleonFamily(Family):
     config = ChameleonTrunk
     objective = "next_token"
     tokenizer = "taming_vqgan"
     settings = llama.SETTINGS | {"swin_norm"}
     left_out = tuple(f"model.vqmodel.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
     files = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    tasks = ("text_to_image", "image_to_text")
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image", "image_to_text")
     spans = ("eoi",)
     tokens: ClassVar[Mapping[str, str]] = {
         "eos": "</s>",
@@ -113,4 +113,4 @@ def places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
     return [found[code] for code in range(codes)]
 
 
-FAMILY = _ChameleonFamily()
+FAMILY = ChameleonFamily()

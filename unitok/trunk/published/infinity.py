@@ -43,6 +43,7 @@ class InfinityTrunk(PublishedTrunk):
     kind = "infinity"
     head_bias = True
     plain_inputs = True
+    text_encoder = "google/flan-t5-xl"
     scales: tuple[tuple[int, int], ...] = SQUARE
     """Codes along the sides of every map, (height, width)."""
     whole: tuple[int, int] = SQUARE[-1]

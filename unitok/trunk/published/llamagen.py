@@ -31,6 +31,8 @@ class LlamaGenTrunk(grid.GridSizes):
     """Sizes of a LlamaGen transformer."""
 
     kind = "llamagen"
+    text_encoder = "google/flan-t5-xl"
+    cleans_captions = True
     caption_width: int = 0
     """Size of the states of a caption; 0: a model of classes."""
 

@@ -1,0 +1,1 @@
+"""Text encoders whose states a generator reads in place of a text."""
