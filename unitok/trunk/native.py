@@ -8,6 +8,7 @@ Letters: B rows, T positions, C width, H heads, G key heads, D head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +85,13 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.head_size)
         self.key_norm = RMSNorm(self.head_size)
         self.out = nn.Linear(self.heads * self.head_size, config.width, bias=False)
+        self.norm: Callable[[torch.Tensor], torch.Tensor] | None = None
+        """Norms queries and keys (B, H + G, T, D) at once, in a model that is prepared."""
+
+    def norm_weights(self) -> torch.Tensor:
+        """(H + G, 1, D): those of queries, then of keys."""
+        weights = [self.query_norm.weight] * self.heads + [self.key_norm.weight] * self.key_heads
+        return torch.stack(weights).detach()[:, None]
 
     def forward(
         self,
@@ -103,8 +111,16 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, turns: Turns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C), at their places."""
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
+        if self.norm is None:
+            q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
+            return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
+        both, v = qkv.split([self.heads + self.key_heads, self.key_heads], 1)
+        both = self.norm(both)
+        if turns[0] is turns[1]:
+            q, k = rotate(both, turns[0]).split([self.heads, self.key_heads], 1)
+            return q, k, v
+        q, k = both.split([self.heads, self.key_heads], 1)
+        return rotate(q, turns[0]), rotate(k, turns[1]), v
 
 
 class SwiGLU(nn.Module):
