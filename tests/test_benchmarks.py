@@ -59,7 +59,7 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_our_side_of_every_row_draws_and_trains(peers: None) -> None:
     rows, ours = importlib.import_module("rows"), importlib.import_module("ours")
     kinds = {(row.work, objective): row for row in rows.ROWS for objective in row.objectives}
-    assert len(kinds) == 8 and {row.peer for row in kinds.values()} == {"llamagen", "var", "open_muse", "showo"}
+    assert len(kinds) == 8 and {row.peer for row in rows.ROWS} == {"llamagen", "var", "open_muse", "showo"}
     for (work, objective), row in kinds.items():
         tiny = replace(row, width=64, depth=1, codebook=32, text=300, batch=2, maps=row.maps[:2])
         for form in ("fp32", "bf16"):

@@ -20,7 +20,7 @@ from torch import nn
 
 from .device import Precision, autocast, bf16_supported
 from .model import UniTok
-from .trunk.native import Attention, RMSNorm
+from .trunk.native import Attention, RMSNorm, Rotary
 
 Chosen = Literal["bf16", "fp32"]
 Multiply = Callable[[torch.Tensor], torch.Tensor]
@@ -53,11 +53,15 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     for block in blocks:
         if on_cpu and isinstance(block, Attention):
             block.norm = normed(block.norm_weights(), block.query_norm.eps)
+        if on_cpu and isinstance(block, Rotary):
+            block.wide = True
         for name, layer in list(block.named_children()):
             if isinstance(layer, nn.Linear):
                 setattr(block, name, Prepared(layer, pack(layer.weight.detach())))
             elif on_cpu and isinstance(layer, RMSNorm):  # a GPU has one operation for it
                 setattr(block, name, PreparedNorm(layer))
+            elif isinstance(layer, nn.Dropout):
+                setattr(block, name, nn.Identity())
     model.ids.pack = pack
     return precision
 
@@ -111,9 +115,8 @@ def multiplier(weight: torch.Tensor, dtype: torch.dtype) -> Multiply:
     packed = None
     if weight.device.type == "cpu" and (dtype == torch.bfloat16 or weight.numel() >= LARGE):
         packed = _packed(form)
-    if packed is not None:
-        return lambda x: packed(x.to(dtype)).float()
-    return lambda x: F.linear(x.to(dtype), form).float()
+    multiply = packed or (lambda x: F.linear(x, form))
+    return lambda x: multiply(x.to(dtype)).float()
 
 
 def _packed(weight: torch.Tensor) -> Multiply | None:

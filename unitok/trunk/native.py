@@ -51,12 +51,16 @@ class Rotary(nn.Module):
             table[axis, start : start + count] = base ** -(torch.arange(count) / count)
             start += count
         self.register_buffer("frequencies", table, persistent=False)
+        self.wide = False
+        """Whether a turn is one for `rotate` in fewer operations, in a model that is prepared."""
 
     def forward(self, places: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places (B, T, 3) to cosine and sine, each (B, 1, T, D/2)."""
+        """Places (B, T, 3) to cosine and sine, each (B, 1, T, D/2); a wide turn is (B, 1, T, D), and its first half of
+        the sine negative."""
         # Multiply and add in float32 whatever the autocast: bf16 cannot count to 300.
         angles = (places.float()[..., None] * self.frequencies).sum(-2)[:, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+        return (torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)) if self.wide else (cosine, sine)
 
 
 Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -66,6 +70,8 @@ Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
     cosine, sine = turn
+    if cosine.shape[-1] == x.shape[-1]:
+        return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
