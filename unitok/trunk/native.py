@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
     def norm_weights(self) -> torch.Tensor:
         """(H + G, 1, D): those of queries, then of keys."""
-        weights = [self.query_norm.weight] * self.heads + [self.key_norm.weight] * self.key_heads
+        weights: list[torch.Tensor] = [self.query_norm.weight] * self.heads + [self.key_norm.weight] * self.key_heads
         return torch.stack(weights).detach()[:, None]
 
     def forward(
