@@ -96,8 +96,8 @@ class Attention(nn.Module):
 
     def norm_weights(self) -> torch.Tensor:
         """(H + G, 1, D): those of queries, then of keys."""
-        weights: list[torch.Tensor] = [self.query_norm.weight] * self.heads + [self.key_norm.weight] * self.key_heads
-        return torch.stack(weights).detach()[:, None]
+        queries, keys = self.query_norm.weight.detach(), self.key_norm.weight.detach()
+        return torch.stack([queries] * self.heads + [keys] * self.key_heads)[:, None]
 
     def forward(
         self,
