@@ -3,11 +3,13 @@
 A step of drawing multiplies few rows by all weights, so it takes as long as reading them does. bf16 weights are half as
 long to read, and packed ones lie in the order in which the processor reads them. Only the linear layers and the head
 compute with them; norms, attention, sums and the cache stay in float32. (Attention of one query is three to five times
-as fast in float32 as in bf16 on a CPU: docs/speed.md.)
+as fast in float32 as in bf16 on a CPU: docs/speed.md.) What remains is asking for many small operations; norms are
+written in fewer of them on a CPU.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -18,6 +20,7 @@ from torch import nn
 
 from .device import Precision, autocast, bf16_supported
 from .model import UniTok
+from .trunk.native import Attention, RMSNorm, Rotary
 
 Chosen = Literal["bf16", "fp32"]
 Multiply = Callable[[torch.Tensor], torch.Tensor]
@@ -46,10 +49,19 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     def pack(weight: torch.Tensor) -> Multiply:
         return multiplier(weight, dtype)
 
-    for block in list(model.trunk.modules()):
+    blocks, on_cpu = list(model.trunk.modules()), model.device.type == "cpu"
+    for block in blocks:
+        if on_cpu and isinstance(block, Attention):
+            block.norm = normed(block.norm_weights(), block.query_norm.eps)
+        if on_cpu and isinstance(block, Rotary):
+            block.wide = True
         for name, layer in list(block.named_children()):
             if isinstance(layer, nn.Linear):
-                setattr(block, name, Prepared(layer, pack))
+                setattr(block, name, Prepared(layer, pack(layer.weight.detach())))
+            elif on_cpu and isinstance(layer, RMSNorm):  # a GPU has one operation for it
+                setattr(block, name, PreparedNorm(layer))
+            elif isinstance(layer, nn.Dropout):
+                setattr(block, name, nn.Identity())
     model.ids.pack = pack
     return precision
 
@@ -62,14 +74,39 @@ def computing(model: UniTok, precision: Precision) -> AbstractContextManager[obj
 class Prepared(nn.Module):
     """A linear layer that multiplies by another form of its weights."""
 
-    def __init__(self, layer: nn.Linear, pack: Callable[[torch.Tensor], Multiply]) -> None:
+    def __init__(self, layer: nn.Linear, multiply: Multiply) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.multiply: Multiply = pack(layer.weight.detach())
+        self.multiply = multiply
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.multiply(x)
         return y if self.bias is None else y + self.bias
+
+
+class PreparedNorm(nn.Module):
+    """A norm in the operations of `normed`."""
+
+    def __init__(self, norm: RMSNorm) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.eps
+        self.multiply = normed(norm.weight.detach(), norm.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.multiply(x)
+
+
+def normed(weight: torch.Tensor, eps: float) -> Multiply:
+    """RMSNorm of vectors (..., C) by weights (..., C), in four operations where torch on a CPU takes eight: the root of
+    the sum of the squares and of what `eps` adds is a length, and so is the root of the squares alone."""
+    size = weight.shape[-1]
+    scaled, least = weight * math.sqrt(size), torch.tensor(math.sqrt(size * eps))
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).hypot_(least)
+        return x.div(length).mul_(scaled)
+
+    return norm
 
 
 def multiplier(weight: torch.Tensor, dtype: torch.dtype) -> Multiply:
@@ -78,9 +115,8 @@ def multiplier(weight: torch.Tensor, dtype: torch.dtype) -> Multiply:
     packed = None
     if weight.device.type == "cpu" and (dtype == torch.bfloat16 or weight.numel() >= LARGE):
         packed = _packed(form)
-    if packed is not None:
-        return lambda x: packed(x.to(dtype)).float()
-    return lambda x: F.linear(x.to(dtype), form).float()
+    multiply = packed or (lambda x: F.linear(x, form))
+    return lambda x: multiply(x.to(dtype)).float()
 
 
 def _packed(weight: torch.Tensor) -> Multiply | None:

@@ -10,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from unitok import prepare as module
+from unitok.config import TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.prepare import multiplier, prepare
+from unitok.prepare import multiplier, normed, prepare
 from unitok.sample.pipeline import caption_codes, draw_codes
 from unitok.sampling import SampleSettings
+from unitok.trunk.native import Attention, Rotary, rotate
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", ""]
 SETTINGS = SampleSettings(guidance=2.0, top_p=0.9, steps=4)
@@ -46,6 +48,46 @@ def test_a_multiplier_is_a_linear_layer(
 def test_torch_without_the_private_operators_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert module._packed(torch.randn(8, 8)) is None
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-3, 1.0, 1e15])
+def test_a_norm_in_fewer_operations_is_the_norm(size: float) -> None:
+    torch.manual_seed(0)
+    x, weight = size * torch.randn(3, 5, 24), torch.rand(24)
+    x[1, 2] = 0
+    found = normed(weight, 1e-6)(x)
+    torch.testing.assert_close(found, F.rms_norm(x, (24,), weight, 1e-6), rtol=1e-5, atol=1e-7)
+    for row in range(3):
+        assert torch.equal(normed(weight, 1e-6)(x[row : row + 1])[0], found[row])
+
+
+def test_a_wide_turn_is_the_turn() -> None:
+    torch.manual_seed(0)
+    rotary, x, places = Rotary(16), torch.randn(2, 3, 5, 16), torch.randint(0, 40, (2, 5, 3))
+    right = rotate(x, rotary(places, torch.float32))
+    rotary.wide = True
+    torch.testing.assert_close(rotate(x, rotary(places, torch.float32)), right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_queries_and_keys_are_prepared_together(elsewhere: bool) -> None:
+    """Also where they are of different numbers, have other weights, and stand elsewhere than they look from."""
+    torch.manual_seed(0)
+    attention, rotary = Attention(TrunkConfig(width=64, heads=4, kv_heads=2)), Rotary(16)
+    for norm in (attention.query_norm, attention.key_norm):
+        torch.nn.init.uniform_(norm.weight)
+    x, places = torch.randn(2, 5, 64), torch.randint(0, 40, (2, 2, 5, 3))
+
+    def projected() -> tuple[torch.Tensor, ...]:
+        turn = rotary(places[0], torch.float32)
+        turns = (turn, rotary(places[1], torch.float32) if elsewhere else turn)
+        return attention.project(x, turns)
+
+    with torch.no_grad():
+        right = projected()
+        attention.norm, rotary.wide = normed(attention.norm_weights(), 1e-6), True
+        for found, expected in zip(projected(), right, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -40,6 +40,9 @@ class KVCache:
         self._index = self._on_device
         self._slots: torch.Tensor | slice = slice(0)
         self._width = 0
+        self._blocks: list[tuple[torch.Tensor, ...]] | None = None
+        """Of every layer, where rows in step store keys and values, and all those of these rows: views, made once a
+        pass and not once a layer."""
         self.gaps = False
         """Whether some slot before a row's length may hold nothing."""
 
@@ -70,6 +73,14 @@ class KVCache:
         for row in rows:
             self.lengths[row] += n
         self._width = max(self.lengths[row] for row in rows)
+        self._blocks = None
+        if isinstance(self._slots, slice) and isinstance(self._rows, slice):
+            views = [
+                whole[:, self._rows, :, some]
+                for some in (self._slots, slice(self._width))
+                for whole in (self.keys, self.values)
+            ]
+            self._blocks = list(zip(*(view.unbind(0) for view in views), strict=True))
         if even and groups is None and not self.gaps:
             return Visibility("sdpa")
         used = self.used[self._rows, : self._width]  # (b, W)
@@ -83,13 +94,14 @@ class KVCache:
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
-        if isinstance(self._slots, slice):
-            self.keys[layer, self._rows, :, self._slots] = keys
-            self.values[layer, self._rows, :, self._slots] = values
-        else:
-            where = (self._index[:, None], slice(None), self._slots)
-            self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
-            self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
+        if self._blocks is not None:
+            own_keys, own_values, all_keys, all_values = self._blocks[layer]
+            own_keys.copy_(keys)
+            own_values.copy_(values)
+            return all_keys, all_values
+        where = (self._index[:, None], slice(None), self._slots)
+        self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
+        self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
         return self.keys[layer, self._rows, :, : self._width], self.values[layer, self._rows, :, : self._width]
 
     def rewind(self, rows: Sequence[int], n: int) -> None:

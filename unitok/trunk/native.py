@@ -8,6 +8,7 @@ Letters: B rows, T positions, C width, H heads, G key heads, D head size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +51,16 @@ class Rotary(nn.Module):
             table[axis, start : start + count] = base ** -(torch.arange(count) / count)
             start += count
         self.register_buffer("frequencies", table, persistent=False)
+        self.wide = False
+        """Whether a turn is one for `rotate` in fewer operations, in a model that is prepared."""
 
     def forward(self, places: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places (B, T, 3) to cosine and sine, each (B, 1, T, D/2)."""
+        """Places (B, T, 3) to cosine and sine, each (B, 1, T, D/2); a wide turn is (B, 1, T, D), and its first half of
+        the sine negative."""
         # Multiply and add in float32 whatever the autocast: bf16 cannot count to 300.
         angles = (places.float()[..., None] * self.frequencies).sum(-2)[:, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
+        return (torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)) if self.wide else (cosine, sine)
 
 
 Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -65,6 +70,8 @@ Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tenso
 def rotate(x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turns x (B, H, T, D); pair i is (x[i], x[i + D/2])."""
     cosine, sine = turn
+    if cosine.shape[-1] == x.shape[-1]:
+        return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
@@ -84,6 +91,13 @@ class Attention(nn.Module):
         self.query_norm = RMSNorm(self.head_size)
         self.key_norm = RMSNorm(self.head_size)
         self.out = nn.Linear(self.heads * self.head_size, config.width, bias=False)
+        self.norm: Callable[[torch.Tensor], torch.Tensor] | None = None
+        """Norms queries and keys (B, H + G, T, D) at once, in a model that is prepared."""
+
+    def norm_weights(self) -> torch.Tensor:
+        """(H + G, 1, D): those of queries, then of keys."""
+        queries, keys = self.query_norm.weight.detach(), self.key_norm.weight.detach()
+        return torch.stack([queries] * self.heads + [keys] * self.key_heads)[:, None]
 
     def forward(
         self,
@@ -103,8 +117,16 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, turns: Turns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C), at their places."""
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
-        return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
+        if self.norm is None:
+            q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
+            return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
+        both, v = qkv.split([self.heads + self.key_heads, self.key_heads], 1)
+        both = self.norm(both)
+        if turns[0] is turns[1]:
+            q, k = rotate(both, turns[0]).split([self.heads, self.key_heads], 1)
+            return q, k, v
+        q, k = both.split([self.heads, self.key_heads], 1)
+        return rotate(q, turns[0]), rotate(k, turns[1]), v
 
 
 class SwiGLU(nn.Module):

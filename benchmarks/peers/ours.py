@@ -1,0 +1,101 @@
+"""Our side."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rows import Row
+
+    from unitok.model import UniTok
+
+CAPTION = "a caption"
+Works = dict[str, Callable[[], object]]
+"""Precision -> the work of a row."""
+
+
+def model_for(row: Row, objective: str) -> UniTok:
+    """A model with the shapes of a row and fresh weights."""
+    from tokenizers_vq import VQ
+    from tokenizers_vq.base import build_tokenizer
+    from tokenizers_vq.config import TOKENIZER_PRESETS
+    from unitok.config import ModelConfig, TrunkConfig
+    from unitok.model import UniTok
+    from unitok.objectives import get_objective
+    from unitok.text import number_tokenizer
+    from unitok.vocabulary import Vocabulary
+
+    config = dataclasses.replace(
+        TOKENIZER_PRESETS["shapes"](),
+        image_size=4 * row.maps[-1],
+        quantizer=VQ(codebook_size=row.codebook, dim=32),
+        scales=row.maps if len(row.maps) > 1 else (),
+    )
+    tokenizer = build_tokenizer(config)
+    text = number_tokenizer(row.text)  # ids are given
+    spans = Vocabulary.of(row.text, row.codebook).spans
+    ports = get_objective(objective, tokenizer).ports(tokenizer.layout)
+    trunk = TrunkConfig(width=row.width, depth=row.depth, heads=row.width // 64)
+    return UniTok(ModelConfig(trunk, objective, spans, ports=ports), tokenizer, text)
+
+
+def drawing(row: Row, objective: str) -> Works:
+    """Draws the codes of a batch, by a model that is prepared for it."""
+    from unitok.prepare import prepare
+    from unitok.sample.pipeline import draw_codes
+    from unitok.sampling import SampleSettings
+
+    single = model_for(row, objective).eval()
+    half = copy.deepcopy(single)
+    prepare(single, "fp32")
+    prepare(half, "bf16")
+    settings = SampleSettings(guidance=2.0, **({"steps": row.steps} if row.steps else {}))
+    captions, ids = [CAPTION] * row.batch, list(range(row.prompt))
+
+    def draw(model: UniTok) -> None:
+        draw_codes(model, captions, settings, range(row.batch), lambda _: ids, batch_size=row.batch)
+
+    return {"fp32": lambda: draw(single), "bf16": lambda: draw(half)}
+
+
+def training(row: Row, objective: str) -> Works:
+    """A step on a batch that is packed: forward, backward, AdamW."""
+    import torch
+
+    from unitok.data.mixture import Slot
+    from unitok.data.records import Key, Record, RecordBatch
+    from unitok.device import Precision, autocast, keep_freed_memory
+    from unitok.train.packing import Packer
+
+    keep_freed_memory()
+    model = model_for(row, objective).train()
+    codes = torch.randint(row.codebook, (row.batch, row.codes))
+    captions: list[Any] = [list(range(row.prompt))] * row.batch  # ids: no text tokenizer has to know them
+    records = [Record(str(number), captions[number]) for number in range(row.batch)]
+    keys = [Key(0, number, number) for number in range(row.batch)]
+    batch = RecordBatch(keys, [""] * row.batch, captions, None, codes, records=records)
+    slots = [Slot(0, "text_to_image")] * row.batch
+    packed = Packer(model.modalities(), slots, {}, model.vocabulary.pad, 0).pack(batch).batch
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+
+    def step(precision: Precision) -> None:
+        with autocast(torch.device("cpu"), precision):
+            loss = model(packed).sum() / len(packed.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"fp32": lambda: step("fp32"), "bf16": lambda: step("bf16")}
+
+
+WORKS: dict[str, Callable[[Row, str], Works]] = {"draw": drawing, "train": training}
+
+
+def machine() -> dict[str, Any]:
+    """Versions and hardware."""
+    from unitok.train.folder import environment
+
+    return environment()

@@ -1,0 +1,85 @@
+"""Both sides of a row, each in a process of its own, in turns."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import time
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+import ours
+import theirs
+from rows import Row
+
+PEER = "peer"
+
+
+def serve(wire: Connection, side: str, row: Row, paths: dict[str, str]) -> None:
+    """In a process of its own: builds a side of a row, the peer's or an objective of ours, and runs a form of it
+    whenever it is told the form's name."""
+    sys.stdout = sys.stderr  # what a peer prints is no part of the record
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        forms = theirs.PEERS[row.peer](row, paths) if side == PEER else ours.WORKS[row.work](row, side)
+    except Exception as error:
+        wire.send(f"{type(error).__name__}: {error}")
+        raise
+    wire.send(list(forms))
+    while form := wire.recv():
+        started = time.process_time()
+        forms[form]()
+        wire.send(time.process_time() - started)
+
+
+def compare(row: Row, paths: dict[str, str], seconds: float, rounds: int) -> dict[str, Any]:
+    """The least processor time of each form of each side, and our time over theirs."""
+    context = multiprocessing.get_context("spawn")
+    wires: dict[str, Connection] = {}
+    processes = []
+    taken: dict[tuple[str, str], list[float]] = {}
+    for side in (PEER, *row.objectives):
+        wires[side], far = context.Pipe()
+        process = context.Process(target=serve, args=(far, side, row, paths), daemon=True)
+        process.start()
+        processes.append(process)
+        forms = wires[side].recv()
+        if isinstance(forms, str):
+            raise SystemExit(f"{row.name(side)}: {forms}")
+        taken |= {(side, form): [] for form in forms}
+
+    def run(side: str, form: str) -> float:
+        wires[side].send(form)
+        return float(wires[side].recv())
+
+    pairs = sorted(taken, key=lambda pair: pair[1])  # what is compared runs close together
+    for side, form in pairs:
+        first = run(side, form)
+        if first > seconds / 4:  # such a run hardly feels that it is the first
+            taken[side, form].append(first)
+    for number in range(rounds):
+        for side, form in pairs if number % 2 else pairs[::-1]:
+            if not taken[side, form] or sum(taken[side, form]) < seconds:
+                taken[side, form].append(run(side, form))
+    for wire in wires.values():
+        wire.send("")
+    for process in processes:
+        process.join()
+    least = {pair: min(times) for pair, times in taken.items()}
+    return {
+        **asdict(row),
+        "codes": row.codes,
+        "seconds": {f"{side} {form}": round(value, 4) for (side, form), value in least.items()},
+        "rounds": {f"{side} {form}": len(times) for (side, form), times in taken.items()},
+        "r": {side: ratios(least, side) for side in row.objectives},
+    }
+
+
+def ratios(least: dict[tuple[str, str], float], side: str) -> dict[str, float]:
+    """Our time over the peer's: both in float32, ours in bf16 alone, and both in bf16."""
+    pairs = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "fp32"), "both bf16": ("bf16", "bf16")}
+    return {name: round(least[side, ours] / least[PEER, peer], 3) for name, (ours, peer) in pairs.items()}
