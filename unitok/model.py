@@ -37,6 +37,7 @@ from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer
 from .trunk.base import Beside
 from .trunk.cache import KVCache
+from .trunk.fusion import FUSIONS
 from .trunk.native import Transformer
 from .trunk.rule import Visibility
 from .vocabulary import Vocabulary
@@ -94,6 +95,7 @@ class UniTok(Tunable):
         if config.reader is not None:
             self.ports[READER] = ReaderPort(config.reader, trunk.width, image_tokenizer)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
+        self.fusion = None if config.reader is None else FUSIONS[config.reader.fusion](self.trunk, config.reader)
         if isinstance(self.ids, SubTokenPort):
             self.ids.intra = self.trunk.intra
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
@@ -161,6 +163,8 @@ class UniTok(Tunable):
         if condition is not None:  # an image begins with it
             x = torch.where((ids == self.vocabulary.boi)[..., None], condition.vector.to(x.dtype), x)
         x = add_features(x, self.ports, features or {})
+        if self.fusion is not None:
+            seen = self.fusion.told(seen, x, (features or {}).get(READER, (None,))[0], cache)
         return self.trunk(x, places, seen, cache, stands, condition)
 
     @torch.no_grad()

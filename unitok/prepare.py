@@ -46,10 +46,7 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     def pack(weight: torch.Tensor) -> Multiply:
         return multiplier(weight, dtype)
 
-    for block in list(model.trunk.modules()):
-        for name, layer in list(block.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(block, name, Prepared(layer, pack))
+    _prepare(model.trunk, pack)
     model.ids.pack = pack
     return precision
 
@@ -59,13 +56,22 @@ def computing(model: UniTok, precision: Precision) -> AbstractContextManager[obj
     return autocast(model.device, precision) if model.ids.pack is None else nullcontext()
 
 
+def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply]) -> None:
+    for name, child in list(module.named_children()):
+        _prepare(child, pack)
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Prepared(child, pack))
+
+
 class Prepared(nn.Module):
-    """A linear layer that multiplies by another form of its weights."""
+    """A linear layer that multiplies by another form of its weights. What stands beside these stays."""
 
     def __init__(self, layer: nn.Linear, pack: Callable[[torch.Tensor], Multiply]) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.multiply: Multiply = pack(layer.weight.detach())
+        self._modules.update(layer._modules)
+        self._forward_hooks.update(layer._forward_hooks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.multiply(x)
