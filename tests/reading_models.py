@@ -13,8 +13,10 @@ from unitok.model import UniTok
 from unitok.objectives.base import Draw
 from unitok.reader.config import ReaderSettings
 from unitok.reader.encoders import read_encoder
+from unitok.sample.jobs import job_for
+from unitok.sample.pipeline import GREEDY, run
 from unitok.sequence import Document, lay_out
-from unitok.tasks import TASKS, documents
+from unitok.tasks import TASKS, asked, documents
 from unitok.train.tuning.start import ReaderStart
 
 QUERIES = 5
@@ -67,3 +69,16 @@ def made(model: UniTok, task: str, record: dict[str, Any]) -> Document:
 @torch.inference_mode()
 def states(model: UniTok, *items: Document) -> torch.Tensor:
     return model.states(lay_out([items], pad=model.vocabulary.pad))[0]
+
+
+@torch.inference_mode()
+def assert_likeliest(model: UniTok, task: str, field: str, records: list[dict[str, Any]]) -> list[list[int]]:
+    """What the engine writes for records, side by side, is what one pass finds likeliest at each position. Gives it."""
+    modalities, longest = model.modalities(), model.config.text_length
+    jobs = [job_for(*asked(task, record, modalities), 0, GREEDY, "text") for record in records]
+    texts = [found[0].tolist() for found in run(model, jobs)]
+    for record, ids in zip(records, texts, strict=True):
+        last = states(model, made(model, task, {**record, field: ids}))[-1 - len(ids) :]
+        found = model.ids.scores(last, model.vocabulary.text_range).argmax(-1).tolist()
+        assert found[:longest] == [*ids, model.vocabulary.eos][:longest]
+    return texts

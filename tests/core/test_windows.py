@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 from language_models import MARKS, documents_of, model_on, save, settings_of
+from reading_models import assert_likeliest
 
 from tokenizers_vq.errors import UserError
 from unitok.model import UniTok
-from unitok.objectives.base import Draw
 from unitok.ports import add_features
-from unitok.sample.pipeline import answer, caption_codes
 from unitok.sequence import document, lay_out
-from unitok.tasks import documents
 from unitok.trunk.hf import HFTrunk
 from unitok.trunk.hf.reading import read_language_model
 
@@ -123,25 +121,11 @@ def test_what_the_engine_writes_is_what_one_pass_finds_likeliest(family: str, re
     model = shared(model, sliding_window=3)
     model.config.tasks = ("image_to_text", "question")
     codes = torch.randint(model.vocabulary.codebook_size, (2, model.layout.length))
-    asked = ["a small red circle left of a", "blue"]
-    pictures = model.pictures(codes)
-    codes = model.image_tokenizer.encode(pictures / 127.5 - 1)
-    texts = [*caption_codes(model, codes), *answer(model, pictures, asked)]
-    assert any(len(text.split()) > 3 for text in texts)
-    records: list[dict[str, Any]] = [{"image": one} for one in codes]
-    records += [{"image": one, "question": text} for one, text in zip(codes, asked, strict=True)]
-    draws = [Draw(torch.Generator().manual_seed(0))]
-    for record, text in zip(records, texts, strict=True):
-        task, field = ("question", "answer") if "question" in record else ("image_to_text", "caption")
-        ids: list[int] = []
-        while len(ids) < model.config.text_length:
-            (item,) = documents([task], [{**record, field: ids}], draws, model.modalities(), {}, {task: 0})
-            last = model.states(lay_out([[item]], pad=model.vocabulary.pad))[0, -1]
-            ids.append(int(model.ids.scores(last, model.vocabulary.text_range).argmax()))
-            if ids[-1] == model.vocabulary.eos:
-                ids.pop()
-                break
-        assert model.text_tokenizer.decode(ids) == text
+    asked = [model.text_ids(text) for text in ("a small red circle left of a", "blue")]
+    texts = assert_likeliest(model, "image_to_text", "caption", [{"image": one} for one in codes])
+    records = [{"image": one, "question": words} for one, words in zip(codes, asked, strict=True)]
+    texts += assert_likeliest(model, "question", "answer", records)
+    assert max(map(len, texts)) > 3
 
 
 @pytest.mark.parametrize(
