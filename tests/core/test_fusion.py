@@ -280,6 +280,31 @@ def test_gradients_reach_what_should_learn_alone(make_model: MakeModel, fusion: 
     assert all(weight.grad is not None and not weight.grad.any() for weight in learned.values())
 
 
+@pytest.mark.parametrize("fusion", OWN)
+def test_a_frozen_trunk_learns_to_tell_pictures_apart(make_model: MakeModel, fusion: str) -> None:
+    """From closed gates and copies on; a trunk that sees no picture cannot do better than by chance."""
+    model = on(make_model, "llama", fusion, connector="perceiver")
+    for name, weight in model.named_parameters():
+        if ".gated.gate_" in name:
+            torch.nn.init.zeros_(weight)
+    assert model.fusion is not None
+    model.fusion.begin(model.trunk)
+    with torch.no_grad():
+        model.ids.embedding.weight.mul_(4)  # the head, which is frozen, can be sure
+    train_only(
+        model.train(), ["ports.reader.*", "trunk.*.gated.*" if fusion == "cross_attention" else "trunk.*.expert.*"]
+    )
+    items = [question(model, picture, 7 + number) for number, picture in enumerate(values(model, 2))]
+    batch = lay_out([items], pad=model.vocabulary.pad)
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = model(batch).sum() / len(batch.at)
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1 < math.log(2) / 2  # of an answer and its end; the answer is one of two
+
+
 @pytest.mark.parametrize("trunk", ["native", "llama"])
 @pytest.mark.parametrize("fusion", OWN)
 @torch.inference_mode()

@@ -161,13 +161,8 @@ class KVCache:
     def held(self, row: int, begin: int, end: int) -> Slots:
         """What some slots of a row hold, copied."""
         here = slice(begin, end)
-        kept = (
-            self.keys[:, row, :, here],
-            self.values[:, row, :, here],
-            self.orders[row, here],
-            self.pictures[row, here],
-        )
-        return Slots(*(tensor.clone() for tensor in kept), self.looked)
+        keys, values = self.keys[:, row, :, here].clone(), self.values[:, row, :, here].clone()
+        return Slots(keys, values, self.orders[row, here].clone(), self.pictures[row, here].clone(), self.looked)
 
     def copy(self, row: int, slots: Slots) -> None:
         """Fills an empty row with the slots of a prompt."""

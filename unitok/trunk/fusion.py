@@ -114,6 +114,7 @@ class Gated(nn.Module):
         """x (B, T, C) -> (B, T, C)."""
         if looks is None:
             return _idle(x, self)
+        assert looks.seen is not None and looks.sees is not None, "as of `CrossAttention`"
         k, v = self._pictures(x, looks)
         if cache is not None:
             k, v = cache.store(self.number, k, v)
@@ -177,12 +178,13 @@ def _direct(block: nn.Module, given: tuple[Any, ...]) -> None:
     looks = given[2].looks
     for layer in block.modules():
         if hasattr(layer, EXPERT):
-            layer.at = None if looks is None else looks.at
+            layer.at = None if looks is None else looks.at  # type: ignore[assignment]
 
 
 def _route(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Behind a map of (B, T, I): what its copy makes of pictures, in place of what it made of them."""
-    expert, at = layer.get_submodule(EXPERT), layer.at
+    expert = layer.get_submodule(EXPERT)
+    at: Tensor | None = layer.at  # type: ignore[assignment]
     if at is None:
         return _idle(output, expert)
     own = expert(inputs[0].flatten(0, 1)[at])
