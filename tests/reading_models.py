@@ -30,10 +30,12 @@ def reading(
     connector: Any = "mlp",
     fusion: Any = "sequence",
     tiles: int = 1,
+    every: int = 1,
     **changed: Any,
 ) -> UniTok:
     """A model like this one that reads pictures, with weights that make everything count."""
-    settings = ReaderSettings(encoder=encoder, connector=connector, queries=QUERIES, fusion=fusion, tiles=tiles)
+    own: dict[str, Any] = {"connector": connector, "queries": QUERIES, "fusion": fusion, "tiles": tiles, "every": every}
+    settings = ReaderSettings(encoder=encoder, **own)
     config, read = read_encoder(settings, model.image_tokenizer)
     config = dataclasses.replace(model.config, reader=config, tasks=tuple(TASKS), **changed)
     torch.manual_seed(3)

@@ -71,9 +71,10 @@ def test_without_pictures_the_trunk_is_what_it_was_to_the_bit(make_model: MakeMo
         assert torch.equal(states(model, *items), states(other, *items))
     beside = states(model, question(model, picture, 7), text)[-len(text) :]  # in one row with a picture
     torch.testing.assert_close(beside, states(other, text), atol=1e-5, rtol=0)
-    settings = SampleSettings(guidance=1.0)
-    codes = [draw_codes(one, ["a small red circle"], settings, [3]) for one in (model, other)]
-    assert torch.equal(*codes)
+    if trunk in ("native", "llama"):
+        settings = SampleSettings(guidance=1.0)
+        codes = [draw_codes(one, ["a small red circle"], settings, [3]) for one in (model, other)]
+        assert torch.equal(*codes)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -218,7 +219,10 @@ def test_a_picture_is_seen_by_what_follows_it_and_by_nothing_else(
 @torch.inference_mode()
 def test_rows_and_steps_change_nothing(make_model: MakeModel, fusion: str, trunk: str) -> None:
     """Packed is unpacked; and texts by the cache, also behind prompts in two passes, are what one pass finds."""
-    model = on(make_model, trunk, fusion, connector="perceiver")
+    every = 2 if trunk == "native" else 1
+    model = on(make_model, trunk, fusion, connector="perceiver", every=every)
+    assert model.trunk.further == sum(isinstance(one, Gated) for one in model.trunk.modules())
+    assert model.trunk.further == (fusion == "cross_attention") * 2 / every
     images = values(model, 3)
     items = [question(model, image, *[7] * n) for n, image in enumerate(images, start=1)]
     together, start = states(model, *items), 0
