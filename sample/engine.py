@@ -263,7 +263,7 @@ class Engine:
         """Puts prompts into empty lanes."""
         encoded = self.prompts.take([pieces for pieces, _ in prompts])
         for (_, lane), one in zip(prompts, encoded, strict=True):
-            self.cache.copy(lane, one.keys, one.values)
+            self.cache.copy(lane, one.slots)
             self.orders[lane] = one.order
             if one.condition is not None:
                 self.conditions[lane] = one.condition

@@ -14,6 +14,7 @@ from unitok.model import UniTok
 from unitok.sequence import Document, document, lay_out
 from unitok.tasks import Piece
 from unitok.trunk.base import Beside
+from unitok.trunk.cache import Slots
 from unitok.trunk.rule import Visibility, allowed
 
 Key = tuple[Any, ...]
@@ -23,10 +24,7 @@ Key = tuple[Any, ...]
 class Encoded(NamedTuple):
     """What a cache is filled with to go on behind a prompt of n positions."""
 
-    keys: torch.Tensor
-    """(depth, G, n, D)"""
-    values: torch.Tensor
-    """(depth, G, n, D)"""
+    slots: Slots
     order: int
     """The next order coordinate."""
     condition: Beside | None = None
@@ -83,12 +81,11 @@ class Prompts:
         for pieces in prompts:
             if pieces:
                 n = len(documents[row])
-                kept = (cache.keys[:, row, :, :n].clone(), cache.values[:, row, :, :n].clone())
-                yield Encoded(*kept, documents[row].order, None if condition is None else condition.row(row))
+                beside = None if condition is None else condition.row(row)
+                yield Encoded(cache.held(row, 0, n), documents[row].order, beside)
                 row += 1
             else:
-                empty = self.model.trunk.cache(1, 0)
-                yield Encoded(empty.keys[:, 0], empty.values[:, 0], 0)
+                yield Encoded(self.model.trunk.cache(1, 0).held(0, 0, 0), 0)
 
     def _encode_behind(self, begun: Sequence[Encoded], prompts: Sequence[list[Piece]]) -> Iterator[Encoded]:
         """Runs what follows prompts that are encoded; shorter ones of these are padded behind, before it."""
@@ -97,10 +94,10 @@ class Prompts:
         documents = [document_of(pieces, self.modalities) for pieces in prompts]
         batch = lay_out([[item] for item in documents], pad=self.model.vocabulary.pad).to(self.model.device)
         rows, length = batch.inputs.shape
-        start = max(one.keys.shape[2] for one in begun)
+        start = max(len(one.slots.orders) for one in begun)
         cache = self.model.trunk.cache(rows, start + length)
         for row, one in enumerate(begun):
-            cache.copy(row, one.keys, one.values)
+            cache.copy(row, one.slots)
         cache.align(range(rows))
         before = cache.used[:, None, None, :start].expand(-1, -1, length, -1)
         inside = allowed(batch.groups, batch.documents, batch.groups, batch.documents)
@@ -110,12 +107,8 @@ class Prompts:
         seen = Visibility("sdpa", mask=torch.cat([before, inside], -1))
         self.model.hidden(batch.inputs, places, seen, cache, batch.features)
         for row, (one, item) in enumerate(zip(begun, documents, strict=True)):
-            here = slice(start, start + len(item))
-            yield Encoded(
-                torch.cat([one.keys, cache.keys[:, row, :, here]], 2),
-                torch.cat([one.values, cache.values[:, row, :, here]], 2),
-                one.order + item.order,
-            )
+            behind = cache.held(row, start, start + len(item))
+            yield Encoded(one.slots.followed_by(behind), one.order + item.order)
 
 
 def document_of(pieces: Sequence[Piece], modalities: Mapping[str, Modality]) -> Document:

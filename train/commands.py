@@ -296,7 +296,7 @@ def train_generator(
         seen = None if start is None else start.config.reader
         if reader.encoder is not None:
             seen, beginning = ReaderStart.of(reader, images, begun, patterns)
-            settings |= {"reader": _as_plain(seen), "encoder": beginning.encoder.fingerprint()}
+            settings |= {"reader": seen.to_json(), "encoder": beginning.encoder.fingerprint()}
         config = ModelConfig(
             network,
             objective,

@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError, shown
 
-from .modalities import PassageModality, PassageWriter, TokenByToken, text_segment
+from .modalities import PASSAGE, Modality, PassageModality, PassageWriter, TokenByToken, text_segment
 from .objectives.base import Draw, Writer
 from .sequence import Ids, Segment
 from .vocabulary import Vocabulary
@@ -171,6 +171,17 @@ class GroundedPassageModality(PassageModality):
         """A text, or strings and boxes where it has boxes."""
         parts = grounded_parts(ids, self.vocabulary, decode)
         return parts if any(not isinstance(part, str) for part in parts) else decode(ids)
+
+
+def with_boxes(vocabulary: Vocabulary, encode: Callable[[str], list[int]], text_length: int) -> dict[str, Modality]:
+    """The modalities with boxes that a vocabulary has the ids for, by name."""
+    found: dict[str, Modality] = {}
+    if LOCATION in vocabulary:
+        found["box"] = BoxModality(vocabulary)
+    if BOX in vocabulary:
+        found["grounded"] = GroundedTextModality(vocabulary, encode, text_length)
+        found[PASSAGE] = GroundedPassageModality(vocabulary, encode, text_length + 5 * MOST_BOXES)
+    return found
 
 
 def grounded_ids(

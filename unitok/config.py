@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.storage.schema import read_dataclass
 
-from .reader.config import ReaderConfig
+from .reader.config import FUSIONS, ReaderConfig
 from .text_encoder.config import TextEncoderConfig
 from .trunk.hf import HFTrunk
 from .trunk.published import PublishedTrunk, published_family
@@ -310,6 +310,13 @@ class ModelConfig:
             places is None or self.text_length < places,
             f"text_length is {self.text_length}, and the language model has learned {places} positions: choose fewer",
         )
+        if self.reader is not None and self.reader.fusion != FUSIONS[0]:
+            fusion = f"reader.fusion is {self.reader.fusion}"
+            problems.check(
+                self.trunk.captions == TrunkConfig.captions,
+                f"{fusion}, and the trunk reads captions as no texts: take another trunk",
+            )
+            problems.check(self.trunk.attention != "flex", f"{fusion}, and trunk.attention is flex: choose sdpa")
         problems.raise_if_any()
         Vocabulary(self.vocabulary)
 
@@ -318,6 +325,8 @@ class ModelConfig:
         for name in ("reader", "text_encoder"):  # without one the fingerprint is that of a model from before
             if data[name] is None:
                 del data[name]
+        if self.reader is not None:
+            data["reader"] = self.reader.to_json()
         if self.trunk.kind != TrunkConfig.kind:
             data["trunk"] = {"kind": self.trunk.kind, **data["trunk"]}
         return data

@@ -21,7 +21,7 @@ from tokenizers_vq.storage.files import part, read_stable, replace_parts, write_
 from tokenizers_vq.storage.hub import local_folder
 from tokenizers_vq.storage.weights import build_empty, read_weights, write_weights
 
-from .boxes import BOX, LOCATION, MOST_BOXES, BoxModality, GroundedPassageModality, GroundedTextModality
+from .boxes import with_boxes
 from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
 from .config import ALIKE, HEAD, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig, name_of_format_1
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
@@ -38,6 +38,7 @@ from .text import CaptionEncoder, TextTokenizer, load_text_tokenizer
 from .text_encoder.encoder import CaptionStates
 from .trunk.base import Beside
 from .trunk.cache import KVCache
+from .trunk.fusion import FUSIONS
 from .trunk.native import Transformer
 from .trunk.rule import Visibility
 from .vocabulary import Vocabulary
@@ -95,6 +96,7 @@ class UniTok(Tunable):
         if config.reader is not None:
             self.ports[READER] = ReaderPort(config.reader, trunk.width, image_tokenizer)
         self.trunk = Transformer(trunk) if isinstance(trunk, TrunkConfig) else trunk.build()
+        self.fusion = None if config.reader is None else FUSIONS[config.reader.fusion](self.trunk, config.reader)
         if isinstance(self.ids, SubTokenPort):
             self.ids.intra = self.trunk.intra
         self.image_tokenizer = image_tokenizer.eval().requires_grad_(False)
@@ -162,6 +164,8 @@ class UniTok(Tunable):
         if condition is not None:  # an image begins with it
             x = torch.where((ids == self.vocabulary.boi)[..., None], condition.vector.to(x.dtype), x)
         x = add_features(x, self.ports, features or {})
+        if self.fusion is not None:
+            seen = self.fusion.told(seen, x, (features or {}).get(READER, (None,))[0], cache)
         return self.trunk(x, places, seen, cache, stands, condition)
 
     @torch.no_grad()
@@ -388,12 +392,7 @@ def modalities(
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
-    if LOCATION in vocabulary:
-        found["box"] = BoxModality(vocabulary)
-    if BOX in vocabulary:
-        found["grounded"] = GroundedTextModality(vocabulary, encode, text_length)
-        found[PASSAGE] = GroundedPassageModality(vocabulary, encode, text_length + 5 * MOST_BOXES)
-    return found
+    return found | with_boxes(vocabulary, encode, text_length)
 
 
 def _said(ports: Mapping[str, PortConfig]) -> str:

@@ -49,19 +49,7 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     def pack(weight: torch.Tensor) -> Multiply:
         return multiplier(weight, dtype)
 
-    blocks, on_cpu = list(model.trunk.modules()), model.device.type == "cpu"
-    for block in blocks:
-        if on_cpu and isinstance(block, Attention):
-            block.norm = normed(block.norm_weights(), block.query_norm.eps)
-        if on_cpu and isinstance(block, Rotary):
-            block.wide = True
-        for name, layer in list(block.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(block, name, Prepared(layer, pack(layer.weight.detach())))
-            elif on_cpu and isinstance(layer, RMSNorm):  # a GPU has one operation for it
-                setattr(block, name, PreparedNorm(layer))
-            elif isinstance(layer, nn.Dropout):
-                setattr(block, name, nn.Identity())
+    _prepare(model.trunk, pack, model.device.type == "cpu")
     model.ids.pack = pack
     return precision
 
@@ -71,13 +59,30 @@ def computing(model: UniTok, precision: Precision) -> AbstractContextManager[obj
     return autocast(model.device, precision) if model.ids.pack is None else nullcontext()
 
 
+def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu: bool) -> None:
+    if on_cpu and isinstance(module, Attention):
+        module.norm = normed(module.norm_weights(), module.query_norm.eps)
+    if on_cpu and isinstance(module, Rotary):
+        module.wide = True
+    for name, child in list(module.named_children()):
+        _prepare(child, pack, on_cpu)
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Prepared(child, pack(child.weight.detach())))
+        elif on_cpu and isinstance(child, RMSNorm):  # a GPU has one operation for it
+            setattr(module, name, PreparedNorm(child))
+        elif isinstance(child, nn.Dropout):
+            setattr(module, name, nn.Identity())
+
+
 class Prepared(nn.Module):
-    """A linear layer that multiplies by another form of its weights."""
+    """A linear layer that multiplies by another form of its weights. What stands beside these stays."""
 
     def __init__(self, layer: nn.Linear, multiply: Multiply) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.multiply = multiply
+        self._modules.update(layer._modules)
+        self._forward_hooks.update(layer._forward_hooks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.multiply(x)

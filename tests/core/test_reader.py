@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from reading_models import LANGUAGE, made, pictures, reading, states, values
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
@@ -20,35 +21,16 @@ from unitok.config import ModelConfig, TrunkConfig
 from unitok.modalities import PASSAGE, Picture
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.objectives.base import Draw
 from unitok.reader.config import CONNECTORS, READER, ReaderConfig, ReaderSettings
 from unitok.reader.encoders import read_encoder
 from unitok.sample.best_of import reading_scores
 from unitok.sample.documents import DocumentWriter, write_documents
 from unitok.sample.pipeline import as_read, caption, caption_codes, draw_codes
 from unitok.sampling import SampleSettings
-from unitok.sequence import Document, lay_out, pack
-from unitok.tasks import TASKS, documents, draws_pictures, pieces, reads_pictures
+from unitok.sequence import Document, pack
+from unitok.tasks import TASKS, draws_pictures, pieces, reads_pictures
 from unitok.train.tuning.start import ReaderStart
 from unitok.trunk.hf import HFTrunk
-
-QUERIES = 5
-LANGUAGE = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-LANGUAGE |= {"num_attention_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True}
-
-
-def reading(model: UniTok, encoder: str = "latents", connector: str = "mlp", **changed: Any) -> UniTok:
-    """A model like this one that reads pictures, with weights that make everything count."""
-    settings = ReaderSettings(encoder=encoder, connector=connector, queries=QUERIES)  # type: ignore[arg-type]
-    config, read = read_encoder(settings, model.image_tokenizer)
-    config = dataclasses.replace(model.config, reader=config, tasks=tuple(TASKS), **changed)
-    torch.manual_seed(3)
-    found = UniTok(config, model.image_tokenizer, model.text_tokenizer)
-    ReaderStart(read, None, []).begin(found)
-    for weight in found.parameters():
-        if weight.ndim == 2 and weight.requires_grad:
-            torch.nn.init.normal_(weight, std=0.2)
-    return found.eval()
 
 
 @pytest.fixture(scope="module")
@@ -59,29 +41,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory, save_vision: Callable[[str
 
 
 ENCODERS = ("latents", "embedded", "clip", "siglip", "dinov2")
-
-
-def pictures(count: int, seed: int = 0) -> torch.Tensor:
-    """Noise around a colour of each."""
-    random = torch.Generator().manual_seed(seed)
-    colours = torch.randint(200, (count, 3, 1, 1), generator=random)
-    return (colours + torch.randint(56, (count, 3, 32, 32), generator=random)).to(torch.uint8)
-
-
-def values(model: UniTok, count: int, seed: int = 0) -> list[Picture]:
-    images = pictures(count, seed)
-    codes = model.image_tokenizer.encode(to_float(images))
-    return [Picture(image, one) for image, one in zip(images, codes, strict=True)]
-
-
-def made(model: UniTok, task: str, record: dict[str, Any]) -> Document:
-    draws = [Draw(torch.Generator().manual_seed(0))]
-    return documents([task], [record], draws, model.modalities(), {}, {task: 0})[0]
-
-
-@torch.inference_mode()
-def states(model: UniTok, *items: Document) -> torch.Tensor:
-    return model.states(lay_out([items], pad=model.vocabulary.pad))[0]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

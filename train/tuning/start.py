@@ -84,18 +84,22 @@ class LanguageStart:
         """Puts the language model into a fresh generator, and makes ready what is trained of it.
 
         Raises:
-            UserError: a pattern that matches nothing; ids and ports, which are new, would not be trained.
+            UserError: a pattern that matches nothing; what is new would not be trained: ports, weights for pictures
+                alone, and ids, unless the model writes texts alone and reads pictures by an encoder.
         """
         from tokenizers_vq.parts import train_only, trainable_names
+        from unitok.trunk.fusion import part_of_fusion
 
         self.language.fill(model)
         thaw(model, self.trainable)
         if self.trainable:
-            new = {name for name in trainable_names(model) if not name.startswith("trunk.")}
+            known = ("trunk.", "ids.") if _ids_are_known(model) else ("trunk.",)
+            new = {name for name in trainable_names(model) if not name.startswith(known) or part_of_fusion(name)}
             train_only(model, self.trainable)
             left = sorted(new - set(trainable_names(model)))
             if left:
-                raise UserError(f"{left[0]} is new to the language model: name it in --trainable too, as in 'ids.*'")
+                part = part_of_fusion(left[0]) or f"{left[0].partition('.')[0]}.*"
+                raise UserError(f"{left[0]} is new to the language model: name it in --trainable too, as in '{part}'")
 
 
 @dataclass(frozen=True)
@@ -121,14 +125,24 @@ class ReaderStart:
         """Puts the encoder into a fresh model, and what else the run starts from."""
         assert model.reader is not None, "the model was built with it"
         model.reader.encoder.load_state_dict(self.encoder.state_dict())
-        if self.inner is not None:
-            return self.inner.begin(model)
-        thaw(model, self.trainable)
-        if self.trainable:
-            from tokenizers_vq.parts import train_only
+        adapter = None if self.inner is None else self.inner.begin(model)
+        if self.inner is None:
+            thaw(model, self.trainable)
+            if self.trainable:
+                from tokenizers_vq.parts import train_only
 
-            train_only(model, self.trainable)
-        return None
+                train_only(model, self.trainable)
+        if model.fusion is not None:
+            model.fusion.begin(model.trunk)
+        return adapter
+
+
+def _ids_are_known(model: UniTok) -> bool:
+    """Whether all that a model with a language model reads and writes as ids is its texts."""
+    from unitok.tasks import draws_pictures, modalities_of
+
+    tasks = model.config.tasks
+    return model.reader is not None and not draws_pictures(tasks) and modalities_of(tasks) <= {"text", "image"}
 
 
 Beginning = Start | LanguageStart | ReaderStart

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
@@ -51,10 +52,12 @@ class Latents(Encoder):
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__()
         self._held = (tokenizer,)  # no part of this module: the model has it, and its weights are in their own file
-        self.grid = tokenizer.layout.grid
-        self.width = tokenizer.continuous(torch.zeros(1, 3, *tokenizer.image_size)).shape[2]
+        self.grid, self.size = tokenizer.layout.grid, tokenizer.image_size
+        self.width = tokenizer.continuous(torch.zeros(1, 3, *self.size)).shape[2]
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] != self.size:  # a tile
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
         return self._held[0].continuous(images)
 
 
@@ -111,6 +114,9 @@ def read_encoder(settings: ReaderSettings, tokenizer: ImageTokenizer) -> tuple[R
         connector=settings.connector,
         queries=settings.queries,
         depth=settings.depth,
+        tiles=settings.tiles,
+        fusion=settings.fusion,
+        every=settings.every,
         vision={} if kind == "hf" else None,
     )
     found, encoder = READ[kind](config, name.removeprefix(HF), tokenizer)

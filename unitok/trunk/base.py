@@ -18,7 +18,11 @@ class Sizes(Protocol):
     """What a trunk's configuration says about its keys and values."""
 
     @property
+    def width(self) -> int: ...
+    @property
     def depth(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
     @property
     def key_heads(self) -> int: ...
     @property
@@ -63,6 +67,8 @@ class Trunk(nn.Module):
     def __init__(self, config: Sizes) -> None:
         super().__init__()
         self.config = config
+        self.further = 0
+        """Layers with keys and values beside those of the blocks."""
         self.checkpointing = False
         """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
 
@@ -100,4 +106,5 @@ class Trunk(nn.Module):
     def cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache in the precision that the blocks compute in now."""
         weight = next(self.blocks.parameters())
-        return KVCache(self.config, rows, capacity, weight.device, self.precision(weight.dtype, weight.device))
+        precision = self.precision(weight.dtype, weight.device)
+        return KVCache(self.config, rows, capacity, weight.device, precision, self.further)

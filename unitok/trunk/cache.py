@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -11,6 +11,27 @@ from .rule import Visibility, allowed
 
 if TYPE_CHECKING:
     from .base import Sizes
+
+
+class Slots(NamedTuple):
+    """What n slots of a row hold."""
+
+    keys: torch.Tensor
+    """(layers, G, n, D)."""
+    values: torch.Tensor
+    """(layers, G, n, D)."""
+    orders: torch.Tensor
+    """(n,) float32: where they stand."""
+    pictures: torch.Tensor
+    """(n,) bool."""
+    looked: bool
+    """All as of `KVCache`."""
+
+    def followed_by(self, others: Slots) -> Slots:
+        """These and others behind them."""
+        keys, values = (torch.cat(pair, 2) for pair in zip(self[:2], others[:2], strict=True))
+        orders, pictures = (torch.cat(pair) for pair in zip(self[2:4], others[2:4], strict=True))
+        return Slots(keys, values, orders, pictures, self.looked or others.looked)
 
 
 class KVCache:
@@ -25,10 +46,18 @@ class KVCache:
         extend 64, rewind 64, extend 64     length 72, 8, 72      all codes at once, again and again
     """
 
-    def __init__(self, config: Sizes, rows: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (config.depth, rows, config.key_heads, capacity, config.head_size)
+    def __init__(
+        self, config: Sizes, rows: int, capacity: int, device: torch.device, dtype: torch.dtype, further: int = 0
+    ) -> None:
+        shape = (config.depth + further, rows, config.key_heads, capacity, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.orders = torch.zeros(rows, capacity, device=device)
+        """Order coordinates of the slots, where some layer sees no further than a window: see `mark`."""
+        self.pictures = torch.zeros(rows, capacity, device=device, dtype=torch.bool)
+        """Slots of pictures, where some layers see these alone: see `mark`."""
+        self.looked = False
+        """Whether there may be such; known to the host."""
         self.used = torch.zeros(rows, capacity, device=device, dtype=torch.bool)
         """Slots that hold something."""
         self.lengths = [0] * rows
@@ -104,6 +133,13 @@ class KVCache:
         self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
         return self.keys[layer, self._rows, :, : self._width], self.values[layer, self._rows, :, : self._width]
 
+    def mark(self, table: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Writes what the slots taken last are (b, n) into a table of all slots; gives that of all slots of these rows,
+        (b, W)."""
+        rows = self._rows if isinstance(self._slots, slice) else self._index[:, None]
+        table[rows, self._slots] = values.to(table.dtype)
+        return table[self._rows, : self._width]
+
     def rewind(self, rows: Sequence[int], n: int) -> None:
         """Gives the last n slots of these rows back."""
         lengths, every = {self.lengths[row] for row in rows}, self._every(rows)
@@ -134,22 +170,34 @@ class KVCache:
             self.lengths[row] = longest
         self._on_device[self.index(rows)] = longest
 
-    def copy(self, row: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Fills an empty row with the keys and values (depth, G, n, D) of a prompt."""
-        n = keys.shape[2]
+    def held(self, row: int, begin: int, end: int) -> Slots:
+        """What some slots of a row hold, copied."""
+        here = slice(begin, end)
+        keys, values = self.keys[:, row, :, here].clone(), self.values[:, row, :, here].clone()
+        return Slots(keys, values, self.orders[row, here].clone(), self.pictures[row, here].clone(), self.looked)
+
+    def copy(self, row: int, slots: Slots) -> None:
+        """Fills an empty row with the slots of a prompt."""
+        n = len(slots.orders)
         assert self.lengths[row] == 0 and n <= self.capacity
-        self.keys[:, row, :, :n], self.values[:, row, :, :n] = keys, values
+        self._fill(row, slots)
         self.used[row, :n] = True
         self._on_device[row] = n
         self.lengths[row] = n
 
     def take(self, row: int, other: int, n: int) -> None:
         """Fills a row with the first n slots of another one, in place of what it had."""
-        self.keys[:, row, :, :n], self.values[:, row, :, :n] = self.keys[:, other, :, :n], self.values[:, other, :, :n]
+        self._fill(row, self.held(other, 0, n))
         self.used[row] = False
         self.used[row, :n] = self.used[other, :n]
         self._on_device[row] = n
         self.lengths[row] = n
+
+    def _fill(self, row: int, slots: Slots) -> None:
+        n = len(slots.orders)
+        self.keys[:, row, :, :n], self.values[:, row, :, :n] = slots.keys, slots.values
+        self.orders[row, :n], self.pictures[row, :n] = slots.orders, slots.pictures
+        self.looked = self.looked or slots.looked
 
     def _every(self, rows: Sequence[int]) -> slice | torch.Tensor:
         """What picks these rows: a slice, which copies nothing, where they stand at even distances (all lanes of an

@@ -10,9 +10,9 @@ written anywhere. `visibility` turns groups and documents into what a backend wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,19 @@ from tokenizers_vq.errors import UserError
 
 FOREVER = 2**40
 """`until` of what all later groups see."""
+
+
+class Looks(NamedTuple):
+    """The pictures of a pass, for weights that a trunk has for pictures alone (`fusion.py`)."""
+
+    at: torch.Tensor | None
+    """(M,) int64: their flat positions in this pass; None: they were in passes before."""
+    vectors: torch.Tensor | None = None
+    """(M, C): as they came in."""
+    seen: Visibility | None = None
+    """Who sees which of them; who sees none, sees all there is."""
+    sees: torch.Tensor | None = None
+    """(B, T or 1, 1) bool: who sees any."""
 
 
 @dataclass
@@ -34,6 +47,8 @@ class Visibility:
     """None: everyone sees everyone. sdpa, xformers: (B, 1, Q, K) bool, True = may attend. flex: a BlockMask."""
     bias: torch.Tensor | None = None
     """What `_products` adds to the scores, (B * H, Q, K); made by the first layer, used by all."""
+    looks: Looks | None = None
+    """Of a trunk with weights for pictures alone; None: there are none to be seen."""
 
 
 def allowed(
@@ -71,6 +86,21 @@ def visibility(
     if causal and backend == "sdpa":
         return Visibility(backend, causal=True)
     return Visibility(backend, mask=allowed(groups, documents, groups, documents, until))
+
+
+def narrowed(seen: Visibility, by: torch.Tensor) -> Visibility:
+    """Of what is seen, what a mask (B, 1, Q, K) lets through as well; sdpa and xformers."""
+    if seen.causal:
+        keys = by.shape[-1]
+        by = by & torch.ones(keys, keys, dtype=torch.bool, device=by.device).tril()
+    elif seen.mask is not None:
+        by = by & seen.mask
+    return replace(seen, causal=False, mask=by, bias=None)
+
+
+def within(seen: Visibility, queries: torch.Tensor, keys: torch.Tensor, window: int) -> Visibility:
+    """Of what is seen, what stands fewer than `window` steps of the order behind; orders (B, Q) and (B, K)."""
+    return narrowed(seen, (queries[:, :, None] - keys[:, None, :] < window)[:, None])
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:

@@ -27,6 +27,7 @@ from tokenizers_vq.storage.weights import build_empty, each_once, read_weights, 
 from ..config import ModelConfig
 from ..model import CONFIG, UniTok
 from ..reader.config import READER
+from ..trunk.fusion import part_of_fusion
 from .config import MOST_RANK, LoraConfig, as_patterns
 from .lora import add_lora, linear_maps, lora_targets, merge_lora
 
@@ -86,7 +87,7 @@ def tune(model: UniTok, start: UniTok, patterns: Sequence[str], lora: LoraConfig
 
 def _part(name: str) -> str:
     """A pattern of the part of a model that a weight is in."""
-    return f"{name.partition('.')[0]}.*"
+    return part_of_fusion(name) or f"{name.partition('.')[0]}.*"
 
 
 def _encoder(model: UniTok) -> set[str]:

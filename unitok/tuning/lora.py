@@ -53,7 +53,7 @@ def add_lora(trunk: nn.Module, names: Sequence[str], rank: int, alpha: float) ->
     for layer in _checked(trunk, names, rank):
         low = LowRank(layer, rank, alpha)
         layer.add_module(ADAPTER, low)
-        low.hook = layer.register_forward_hook(_add)
+        low.hook = layer.register_forward_hook(_add, prepend=True)  # of a map's own output, not of its expert's
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@ of transformers until there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 FEWEST_PAIRS = 4
 """Rotary pairs of a head that hold order, row and column."""
+
+
+SLIDING = "sliding_attention"
+LAYERS = (SLIDING, "full_attention")
+"""How transformers calls the layers that it may have."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,19 @@ class HFTrunk(Traits):
                 f"the language model's rotary positions are of type {kind!r}, which change with the length of a text: "
                 "take a model of another type",
             )
+        others = sorted({str(kind) for kind in self._layers} - {*LAYERS})
+        problems.check(
+            not others, f"the language model has layers of {', '.join(others)}: taken are {', '.join(LAYERS)}"
+        )
+        for window in {window for window in self.windows if window is not None}:
+            problems.check_range("the language model's sliding_window", window, 1, 2**31)
+            problems.check(
+                self.attention != "flex", "the language model has layers with a window, which flex lacks: choose sdpa"
+            )
+        problems.check(
+            not getattr(self.read, "use_bidirectional_attention", False),
+            "the language model sees texts in both directions, so it cannot write them: take a causal one",
+        )
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
             problems.check(
                 not getattr(self.read, name, None),
@@ -134,6 +152,17 @@ class HFTrunk(Traits):
     def head_size(self) -> int:
         given = getattr(self.read, "head_dim", None)
         return self.width // self.heads if given is None else given
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How many positions each layer sees of a text, the last one included; None: all."""
+        window = getattr(self.read, "sliding_window", None)
+        return [window if kind == SLIDING else None for kind in self._layers]
+
+    @property
+    def _layers(self) -> Sequence[Any]:
+        """The kinds of its layers. Where its configuration does not tell them apart, all have its window."""
+        return getattr(self.read, "layer_types", None) or [SLIDING] * self.depth
 
     @property
     def tied_head(self) -> bool:

@@ -25,7 +25,7 @@ from transformers import AttentionInterface, AutoModel
 from ..base import Beside, Trunk
 from ..cache import KVCache
 from ..native import GRID_BASE, rotate
-from ..rule import Visibility, attend
+from ..rule import Visibility, attend, within
 
 if TYPE_CHECKING:
     from . import HFTrunk
@@ -39,8 +39,9 @@ WAVES = 8
 
 Turn = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine."""
-How = tuple[Mapping[str, Turn], Mapping[str, Turn]]
-"""Of each kind of rotary positions: how positions turn, and how much further what others see of them."""
+How = tuple[Mapping[str, Turn], Mapping[str, Turn], Mapping[int | None, Visibility]]
+"""Of each kind of rotary positions: how positions turn, and how much further what others see of them. Of each window:
+who sees whom."""
 
 
 def attend_by_rule(
@@ -129,16 +130,16 @@ class Grid(nn.Module):
 class Block(nn.Module):
     """A layer of a language model, called as blocks of ours are."""
 
-    def __init__(self, layer: nn.Module, rotary: str) -> None:
+    def __init__(self, layer: nn.Module, rotary: str, window: int | None) -> None:
         super().__init__()
-        self.layer, self.rotary = layer, rotary
+        self.layer, self.rotary, self.window = layer, rotary, window
 
     def forward(
         self, x: torch.Tensor, how: How, seen: Visibility, cache: KVCache | None = None, layer: int = 0
     ) -> torch.Tensor:
-        turns, further = how
+        turns, further, near = how
         told = {"position_embeddings": turns.get(self.rotary), "moved": further.get(self.rotary)}
-        found: torch.Tensor = self.layer(x, attention_mask=None, seen=seen, cache=cache, **told)
+        found: torch.Tensor = self.layer(x, attention_mask=None, seen=near.get(self.window, seen), cache=cache, **told)
         return found
 
 
@@ -151,12 +152,13 @@ class LanguageTrunk(Trunk):
         rotaries = _rotaries(model)
         kinds = getattr(config.read, "layer_types", None) or [ALL] * config.depth
         self.blocks = nn.ModuleList(
-            Block(layer, kind if kind in rotaries else ALL)
-            for layer, kind in zip(getattr(model, parts.layers), kinds, strict=True)
+            Block(layer, kind if kind in rotaries else ALL, window)
+            for layer, kind, window in zip(getattr(model, parts.layers), kinds, config.windows, strict=True)
         )
         for module in self.blocks.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        self.windows = config.windows
         self.norm: nn.Module = getattr(model, parts.norm)
         self.rotaries = nn.ModuleDict(rotaries)
         self.positions: nn.Embedding | None = getattr(model, parts.positions) if parts.positions else None
@@ -184,8 +186,21 @@ class LanguageTrunk(Trunk):
             turns[kind] = rotary(places, dtype)
             if stands is not None:
                 further[kind] = rotary.further(stands - places, dtype)
-        found: torch.Tensor = self.norm(self.run(x, (turns, further), seen, cache))
+        near = self._near(seen, places[..., 0], places[..., 0] if stands is None else stands[..., 0], cache)
+        found: torch.Tensor = self.norm(self.run(x, (turns, further, near), seen, cache))
         return found
+
+    def _near(
+        self, seen: Visibility, here: torch.Tensor, there: torch.Tensor, cache: KVCache | None
+    ) -> dict[int | None, Visibility]:
+        """Who sees whom in the layers of each window, by orders (B, T) from which positions look and at which they are
+        seen. So a picture, which takes one step, is seen whole or not at all, and a private copy moves no window."""
+        windows = {window for window in self.windows if window is not None}
+        if windows and cache is not None:
+            there = cache.mark(cache.orders, there)
+        # A step of the order has at least one position: so many hold no window's edge.
+        narrow = [window for window in windows if there.shape[1] > window]
+        return {window: within(seen, here, there, window) for window in narrow}
 
 
 def _without_vocabulary(config: HFTrunk) -> Any:

@@ -25,6 +25,7 @@ from tokenizers_vq.storage.hub import from_hub
 from ...model import CONFIG, HEAD, UniTok
 from ...text import FILE as TOKENIZER
 from ...text import TextTokenizer, load_text_tokenizer
+from ..fusion import part_of_fusion
 from . import HFTrunk, Parts
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -223,10 +224,11 @@ def _checked(read: LanguageModel) -> LanguageModel:
 
 
 def authors_names(trunk: HFTrunk, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our name of every tensor of the trunk that the authors' model has -> theirs."""
+    """Our name of every tensor of the trunk that the authors' model has -> theirs. Weights for pictures alone are no
+    part of it."""
     parts: Parts = trunk.parts
     found = {}
-    for name in state:
+    for name in (name for name in state if not part_of_fusion(name)):
         place, _, rest = name.removeprefix("trunk.").partition(".")
         if place == "blocks":
             number, _, rest = rest.partition(".layer.")
