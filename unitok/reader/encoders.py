@@ -52,7 +52,8 @@ class Latents(Encoder):
         super().__init__()
         self._held = (tokenizer,)  # no part of this module: the model has it, and its weights are in their own file
         self.grid = tokenizer.layout.grid
-        self.width = tokenizer.continuous(torch.zeros(1, 3, *tokenizer.image_size)).shape[2]
+        black = torch.zeros(1, 3, *tokenizer.image_size, device=next(tokenizer.parameters()).device)
+        self.width = tokenizer.continuous(black).shape[2]
 
     def forward(self, images: Tensor) -> Tensor:
         return self._held[0].continuous(images)
