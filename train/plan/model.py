@@ -45,6 +45,9 @@ from ..tuning.start import thaw
 PLAIN = 4096
 """Ids of a text tokenizer that is trained on captions."""
 
+TEXT_LENGTH = 128
+"""Longest text of a training, where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -113,7 +116,9 @@ def _fresh(wanted: Wanted, trunk: TrunkConfig | HFTrunk) -> tuple[ModelConfig, I
     texts = number_tokenizer(wanted.text_vocabulary or own)
     ports = get_objective(wanted.objective, images).ports(images.layout)
     spans = Vocabulary.of(texts.size, images.codebook_size).spans
-    return ModelConfig(trunk, wanted.objective, spans, ports=ports, tasks=("text_to_image",)), images, texts
+    most = trunk.places if isinstance(trunk, HFTrunk) else None
+    length = TEXT_LENGTH if most is None else max(1, min(TEXT_LENGTH, most - 1))
+    return ModelConfig(trunk, wanted.objective, spans, length, ports=ports, tasks=("text_to_image",)), images, texts
 
 
 def _released(wanted: Wanted, family: Family) -> tuple[ModelConfig, ImageTokenizer, TextTokenizer]:
