@@ -40,6 +40,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def real(model: UniTok) -> UniTok:
+    """The same model, with memory."""
+    return UniTok(model.config, model.image_tokenizer, model.text_tokenizer).train()
+
+
 def train(model: UniTok, batch: PackedBatch, steps: int) -> int:
     """Bytes resident before the last backward pass."""
     optimizers, average = build_optimizers(model, OptimConfig()), AveragedWeights(model, 0.999)
@@ -66,15 +71,13 @@ def main() -> None:
 
     model = build(wanted(given.preset, given.tokenizer))
     batch, twice = (batch_of(model, TASK, rows, TOKENS) for rows in (given.rows, 2 * given.rows))
-    counts, config, images = count(model), model.config, model.image_tokenizer
+    counts = count(model)
     needs = training(counts, measure(model, batch, twice, False, False, False), ways(1, 1)[0], Training(4))
     needs["weights"] -= 4 * counts.still_outside  # the image tokenizer, which takes no part in it
-    small = build(wanted("debug", "debug"))
-    words = batch_of(small, TASK, 1, TOKENS)
-    first = UniTok(small.config, small.image_tokenizer, small.text_tokenizer)
-    train(first, words, 1)  # what torch takes for itself
+    small, large = build(wanted("debug", "debug")), build(wanted(given.preset, given.tokenizer))
+    train(real(small), batch_of(small, TASK, 1, TOKENS), 1)  # what torch takes for itself
     before, before_peak = resident(), peak()
-    measured = train(UniTok(config, images, model.text_tokenizer).train(), batch, 2) - before
+    measured = train(real(large), batch, 2) - before
     planned = total(needs) - needs["gradients"] - needs["passing"]
     length = batch.inputs.shape[1]
     print(f"{given.preset}, {given.rows} rows of {length}, {counts.learned / 1e6:.1f} M parameters, float32, CPU")

@@ -374,22 +374,19 @@ def encode(
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
     """
     problems = Problems()
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
+    for name, value in {"batch_size": batch_size, "shard_size": shard_size, "image_size": image_size}.items():
+        problems.check(value is None or value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
-    problems.check(image_size is None or image_size >= 1, f"--image_size is {image_size}: choose 1 or more")
     from unitok.processes.world import sharing
 
     from .encode import encode_data
 
     with sharing(out, device) as world:
         world.from_main(problems.raise_if_any)
-        count, bad = encode_data(
-            world, data, image_tokenizer, out, batch_size, shard_size, workers, max_bad, image_size
-        )
+        sizes = batch_size, shard_size, workers
+        count, bad = encode_data(world, data, image_tokenizer, out, *sizes, max_bad, image_size)
         if world.is_main:
-            print(f"codes: {out}")
-            print(f"pictures: {count}  unreadable: {bad}")
+            print(f"codes: {out}\npictures: {count}  unreadable: {bad}")
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -173,8 +173,13 @@ def _tokenizer(folder: Path) -> ImageTokenizer:
 
 
 def _empty(config: TokenizerConfig) -> ImageTokenizer:
-    """An image tokenizer without its weights."""
-    return build_empty(lambda: build_tokenizer(config), "the image tokenizer").eval()
+    """An image tokenizer without its weights; its codes have vectors by chance, for objectives ask how these lie."""
+    images = build_empty(lambda: build_tokenizer(config), "the image tokenizer").eval()
+    chance = torch.Generator().manual_seed(0)
+    for name, tensor in images.state_dict().items():
+        if name.startswith("quantizer.") and tensor.is_floating_point():
+            tensor.normal_(generator=chance)
+    return images
 
 
 def _reader(reader: ReaderSettings, images: ImageTokenizer) -> ReaderConfig:
