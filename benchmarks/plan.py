@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py emoji --rows 16
 
-Two steps of the model on random ids, with AdamW and averages, in float32. Measured is how resident memory has grown
-since before the model was built: before the second backward pass, when all but the gradients is there, once the C
-library has given back what it keeps of freed memory; and at its greatest, with that.
+Two steps of a fresh model, with AdamW and averages, in float32. Measured is how resident memory has grown since before
+the model was built: before the second backward pass, when all but the gradients is there, once the C library has given
+back what it keeps of freed memory; and at its greatest, with that.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import ctypes
 import resource
 from pathlib import Path
 
-import torch
-
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from unitok.config import TRUNK_PRESETS
-from unitok.ports import IdPort
+from unitok.model import UniTok
+from unitok.reader.config import NO_READER
+from unitok.sequence import PackedBatch
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
-from unitok.train.plan.memory import Sizes, count, total, training
-from unitok.trunk.native import Transformer
-from unitok.trunk.rule import Visibility
-from unitok.vocabulary import Vocabulary
+from unitok.train.plan.model import Wanted, batch_of, build
+from unitok.train.plan.passes import measure
+from unitok.train.plan.sums import Training, count, total, training, ways
+from unitok.tuning.config import NO_LORA
+
+TASK, TOKENS = "text_to_image", 32
 
 
 def peak() -> int:
@@ -38,18 +40,16 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def train(sizes: Sizes, steps: int) -> int:
+def real(model: UniTok) -> UniTok:
+    """The same model, with memory."""
+    return UniTok(model.config, model.image_tokenizer, model.text_tokenizer).train()
+
+
+def train(model: UniTok, batch: PackedBatch, steps: int) -> int:
     """Bytes resident before the last backward pass."""
-    trunk, ids = Transformer(sizes.trunk), IdPort(sizes.vocabulary, sizes.trunk.width, sizes.trunk.tied_head)
-    model = torch.nn.ModuleDict({"trunk": trunk, "ids": ids})
     optimizers, average = build_optimizers(model, OptimConfig()), AveragedWeights(model, 0.999)
-    shape, first = (sizes.rows, sizes.positions), sizes.vocabulary - sizes.codebook
-    places = torch.arange(sizes.positions).view(1, -1, 1).expand(sizes.rows, -1, 3)
     for step in range(steps):
-        x = ids(torch.randint(sizes.vocabulary, shape))
-        states = trunk(x, places, Visibility("sdpa", causal=True))[:, -sizes.codes :].flatten(0, 1)
-        targets = torch.randint(sizes.codebook, (len(states),))
-        loss = ids.losses(states, targets, slice(first, sizes.vocabulary)).mean()
+        loss = model(batch).sum()
         found = resident()
         loss.backward()
         for optimizer in optimizers:
@@ -65,18 +65,22 @@ def main() -> None:
     parser.add_argument("--tokenizer", choices=TOKENIZER_PRESETS, default="emoji")
     parser.add_argument("--rows", type=int, default=16)
     given = parser.parse_args()
-    images = TOKENIZER_PRESETS[given.tokenizer]()
-    codes = images.layout_for(*images.size).length
-    vocabulary = Vocabulary.of(4096, images.quantizer.size).size
-    trunk = TRUNK_PRESETS[given.preset]()
-    sizes = Sizes(trunk, vocabulary, images.quantizer.size, codes, 32, given.rows, bf16=False, gpu=False)
-    counts = count(sizes)
-    needs = training(sizes, counts, "ddp", 1)
-    train(Sizes(TRUNK_PRESETS["debug"](), 400, 64, 64, 10, 1, bf16=False, gpu=False), 1)  # what torch takes for itself
+
+    def wanted(preset: str, tokenizer: str) -> Wanted:
+        return Wanted(preset, tokenizer, "next_token", None, NO_READER, [], NO_LORA)
+
+    model = build(wanted(given.preset, given.tokenizer))
+    batch, twice = (batch_of(model, TASK, rows, TOKENS) for rows in (given.rows, 2 * given.rows))
+    counts = count(model)
+    needs = training(counts, measure(model, batch, twice, False, False, False), ways(1, 1)[0], Training(4))
+    needs["weights"] -= 4 * counts.still_outside  # the image tokenizer, which takes no part in it
+    small, large = build(wanted("debug", "debug")), build(wanted(given.preset, given.tokenizer))
+    train(real(small), batch_of(small, TASK, 1, TOKENS), 1)  # what torch takes for itself
     before, before_peak = resident(), peak()
-    measured = train(sizes, 2) - before
+    measured = train(real(large), batch, 2) - before
     planned = total(needs) - needs["gradients"] - needs["passing"]
-    print(f"{given.preset}, {given.rows} rows of {sizes.positions}, {counts.all / 1e6:.1f} M parameters, float32, CPU")
+    length = batch.inputs.shape[1]
+    print(f"{given.preset}, {given.rows} rows of {length}, {counts.learned / 1e6:.1f} M parameters, float32, CPU")
     print("planned, MB: " + ", ".join(f"{name} {number / 1e6:.0f}" for name, number in needs.items()))
     print(f"before the backward pass: planned {planned / 1e6:.0f}, measured {measured / 1e6:.0f}")
     print(f"at most: planned {total(needs) / 1e6:.0f}, measured {(peak() - before_peak) / 1e6:.0f} with what is kept")

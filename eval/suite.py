@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,9 @@ from tokenizers_vq.storage.schema import read_value
 from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
 from unitok.device import Precision
+from unitok.lock import Claims
 from unitok.model import UniTok
+from unitok.processes.world import World
 from unitok.sample.pipeline import draw
 from unitok.sampling import SampleSettings
 from unitok.text import CaptionEncoder
@@ -41,8 +44,10 @@ from .provenance import PictureSet, Provenance, in_words, version_line
 SHARD = 64
 """Pictures of a shard: what an interruption may cost."""
 PROTOCOL_FILE, SHARD_FOLDER = "protocol.json", "shards"
-PATIENCE = 3600
-"""Seconds without a new shard after which the other processes are taken for dead."""
+CLAIMS_FILE = ".claims"
+"""Which process works at which shard, where there are several (`unitok.lock.Claims`)."""
+PAUSE = 0.5
+"""Seconds between two looks at what the other processes do."""
 
 
 @dataclass(frozen=True)
@@ -166,11 +171,9 @@ class Suite:
             "versions": version_line(),
         }
 
-    def claim(self, write: bool) -> None:
-        """Makes the folder one of this protocol. Raises UserError when it is already one of another.
-
-        `write`: whether this is the process that writes the file.
-        """
+    def claim(self) -> None:
+        """Makes the folder one of this protocol; the first process alone. Raises UserError when it is already one of
+        another."""
         path, ours = self.folder / PROTOCOL_FILE, self.protocol()
         if path.exists():
             theirs = read_value(dict[str, str | int | float | None], read_json(path), str(path), "protocol")
@@ -180,7 +183,7 @@ class Suite:
                     f"--out {self.folder} was begun with another protocol; there and now: "
                     f"{in_words(theirs, ours, differ)}: choose another folder, or remove this one"
                 )
-        elif write:
+        else:
             write_json(path, ours)
 
     def shards(self) -> list[Shard]:
@@ -190,25 +193,32 @@ class Suite:
         sets += [(guidance, number) for guidance in self.guidances for number in range(self.rounds)]
         return [Shard(start, min(start + SHARD, count), *whose) for whose in sets for start in range(0, count, SHARD)]
 
-    def work(self, rank: int = 0, size: int = 1, batch_size: int = 32) -> None:
-        """Makes those shards of process `rank` of `size` that are not there yet."""
-        mine = [shard for shard in self.shards()[rank::size] if not self._file(shard).exists()]
-        for shard in progress(mine, "drawing", len(mine)) if rank == 0 else mine:
+    def work(self, world: World, batch_size: int = 32) -> None:
+        """Makes the shards that are not there yet, until all are. Several processes share them; what one that ended
+        was at falls to the others."""
+        claims = Claims(self.folder / CLAIMS_FILE, shared=world.size > 1)
+        left = sum(not self._file(shard).exists() for shard in self.shards())
+        mine = self._claimed(claims)
+        for shard in progress(mine, "drawing", left) if world.is_main else mine:
             self._make(shard, batch_size)
+        if world.is_main:
+            claims.remove()
 
-    def wait(self) -> None:
-        """Until the other processes have made their shards. Raises UserError when none comes for `PATIENCE` seconds."""
-        missing, since = len(self.shards()), time.monotonic()
-        while missing:
-            left = sum(not self._file(shard).exists() for shard in self.shards())
-            if left < missing:
-                missing, since = left, time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
-                raise UserError(
-                    f"{left} shards in {self.folder} were not made by the other processes: run the same command again"
-                )
-            if left:
-                time.sleep(0.5)
+    def _claimed(self, claims: Claims) -> Iterator[Shard]:
+        """The shards that nobody has made or works at, each held for this process until the next; waits for those that
+        others work at."""
+        shards = self.shards()
+        while left := [number for number, shard in enumerate(shards) if not self._file(shard).exists()]:
+            found = False
+            for number in filter(claims.take, left):
+                try:
+                    if not self._file(shards[number]).exists():  # made by who has just let it go
+                        found = True
+                        yield shards[number]
+                finally:
+                    claims.release(number)
+            if not found:
+                time.sleep(PAUSE)
 
     def rows(self, guidance: float | None, number: int = 0) -> dict[str, Tensor]:
         """Of one round (of the data for guidance None), picture by picture: "features" (N, D), "image" (N, E), "text"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import Problems
 from unitok.sampling import MOST_GUIDANCE
 
 from .commands import Device, check_counts, finish, with_label
+
+if TYPE_CHECKING:
+    from unitok.data.records import RecordDataset
+    from unitok.model import UniTok
 
 
 def eval_suite(
@@ -68,16 +71,10 @@ def eval_suite(
             --train_data "shapes?limit=24000" --out runs/eval-suite
     """
     started = time.time()
-    check_counts(batch_size, limit)
-    _check(guidances)
-    rank, size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-
     from unitok.data.open import open_data
-    from unitok.device import pick_device
     from unitok.model import UniTok
     from unitok.prepare import prepare
+    from unitok.processes.world import sharing
     from unitok.sampling import SampleSettings
 
     from .networks.features import load_features, load_image_text
@@ -85,41 +82,51 @@ def eval_suite(
     from .suite import Suite, read_asked
     from .suite_report import measure_suite
 
-    where = pick_device(device, local_rank)
-    loaded = UniTok.from_pretrained(str(model), where)
-    loaded.image_tokenizer.check_pixels()
-    precision = prepare(loaded, precision)
-    image_size = loaded.image_tokenizer.image_size
-    dataset = open_data(with_label(data, category), image_size)
-    train = None if train_data is None else open_data(train_data, image_size, captions=False)
-    network = load_features(features, where, feature_weights)
-    scorer = load_image_text(clip, where)
-    claim_folder(out)
-    suite = Suite(
-        folder=out,
-        model=loaded,
-        asked=read_asked(dataset, limit, max_bad, category is not None),
-        network=network,
-        clip=scorer,
-        guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance_scales(1)[0]])),
-        rounds=seeds,
-        seed=seed,
-        precision=precision,
-    )
-    suite.claim(write=rank == 0)
-    cut = suite.cut_warning()
-    if cut and rank == 0:
-        print(f"note: {cut[0]}", file=sys.stderr)
-    suite.work(rank, size, batch_size)
-    if rank != 0:
-        return
-    suite.wait()
-    sections, facts = measure_suite(suite, train, max_bad=max_bad, batch_size=batch_size, save_features=save_features)
-    sections[0].warnings += cut
-    finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
+    def opened() -> tuple[UniTok, RecordDataset, RecordDataset | None]:
+        loaded = UniTok.from_pretrained(str(model), world.device)
+        loaded.image_tokenizer.check_pixels()
+        size = loaded.image_tokenizer.image_size
+        train = None if train_data is None else open_data(train_data, size, captions=False)
+        return loaded, open_data(with_label(data, category), size), train
+
+    def asked_for() -> Suite:
+        return Suite(
+            folder=out,
+            model=loaded,
+            asked=read_asked(dataset, limit, max_bad, category is not None),
+            network=load_features(features, world.device, feature_weights),
+            clip=load_image_text(clip, world.device),
+            guidances=tuple(sorted(guidances or [SampleSettings.of(loaded.config).guidance_scales(1)[0]])),
+            rounds=seeds,
+            seed=seed,
+            precision=prepared,
+        )
+
+    with sharing(out, device) as world:
+        world.doing = "the check of what is to be measured"
+        world.from_main(lambda: _check(batch_size, limit, guidances))
+        world.from_main(lambda: claim_folder(out))
+        loaded, dataset, train = world.together(opened)
+        prepared = prepare(loaded, precision)
+        suite = world.together(asked_for)
+        world.agreed(suite.protocol, "models, data, networks or versions")
+        world.from_main(suite.claim)
+        world.part()
+        cut = suite.cut_warning()
+        if cut and world.is_main:
+            print(f"note: {cut[0]}", file=sys.stderr)
+        suite.work(world, batch_size)
+        if not world.is_main:
+            return
+        sections, facts = measure_suite(
+            suite, train, max_bad=max_bad, batch_size=batch_size, save_features=save_features
+        )
+        sections[0].warnings += cut
+        finish("Evaluation suite", sections, out, started, {"model": str(model), **facts})
 
 
-def _check(guidances: list[float] | None) -> None:
+def _check(batch_size: int, limit: int | None, guidances: list[float] | None) -> None:
+    check_counts(batch_size, limit)
     problems = Problems()
     if guidances is not None:
         problems.check(bool(guidances), "--guidances is empty: give at least one scale, or leave it out")

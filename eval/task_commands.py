@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +36,9 @@ def eval_tasks(
     A data set is used for each learned task whose fields its records have; captions, for which all have what it takes,
     are measured on the first. Where records have a box, what is in it is also drawn anew, the rest known. Texts and
     boxes are compared with those of the record (boxes by an overlap of at least one half); pictures are judged where an
-    exact checker reads them, on `shapes`. Prints a table and writes report.json, report.html, a sheet of each task and
-    items.jsonl; `unitok eval compare` puts reports side by side, such as that of a model that learned one task alone.
+    exact checker reads them, on `shapes`. What a model whose codes become no pixels would draw is left out. Prints a
+    table and writes report.json, report.html, a sheet of each task and items.jsonl; `unitok eval compare` puts reports
+    side by side, such as that of a model that learned one task alone.
 
     Args:
         data: Data sets, SOURCE[@SPLIT][?key=value&...] each.
@@ -71,12 +73,13 @@ def eval_tasks(
     from unitok.tasks import needs
 
     from .reports.output import claim_folder
-    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of
+    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of, without_pixels
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     precision = prepare(loaded, precision)
     check_learned(loaded, str(model))
-    settings = settings_for(loaded, given)
+    drawn = not loaded.image_tokenizer.no_pixels
+    settings = settings_for(loaded, given) if drawn else SampleSettings.of(loaded.config, given)
     size = loaded.image_tokenizer.image_size
     captions: CaptionsWanted = "optional" if "caption" in needs(loaded.config.tasks) else False
     opened = [open_data(one, size, captions=captions) for one in data]
@@ -84,10 +87,17 @@ def eval_tasks(
     for dataset in opened:
         done = {task for _, task in pairs if needs([task]) <= {"caption", "image"}}  # more of the same tells nothing
         pairs += [(dataset, task) for task in tasks_of(loaded, dataset) if task not in done]
+    out_of_reach = without_pixels(loaded, [task for _, task in pairs])
+    pairs = [(dataset, task) for dataset, task in pairs if task not in out_of_reach]
+    if out_of_reach and not pairs:
+        loaded.image_tokenizer.check_pixels()
     if not pairs:
         learned = ", ".join(loaded.config.tasks)
         raise UserError(f"the records of {', '.join(data)} have the fields of no task that {model} learned: {learned}")
     claim_folder(out)
+    notes = [f"left out: {', '.join(out_of_reach)}; {loaded.image_tokenizer.no_pixels}"] if out_of_reach else []
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     sections: list[Section] = []
     for dataset, task in pairs:
         section = measure_task(
@@ -105,7 +115,7 @@ def eval_tasks(
             before = sum(one.name.partition(" ")[0] == task for one in sections)
             sections.append(replace(section, name=f"{task} {before + 1}") if before else section)
     draws = DRAWS in (loaded.config.tasks or [DRAWS]) or reads_known(loaded)
-    holes = draws and has_places(loaded.image_tokenizer)
+    holes = draws and has_places(loaded.image_tokenizer) and drawn
     for dataset in opened if holes else ():
         inpainted = measure_inpainting(
             loaded,
@@ -120,4 +130,6 @@ def eval_tasks(
         if inpainted is not None:
             sections.append(inpainted)
             break
+    for section in sections[:1]:
+        section.warnings += notes
     finish("Tasks", sections, out, started, {"model": str(model)})

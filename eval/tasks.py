@@ -23,7 +23,7 @@ from unitok.sample.inpainting import inpaint
 from unitok.sample.masks import without
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, ends_in
+from unitok.tasks import FIELDS, TASKS, draws_pictures, ends_in
 
 from .metrics.intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
@@ -69,6 +69,11 @@ def tasks_of(model: UniTok, dataset: RecordDataset) -> list[str]:
     """The tasks that a model learned and the first records of a data set are judged by."""
     records = [dataset[index] for index in range(min(FIRST, len(dataset)))]
     return [task for task in model.config.tasks or TASKS if any(can_judge(task, record) for record in records)]
+
+
+def without_pixels(model: UniTok, tasks: Sequence[str]) -> list[str]:
+    """Those of some tasks by which pictures are drawn, where the codes of a model become no pixels."""
+    return [task for task in dict.fromkeys(tasks) if draws_pictures([task])] if model.image_tokenizer.no_pixels else []
 
 
 def measure_task(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -91,8 +90,8 @@ def train_tokenizer(
     from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
+    from unitok.processes.world import join
 
-    from .distributed import join
     from .folder import RunFolder
     from .log import print_parameters, print_result
     from .loop import train
@@ -221,12 +220,12 @@ def train_generator(
     from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
+    from unitok.processes.world import join
     from unitok.sample.masks import check_places
     from unitok.tasks import TASKS, modalities_of
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
-    from .distributed import join
     from .folder import RunFolder
     from .generator import GeneratorTrainee
     from .log import print_parameters, print_result
@@ -373,17 +372,19 @@ def encode(
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
     """
     problems = Problems()
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size)):
-        problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
+    for name, value in {"batch_size": batch_size, "shard_size": shard_size, "image_size": image_size}.items():
+        problems.check(value is None or value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
-    problems.check(image_size is None or image_size >= 1, f"--image_size is {image_size}: choose 1 or more")
-    problems.raise_if_any()
+    from unitok.processes.world import sharing
+
     from .encode import encode_data
 
-    count, bad = encode_data(data, image_tokenizer, out, batch_size, shard_size, workers, device, max_bad, image_size)
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"codes: {out}")
-        print(f"pictures: {count}  unreadable: {bad}")
+    with sharing(out, device) as world:
+        world.from_main(problems.raise_if_any)
+        sizes = batch_size, shard_size, workers
+        count, bad = encode_data(world, data, image_tokenizer, out, *sizes, max_bad, image_size)
+        if world.is_main:
+            print(f"codes: {out}\npictures: {count}  unreadable: {bad}")
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -15,8 +14,8 @@ from unitok.data.codes.shards import CodesDataset
 from unitok.data.codes.writer import ShardWriter
 from unitok.data.loader import BadPictures, read_spans
 from unitok.data.open import open_data
-from unitok.data.records import RecordBatch
-from unitok.device import pick_device
+from unitok.data.records import RecordBatch, RecordDataset
+from unitok.processes.world import World
 
 from .pictures import to_device
 
@@ -27,56 +26,55 @@ LARGEST_SHARD = 2**26
 
 
 def encode_data(
+    world: World,
     data: str,
     image_tokenizer: Path,
     out: Path,
     batch_size: int,
     shard_size: int,
     workers: int,
-    device: str,
     max_bad: float,
     image_size: int | None = None,
 ) -> tuple[int, int]:
     """Encodes what is not encoded yet; returns (records in the folder, unreadable ones among them).
 
-    Processes that torchrun started share the shards, without a word to each other: the folder says what is done, and
-    who works at what. Each returns when the whole is finished.
+    The processes agree on what is to be done, and part. Then they share the shards without a word to each other: the
+    folder says what is done, and who works at what. Each returns when the whole is finished.
 
     Raises:
         UserError: no end to the data, too many unreadable pictures, a folder with other codes, a full disk.
     """
-    rank, processes, local_rank = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
-    place = pick_device(device, local_rank)
-    tokenizer = load_tokenizer(image_tokenizer, place, image_size)
+    world.doing = "the check of what is to be encoded"
+    place = world.device
+    tokenizer = world.together(lambda: load_tokenizer(image_tokenizer, place, image_size))
     height, width = tokenizer.image_size
     batch_size = max(1, min(batch_size, LARGEST_BATCH // (height * width)))
     shard_size = max(1, min(shard_size, LARGEST_SHARD // tokenizer.layout.length))
-    dataset = open_data(data, tokenizer.image_size)
-    if dataset.endless:
-        raise UserError(f"data {data!r} has no end: say how many pictures to encode, as in {data}?limit=50000")
-    if isinstance(dataset, CodesDataset):
-        raise UserError(f"data {data!r} holds codes already: give pictures")
-    writer = ShardWriter(
-        out,
-        tokenizer_fingerprint=tokenizer.fingerprint(),
-        layout=tokenizer.layout,
-        codebook_size=tokenizer.codebook_size,
-        image_size=tokenizer.image_size,
-        source=data,
-        total=len(dataset),
-        data_sha256=dataset.fingerprint(),
-        shard_size=shard_size,
-        rank=rank,
-        processes=processes,
+    dataset = world.together(lambda: _pictures(data, tokenizer.image_size))
+    made_by = world.agreed(tokenizer.fingerprint, "weights of the image tokenizer")
+    count, digest = world.agreed(lambda: (len(dataset), dataset.fingerprint()), "pictures or captions")
+    bad = world.together(lambda: BadPictures(count, max_bad, dataset.left_out))
+    writer = world.together(
+        lambda: ShardWriter(
+            out,
+            tokenizer_fingerprint=made_by,
+            layout=tokenizer.layout,
+            codebook_size=tokenizer.codebook_size,
+            image_size=tokenizer.image_size,
+            source=data,
+            total=count,
+            data_sha256=digest,
+            shard_size=shard_size,
+            rank=world.rank,
+            processes=world.size,
+        )
     )
-    bad = BadPictures(len(dataset), max_bad, dataset.left_out)
+    world.part()
     columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"))
-    console = Console(stderr=True, quiet=rank > 0)
+    console = Console(stderr=True, quiet=not world.is_main)
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         start = writer.count
-        task = progress.add_task("", total=len(dataset), completed=start, speed="")
+        task = progress.add_task("", total=count, completed=start, speed="")
         encoded = 0
         while not writer.done():
             for batch in read_spans(dataset, writer.claims(), batch_size=batch_size, workers=workers):
@@ -86,10 +84,20 @@ def encode_data(
                 encoded += len(batch.keys) + len(batch.problems)
                 speed = f"{encoded / (progress.tasks[task].elapsed or 1e-9):.0f} images/s"
                 # Of one process all that it has done; of several, the shards that are finished.
-                done = start + encoded if processes == 1 else writer.count
+                done = start + encoded if world.size == 1 else writer.count
                 progress.update(task, completed=done, speed=speed)
-        progress.update(task, completed=len(dataset))
-    return len(dataset), writer.finish(bad.check_all)
+        progress.update(task, completed=count)
+    return count, writer.finish(bad.check_all)
+
+
+def _pictures(data: str, size: tuple[int, int]) -> RecordDataset:
+    """The data set that is encoded."""
+    dataset = open_data(data, size)
+    if dataset.endless:
+        raise UserError(f"data {data!r} has no end: say how many pictures to encode, as in {data}?limit=50000")
+    if isinstance(dataset, CodesDataset):
+        raise UserError(f"data {data!r} holds codes already: give pictures")
+    return dataset
 
 
 def _add(writer: ShardWriter, batch: RecordBatch, codes: torch.Tensor | None) -> None:

@@ -27,10 +27,10 @@ from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.storage.files import is_ours_alone, plain, read_json, write_json
 from unitok.config import TaskConfig, TasksConfig
 from unitok.lock import LOCK_FILE, only_writer
+from unitok.processes.world import World
 
 from .checkpoint import newest_whole, read_about
 from .config import FREE_ON_RESUME
-from .distributed import World
 
 RUN_FILE, CHECKPOINTS, SAMPLES = "run.json", "checkpoints", "samples"
 DATA = "data_sha256"

@@ -21,6 +21,7 @@ from unitok.data.mixture import Mixture, Slot, slots_of, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
 from unitok.modalities import Picture
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
+from unitok.processes.world import World
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
@@ -29,7 +30,6 @@ from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
 from .config import RunConfig
-from .distributed import World
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent

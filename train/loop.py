@@ -23,11 +23,11 @@ from tokenizers_vq.errors import UserError
 from unitok.data.loader import BadPictures, make_loader
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.device import autocast, keep_freed_memory
+from unitok.processes.world import World
 from unitok.seeding import fold
 
 from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about
 from .config import OptimConfig, RunConfig
-from .distributed import World
 from .folder import DATA, RunFolder, environment, flatten
 from .guard import Guard
 from .log import RunLog, Speed, plot_losses

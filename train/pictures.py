@@ -11,9 +11,9 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from unitok.data.loader import collate, read_in_order
 from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+from unitok.processes.world import World
 
 from .config import AugmentConfig
-from .distributed import World
 
 
 def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -> Record:

@@ -26,10 +26,10 @@ from tokenizers_vq.quantizers.config import BSQ, FSQ
 from tokenizers_vq.usage import CodebookUsage
 from unitok.data.loader import Transform
 from unitok.data.records import RecordBatch, RecordDataset
+from unitok.processes.world import World
 from unitok.seeding import fold
 
 from .config import AugmentConfig, RunConfig
-from .distributed import World
 from .notices import LowForLong
 from .pictures import Augmenter, Validation, first_records, to_device
 from .text_tower import TextTower

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,9 +24,12 @@ from .ports import ATTENDED, STATES
 from .reader.config import READER
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer, number_tokenizer
-from .trunk.published import published_family
+from .trunk.published import PublishedTrunk, published_family
 from .trunk.published.family import Family, Settings, Weights, flat
 from .vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from .trunk.published.janus_reading import Reading
 
 NEARLY = 0.02
 """By how much two codebooks may differ, as a share of the largest number: one of them may have been kept in bf16."""
@@ -91,24 +95,11 @@ def import_generator(
     tokens = {**table.tokens, **(table.reads if reading else {})}
     trunk = table.reading_trunk(trunk) if reading else trunk
     texts = _texts(tokens, str(path), file, given, classes) if tokens else number_tokenizer(max(1, classes))
-    vocabulary = Vocabulary.of(texts.size, codes)
-    for span in (*table.spans, *(table.reads if reading else ())):
-        vocabulary = vocabulary.grown(span, 1)
-    ports = get_objective(table.objective, image_tokenizer, trunk.plain_inputs).ports(image_tokenizer.layout)
-    config = ModelConfig(
-        trunk,
-        table.objective,
-        vocabulary.spans,
-        {"text": table.text_length, "class": 1, "states": STATES, "attended": ATTENDED}[trunk.captions],
-        image_tokenizer.fingerprint(),
-        ports | caption_ports(trunk.captions, trunk.state_width),
-        table.reading_tasks if reading else table.tasks,
-        table.sampling(trunk),
-        reading and reading.config,
-    )
+    config = published_config(table, trunk, image_tokenizer, texts, codes, reading)
+    config = replace(config, image_tokenizer=image_tokenizer.fingerprint())
     images = image_tokenizer
     model = build_empty(lambda: UniTok(config, images, texts), str(path))
-    state = table.state(trunk, weights, vocabulary, texts)
+    state = table.state(trunk, weights, model.vocabulary, texts)
     if reading:
         assert model.reader is not None
         number, complaint = misfits(reading.weights, _shapes(model.reader))
@@ -119,6 +110,32 @@ def import_generator(
     if text_encoder is not None:
         model.config.text_encoder = model.caption_states.named(text_encoder)
     return model.eval()
+
+
+def published_config(
+    table: Family,
+    trunk: PublishedTrunk,
+    image_tokenizer: ImageTokenizer,
+    texts: TextTokenizer,
+    codes: int,
+    reading: Reading | None = None,
+) -> ModelConfig:
+    """What a model of a family is, with a trunk of these sizes that draws so many codes; without the fingerprint of its
+    image tokenizer."""
+    vocabulary = Vocabulary.of(texts.size, codes)
+    for span in (*table.spans, *(table.reads if reading else ())):
+        vocabulary = vocabulary.grown(span, 1)
+    ports = get_objective(table.objective, image_tokenizer, trunk.plain_inputs).ports(image_tokenizer.layout)
+    return ModelConfig(
+        trunk,
+        table.objective,
+        vocabulary.spans,
+        {"text": table.text_length, "class": 1, "states": STATES, "attended": ATTENDED}[trunk.captions],
+        ports=ports | caption_ports(trunk.captions, trunk.state_width),
+        tasks=table.reading_tasks if reading else table.tasks,
+        sampling=table.sampling(trunk),
+        reader=reading and reading.config,
+    )
 
 
 def unused_settings(family: str, settings: Mapping[str, Any]) -> list[str]:

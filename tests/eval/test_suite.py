@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from processes import pair
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
@@ -103,22 +107,67 @@ def test_interrupted_run_goes_on(model: Path, whole: Path, tmp_path: Path, monke
     assert len(draws) == before and contents(tmp_path) == contents(whole), "measured again from what is there"
 
 
-def test_two_processes_equal_one(model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    start(model, tmp_path)
-    made = sorted(path.name for path in (tmp_path / "shards").iterdir())
-    assert len(made) == 7 and not (tmp_path / "report.json").exists(), "its half of 5 sets of 3 shards"
-    monkeypatch.setenv("RANK", "0")
-    start(model, tmp_path)
-    assert contents(tmp_path) == contents(whole)
+SMALL: dict[str, Any] = {"guidances": [1.0], "seeds": 1, "train_data": None}
 
 
-def test_dead_process_is_not_waited_for_forever(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(suite, "PATIENCE", 0)
-    with pytest.raises(UserError, match=r"7 shards in .* were not made by the other processes: run the same command"):
-        start(model, tmp_path)
+def shared(model: Path, out: Path, drawn: Path, dies: int | None = None) -> list[int]:
+    """Runs the suite in two processes, and gives their exit codes. In `drawn` each leaves a file for every batch that
+    it draws; process `dies` is killed before its first one."""
+
+    def work(rank: int) -> int:
+        def counted(*args: Any, **more: Any) -> torch.Tensor:
+            if rank == dies:
+                (out / "dead").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while dies is not None and not (out / "dead").exists():
+                time.sleep(0.01)
+            pictures = draw(*args, **more)
+            (drawn / f"{rank}-{len(list(drawn.iterdir()))}").touch()
+            return pictures
+
+        suite.draw = counted  # type: ignore[attr-defined]  # of a forked process
+        start(model, out, **SMALL)
+        return 0
+
+    return pair(work, timeout=60)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dies", [0, 1])
+def test_processes_share_the_work_and_one_that_dies_loses_nothing(model: Path, tmp_path: Path, dies: int) -> None:
+    out, drawn = tmp_path / "out", tmp_path / "drawn"
+    drawn.mkdir()
+    codes = shared(model, out, drawn, dies)
+    made = [path.name for path in drawn.iterdir()]
+    assert codes[1 - dies] == 0 and len(made) == 3, "each of three shards is drawn once, also that of who died"
+    assert codes[dies] == -signal.SIGKILL and all(name.startswith(str(1 - dies)) for name in made)
+    assert (out / "report.json").exists() == (dies == 1)
+    if dies == 0:  # who writes the report: the same command again
+        start(model, out, **SMALL)
+    start(model, tmp_path / "whole", **SMALL)
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not any(path.name.startswith(".") for path in out.iterdir()), "nothing is left of the sharing"
+
+
+@pytest.mark.timeout(120)
+def test_processes_refuse_together(model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def refused(how: Callable[[int], dict[str, Any]]) -> str:
+        capfd.readouterr()
+
+        def work(rank: int) -> int:
+            given: dict[str, Any] = {"data": DATA, "limit": COUNT, **how(rank)}
+            words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+            return main(["eval", "suite", "--model", str(model), "--out", str(tmp_path / "out"), *words])
+
+        codes, said = pair(work, timeout=60), capfd.readouterr().err
+        assert codes == [2, 2] and said.count("error:") == 1 and "Traceback" not in said, said
+        assert not (tmp_path / "out").exists()
+        return said
+
+    assert "--limit is 0: choose 1 or more" in refused(lambda rank: {"limit": 0})
+    assert "processes 0 and 1 see other models, data" in refused(lambda rank: {"data": f"{DATA}?seed={rank}"})
+    broken = {"data": ["nowhere/", DATA]}
+    assert "nowhere/" in refused(lambda rank: {"data": broken["data"][1 - rank]}), "one of them alone sees it"
 
 
 # --- what the report says --------------------------------------------------------------------------------------------

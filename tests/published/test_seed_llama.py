@@ -192,7 +192,6 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
         ["sample", "--model", str(out), "w3"],
         ["inpaint", str(pictures / "a.png"), "--model", str(out), "--caption", "w3", "--box", "0,0,9,9"],
         ["eval", "generator", "--model", str(out), "--data", str(pictures)],
-        ["eval", "tasks", str(pictures), "--model", str(out)],
         ["eval", "suite", "--model", str(out), "--data", str(pictures)],
     ):
         made = tmp_path / "made"
@@ -201,6 +200,11 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
         err = capsys.readouterr().err
         assert len(err.strip().splitlines()) == 1 and not made.exists(), err
         assert "makes an image embedding of codes, no pixels" in err or "have no place in the picture" in err
+    tasks = ["eval", "tasks", "shapes@val?limit=3", "--model", str(out), "--out", str(made)]
+    assert main(tasks) == 0
+    assert "note: left out: text_to_image; the SEED tokenizer makes an image embedding" in capsys.readouterr().err
+    report = json.loads((made / "report.json").read_text())
+    assert report["provenance"].keys() == {"image_to_text.exact"} and "left out: text_to_image" in report["warnings"][0]
     assert main(["serve", "--model", str(out), "--port", "0"]) == 2
     assert "makes an image embedding of codes, no pixels" in capsys.readouterr().err
     capsys.readouterr()

@@ -18,12 +18,12 @@ from tokenizers_vq.quantizers.config import MultiVQ
 from unitok.cli.main import main
 from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import Record
+from unitok.processes.world import World
 from unitok.sampling import GivenSettings
 from unitok.seeding import keyed_generator
 from unitok.train import loop
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
-from unitok.train.distributed import World
 from unitok.train.folder import RunFolder
 from unitok.train.log import read_log
 from unitok.train.loop import train

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
-from unitok.train.distributed import World, join
+from unitok.processes.world import World, join
 from unitok.train.log import read_log
 
 STEPS = 4

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from processes import pair
 
 from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
+from unitok.cli.main import main
 from unitok.data.codes.shards import CodesDataset
 from unitok.data.codes.writer import ShardWriter
 from unitok.data.open import open_data
+from unitok.lock import only_writer
 from unitok.train.commands import encode
 
 
@@ -123,5 +128,96 @@ def test_two_processes_share_the_shards_and_write_what_one_writes(tmp_path: Path
     for process in runs:
         process.join(60)
     assert [process.exitcode for process in runs] == [0, 0, 0]
-    one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert one == two and len(one) == 12
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_dies_loses_nothing_and_nothing_is_encoded_twice(
+    tmp_path: Path, tiny_tokenizer_folder: Path, dies: int
+) -> None:
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    common: dict[str, Any] = {"data": "shapes@val?limit=42", "image_tokenizer": tiny_tokenizer_folder}
+    common |= {"batch_size": 4, "shard_size": 4, "device": "cpu"}
+    add = ShardWriter.add
+
+    def work(rank: int) -> int:
+        added: list[str] = []
+
+        def watched(self: Any, name: str, *rest: Any, **more: Any) -> None:
+            if rank == dies and len(added) == 6:  # in its second shard
+                (tmp_path / "dead").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            while rank != dies and not (tmp_path / "dead").exists():
+                time.sleep(0.01)
+            added.append(name)
+            (seen / f"{rank}-{len(added)}-{name}").touch()
+            add(self, name, *rest, **more)
+
+        ShardWriter.add = watched  # type: ignore[method-assign]  # of a forked process
+        encode(out=tmp_path / "two", **common)
+        return 0
+
+    codes = pair(work, timeout=60)
+    assert (codes[dies], codes[1 - dies]) == (-signal.SIGKILL, 0)
+    assert len(list(seen.iterdir())) == 42 + 2, "the two of the shard that was begun, and no other, came twice"
+    encode(out=tmp_path / "two", **common)  # started again: it finds all done, and clears away the lock of who died
+    encode(out=tmp_path / "one", **common)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+@pytest.mark.timeout(120)
+def test_processes_refuse_together(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(**given: tuple[object, object]) -> str:
+        """`given`: options as the first process and the second one have them."""
+        capfd.readouterr()
+
+        def work(rank: int) -> int:
+            options: dict[str, object] = {"data": "shapes@val?limit=8", "image_tokenizer": tiny_tokenizer_folder}
+            options |= {"out": tmp_path / "codes", "device": "cpu", "shard_size": 4}
+            options |= {name: both[rank] for name, both in given.items()}
+            return main(["encode", *(word for name, value in options.items() for word in (f"--{name}", str(value)))])
+
+        codes, said = pair(work, timeout=60), capfd.readouterr().err
+        assert codes == [2, 2] and said.count("error:") == 1 and "Traceback" not in said, said
+        return said
+
+    assert "--workers is -1: choose 0 or more" in refused(workers=(-1, -1))
+    assert "batch_size is 'x': expected int" in refused(batch_size=("x", "x"))
+    assert "has no end: say how many" in refused(data=("shapes", "shapes"))
+    assert "no image tokenizer at nowhere" in refused(image_tokenizer=(tiny_tokenizer_folder, "nowhere"))
+    assert "processes 0 and 1 see other pictures or captions" in refused(
+        data=("shapes@val?limit=8", "shapes@val?limit=8&seed=1")
+    )
+    if not torch.cuda.is_available():
+        assert "torch sees no GPU: choose cpu" in refused(device=("cpu", "cuda"))
+    assert not (tmp_path / "codes").exists(), "nothing was begun"
+    common: dict[str, Any] = {"image_tokenizer": tiny_tokenizer_folder, "out": tmp_path / "codes", "shard_size": 4}
+    encode(data="shapes@val?limit=8", device="cpu", **common)
+    before = files(tmp_path / "codes")
+    assert "holds codes of other pictures" in refused(data=("shapes@val?limit=9", "shapes@val?limit=9"))
+    assert files(tmp_path / "codes") == before
+    damaged = tmp_path / "codes" / "codes-00001.safetensors"  # the second process looks at it
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert "codes-00001.safetensors is missing or damaged" in refused()
+    held, leave = (multiprocessing.get_context("fork").Event() for _ in range(2))
+
+    def hold() -> None:
+        with only_writer(tmp_path / "codes"):
+            held.set()
+            leave.wait(60)
+
+    holder = multiprocessing.get_context("fork").Process(target=hold)
+    holder.start()
+    assert held.wait(60)
+    assert f"is in use by process {holder.pid} on " in refused()
+    leave.set()
+    holder.join()

@@ -21,6 +21,7 @@ from unitok.data.loader import make_loader
 from unitok.data.records import Record
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective, objective_class
+from unitok.processes.world import World
 from unitok.sample.pipeline import draw, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
@@ -28,7 +29,6 @@ from unitok.train import generator
 from unitok.train.commands import encode
 from unitok.train.config import RunConfig, SourceConfig
 from unitok.train.data import open_sources
-from unitok.train.distributed import World
 from unitok.train.generator import GeneratorTrainee
 from unitok.vocabulary import Vocabulary
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
 from unitok.lock import only_writer
+from unitok.processes.world import join
 from unitok.train import loop
 from unitok.train.checkpoint import all_checkpoints, read_about
-from unitok.train.distributed import join
 from unitok.train.log import read_log
 from unitok.train.parallel import choice, shards  # noqa: F401 (shards: before the processes are forked)
 

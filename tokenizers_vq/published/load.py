@@ -123,6 +123,11 @@ def _elsewhere(table: Family, weights: dict[str, Tensor], path: str | Path, seco
     return found
 
 
+def released_configs(family: str) -> list[TokenizerConfig]:
+    """The configurations of the released tokenizers of a family."""
+    return _attempts(PUBLISHED[family], {})
+
+
 def _attempts(table: Family, given: Settings) -> list[TokenizerConfig]:
     """The released configurations, changed as said, as far as they can be."""
     found: list[TokenizerConfig] = []

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unitok.processes.world import World
+
 from ..config import OptimConfig, RunConfig
-from ..distributed import World
 from ..trainee import Trainee
 from .replicas import Replicas
 

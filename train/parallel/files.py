@@ -21,8 +21,8 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.storage.files import sha256_of
 from tokenizers_vq.storage.weights import check_finite
+from unitok.processes.world import World
 
-from ..distributed import World
 from .tensors import local
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from unitok.processes.world import World
+
 from ..checkpoint import TrainState, save
-from ..distributed import World
 from ..optim import AveragedWeights
 from ..trainee import Trainee
 

@@ -23,10 +23,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from tokenizers_vq.errors import UserError
 from unitok.device import autocast
+from unitok.processes.world import World
 
 from ..checkpoint import TrainState, save
 from ..config import RunConfig
-from ..distributed import World
 from ..optim import AveragedWeights
 from ..trainee import Trainee
 from .files import write_shards

@@ -24,7 +24,7 @@ class Command:
     out_is_file: bool = False
     """Whether `--out` is a file; else it is a folder that one process at a time writes into."""
     meets: bool = False
-    """Whether the processes that torchrun starts meet, and lock that folder together (`RunFolder.held`)."""
+    """Whether the processes that torchrun starts meet, and lock that folder together (`unitok.processes`)."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -56,7 +56,7 @@ COMMANDS: dict[str, Command] = {
         "Join what was tuned apart, an adapter or a decoder, with a model.",
         positional=("model",),
     ),
-    "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes."),
+    "encode": Command("unitok.train.commands:encode", "Tokenize a data set once, into shards of codes.", meets=True),
     "export": Command(
         "unitok.cli.exporting:export",
         "Write a model or a tokenizer for diffusers, transformers or ONNX.",
@@ -138,7 +138,9 @@ COMMANDS: dict[str, Command] = {
         inline="sampling",
     ),
     "eval suite": Command(
-        "unitok.eval.suite_commands:eval_suite", "A whole protocol: seeds, guidance sweep, nearest training pictures."
+        "unitok.eval.suite_commands:eval_suite",
+        "A whole protocol: seeds, guidance sweep, nearest training pictures.",
+        meets=True,
     ),
     "eval fid": Command(
         "unitok.eval.commands:eval_fid", "How far a set of pictures is from another: FID, KID.", positional=("a", "b")

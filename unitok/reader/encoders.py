@@ -53,7 +53,8 @@ class Latents(Encoder):
         super().__init__()
         self._held = (tokenizer,)  # no part of this module: the model has it, and its weights are in their own file
         self.grid, self.size = tokenizer.layout.grid, tokenizer.image_size
-        self.width = tokenizer.continuous(torch.zeros(1, 3, *self.size)).shape[2]
+        black = torch.zeros(1, 3, *self.size, device=next(tokenizer.parameters()).device)
+        self.width = tokenizer.continuous(black).shape[2]
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[2:] != self.size:  # a tile

@@ -102,6 +102,8 @@ class ShardWriter:
         others = self.out.is_dir() and not is_ours_alone(self.out, frozenset({LOCK_FILE, CLAIMS_FILE, INDEX}))
         if others and not (self.out / INDEX).is_file():
             raise UserError(f"{self.out} holds other files and no {INDEX}: choose an empty folder for the codes")
+        if (self.out / INDEX).is_file():
+            self._check_same(CodesIndex.load(self.out))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -122,7 +124,15 @@ class ShardWriter:
             clear_litter(self.out)
 
     def _continue(self) -> None:
-        found, wanted = CodesIndex.load(self.out), self.index
+        found = CodesIndex.load(self.out)
+        self._check_same(found)
+        if found.shard_size < 1:
+            found = replace(found, shard_size=self.index.shard_size)
+            found.save(self.out)
+        self.index = found
+
+    def _check_same(self, found: CodesIndex) -> None:
+        wanted = self.index
         same_data = (
             [("other pictures, fingerprint", found.data_sha256[:12], wanted.data_sha256[:12])]
             if found.data_sha256  # whatever the path to them is now
@@ -140,10 +150,6 @@ class ShardWriter:
         ):
             if old != new:
                 raise UserError(f"{self.out} holds codes of {what}, {old} (now {new}): choose another folder")
-        self.index = found
-        if found.shard_size < 1:
-            self.index = replace(found, shard_size=wanted.shard_size)
-            self.index.save(self.out)
 
     def _check_finished(self, rank: int, processes: int) -> None:
         """Compares this process's share of the finished shards with their digests."""

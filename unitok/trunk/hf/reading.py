@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ...text import TextTokenizer, load_text_tokenizer
 from ..fusion import part_of_fusion
 from . import HFTrunk, Parts
 
+HF = "hf:"
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 GGUF = ".gguf"
 HEAD_OF = "lm_head."
@@ -112,7 +113,7 @@ def read_language_model(name: str) -> LanguageModel:
     Raises:
         UserError: files that are missing, foreign or damaged; a model of a type that is not known.
     """
-    path = Path(name.removeprefix("hf:"))
+    path = Path(name.removeprefix(HF))
     if path.suffix == GGUF:
         return _read_gguf(path)
     if path.suffix == ".json":
@@ -130,6 +131,20 @@ def read_language_model(name: str) -> LanguageModel:
     trunk = _read_config(path / CONFIG)
     weights = _plain(read_weights(locate(str(path), (INDEX, WEIGHTS)), ()))
     return _checked(LanguageModel(str(path), trunk, load_text_tokenizer(path), weights))
+
+
+def read_trunk(name: str) -> HFTrunk:
+    """The sizes of a language model, without its weights; `name` as of `read_language_model`.
+
+    Raises:
+        UserError: no configuration there, or of a type that is not known.
+    """
+    path = Path(name.removeprefix(HF))
+    if path.suffix == GGUF:
+        raise UserError(f"{path} holds its sizes among its weights: give the config.json of the language model")
+    if path.suffix == ".json":
+        return _read_config(path)
+    return _read_config((path if path.is_dir() else _fetch(str(path), [CONFIG])) / CONFIG)
 
 
 def _read_config(path: Path) -> HFTrunk:
@@ -168,7 +183,7 @@ def _read_gguf(path: Path) -> LanguageModel:
         return _checked(LanguageModel(str(path), trunk, tokenizer, _plain(model.state_dict())))
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, files: Sequence[str] = (CONFIG, TOKENIZER, INDEX, "model*.safetensors")) -> Path:
     """The files of a model of the hub, in the user's cache."""
     if Path(name).is_absolute() or name.startswith(".") or len(Path(name).parts) > 2:
         raise UserError(f"no folder {name}: give the folder of a language model, or hf:owner/name to fetch one")
@@ -181,7 +196,7 @@ def _fetch(name: str) -> Path:
             f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
         )
     ):
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, TOKENIZER, INDEX, "model*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
 
 
 def _plain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,26 +1,36 @@
 """One process, or several started by torchrun.
 
-Every process runs the same program; rank 0 alone writes files, but for the shards of a checkpoint. Small facts (counts,
-"stop now") travel between the CPUs through gloo, so that agreeing on them never waits for a GPU.
+Every process runs the same program. In a training rank 0 alone writes files, but for the shards of a checkpoint. Small
+facts (counts, "stop now") travel between the CPUs through gloo, so that agreeing on them never waits for a GPU.
+
+Processes that share the work in a folder are together only until the work begins (`sharing`): then one may die and the
+others go on.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 from tokenizers_vq.errors import UserError
-from unitok.device import pick_device
+
+from ..device import pick_device
+from ..lock import only_writer
+from . import can_meet, places
 
 T = TypeVar("T")
+
+RESUME = "repeat the command with --resume"
+SLOW = ", or raise run.timeout_minutes if they were only slow"
+"""What to do about a training that has ended."""
 
 
 @dataclass
@@ -32,14 +42,21 @@ class World:
     size: int = 1
     doing: str = "the start"
     """What this process is at, for the message when the others do not answer."""
+    apart: bool = False
+    """Whether it speaks to no other, although there are some."""
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def meets(self) -> bool:
+        """Whether there are others that it speaks to."""
+        return self.size > 1 and not self.apart
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
-        if self.size > 1:
+        if self.meets:
             dist.all_reduce(tensor)
         return tensor
 
@@ -56,12 +73,12 @@ class World:
         """Replaces gradients by their mean over all processes; for networks small enough to do without DDP, which wants
         every weight to take part in every step."""
         for weight in weights:
-            if self.size > 1 and weight.grad is not None:
+            if self.meets and weight.grad is not None:
                 self.sum(weight.grad.div_(self.size))
 
     def gather(self, value: object) -> list[Any]:
         """One value per process, in rank order, in every process."""
-        if self.size == 1:
+        if not self.meets:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
@@ -70,7 +87,7 @@ class World:
     def from_main(self, make: Callable[[], T]) -> T:
         """What `make` returns in the first process, in every process. Where it raises a UserError, the others leave
         with the same exit code and say nothing."""
-        if self.size == 1:
+        if not self.meets:
             return make()
         values: list[Any] = [None, False]
         if self.is_main:
@@ -88,6 +105,8 @@ class World:
     def together(self, do: Callable[[], T]) -> T:
         """What `do` returns here. Where it raises a UserError in some processes, the first of them raises it and all
         others leave with the same exit code."""
+        if not self.meets:
+            return do()
         error, value = None, None
         try:
             value = do()
@@ -115,56 +134,96 @@ class World:
 
     def wait(self) -> None:
         """Until every process has come here."""
-        if self.size > 1:
+        if self.meets:
             dist.barrier()
+
+    def part(self) -> None:
+        """Takes leave of the others, when all have come here: from now on each works for itself."""
+        if self.meets:
+            dist.barrier()
+            dist.destroy_process_group()
+            self.apart = True
 
 
 @contextmanager
-def join(device: str = "auto", threads: int | None = None, timeout_minutes: float = 60) -> Iterator[World]:
+def join(
+    device: str = "auto",
+    threads: int | None = None,
+    timeout_minutes: float = 60,
+    again: str = RESUME,
+    slow: str = SLOW,
+) -> Iterator[World]:
     """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down.
 
+    Args:
+        device: of this process; see `pick_device`.
+        threads: that torch computes with on a CPU.
+        timeout_minutes: how long a process waits for the others.
+        again, slow: what to do where one was lost, and what else where they took longer.
+
     Raises:
-        UserError: a process waited `timeout_minutes` for the others, or lost one; the message names both sides.
+        UserError: a process waited `timeout_minutes` for the others, or lost one; the message names both sides. Or
+            there is no such device.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    place = pick_device(device, local_rank)
+    rank, size, local_rank = places()
     if size == 1:
-        yield World(place)
+        yield World(pick_device(device, local_rank))
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    world = World(torch.device("cpu"), rank, size)
     # Gradients of 1x1 convolutions come in either of two equal memory orders; DDP copies a few kilobytes and warns.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
-    world = World(place, int(os.environ.get("RANK", "0")), size)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        gpus = device != "cpu" and torch.cuda.is_available()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=timeout_minutes))
         if dist.get_world_size() != size:
             raise UserError(
                 f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
             )
+        world.device = world.together(lambda: pick_device(device, local_rank))
+        if world.device.type == "cuda":
+            torch.cuda.set_device(world.device)
         yield world
     except RuntimeError as error:
+        if world.apart:
+            raise
         text = " ".join(str(error).split())
         if any(sign in text.lower() for sign in _TIMED_OUT):
             raise UserError(
                 f"process {world.rank} of {size} waited {timeout_minutes:g} minutes for the others at {world.doing}: "
-                "one of them hangs or has ended, look at what the others say last; repeat the command with --resume, "
-                "or raise run.timeout_minutes if they were only slow"
+                f"one of them hangs or has ended, look at what the others say last; {again}{slow}"
             ) from error
         if any(sign in text.lower() for sign in _LOST):
             raise UserError(
                 f"process {world.rank} of {size} lost another process at {world.doing}: look at what that one says "
-                "last, then repeat the command with --resume"
+                f"last, then {again}"
             ) from error
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def sharing(out: Path, device: str) -> Iterator[World]:
+    """Enters a command whose processes share the work in a folder, which the first one locks. They are together until
+    they `part`.
+
+    A process without an address to meet the others at speaks to none of them.
+
+    Raises:
+        UserError: the folder is in use, or as `join`.
+    """
+    rank, size, local_rank = places()
+    if size > 1 and not can_meet():
+        with only_writer(out):
+            yield World(pick_device(device, local_rank), rank, size, apart=True)
+        return
+    with join(device, again="repeat the command", slow="") as world, ExitStack() as stack:
+        world.from_main(lambda: stack.enter_context(only_writer(out)))
+        yield world
 
 
 _TIMED_OUT = ("timed out", "timeout")
