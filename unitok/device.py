@@ -94,3 +94,11 @@ def keep_freed_memory() -> None:
         # glibc before 2.35 takes no more than 32 MiB.
         if not mallopt(MMAP_THRESHOLD, 2**30):
             mallopt(MMAP_THRESHOLD, 2**25)
+
+
+def return_freed_memory() -> None:
+    """Gives memory that is kept so back to the system. Steps of many shapes leave holes that no later tensor fits into,
+    and what is kept grows."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
