@@ -72,7 +72,7 @@ def test_two_processes_train_as_one(
         words += ["--objective", "next_scale", "--tasks.text_only.share", "2"]
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
     capfd.readouterr()
-    start = torchrun if kind == "generator" else forked
+    start = torchrun if kind == "tokenizer" else forked
     start([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
     out, err = capfd.readouterr()
     assert out.count("steps: 4") == 1 and err.count("training on 2 x cpu") == 1, err
