@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from PIL import Image
 
 from unitok.cli.main import main
 from unitok.data.shapes.dataset import ShapesDataset
-from unitok.objectives import OBJECTIVES
+from unitok.objectives import OBJECTIVES, objective_class
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -31,11 +34,8 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
-@pytest.fixture
-def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_pictures(folder: Path) -> None:
     """A folder as a newcomer has it: pictures of several kinds and sizes, each with a text file beside it."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "pictures"
     folder.mkdir()
     data = ShapesDataset(size=48)
     for index in range(48):
@@ -49,7 +49,32 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             picture = picture.resize((90, 60))
         picture.save(folder / f"{name}.{'jpg' if index % 5 == 1 else 'png'}")
         (folder / f"{name}.txt").write_text(record.caption + "\n")
-    return folder
+
+
+def run_commands(generator: bool, training: str) -> None:
+    """Those with the generator or those without, in order, smaller; `training` are more words of `unitok train`."""
+    for words in commands():
+        if ("runs/generator" in words) == generator:
+            name = " ".join(words[:2])
+            words = ["debug" if word == "emoji" else word for word in words]
+            words += shlex.split(f"{SMALLER[name]} {training}") if name in SMALLER else []
+            assert main(words) == 0, words
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Path]:
+    """The folder before the generator: one that all objectives share, and one whose tokenizer has scales."""
+
+    @cache
+    def begin(scales: bool) -> Path:
+        folder = tmp_path_factory.mktemp("scales" if scales else "plain")
+        make_pictures(folder / "pictures")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            run_commands(generator=False, training="--tokenizer.scales '[1, 2, 4, 8]'" if scales else "")
+        return folder
+
+    return begin
 
 
 def losses(folder: Path) -> list[float]:
@@ -58,16 +83,16 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
-def test_commands_run_in_order(pictures: Path, objective: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in commands():
-        name = " ".join(words[:2])
-        words = ["debug" if word == "emoji" else word for word in words]
-        words += shlex.split(SMALLER.get(name, ""))
-        if name == "train generator":
-            words += ["--objective", objective]
-        if name == "train tokenizer" and objective in ("next_scale", "var"):
-            words += ["--tokenizer.scales", "[1, 2, 4, 8]"]
-        assert main(words) == 0, words
+def test_commands_run_in_order(
+    begun: Callable[[bool], Path],
+    objective: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(begun(objective_class(objective).sets_scales), tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    run_commands(generator=True, training=f"--objective {objective}")
     capsys.readouterr()
     for run in ("tokenizer", "generator"):
         found = losses(Path("runs") / run)

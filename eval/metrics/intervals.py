@@ -16,6 +16,8 @@ from ..report import Number
 
 LEVEL = 0.95
 RESAMPLES = 4000
+AT_ONCE = 2**20
+"""Captions drawn in one call: many small calls take longer, and all in one take a gigabyte."""
 COLUMNS = {"scene_accuracy": "scene"}
 """Numbers whose values of single pictures have another name."""
 
@@ -54,10 +56,9 @@ def interval_of_mean(rows: Sequence[tuple[str, float]], level: float = LEVEL, se
     counts = torch.bincount(owner, minlength=len(names)).double()
     generator = torch.Generator().manual_seed(seed)
     means = []
-    for _ in range(RESAMPLES):
-        drawn = torch.randint(len(names), (len(names),), generator=generator)
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    low, high = (
-        torch.stack(means).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist()
-    )
+    together = max(1, AT_ONCE // len(names))
+    for done in range(0, RESAMPLES, together):
+        drawn = torch.randint(len(names), (min(together, RESAMPLES - done), len(names)), generator=generator)
+        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+    low, high = torch.cat(means).quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double)).tolist()
     return low, high

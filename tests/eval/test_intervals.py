@@ -29,6 +29,14 @@ def test_pictures_of_one_caption_are_one_piece_of_evidence() -> None:
     assert high - low < 0.5 * (interval_of_mean(once)[1] - interval_of_mean(once)[0])
 
 
+def test_drawing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(str(i % 30), float(i % 7)) for i in range(80)]
+    whole = interval_of_mean(rows)
+    for at_once in (1, 1000):  # resample by resample; in parts of 33, of which the last is smaller
+        monkeypatch.setattr("unitok.eval.metrics.intervals.AT_ONCE", at_once)
+        assert interval_of_mean(rows) == pytest.approx(whole, rel=1e-12)
+
+
 def test_scores_by_number_of_objects_and_their_intervals_stand_in_every_form_of_a_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,18 +1,16 @@
 """Two processes (gloo): the codebook is the same on every rank, and follows the joint batch.
 
-Run as a script, this file is one of the two processes.
+The processes are forked: torch is imported once.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import pair
 from torch import Tensor, distributed
 
 from tokenizers_vq import build_tokenizer
@@ -40,7 +38,6 @@ def fresh(name: str) -> Quantizer:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     # Made before the process group, on purpose: the library would decide here, once, not to talk to the other ranks.
     quantizers = {name: fresh(name) for name in CONFIGS}
     tokenizer = build_tokenizer(dataclasses.replace(TOKENIZER_PRESETS["debug"](), quantizer=CONFIGS["vq"]))
@@ -72,11 +69,7 @@ def work(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """What each of the two ranks ended with."""
     folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__]
-    running = [subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert pair(lambda rank: work(rank, folder)) == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -95,7 +88,3 @@ def test_codebook_follows_the_joint_batch(ranks: list[dict[str, Tensor]]) -> Non
         alone(latents(step))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(ranks[0][f"plain {name}"], value)
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), Path(sys.argv[2]))

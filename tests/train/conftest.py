@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from unitok.data.records import Record
 from unitok.processes.world import World
 from unitok.sampling import GivenSettings
 from unitok.seeding import keyed_generator
+from unitok.train import data as training_data
 from unitok.train import loop
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
@@ -133,6 +135,14 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_texts() -> Iterator[None]:
+    """A vocabulary of 300 ids is learned from few texts as well; `shapes` renders a picture for each of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_data, "TEXTS_READ_ENDLESS", 200)
+        yield
+
+
 @pytest.fixture
 def run_toy() -> Any:
     def run(
@@ -206,7 +216,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
         out: Path,
         *,
         data: Any = "shapes",
-        val_data: Any = "shapes@val?limit=8",
+        val_data: Any = None,
         objective: Any = "next_token",
         resume: bool = False,
         text_tokenizer: str | None = None,

@@ -1,4 +1,7 @@
-"""Two processes on gloo against one: the same global batches, so the same training to rounding."""
+"""Two processes on gloo against one: the same global batches, so the same training to rounding.
+
+torchrun starts one kind of them. The others are forked: torch is imported once.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from processes import pair
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
+from unitok.cli.main import main
 from unitok.processes.world import World, join
 from unitok.train.log import read_log
 
@@ -23,12 +28,15 @@ RUN = (
 )
 
 
-def torchrun(words: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def torchrun(words: list[str]) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unitok"]
-    return subprocess.run(
-        [*launcher, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *words], env=environment, timeout=120, check=False)
+    assert done.returncode == 0
+
+
+def forked(words: list[str]) -> None:
+    assert pair(lambda rank: main(words)) == [0, 0]
 
 
 KINDS = ["tokenizer", "adversarial tokenizer", "multi-scale tokenizer", "generator", "next_scale generator"]
@@ -36,9 +44,16 @@ KINDS = ["tokenizer", "adversarial tokenizer", "multi-scale tokenizer", "generat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(
-    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
+    tmp_path: Path,
+    kind: str,
+    tiny_tokenizer_folder: Path,
+    scaled_tokenizer_folder: Path,
+    run_command: Any,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    words = f"train {kind.split()[-1]} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN}".split()
+    words = (
+        f"train {kind.split()[-1]} --data shapes?limit=64 --val_data shapes@val?limit=8 --preset debug {RUN}".split()
+    )
     if kind == "adversarial tokenizer":
         words += ["--adversarial.weight", "0.5", "--adversarial.start", "1", "--adversarial.ramp", "2"]
         words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
@@ -55,10 +70,12 @@ def test_two_processes_train_as_one(
         micro = {"two": "4", "one": "8"}  # the mean of the latents starts from the first micro-batch of all processes
     if kind == "next_scale generator":  # with micro-batches in which one process has texts alone
         words += ["--objective", "next_scale", "--tasks.text_only.share", "2"]
-    two = torchrun([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("steps: 4") == 1 and two.stderr.count("training on 2 x cpu") == 1
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
+    capfd.readouterr()
+    start = torchrun if kind == "tokenizer" else forked
+    start([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
+    out, err = capfd.readouterr()
+    assert out.count("steps: 4") == 1 and err.count("training on 2 x cpu") == 1, err
 
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [entry["step"] for entry in logs[1]] == [2, 4, 4]  # written once, by the first process

@@ -54,6 +54,7 @@ def test_the_loss_falls_and_the_folder_is_a_model(
         out,
         objective=objective,
         tokenizer=scaled_tokenizer_folder if objective in ("next_scale", "var") else tiny_tokenizer_folder,
+        val_data="shapes@val?limit=8",
         steps=40,
         batch_size=16,
         tasks=TasksConfig(caption_dropout=0),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,33 +14,30 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from unitok.cli.main import main
 from unitok.train.log import read_log
 
-STEPS = 40
+STEPS = 24
 RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.device cpu"
-RUN += " --run.eval_pictures 8 --run.eval_every 9"
+RUN += " --run.eval_pictures 8 --run.eval_every 12"
 OPTIM = "--optim.lr 0.002 --optim.warmup_steps 2"
 
 
-def stop_in_the_middle(words: list[str], out: Path, number: int) -> None:
-    """Starts a command and sends it a signal once it has logged a few steps."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unitok", *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def stop_in_the_middle(words: list[str], out: Path, number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs a command in a forked process, and signals it once it has logged a few steps."""
+    capfd.readouterr()
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(main(words)))
+    process.start()
     try:
         while len(read_log(out / "log.jsonl")) < 7:
-            assert process.poll() is None, process.communicate()
+            assert process.is_alive(), capfd.readouterr()
             time.sleep(0.01)
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
+        os.kill(process.pid or 0, number)
+        process.join(60)
     finally:
         process.kill()
-    assert process.returncode == 128 + number, stderr
+    stdout, stderr = capfd.readouterr()
+    assert process.exitcode == 128 + number, stderr
     assert "stopped by a signal after step" in stderr and "repeat the command with --resume" in stderr
     assert stdout == "" and "Traceback" not in stderr
 
@@ -63,7 +60,12 @@ def assert_equal_runs(stopped: Path, whole: Path) -> None:
     "kind", ["tokenizer", "query tokenizer", "adversarial tokenizer", "generator", "next_scale by Muon"]
 )
 def test_resume_after_a_signal_equals_the_unbroken_run(
-    tmp_path: Path, kind: str, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, run_command: Any
+    tmp_path: Path,
+    kind: str,
+    tiny_tokenizer_folder: Path,
+    scaled_tokenizer_folder: Path,
+    run_command: Any,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     command = "tokenizer" if kind.endswith("tokenizer") else "generator"
     words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
@@ -83,13 +85,10 @@ def test_resume_after_a_signal_equals_the_unbroken_run(
         words += ["--objective_settings.code_dropout", "0.5"]
     if kind == "next_scale by Muon":
         words += ["--objective", "next_scale", "--optim.muon", "true", "--objective_settings.code_noise", "0.5"]
-    stop_in_the_middle(
-        [*words, "--out", str(tmp_path / "stopped")],
-        tmp_path / "stopped",
-        signal.SIGTERM if kind == "tokenizer" else signal.SIGINT,
-    )
+    run_command([*words, "--out", str(tmp_path / "whole")])
+    number = signal.SIGTERM if kind == "tokenizer" else signal.SIGINT
+    stop_in_the_middle([*words, "--out", str(tmp_path / "stopped")], tmp_path / "stopped", number, capfd)
     done = [path.name for path in (tmp_path / "stopped" / "checkpoints").iterdir()]
     assert len(done) == 1 and 7 <= int(done[0].removeprefix("step-")) < STEPS
     run_command([*words, "--out", str(tmp_path / "stopped"), "--resume"])
-    run_command([*words, "--out", str(tmp_path / "whole")])
     assert_equal_runs(tmp_path / "stopped", tmp_path / "whole")

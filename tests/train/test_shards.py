@@ -60,7 +60,7 @@ def resumed_at(source: Path, out: Path, step: int) -> Path:
 
 
 @pytest.mark.timeout(300)
-def test_writtentrain_as_one_process_and_checkpoints_fit_both(
+def test_shards_train_as_one_process_and_checkpoints_fit_both(
     tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every part of the loop runs: accumulation, clipping, averages, evaluation, pictures, checkpoints, export."""
