@@ -77,7 +77,7 @@ def states(model: UniTok, *items: Document) -> torch.Tensor:
 def assert_likeliest(model: UniTok, task: str, field: str, records: list[dict[str, Any]]) -> list[list[int]]:
     """What the engine writes for records, side by side, is what one pass finds likeliest at each position. Gives it."""
     modalities, longest = model.modalities(), model.config.text_length
-    jobs = [job_for(*asked(task, record, modalities), 0, GREEDY, "text") for record in records]
+    jobs = [job_for(*asked(task, record, modalities), 0, GREEDY) for record in records]
     texts = [found[0].tolist() for found in run(model, jobs)]
     for record, ids in zip(records, texts, strict=True):
         last = states(model, made(model, task, {**record, field: ids}))[-1 - len(ids) :]

@@ -28,6 +28,8 @@ LINES: dict[str, dict[str, Any]] = {
     "ground_caption": {"image": "a.png", "named": ["a red circle", [0.1, 0.2, 0.5, 0.6], " on grey"]},
     "layout_to_image": {"image": "a.png", "named": ["a red circle", [0, 0, 1, 1]]},
     "inpaint": {"image": "a.png", "caption": "a red circle"},
+    "pointed_question": {"image": "a.png", "question": "what colour is it", "boxes": [[0, 0, 1, 1]], "answer": "red"},
+    "pointed_edit": {"source": "a.png", "instruction": "move it", "boxes": [[0, 0, 0.5, 1]], "image": "b.png"},
 }
 
 
@@ -89,6 +91,8 @@ def test_one_form_holds_every_task(folder: Path) -> None:
         ({"image": "a.png", "source": ["a.png", 7]}, "names a picture 7: give a path"),
         ({"image": "a.png", "source": []}, "has source []: give a list"),
         ({"parts": [{"text": "a", "image": "b.png"}]}, "has a part {'image': 'b.png', 'text': 'a'}: give"),
+        ({"parts": [{"text": ["a", 7]}]}, "has 7 in text: give strings and boxes"),
+        ({"parts": [{"text": ["a", [0, 0, 1]]}]}, "has a box [0, 0, 1]: give"),
         ({"caption": {"a": 1}}, "its caption is a map"),
     ],
 )

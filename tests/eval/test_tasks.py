@@ -20,7 +20,7 @@ from unitok.eval import tasks as scored
 from unitok.eval.tasks import TITLES, measure_inpainting, measure_task, tasks_of
 from unitok.model import UniTok
 from unitok.sample.performing import perform
-from unitok.tasks import FIELDS, TASKS
+from unitok.tasks import FIELDS, TASKS, ends_in
 from unitok.vocabulary import Vocabulary
 
 DATA = ["shapes@val?limit=4", *(f"shapes@val?task={task}&limit=4" for task in ("edit", "condition", "story", "ground"))]
@@ -39,15 +39,15 @@ def model(make_model: Callable[..., UniTok]) -> UniTok:
 
 def truth(model: UniTok, task: str, records: list[Record], *_: Any, **__: Any) -> list[Any]:
     """What the records say, in place of what a model writes."""
-    learned = next(part.field for part in TASKS[task] if part.learned)
     held = [{"caption": one.caption, "image": one.image, **one.fields} for one in records]
-    return [one[learned] for one in held]
+    return [one[ends_in(task)] for one in held]
 
 
 def test_records_are_used_for_the_tasks_whose_fields_they_have(model: UniTok) -> None:
     found = [tasks_of(model, open_data(one, 32)) for one in DATA]
     caption = ["text_to_image", "image_to_text"]
-    assert found[0] == [*caption, "question"] and found[1] == found[2] == [*caption, "edit"]
+    assert found[0] == [*caption, "question", "pointed_question"]
+    assert found[1] == found[2] == [*caption, "edit", "pointed_edit"]
     assert found[3] == [*caption, "interleaved"]
     assert found[4] == [*caption, "ground", "describe", "ground_caption", "layout_to_image"]
     for several in ("questions", "groundings"):  # one question is asked at once
@@ -112,7 +112,9 @@ def test_command_performs_every_task(model: UniTok, tmp_path: Path, capsys: pyte
     out = tmp_path / "out"
     assert main(["eval", "tasks", *DATA, "--model", str(tmp_path / "model"), "--limit", "2", "--out", str(out)]) == 0
     report = json.loads((out / "report.json").read_text())
-    assert TITLES.keys() | {"edit 2", "inpaint"} == {key for key in report if key.partition(" ")[0] in TASKS}
+    assert TITLES.keys() | {"edit 2", "pointed_edit 2", "inpaint"} == {
+        key for key in report if key.partition(" ")[0] in TASKS
+    }
     assert all(0 <= report[task]["exact"] <= 1 for task in TITLES)
     assert report["provenance"]["edit.exact"]["records"] == 2
     assert report["inpaint"]["known_kept"] == 1 and (out / "inpaint.png").exists()
