@@ -15,6 +15,7 @@ from unitok.data.shapes.questions import KINDS_OF_QUESTION, kind_of
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sample.pipeline import answer
+from unitok.tasks import way
 from unitok.text import CaptionEncoder
 
 from .metrics.alignment import exact_share
@@ -73,7 +74,7 @@ def measure_questions(
 def has_questions(model: UniTok, dataset: RecordDataset) -> bool:
     """Whether a model learned to answer, and the first records of the data ask."""
     records = (dataset[index] for index in range(min(FIRST, len(dataset))))
-    return "question" in model.config.tasks and any(record.fields.get("answer") for record in records)
+    return way("question", model.config.tasks) is not None and any(record.fields.get("answer") for record in records)
 
 
 def questions_section(

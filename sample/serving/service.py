@@ -16,7 +16,7 @@ from unitok.boxes import SPANS
 from unitok.data.decoding import fit_shares
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
-from unitok.tasks import TASKS, needs
+from unitok.tasks import TASKS, needs, way
 
 from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
@@ -99,7 +99,7 @@ class Service:
         return {
             "size": f"{width}x{height}",
             "objective": self.model.config.objective,
-            "tasks": list(self.model.config.tasks),
+            "tasks": [task for task in TASKS if way(task, self.model.config.tasks)],
             "caption_tokens": self.model.config.text_length,
             "settings": asdict(settings_for(self.model)),
             "model_sha256": self.fingerprint,

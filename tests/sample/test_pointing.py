@@ -18,6 +18,7 @@ from unitok.cli.main import main
 from unitok.config import ModelConfig
 from unitok.data.judging import judge
 from unitok.data.open import open_data
+from unitok.eval.questions import has_questions
 from unitok.modalities import PASSAGE
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -220,3 +221,11 @@ def test_edit_and_ask_by_a_model_that_points(
     assert len(list((tmp_path / "out").rglob("*.png"))) == 3, "two pictures and a sheet"
     assert main([str(word) for word in ["ask", tmp_path / "a.png", "what is it", *common]]) == 0
     capsys.readouterr()
+
+
+def test_questions_are_measured_where_the_model_points_first(make_model: Callable[..., UniTok]) -> None:
+    model = pointing(make_model)
+    asked = open_data("shapes@val?limit=2", model.image_tokenizer.image_size)
+    assert has_questions(model, asked)
+    model.config.tasks = ("pointed_edit",)
+    assert not has_questions(model, asked)

@@ -220,6 +220,8 @@ def test_a_model_that_points_changes_a_picture_behind_its_boxes(
     fields = {"prompt": "a red circle", "seed": "3", "guidance": ["2", "1.5"], "stream": "true", "partial_images": "2"}
     with serve(model) as (client, _):
         events = events_of(client.post(EDITS, data=fields, files=[("image[]", png(source))]).text)
+        [facts] = client.get("/v1/models").json()["data"]
+    assert facts["tasks"] == ["edit", "pointed_edit"], "it does both, as the studio sees it"
     assert base64.b64decode(events[-1]["b64_json"]) == png_bytes(decoded(model, codes[None], 0)[0])
     assert any(event["type"] == "image_edit.partial_image" for event in events)
 
