@@ -170,7 +170,7 @@ class ImageTokenizer(Tunable, ABC):
                 a tokenizer without pixels.
         """
         self.check_pixels()
-        if codes.is_floating_point():
+        if codes.is_floating_point() and codes.ndim == 4:
             return torch.cat([self._paint(part).float() for part in codes.split(1)])
         layout = layout or self.layout
         scales = len(layout.scales) if up_to_scale is None else up_to_scale
