@@ -315,12 +315,19 @@ class BoxByBox(TokenByToken):
 
 
 class GroundedPassageWriter(BoxByBox, PassageWriter):
-    """Writes a passage with boxes in it, and what follows it."""
+    """Writes a passage with boxes in it, and what follows it. Whatever the temperature of the text, a box that is begun
+    is the most likely one: what is drawn or said behind it stands on it."""
 
     def __init__(self, vocabulary: Vocabulary, length: int, rows: int, device: torch.device) -> None:
         PassageWriter.__init__(self, vocabulary, length, rows, device, (vocabulary[BOX], vocabulary[LOCATION]))
         self._open_boxes(rows, device)
         self.room = self.length - 1  # an end stands behind all
+
+    def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        opened = super()._open(logits, index, at)
+        likeliest = torch.zeros_like(opened, dtype=torch.bool).scatter_(-1, opened.argmax(-1, keepdim=True), True)
+        in_box = (self.missing[index] > 0)[:, None, None]
+        return opened.masked_fill(in_box & ~likeliest, float("-inf"))
 
 
 def _within(ids: torch.Tensor, span: slice) -> torch.Tensor:

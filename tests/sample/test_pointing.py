@@ -174,6 +174,28 @@ def test_boxes_of_documents_are_whole(make_model: Callable[..., UniTok]) -> None
     assert str(found[4]) == str(alone)
 
 
+def test_boxes_of_a_hot_text_are_the_likeliest(make_model: Callable[..., UniTok]) -> None:
+    """The same begin of a box gives the same box at any temperature, while texts differ."""
+    passages = pointing(make_model).modalities()[PASSAGE]
+    assert isinstance(passages, GroundedPassageModality)
+    vocabulary, device = passages.vocabulary, torch.device("cpu")
+    hot = SampleSettings(guidance=1.0, temperature=5.0)
+    scores = torch.zeros(vocabulary.size)
+    scores[vocabulary["location"].start + 40] = 0.1
+    texts, boxes = set(), set()
+    for seed in range(4):
+        writer = passages.writer(1, device)
+        writer.admit(0, seed, hot, torch.tensor([vocabulary["box"].start]))
+        writer.missing[0] = 4
+        for _ in range(9):
+            asked = writer.ask([0], torch.tensor([0]))
+            writer.take([0], torch.tensor([0]), [scores[span][None, None] for span, _ in asked.spans])
+        ids = writer.ids[0, 1:].tolist()
+        boxes.add(tuple(ids[1:5]))
+        texts.add(tuple(ids[5:10]))
+    assert boxes == {(vocabulary["location"].start + 40,) * 4} and len(texts) > 1
+
+
 @pytest.mark.parametrize("follows", ["boi", "eos"])
 def test_a_passage_full_of_boxes_ends_behind_a_whole_one(make_model: Callable[..., UniTok], follows: str) -> None:
     passages = pointing(make_model).modalities()[PASSAGE]
