@@ -26,7 +26,7 @@ from unitok.sample.document_files import read_beginnings, save_documents
 from unitok.sample.documents import DocumentWriter, write_documents
 from unitok.sample.jobs import Job, job_for
 from unitok.sample.performing import perform
-from unitok.sample.pipeline import GREEDY, answer, run
+from unitok.sample.pipeline import GREEDY, answer, engine_for, run
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold, keyed_generator
 from unitok.tasks import Piece, documents, pieces, way
@@ -101,6 +101,22 @@ def test_a_pointed_edit_is_drawn_as_behind_given_boxes(
         [[wanted]] = run(model, [Job(prompts, "image", fold(number + 7, "turn", 1), settings)])
         assert torch.equal(drawn, wanted)
     assert len(met) > 1, "the boxes follow the instruction"
+
+
+def test_how_far_a_picture_is_tells_nothing_of_its_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = pointing(make_model)
+    record = {"source": codes_for(model, 0), "instruction": model.text_ids("turn it")}
+    job = job_for("pointed_edit", record, 7, SampleSettings(guidance=2.0))
+    engine = engine_for(model, [job], 1)
+    told = []
+    while engine.busy:
+        told.append(engine.progress(0))
+        engine.step()
+    [[boxes, codes]] = run(model, [job])
+    assert told[: len(boxes)] == [None] * len(boxes)
+    pictures = [one for one in told if one is not None]
+    assert [one.step for one in pictures] == list(range(len(codes)))
+    assert all(one.steps == len(one.so_far) == len(codes) for one in pictures)
 
 
 def test_an_answer_stands_behind_its_boxes(make_model: Callable[..., UniTok]) -> None:

@@ -210,20 +210,19 @@ def test_a_picture_is_changed_by_an_instruction(
 def test_a_model_that_points_changes_a_picture_behind_its_boxes(
     grounded: UniTok, serve: Callable[..., Any], picture: Callable[..., torch.Tensor], png: Callable[..., io.BytesIO]
 ) -> None:
-    """Parts of the picture are told, boxes are not; there is room for both."""
+    """There is room for both."""
     model, source = copy(grounded), picture(seed=1)
     model.config = replace(model.config, tasks=("pointed_edit",), text_length=24)
     settings = SampleSettings([2.0, 1.5])
     record = {"source": codes_of(model, source[None])[0], "instruction": model.text_ids("a red circle")}
     [[boxes, codes]] = run(model, [job_for("pointed_edit", record, 3, settings)])
     assert len(boxes)
-    fields = {"prompt": "a red circle", "seed": "3", "guidance": ["2", "1.5"], "stream": "true", "partial_images": "2"}
+    fields = {"prompt": "a red circle", "seed": "3", "guidance": ["2", "1.5"], "stream": "true"}
     with serve(model) as (client, _):
         events = events_of(client.post(EDITS, data=fields, files=[("image[]", png(source))]).text)
         [facts] = client.get("/v1/models").json()["data"]
     assert facts["tasks"] == ["edit", "pointed_edit"], "it does both, as the studio sees it"
     assert base64.b64decode(events[-1]["b64_json"]) == png_bytes(decoded(model, codes[None], 0)[0])
-    assert any(event["type"] == "image_edit.partial_image" for event in events)
 
 
 # --- inspections -----------------------------------------------------------------------------------------------------
