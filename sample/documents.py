@@ -110,7 +110,8 @@ class DocumentWriter:
                 return None
             return Turn([], "image", self.images) if self.fits(begun + texts + drawn * self.image) else None
 
-        return Job(prompts, PASSAGE, seed, self.texts, torch.tensor(last.value, dtype=torch.int64), then, True, True)
+        known = torch.tensor(last.value, dtype=torch.int64)
+        return Job(prompts, PASSAGE, seed, self.texts, known, then, aside=True, instead=True)
 
     def room(self, job: Job) -> tuple[int, int]:
         """Positions of a job's prompt, and of all that can come behind it."""

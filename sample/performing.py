@@ -23,8 +23,9 @@ from .documents import DocumentWriter, write_documents
 from .jobs import job_for
 from .pipeline import GREEDY, as_read, decoded, run
 
-CHOSEN_BY = {"caption"}
-"""Fields by which the best of several drawings is chosen."""
+CAPTION = "caption"
+"""The field that is read in the wording of the model, and by which the best of several drawings is chosen where it is
+all that is given."""
 MARGIN = 1
 """Pictures that a document may have more than its record: then it did not end where it should."""
 
@@ -66,7 +67,7 @@ def perform(
         return _documents(model, given, settings, seeds, batch_size, precision)
     modality = FIELDS[ends_in(task)]
     how = settings if modality == "image" else GREEDY
-    drawings = how.best_of if given_fields(task) == CHOSEN_BY else 1
+    drawings = how.best_of if given_fields(task) == {CAPTION} else 1
     modalities = model.modalities()
     pairs = [(*asked(task, one, modalities), seed) for one, seed in zip(given, seeds, strict=True)]
     jobs = [
@@ -95,7 +96,7 @@ def _given(model: UniTok, task: str, record: Record, encode: CaptionEncoder) -> 
             found[field] = read if several else read[0]
         elif FIELDS.get(field) == "text" and found[field] is not None:
             several = is_several(field, found[field])
-            value: Callable[[str], Any] = model.captions(encode).read if field in CHOSEN_BY else encode
+            value: Callable[[str], Any] = model.captions(encode).read if field == CAPTION else encode
             found[field] = [value(one) for one in found[field]] if several else value(found[field])
     return {field: value for field, value in found.items() if field in given | {"name"} and value is not None}
 

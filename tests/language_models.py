@@ -15,7 +15,8 @@ from unitok.config import ModelConfig, ObjectiveSettings
 from unitok.model import UniTok
 from unitok.objectives import get_objective, objective_class
 from unitok.objectives.base import Draw
-from unitok.sequence import Document
+from unitok.ports import add_features
+from unitok.sequence import Document, lay_out
 from unitok.tasks import TASKS, documents
 from unitok.text import TextTokenizer
 from unitok.trunk.hf import LANGUAGE_MODELS
@@ -109,3 +110,16 @@ def documents_of(model: UniTok) -> list[Document]:
     draws = [Draw(torch.Generator().manual_seed(seed), 0.0) for seed in (0, 1)]
     found = model.modalities(settings=type(model.objective).settled(ObjectiveSettings()))
     return documents(["text_to_image", "interleaved"], records, draws, found, {}, NUMBERS)
+
+
+def through_the_cache(model: UniTok, item: Document) -> torch.Tensor:
+    """Last states (T, C) of a document that is read group by group, in the second row of a cache."""
+    batch = lay_out([[item]], pad=model.vocabulary.pad)
+    x = add_features(model.ids(batch.inputs), model.ports, batch.features)
+    cache, steps, start = model.trunk.cache(2, len(item)), [], 0
+    for n in item.groups.unique_consecutive(return_counts=True)[1].tolist():
+        here, seen = slice(start, start + n), cache.extend([1], n)
+        stands = None if batch.stands is None else batch.stands[:, here]
+        steps.append(model.trunk(x[:, here], batch.places[:, here], seen, cache, stands)[0])
+        start += n
+    return torch.cat(steps)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from language_models import FAMILIES, MARKS, documents_of, model_on
+from language_models import FAMILIES, MARKS, documents_of, model_on, through_the_cache
 
 from unitok.device import autocast
 from unitok.model import UniTok
@@ -88,17 +88,7 @@ def test_rows_and_steps_change_nothing(family: str, objective: str, built: Calla
         alone = [model.states(lay_out([[item]], pad=model.vocabulary.pad))[0] for item in items]
         packed = model.states(lay_out([items], pad=model.vocabulary.pad))[0]
         torch.testing.assert_close(packed, torch.cat(alone), atol=2e-5, rtol=1e-4)
-
-        item = items[0]
-        batch = lay_out([[item]], pad=model.vocabulary.pad)
-        x = add_features(model.ids(batch.inputs), model.ports, batch.features)
-        cache, steps, start = model.trunk.cache(2, len(item)), [], 0
-        for n in item.groups.unique_consecutive(return_counts=True)[1].tolist():
-            here, seen = slice(start, start + n), cache.extend([1], n)
-            stands = None if batch.stands is None else batch.stands[:, here]
-            steps.append(model.trunk(x[:, here], batch.places[:, here], seen, cache, stands)[0])
-            start += n
-        torch.testing.assert_close(torch.cat(steps), alone[0], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(through_the_cache(model, items[0]), alone[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from language_models import MARKS, documents_of, model_on, save, settings_of
+from language_models import MARKS, documents_of, model_on, save, settings_of, through_the_cache
 from reading_models import assert_likeliest
 
 from tokenizers_vq.errors import UserError
@@ -86,15 +86,7 @@ def test_rows_and_steps_change_nothing(family: str, objective: str, read: dict[s
         alone = [model.states(lay_out([[item]], pad=model.vocabulary.pad))[0] for item in (story, short)]
         packed = model.states(lay_out([[story, short]], pad=model.vocabulary.pad))[0]
         torch.testing.assert_close(packed, torch.cat(alone), atol=2e-5, rtol=1e-4)
-        batch = lay_out([[short]], pad=model.vocabulary.pad)
-        x = add_features(model.ids(batch.inputs), model.ports, batch.features)
-        cache, steps, start = model.trunk.cache(2, len(short)), [], 0
-        for n in short.groups.unique_consecutive(return_counts=True)[1].tolist():
-            here, seen = slice(start, start + n), cache.extend([1], n)
-            stands = None if batch.stands is None else batch.stands[:, here]
-            steps.append(model.trunk(x[:, here], batch.places[:, here], seen, cache, stands)[0])
-            start += n
-        torch.testing.assert_close(torch.cat(steps), alone[1], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(through_the_cache(model, short), alone[1], atol=2e-5, rtol=1e-4)
 
 
 def test_gradients_reach_exactly_what_the_window_lets_be_seen(read: dict[str, tuple[Any, Any]]) -> None:

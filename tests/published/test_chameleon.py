@@ -7,13 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from tokenizers_vq.base import ImageTokenizer, build_tokenizer
-from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
 from unitok.exporting.language import language_model
 from unitok.importing import import_generator
@@ -25,7 +21,8 @@ from unitok.sequence import lay_out
 from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
-from .foreign import CODES, SIDE, TEXTS, WORDS, stirred, survives, text_tokenizer
+from .chameleon_model import chameleon, image_tokenizer, scored, spelled
+from .foreign import CODES, SIDE, WORDS, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
 from .tiny import tokenizer
 
@@ -36,25 +33,6 @@ ORDER = torch.randperm(CODES, generator=torch.Generator().manual_seed(7)).tolist
 """Codes in the order of their ids."""
 IDS = torch.tensor([FIRST + ORDER.index(code) for code in range(CODES)])
 CAPTIONS = ("w3 w7 w1", "w5", "")
-
-
-def spelled(code: int) -> str:
-    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
-
-
-def image_tokenizer() -> ImageTokenizer:
-    """One of taming-transformers with attention in the middle alone."""
-    config = ConvVQConfig(
-        image_size=16,
-        channels=32,
-        channel_multipliers=(1, 1, 2),
-        blocks=1,
-        latent_dim=32,
-        quantizer=VQ(codebook_size=CODES, dim=256),
-        attention="middle",
-    )
-    torch.manual_seed(0)
-    return build_tokenizer(config).eval()
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["norms before", "norms behind"])
@@ -70,36 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(folder: Path, norms_behind: bool = False) -> tuple[Any, Path]:
     names = ["<racm3:break>", "<eoss>", *map(spelled, ORDER)]
     words = text_tokenizer(folder, SPECIALS, names)
-    vocabulary = {**words.get_vocab(), "<image>": TEXTS - 1}
-    images = {"embed_dim": 256, "num_embeddings": CODES, "latent_channels": 32, "resolution": 16, "base_channels": 32}
-    images |= {"channel_multiplier": [1, 1, 2], "num_res_blocks": 1}
-    config = ChameleonConfig(
-        vocab_size=TEXTS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        swin_norm=norms_behind,
-        vq_config=images,
-        vocabulary_map=vocabulary,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    model = stirred(ChameleonForConditionalGeneration(config))
-    own = image_tokenizer()
-    parts = {name: one for name, one in own.state_dict().items() if not name.startswith(("decoder.", "quantizer."))}
-    model.model.vqmodel.load_state_dict({**parts, "quantize.embedding.weight": own.code_vectors()[0]})
-    model.save_pretrained(folder)
-    return model, folder
-
-
-@torch.inference_mode()
-def scored(model: Any, ids: list[int]) -> Tensor:
-    """Logits (T, all ids); the model itself hides those of codes."""
-    return model.lm_head(model.model(torch.tensor([ids])).last_hidden_state[0])
+    return chameleon(folder, words, image_tokenizer(), swin_norm=norms_behind), folder
 
 
 def prompt(model: UniTok, caption: str) -> list[int]:

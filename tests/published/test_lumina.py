@@ -8,13 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
-from tokenizers_vq.base import ImageTokenizer, build_tokenizer
-from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.published.load import PUBLISHED as TOKENIZERS
-from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
 from unitok.importing import import_generator
 from unitok.model import UniTok
@@ -24,8 +20,8 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import pack
 from unitok.tasks import documents
 
-from .foreign import CODES, TEXTS, stirred, survives, text_tokenizer
-from .test_chameleon import scored, spelled
+from .chameleon_model import chameleon, image_tokenizer, scored, spelled
+from .foreign import CODES, survives, text_tokenizer
 from .test_generators import GREEDY
 
 BREAK, TURN, ROW_END = "<racm3:break>", "<reserved08706>", "<reserved08799>"
@@ -34,47 +30,14 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", BREAK, "<eoss>", TURN, ROW_END, *SI
 CAPTIONS = ("w3 w7 w1", "w5", "")
 HEIGHT, WIDTH = 4, 6
 """Of a picture, in codes: two patches by three."""
-
-
-def image_tokenizer(size: tuple[int, int] = (16, 24)) -> ImageTokenizer:
-    config = ConvVQConfig(
-        image_size=size,
-        channels=32,
-        channel_multipliers=(1, 1, 2),
-        blocks=1,
-        latent_dim=32,
-        quantizer=VQ(codebook_size=CODES, dim=256),
-        attention="middle",
-    )
-    torch.manual_seed(0)
-    return build_tokenizer(config).eval()
+PIXELS = (16, 24)
 
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path, Any]:
     folder = tmp_path_factory.mktemp("lumina")
     words = text_tokenizer(folder, SPECIALS, [spelled(code) for code in range(CODES)])
-    images = {"embed_dim": 256, "num_embeddings": CODES, "latent_channels": 32, "resolution": 16, "base_channels": 32}
-    config = ChameleonConfig(
-        vocab_size=TEXTS,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        vq_config={**images, "channel_multiplier": [1, 1, 2], "num_res_blocks": 1},
-        vocabulary_map={**words.get_vocab(), "<image>": TEXTS - 1},
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    model = stirred(ChameleonForConditionalGeneration(config))
-    own = image_tokenizer()
-    parts = {name: one for name, one in own.state_dict().items() if not name.startswith(("decoder.", "quantizer."))}
-    model.model.vqmodel.load_state_dict({**parts, "quantize.embedding.weight": own.code_vectors()[0]})
-    model.save_pretrained(folder)
-    return model, folder, words
+    return chameleon(folder, words, image_tokenizer(PIXELS)), folder, words
 
 
 def places(words: Any) -> Tensor:
@@ -113,7 +76,7 @@ def some_codes(number: int) -> Tensor:
 
 @torch.inference_mode()
 def test_codes_have_the_logits_of_transformers_on_the_authors_prompts(theirs: tuple[Any, Path, Any]) -> None:
-    model, codes = import_generator("lumina", theirs[1], image_tokenizer()), some_codes(3)
+    model, codes = import_generator("lumina", theirs[1], image_tokenizer(PIXELS)), some_codes(3)
     found = score_codes(model, CAPTIONS, codes)
     for row, caption in enumerate(CAPTIONS):
         torch.testing.assert_close(found[row], logits(theirs, caption, codes[row, :-1]), atol=1e-4, rtol=0)
@@ -123,7 +86,7 @@ def test_codes_have_the_logits_of_transformers_on_the_authors_prompts(theirs: tu
 @torch.inference_mode()
 def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[Any, Path, Any]) -> None:
     """It compares with begin, height and width alone, or with a caption that is not wanted."""
-    model, drawn = import_generator("lumina", theirs[1], image_tokenizer()), []
+    model, drawn = import_generator("lumina", theirs[1], image_tokenizer(PIXELS)), []
     for scale, negative in ((1.0, ""), (4.0, ""), (4.0, "w9 w2")):
         settings = SampleSettings(guidance=scale, negative=negative, **GREEDY)
         drawn.append(draw_codes(model, CAPTIONS[:1], settings, [0]))
@@ -136,7 +99,7 @@ def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[A
 
 
 def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path, Any]) -> None:
-    model, codes = import_generator("lumina", theirs[1], image_tokenizer()), some_codes(3)
+    model, codes = import_generator("lumina", theirs[1], image_tokenizer(PIXELS)), some_codes(3)
     records = [{"caption": caption, "image": one} for caption, one in zip(CAPTIONS, codes, strict=True)]
     draws = [Draw(torch.Generator())] * 3
     task = "text_to_image"
@@ -150,9 +113,9 @@ def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path, A
 
 
 def test_commands_and_folders(theirs: tuple[Any, Path, Any], tmp_path: Path) -> None:
-    survives(import_generator("lumina", theirs[1], image_tokenizer()), CAPTIONS[:2], tmp_path / "again")
+    survives(import_generator("lumina", theirs[1], image_tokenizer(PIXELS)), CAPTIONS[:2], tmp_path / "again")
     images, out = tmp_path / "images", tmp_path / "model"
-    image_tokenizer().save_pretrained(images)
+    image_tokenizer(PIXELS).save_pretrained(images)
     argv = ["import", "lumina", str(theirs[1]), "--image_tokenizer", str(images), "--out", str(out)]
     assert main(argv) == 0
     model = UniTok.from_pretrained(out)
