@@ -17,6 +17,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
+from unitok.tasks import way
 
 from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for
@@ -107,12 +108,13 @@ def inpainting_job(model: UniTok, known: torch.Tensor, caption: list[int], seed:
     """The job that draws the codes that are not known, -1 of (L,), by a caption's ids. A model that learned the task
     reads all that is known before the first."""
     record = {"known": known, "caption": caption}
-    return job_for("inpaint" if reads_known(model) else "text_to_image", record, seed, settings, known=known)
+    task = way("inpaint", model.config.tasks) or "text_to_image"
+    return job_for(task, record, seed, settings, known=known)
 
 
 def reads_known(model: UniTok) -> bool:
     """Whether a model learned to read the known part of a picture."""
-    return "inpaint" in model.config.tasks
+    return way("inpaint", model.config.tasks) is not None
 
 
 def known_codes(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

@@ -222,7 +222,7 @@ def train_generator(
     from unitok.device import check_memory
     from unitok.processes.world import join
     from unitok.sample.masks import check_places
-    from unitok.tasks import TASKS, modalities_of
+    from unitok.tasks import TASKS, modalities_of, way
     from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
@@ -275,7 +275,7 @@ def train_generator(
             if code_vectors:
                 ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
             vocabulary = Vocabulary.of(texts.size, images.codebook_size)
-        if "inpaint" in wanted:
+        if way("inpaint", wanted) is not None:
             check_places(images)
         used = modalities_of(wanted)
         spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}

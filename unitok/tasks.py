@@ -58,6 +58,12 @@ TASKS: dict[str, tuple[Part, ...]] = {
         Part("boxes", learned=True, drop="text"),
         Part("image", learned=True),
     ),
+    "pointed_inpaint": (
+        Part("known"),
+        Part("caption", drop="text"),
+        Part("named", learned=True, drop="text"),
+        Part("image", learned=True),
+    ),
 }
 FIELDS = {
     **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),

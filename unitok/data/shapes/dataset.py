@@ -134,8 +134,11 @@ def _pointed_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     parts: list[tuple[str, Any]] = []
     before = None
     for step in (first, *later):
+        there = () if before is None else before.objects
         things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
-        parts += [("text", [step.text, *map(box_of, things)]), ("image", data.picture(step.scene))]
+        named = [box_of(thing) for thing in things if thing in there]
+        made = [box_of(thing) for thing in things if thing not in there]
+        parts += [("text", [*named, step.text, *made]), ("image", data.picture(step.scene))]
         before = step.scene
     return data.picture(scene), {"parts": parts}
 
