@@ -257,6 +257,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "text_only",
         "layout_to_image",
         "inpaint",
+        "pointed_inpaint",
     ]
     assert [task for task in TASKS if draws_pictures([task])] == [
         "text_to_image",
@@ -265,6 +266,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "layout_to_image",
         "inpaint",
         "pointed_edit",
+        "pointed_inpaint",
     ]
     assert [piece.modality for piece in pieces("interleaved", {"parts": [("image", 1)]})] == [PASSAGE, "image", PASSAGE]
 

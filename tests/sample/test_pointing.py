@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from unitok.model import UniTok
 from unitok.objectives.base import Draw
 from unitok.sample.document_files import read_beginnings, save_documents
 from unitok.sample.documents import DocumentWriter, write_documents
+from unitok.sample.inpainting import inpainting_job
 from unitok.sample.jobs import Job, job_for
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import GREEDY, answer, engine_for, run
@@ -54,6 +56,7 @@ def codes_for(model: UniTok, seed: int) -> torch.Tensor:
 def test_the_row_that_points_is_taken_where_it_was_learned() -> None:
     assert way("edit", ["edit"]) == "edit" and way("edit", ["edit", "pointed_edit"]) == "pointed_edit"
     assert way("question", ["pointed_question", "image_to_text"]) == "pointed_question"
+    assert way("inpaint", ["inpaint", "pointed_inpaint", "edit"]) == "pointed_inpaint"
     assert way("question", ["pointed_edit", "ground"]) is None and way("image_to_text", ["ground_caption"]) is None
 
 
@@ -69,6 +72,10 @@ def test_boxes_stand_before_what_they_are_for() -> None:
     assert [piece.value for piece in pieces("pointed_edit", edit)] == ["before", "do", [BOX], "after"]
     without = pieces("pointed_edit", edit, ["text"])
     assert [piece.value for piece in without] == ["before", [], "after"], "no boxes without the instruction"
+    filled = {"known": "part", "caption": "a cat", "named": ["a cat", BOX], "image": "whole"}
+    said = [(piece.value, piece.learned) for piece in pieces("pointed_inpaint", filled)]
+    assert said == [("part", False), ("a cat", False), (["a cat", BOX], True), ("whole", True)]
+    assert [piece.value for piece in pieces("pointed_inpaint", filled, ["text"])] == ["part", [], "whole"]
     with pytest.raises(UserError, match="has no boxes, which the task pointed_edit needs"):
         pieces("pointed_edit", {**edit, "boxes": None})
 
@@ -101,6 +108,22 @@ def test_a_pointed_edit_is_drawn_as_behind_given_boxes(
         [[wanted]] = run(model, [Job(prompts, "image", fold(number + 7, "turn", 1), settings)])
         assert torch.equal(drawn, wanted)
     assert len(met) > 1, "the boxes follow the instruction"
+
+
+def test_a_hole_is_filled_as_behind_a_given_caption_with_boxes(make_model: Callable[..., UniTok]) -> None:
+    made = pointing(make_model)
+    model = UniTok(replace(made.config, tasks=("pointed_inpaint",)), made.image_tokenizer, made.text_tokenizer).eval()
+    stir(model)
+    codes, caption = codes_for(model, 0), model.text_ids("a cat")
+    known = codes.clone()
+    known[10:50] = -1
+    settings = SampleSettings(guidance=2.0)
+    [[named, drawn]] = run(model, [inpainting_job(model, known, caption, 7, settings)])
+    assert torch.equal(drawn[known >= 0], codes[known >= 0])
+    given = [Piece("image", known, False), Piece("text", caption, False), Piece("grounded", named.tolist(), False)]
+    prompts = [given, [given[0], Piece("text", [], False)]]
+    [[wanted]] = run(model, [Job(prompts, "image", fold(7, "turn", 1), settings, known)])
+    assert torch.equal(drawn, wanted)
 
 
 def test_how_far_a_picture_is_tells_nothing_of_its_boxes(make_model: Callable[..., UniTok]) -> None:

@@ -308,8 +308,13 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         assert all(words_of(one) == text for (_, one), (_, text) in zip(pointed[::2], parts[::2], strict=True))
         boxes = [[box for box in text if not isinstance(box, str)] for _, text in pointed[::2]]
         assert boxes[0] == list(map(box_of, told[0].scene.objects))
-        last = Edit(told[1].scene, told[2].text)
-        assert boxes[2] == list(map(box_of, meant(last, told[2].scene)))
+        for number in (1, 2):
+            before, text = pointed[2 * number - 1][1], pointed[2 * number][1]
+            assert torch.equal(before, picture(told[number - 1].scene))
+            step = meant(Edit(told[number - 1].scene, told[number].text), told[number].scene)
+            there = [thing for thing in step if thing in told[number - 1].scene.objects]
+            made = [thing for thing in step if thing not in there]
+            assert text == [*map(box_of, there), told[number].text, *map(box_of, made)] and there
         grounded, right = data["ground"][index].fields, ground(scene, 0, index)
         assert grounded == vars(right)
         several = data["groundings"][index].fields
