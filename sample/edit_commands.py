@@ -74,9 +74,10 @@ def inpaint(
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
-    from .inpainting import inpaint_each
+    from .inpainting import inpaint_each, inpainting_task
     from .masks import check_places, fit_mask, mask_of_box, mask_of_picture, without
     from .outputs import PictureFolder
+    from .performing import pointed_first
 
     given_picture, digest = _read(picture)
     height, width = given_picture.shape[1:]
@@ -110,11 +111,20 @@ def inpaint(
     jobs = [job for job in asked if job not in folder.done]
     pictures, holes = (one.expand(len(jobs), *one.shape) for one in (whole, hole))
     seeds = [number for _, number in jobs]
+    pointed: dict[str, Any] = {}  # the same for all seeds: boxes are the most likely ones
     drawn = inpaint_each(
-        loaded, pictures, holes, [caption] * len(jobs), settings, seeds, batch_size=batch_size, precision=computed
+        loaded,
+        pictures,
+        holes,
+        [caption] * len(jobs),
+        settings,
+        seeds,
+        batch_size=batch_size,
+        precision=computed,
+        tell=lambda written: pointed.update(pointed_first(loaded, inpainting_task(loaded), written)),
     )
     for place, result in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
-        folder.add(*jobs[place], result)
+        folder.add(*jobs[place], result, pointed)
     print(folder.finish(asked, n, {"given": whole, "known": without(whole, hole)}))
 
 

@@ -90,7 +90,7 @@ def edit(
         {"file_name": printable(path.name), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()} for path in paths
     ]
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"source": facts})
-    print(draw_into(folder, loaded, jobs, settings, n, batch_size, computed))
+    print(draw_into(folder, loaded, task, jobs, settings, n, batch_size, computed))
 
 
 def sample_layout(
@@ -122,12 +122,10 @@ def sample_layout(
     check_task(loaded, model, "layout_to_image")
     caption = "".join(part for part in named if isinstance(part, str))
     loaded.text_ids(caption)  # one that is too long is refused before anything is written
-    jobs = {
-        (caption, number): job_for("layout_to_image", {"named": named}, number, settings)
-        for number in range(seed, seed + n)
-    }
+    task = "layout_to_image"
+    jobs = {(caption, number): job_for(task, {"named": named}, number, settings) for number in range(seed, seed + n)}
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"named": named})
-    print(draw_into(folder, loaded, jobs, settings, n, batch_size, computed))
+    print(draw_into(folder, loaded, task, jobs, settings, n, batch_size, computed))
 
 
 def read_layout(path: Path) -> list[str | list[float]]:
@@ -148,6 +146,7 @@ def read_layout(path: Path) -> list[str | list[float]]:
 def draw_into(
     folder: PictureFolder,
     model: UniTok,
+    task: str,
     jobs: Mapping[tuple[str, int], Job],
     settings: SampleSettings,
     n: int,
@@ -158,13 +157,22 @@ def draw_into(
     from rich.console import Console
     from rich.progress import track
 
+    from .performing import pointed_first
     from .pipeline import draw_jobs
 
+    pointed: dict[str, Any] = {}  # the same for all seeds: boxes are the most likely ones
     left = [asked for asked in jobs if asked not in folder.done]
     wanted = [jobs[asked] for asked in left]
-    pictures = draw_jobs(model, wanted, settings, batch_size=batch_size, precision=precision)
+    pictures = draw_jobs(
+        model,
+        wanted,
+        settings,
+        batch_size=batch_size,
+        precision=precision,
+        tell=lambda written: pointed.update(pointed_first(model, task, written)),
+    )
     for place, picture in track(pictures, "drawing", total=len(left), console=Console(stderr=True)):
-        folder.add(*left[place], picture)
+        folder.add(*left[place], picture, pointed)
     return folder.finish(jobs, n)
 
 

@@ -79,8 +79,10 @@ def inpaint_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
+    tell: Callable[[list[torch.Tensor]], None] = lambda _: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`."""
+    """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`. `tell` is
+    given all that is written for a picture, its codes last."""
     known = known_codes(model, pictures, masks)
     jobs = [
         inpainting_job(model, given, value_of(model, caption, text_ids), one, settings)
@@ -88,7 +90,8 @@ def inpaint_each(
         for one in candidate_seeds(seed, settings.best_of)
     ]
     best = best_fitting(model, pictures, masks, settings.best_of)
-    for number, drawn in draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision):
+    each = draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision, tell=tell)
+    for number, drawn in each:
         yield number, torch.where(masks[number], drawn, pictures[number])
 
 
@@ -108,8 +111,12 @@ def inpainting_job(model: UniTok, known: torch.Tensor, caption: list[int], seed:
     """The job that draws the codes that are not known, -1 of (L,), by a caption's ids. A model that learned the task
     reads all that is known before the first."""
     record = {"known": known, "caption": caption}
-    task = way("inpaint", model.config.tasks) or "text_to_image"
-    return job_for(task, record, seed, settings, known=known)
+    return job_for(inpainting_task(model), record, seed, settings, known=known)
+
+
+def inpainting_task(model: UniTok) -> str:
+    """The row of the task table by which a model fills in."""
+    return way("inpaint", model.config.tasks) or "text_to_image"
 
 
 def reads_known(model: UniTok) -> bool:

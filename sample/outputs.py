@@ -27,6 +27,8 @@ PICTURES, RECORDS = "pictures", "metadata.jsonl"
 SHEET, PROGRESS = "sheet.png", "progress.png"
 RECORDS_LIMIT = 2**30
 """Bytes of records that are read."""
+POINTED = "pointed"
+"""Of a record: what a model that points found before it drew, boxes as shares of the picture."""
 COLOURS = ("red", "blue", "green", "magenta", "orange", "cyan", "purple", "brown")
 """Of boxes."""
 SHEET_LIMIT = 256
@@ -114,7 +116,7 @@ class PictureFolder:
         except (OSError, ValueError):
             return None
         said = {"precision": "fp32", **record}  # older records do not name it
-        own = {"file_name", "caption", "seed", "sha256", "model"}  # the same model may lie elsewhere now
+        own = {"file_name", "caption", "seed", "sha256", "model", POINTED}  # the same model may lie elsewhere now
         if any(said.get(key) != self.origin.get(key) for key in {*said, *self.origin} - own):
             raise UserError(
                 f"--out {self.folder} already holds pictures of another model or other settings, or made from another "
@@ -127,14 +129,16 @@ class PictureFolder:
             text = "".join(json.dumps(self.done[job]) + "\n" for job in records)
             temporary.write_text(text, encoding="utf-8")
 
-    def add(self, caption: str, seed: int, picture: torch.Tensor) -> None:
-        """Writes a picture (3, H, W) uint8, then its record."""
+    def add(self, caption: str, seed: int, picture: torch.Tensor, pointed: Mapping[str, Any] | None = None) -> None:
+        """Writes a picture (3, H, W) uint8, then its record, with what the model pointed at before it drew."""
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:48].strip("-") or "picture"
         name = f"{slug}-s{seed}.png"
         if name in self.names:  # another caption with the same letters
             name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
         save_png(self.pictures / name, picture)
         record = {"file_name": name, "caption": caption, "seed": seed, **self.origin}
+        if pointed:
+            record[POINTED] = dict(pointed)
         record["sha256"] = _digest(record, (self.pictures / name).read_bytes())
         with open(self.pictures / RECORDS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -169,18 +173,33 @@ class PictureFolder:
         return self.folder / PROGRESS
 
 
-def save_boxes(
-    path: Path, picture: torch.Tensor, boxes: Sequence[Sequence[int]], labels: Sequence[str] | None = None
+def save_answers(
+    folder: Path,
+    name: str,
+    picture: torch.Tensor,
+    records: Sequence[Mapping[str, Any]],
+    boxes: Sequence[tuple[str, Sequence[int]]],
 ) -> None:
-    """Writes a picture (3, H, W) uint8 with boxes [left, top, right, bottom] in pixels drawn on it, each in a colour of
-    its own, its label in its upper corner."""
+    """Writes what a model says about a picture (3, H, W) uint8 as a file of records, with the picture, and if there are
+    boxes (label, [left, top, right, bottom] in pixels) the picture with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_png(folder / f"{name}.png", picture)
+    with atomic_path(folder / f"{name}.jsonl", sync=False) as temporary:
+        lines = [json.dumps({"image": f"{name}.png", **record}, ensure_ascii=False) + "\n" for record in records]
+        temporary.write_text("".join(lines), encoding="utf-8")
+    if boxes:
+        save_boxes(folder / f"{name}-boxes.png", picture, boxes)
+
+
+def save_boxes(path: Path, picture: torch.Tensor, boxes: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Writes a picture (3, H, W) uint8 with boxes drawn on it, (label, [left, top, right, bottom] in pixels), each in
+    a colour of its own, its label in its upper corner."""
     shown = to_pil(picture)
     pen, width = ImageDraw.Draw(shown), max(1, min(shown.size) // 200)
-    for number, (left, top, right, bottom) in enumerate(boxes):
+    for number, (label, (left, top, right, bottom)) in enumerate(boxes):
         colour = COLOURS[number % len(COLOURS)]
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=width)
-        if labels is not None:
-            pen.text((left + width + 1, top + width), labels[number], fill=colour)
+        pen.text((left + width + 1, top + width), label, fill=colour)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, sync=False) as temporary:
         shown.save(temporary, format="PNG")

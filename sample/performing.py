@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.boxes import GroundedTextModality, words_of
+from unitok.boxes import Box, GroundedTextModality, uncropped, words_of
 from unitok.data.records import Record
 from unitok.device import Precision
 from unitok.model import UniTok
@@ -79,6 +79,26 @@ def perform(
             best = best_read(model, [one["caption"] for one in given], drawings)
             written = [ids for _, ids in best.take(list(enumerate(written)))]
         return [_shown(model, modality)(one) for one in written]
+
+
+def pointed_first(
+    model: UniTok, task: str, written: Sequence[torch.Tensor], window: Box = (0.0, 0.0, 1.0, 1.0)
+) -> dict[str, Any]:
+    """What a job of a task wrote before its value, as fields of a record: `boxes`, or a caption with boxes (`named`).
+    Empty for a task that does not point first.
+
+    Args:
+        model: wrote it.
+        task: a row of the task table.
+        written: all that the job wrote.
+        window: what the model read of the picture, as shares of the picture of which the boxes are shares.
+    """
+    first = [part.field for part in TASKS[task] if part.learned][:-1]
+    found = {field: _shown(model, FIELDS[field])(ids) for field, ids in zip(first, written, strict=False)}
+    return {
+        field: [one if isinstance(one, str) else uncropped(one, window) for one in parts]
+        for field, parts in found.items()
+    }
 
 
 def _fields(task: str) -> list[str]:

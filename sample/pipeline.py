@@ -132,7 +132,7 @@ def draw_codes_each(
     best = best_read(model, ids, settings.best_of)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
         with computing(model, precision):
-            chosen = best.take(part)
+            chosen = best.take([(number, written[-1]) for number, written in part])
         if chosen:
             yield chosen
 
@@ -145,8 +145,8 @@ def finished(
     batch_size: int = 32,
     precision: Precision = "fp32",
     watch: Watch | None = None,
-) -> Iterator[list[tuple[int, torch.Tensor]]]:
-    """(number of the job, what it wrote first) of the jobs that are finished together."""
+) -> Iterator[list[tuple[int, list[torch.Tensor]]]]:
+    """(number of the job, all that it wrote) of the jobs that are finished together."""
     with computing(model, precision):
         engine = engine_for(model, jobs, batch_size, watch)
     while engine.busy:
@@ -154,7 +154,7 @@ def finished(
         with computing(model, precision):  # many steps in one: it keeps the weights that it has converted
             while engine.busy and not found:
                 found = engine.step()
-        yield [(number, written[-1]) for number, written in found]
+        yield found
 
 
 def draw_codes(
@@ -211,18 +211,22 @@ def draw_jobs(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
+    tell: Callable[[list[torch.Tensor]], None] = lambda _: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
-    `best`, each picture is the best of several jobs, and places are those of pictures.
+    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given all that a job
+    wrote, its codes last, before its picture comes.
 
-    Raises:
-        UserError: the best of several drawings is asked for, and nothing tells it.
+    Raises UserError where the best of several drawings is asked for, and nothing tells it.
     """
     if settings.best_of > 1 and best is None:
         raise UserError(f"--best_of {settings.best_of} {NO_BEST}")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
+        for _, written in part:
+            tell(written)
+        codes = [(number, written[-1]) for number, written in part]
         with autocast(model.device, precision):
-            chosen = best.take(part) if best is not None else part
+            chosen = best.take(codes) if best is not None else codes
             pictures = decoded(model, torch.stack([codes for _, codes in chosen]), settings.scales) if chosen else ()
         yield from zip((number for number, _ in chosen), pictures, strict=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,10 +13,11 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, ends_in, modalities_of, way
+from unitok.tasks import FIELDS, QUESTIONS, asked, ends_in, modalities_of, way
 
 from .jobs import job_for
-from .pipeline import GREEDY, as_read, run, write_texts
+from .performing import pointed_first
+from .pipeline import GREEDY, as_read, run, way_of
 
 
 def has_learned(model: UniTok, task: str) -> bool:
@@ -36,7 +37,14 @@ def check_task(model: UniTok, name: object, task: str) -> None:
     raise UserError(f"{name} learned {learned}, not {task}: train it with --tasks.{task}.share above 0")
 
 
-@torch.inference_mode()
+class Answer(NamedTuple):
+    """What a model says to a question."""
+
+    text: str
+    pointed: dict[str, Any]
+    """What it pointed at first: `boxes`, [left, top, right, bottom] as shares of the picture. Empty if it does not."""
+
+
 def ask(
     model: UniTok,
     picture: torch.Tensor,
@@ -52,11 +60,32 @@ def ask(
     Raises:
         UserError: a question that is too long.
     """
+    told = answers(model, picture, questions, settings, seeds, batch_size=batch_size, precision=precision)
+    return [one.text for one in told]
+
+
+@torch.inference_mode()
+def answers(
+    model: UniTok,
+    picture: torch.Tensor,
+    questions: Sequence[str],
+    settings: SampleSettings = GREEDY,
+    seeds: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+    precision: Precision = "fp32",
+) -> list[Answer]:
+    """As `ask`, with what the model pointed at first."""
+    seeds = range(len(questions)) if seeds is None else seeds
     ids = [model.text_ids(question) for question in questions]
     (image,) = as_read(model, picture[None])
+    modalities, task = model.modalities(), way_of(model, QUESTIONS)
     with computing(model, precision):
-        records = [{"image": image, "question": question} for question in ids]
-        return write_texts(model, "question", records, settings, seeds, batch_size=batch_size)
+        records = [asked(QUESTIONS, {"image": image, "question": question}, modalities)[1] for question in ids]
+        jobs = [job_for(task, record, seed, settings) for record, seed in zip(records, seeds, strict=True)]
+        written = run(model, jobs, batch_size=batch_size)
+    decode = model.text_tokenizer.decode
+    return [Answer(decode(all[-1].tolist()), pointed_first(model, task, all)) for all in written]
 
 
 def ground(

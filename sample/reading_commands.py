@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ def ask(
     picture: Path,
     questions: list[str],
     model: Path,
+    out: Path | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 0.0,
@@ -28,10 +30,16 @@ def ask(
     """Answer questions about a picture, one line each: question, tab, answer. The picture is read once. What would
     break the line is written as in Python.
 
+    A model that points first (--tasks.pointed_question.share) says behind a second tab where it looked: boxes as
+    left,top,right,bottom in pixels of the picture, with spaces between them.
+
     Args:
         picture: Picture file.
         questions: What to ask about it.
         model: Folder of a model that learned to answer (--tasks.question.share), or hf:owner/name.
+        out: Folder for the answers as a file of records (NAME.jsonl: image, question, answer and, of a model that
+            points, boxes), the picture beside it, and the picture with the boxes drawn on it (NAME-boxes.png), each
+            with the number of its question.
         temperature: Divides the logits; 0 takes the most likely token each time.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with this much probability, in (0, 1]; 0 keeps all.
@@ -47,25 +55,34 @@ def ask(
     problems = Problems()
     problems.check(bool(questions), 'nothing to ask: give questions, as in unitok ask cat.png --model DIR "what is it"')
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
-    problems.check(picture.is_file(), f"{printable(str(picture))} is not a file")
+    _check_files(picture, out, problems)
     problems.raise_if_any()
 
+    from unitok.boxes import uncropped
     from unitok.device import pick_device
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
     from . import reading
-    from .pictures import read_picture
+    from .outputs import save_answers
+    from .pictures import ReadPicture
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     prepare(loaded, precision)
     reading.check_task(loaded, model, "question")
-    seen = read_picture(picture, loaded.image_tokenizer.image_size)
+    read = ReadPicture.of(picture, loaded.image_tokenizer.image_size)
     seeds = range(seed, seed + len(questions))
-    answers = reading.ask(loaded, seen, questions, settings, seeds, batch_size=batch_size)
-    for question, answer in zip(questions, answers, strict=True):
-        print(f"{_line(question)}\t{_line(answer)}")
+    answers = reading.answers(loaded, read.seen, questions, settings, seeds, batch_size=batch_size)
+    records, drawn = [], []
+    for number, (question, (answer, pointed)) in enumerate(zip(questions, answers, strict=True), 1):
+        boxes = [read.pixels(box) for box in pointed.get("boxes", ())]
+        print("\t".join([_line(question), _line(answer), *([" ".join(map(_sides, boxes))] if pointed else [])]))
+        shares = {field: [uncropped(box, read.window) for box in found] for field, found in pointed.items()}
+        records.append({"question": question, **shares, "answer": answer})
+        drawn += [(str(number), box) for box in boxes]
+    if out is not None:
+        save_answers(out, picture.stem, read.whole, records, drawn)
 
 
 def ground(
@@ -108,42 +125,33 @@ def ground(
         unitok ground cat.png --model runs/grounded --describe 10,20,40,60
     """
     problems = Problems()
-    problems.check(picture.is_file(), f"{printable(str(picture))} is not a file")
+    _check_files(picture, out, problems)
     problems.check(phrase is None or describe is None, "a phrase and --describe are two directions: give one of them")
     given = None if describe is None else pixels_of(describe, problems)
     problems.raise_if_any()
 
-    from unitok.boxes import cropped, uncropped
-    from unitok.data.decoding import fit_shares
     from unitok.device import pick_device
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
     from . import reading
     from .outputs import save_boxes
-    from .pictures import read_picture
+    from .pictures import ReadPicture
 
     settings = SampleSettings(guidance=1.0, temperature=temperature, top_k=top_k, top_p=top_p)
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     prepare(loaded, precision)
     task = "describe" if given else "ground_caption" if phrase is None else "ground"
     reading.check_task(loaded, model, task)
-    size = loaded.image_tokenizer.image_size
-    seen, whole = read_picture(picture, size), read_picture(picture)
-    height, width = whole.shape[1:]
-    window = fit_shares((height, width), size)
-
-    def in_pixels(box: list[float]) -> list[int]:
-        sides = zip(uncropped(box, window), (width, height) * 2, strict=True)
-        return [min(max(round(share * length), 0), length) for share, length in sides]
-
+    read = ReadPicture.of(picture, loaded.image_tokenizer.image_size)
+    seen, (width, height, *_) = read.seen, read.lengths
     found: list[tuple[str, list[int] | None]] = []
     if given is not None:
         if given[2] > width or given[3] > height:
             raise UserError(f"--describe {describe} is outside of the picture, which has {width}x{height} pixels")
-        box = cropped([side / length for side, length in zip(given, (width, height) * 2, strict=True)], window)
+        box = read.shares(given)
         if box is None:
-            left, top, right, bottom = in_pixels([0, 0, 1, 1])
+            left, top, right, bottom = read.pixels([0, 0, 1, 1])
             raise UserError(
                 f"--describe {describe} is outside of what the model reads, {left},{top},{right},{bottom}: choose "
                 "another box"
@@ -152,24 +160,24 @@ def ground(
         found.append(("", [round(side) for side in given]))
     elif phrase is not None:
         boxes = reading.ground(loaded, seen, phrase, settings, seed)
-        found += [("", in_pixels(box)) for box in boxes]
+        found += [("", read.pixels(box)) for box in boxes]
     else:
         parts = reading.ground_caption(loaded, seen, settings, seed)
         for part in parts:
             if isinstance(part, str):
                 found.append((_line(part), None))
             elif found and found[-1][1] is None:
-                found[-1] = (found[-1][0], in_pixels(part))
+                found[-1] = (found[-1][0], read.pixels(part))
             else:  # one more box of the same words
-                found.append(("", in_pixels(part)))
+                found.append(("", read.pixels(part)))
     if given is None:
         for text, place in found:
-            print("\t".join([*([text] if phrase is None else []), *([",".join(map(str, place))] if place else [])]))
+            print("\t".join([*([text] if phrase is None else []), *([_sides(place)] if place else [])]))
     if not found:
         print("the model names nothing", file=sys.stderr)
     if out is not None:
         drawn = [(text, place) for text, place in found if place is not None]
-        save_boxes(out / f"{picture.stem}.png", whole, [place for _, place in drawn], [text for text, _ in drawn])
+        save_boxes(out / f"{picture.stem}.png", read.whole, drawn)
 
 
 def pixels_of(text: str, problems: Problems) -> list[float]:
@@ -185,6 +193,18 @@ def pixels_of(text: str, problems: Problems) -> list[float]:
         "as in 10,20,40,60",
     )
     return sides
+
+
+def _check_files(picture: Path, out: Path | None, problems: Problems) -> None:
+    problems.check(picture.is_file(), f"{printable(str(picture))} is not a file")
+    problems.check(
+        out is None or out.resolve() != picture.resolve().parent,
+        f"--out {out} is the folder of the picture, which would be written over: choose another",
+    )
+
+
+def _sides(box: Sequence[int]) -> str:
+    return ",".join(map(str, box))
 
 
 def _line(text: str) -> str:

@@ -36,6 +36,7 @@ from .models import Models, Serving
 from .orders import Drawing, Order
 from .page import add_page
 from .running import events
+from .service import pointed
 from .uploads import checked, read_form
 from .watching import Watched, add_watched
 from .worker import Accepted, Done, Event, Step
@@ -166,7 +167,8 @@ def make_app(
         message = {"role": "assistant", "content": text, "parts": parts}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         named = {"id": f"chatcmpl-{secrets.token_hex(12)}", "object": "chat.completion", "created": int(time.time())}
-        return JSONResponse({**named, "model": one.service.name, "choices": [choice], "record": facts})
+        record = {**facts, **pointed(order)}
+        return JSONResponse({**named, "model": one.service.name, "choices": [choice], "record": record})
 
     def note(request: Request, asked: DrawingFields) -> None:
         request.scope[FACTS]["pictures"] = asked.n

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from unitok.trunk.attention import attention_to_words
 
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, known_codes, window_seed
+from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, inpainting_task, known_codes, window_seed
 from ..jobs import Job, job_for, rooms_of
+from ..performing import pointed_first
 from ..pipeline import GREEDY, as_read, codes_of, score_codes, way_of
 from .partial import decode_one
 from .reconstruction import reconstruct
@@ -35,6 +37,9 @@ class Order(ABC):
 
     partials: int | None = None
     """Partial pictures of each value; None: nobody wants to know how far it is."""
+    pointed: Mapping[str, Any] = MappingProxyType({})
+    """What the model pointed at before its values, once one is there: fields of a record, boxes as shares of a picture.
+    It is the same for all of them, for it is what is most likely."""
 
     @property
     def size(self) -> int:
@@ -102,14 +107,19 @@ class Drawing(Order):
         check_best_of(model, self.settings)
         return best_read(model, [self.caption] * len(self.seeds), self.settings.best_of)
 
+    def _task(self, model: UniTok) -> str:
+        """The row of the task table by which it draws."""
+        return "text_to_image"
+
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
-        return [job_for("text_to_image", {"caption": self.caption}, seed, self.settings) for seed in seeds]
+        return [job_for(self._task(model), {"caption": self.caption}, seed, self.settings) for seed in seeds]
 
     def canvas(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the pictures, by a model of a size."""
         return size
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        self.pointed = pointed_first(model, self._task(model), written)
         chosen = self.best.take([(number, written[-1])])
         return [(place, self.around(decode_one(model.image_tokenizer, codes))) for place, codes in chosen]
 
@@ -138,6 +148,9 @@ class Inpainting(Drawing):
         pictures, masks = self.picture.expand(number, -1, -1, -1), self.mask.expand(number, -1, -1)
         return best_fitting(model, pictures, masks, self.settings.best_of)
 
+    def _task(self, model: UniTok) -> str:
+        return inpainting_task(model)
+
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         (known,) = known_codes(model, self.picture[None], self.mask[None])
         return [inpainting_job(model, known, self.caption, seed, self.settings) for seed in seeds]
@@ -153,9 +166,12 @@ class Editing(_FromPictures):
     sources: list[torch.Tensor]
     """(3, H, W) uint8 of the model's size."""
 
+    def _task(self, model: UniTok) -> str:
+        return way_of(model, "edit")
+
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         record = {"source": as_read(model, torch.stack(self.sources)), "instruction": self.caption}
-        return [job_for(way_of(model, "edit"), record, seed, self.settings) for seed in seeds]
+        return [job_for(self._task(model), record, seed, self.settings) for seed in seeds]
 
 
 @dataclass(kw_only=True)
@@ -182,7 +198,7 @@ class Extending(_FromPictures):
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         canvas = self.canvases[number]
-        canvas.put(self.drawn[number], decode_one(model.image_tokenizer, written[0]))
+        canvas.put(self.drawn[number], decode_one(model.image_tokenizer, written[-1]))
         self.drawn[number] += 1
         return [(number, canvas.picture)] if self.drawn[number] == len(canvas.windows) else []
 
@@ -261,15 +277,19 @@ class Reading(Order):
     """Field -> ids, without the picture."""
     picture: torch.Tensor
     """(3, H, W) uint8 of the model's size."""
+    window: Box
+    """What is kept of the whole picture, as shares of it."""
     settings: SampleSettings
     seed: int
 
     def jobs(self, model: UniTok) -> list[Job]:
         (image,) = as_read(model, self.picture[None])
         task, record = asked(self.task, {**self.record, "image": image}, model.modalities())
-        return [job_for(way_of(model, task), record, self.seed, self.settings)]
+        self.way = way_of(model, task)
+        return [job_for(self.way, record, self.seed, self.settings)]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
+        self.pointed = pointed_first(model, self.way, written, self.window)
         return [(0, [("text", model.text_tokenizer.decode(written[-1].tolist()))])]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI, Response
 
-SCRIPTS = ("studio", "server", "tabs", "cards", "draw", "change", "look", "ask", "watch")
+SCRIPTS = ("studio", "server", "tabs", "boxes", "cards", "draw", "change", "look", "ask", "watch")
 FILES = {"/": "index.html", "/studio.css": "studio.css", **{f"/{name}.js": f"{name}.js" for name in SCRIPTS}}
 """Path -> file. They say nothing about the model, so they need no key; what they ask for does."""
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.boxes import SPANS
-from unitok.data.decoding import fit_shares
+from unitok.boxes import SPANS, Box
+from unitok.data.decoding import fit_shares, upright_size
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.tasks import TASKS, needs, way
@@ -22,6 +22,7 @@ from ..best_of import check_best_of
 from ..documents import DocumentWriter, Part
 from ..inpainting import Sides, plan, reads_known
 from ..masks import check_places, fit_mask
+from ..outputs import POINTED
 from ..pipeline import GREEDY, settings_for, value_of
 from ..reading import has_learned
 from .errors import ApiError, about, refused
@@ -49,7 +50,7 @@ from .orders import (
     Reconstructing,
     Telling,
 )
-from .uploads import read_data_url, read_mask, read_picture
+from .uploads import data_of_url, read_mask, read_picture
 
 DOCUMENTS = "interleaved"
 MOST_SOURCES = 4
@@ -114,6 +115,7 @@ class Service:
             "model_sha256": self.fingerprint,
             "settings": asdict(order.settings),
             **made_from,
+            **pointed(order),
         }
 
     # --- pictures ----------------------------------------------------------------------------------------------------
@@ -260,11 +262,14 @@ class Service:
         self._check_task("ground" if asked.prompt else "ground_caption", "prompt")
         with about("prompt"):
             phrase = self.model.text_ids(asked.prompt) if asked.prompt else None
-        _, height, width = read_picture(data, None, self.limits.pixels, "image").shape
-        return Locating(phrase, self._read(data), fit_shares((height, width), self.size))
+        return Locating(phrase, self._read(data), self._window(data))
 
-    def _read(self, data: bytes) -> torch.Tensor:
-        return read_picture(data, self.size, self.limits.pixels, "image")
+    def _read(self, data: bytes, field: str = "image") -> torch.Tensor:
+        return read_picture(data, self.size, self.limits.pixels, field)
+
+    def _window(self, data: bytes) -> Box:
+        """What is kept of a picture that has been read, as shares of it."""
+        return fit_shares(upright_size(data), self.size)
 
     def _check_task(self, task: str, param: str) -> None:
         if not has_learned(self.model, task):
@@ -282,7 +287,8 @@ class Service:
         """
         seed = _seed(asked)
         facts = {"seed": seed, "model_sha256": self.fingerprint}
-        document = [part for number, one in enumerate(asked.messages) for part in self._parts(one, number)]
+        windows: list[Box] = []
+        document = [part for number, one in enumerate(asked.messages) for part in self._parts(one, number, windows)]
         reads = asked.task in ("question", "image_to_text")
         if self.documents is not None and not reads:
             return self._telling(asked, self.documents, document, seed), facts
@@ -306,7 +312,8 @@ class Service:
             raise ApiError(400, f"this model learned {learned}, not {task}", "messages")
         with about("messages"):
             record = {"question": self.model.text_ids(text)} if text else {}
-        return Reading(task, record, pictures[0], self._text_settings(asked, GREEDY.temperature), seed), facts
+        settings = self._text_settings(asked, GREEDY.temperature)
+        return Reading(task, record, pictures[0], windows[0], settings, seed), facts
 
     def _telling(self, asked: ChatFields, writer: DocumentWriter, document: list[Part], seed: int) -> Order:
         most = writer.pictures if asked.pictures is None else asked.pictures
@@ -324,18 +331,25 @@ class Service:
         except UserError as error:
             raise refused(error) from None
 
-    def _parts(self, message: Message, number: int) -> list[Part]:
+    def _parts(self, message: Message, number: int, windows: list[Box]) -> list[Part]:
+        """The texts and pictures of a message; what is kept of each picture is put behind `windows`."""
         if isinstance(message.content, str):
             return [("text", message.content)] if message.content else []
         field = f"messages[{number}].content"
         parts: list[Part] = []
         for part in message.content:
             if isinstance(part, ImagePart):
-                picture = read_data_url(part.image_url.url, self.size, self.limits.pixels, field)
-                parts.append(("image", picture))
+                data = data_of_url(part.image_url.url, field)
+                parts.append(("image", self._read(data, field)))
+                windows.append(self._window(data))
             elif part.text:
                 parts.append(("text", part.text))
         return parts
+
+
+def pointed(order: Order) -> dict[str, Any]:
+    """What a record says of what the model pointed at."""
+    return {POINTED: dict(order.pointed)} if order.pointed else {}
 
 
 def _seed(asked: Fields) -> int:

@@ -108,11 +108,11 @@ def read_mask(data: bytes, pixels: int) -> torch.Tensor:
     return mask
 
 
-def read_data_url(url: str, size: tuple[int, int], pixels: int, field: str) -> torch.Tensor:
-    """The picture (3, H, W) uint8 of a data: address.
+def data_of_url(url: str, field: str) -> bytes:
+    """The file in a data: address.
 
     Raises:
-        ApiError: another address, or no picture.
+        ApiError: another address, or one that is broken.
     """
     head, comma, encoded = url.partition(",")
     if not (head.startswith("data:") and head.endswith(";base64") and comma):
@@ -120,7 +120,6 @@ def read_data_url(url: str, size: tuple[int, int], pixels: int, field: str) -> t
             400, f"{field} must hold its picture, as data:image/png;base64,...: this server fetches nothing", field
         )
     try:
-        data = base64.b64decode(encoded, validate=True)
+        return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(400, f"{field} is not valid base64", field) from None
-    return read_picture(data, size, pixels, field)

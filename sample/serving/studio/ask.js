@@ -1,5 +1,6 @@
 // What a model says of a picture and where things are in it, and how a document goes on.
 
+import { frame, inWords, pointedAt } from "./boxes.js";
 import { Card } from "./cards.js";
 import { $, Refused, ask, asking, element, isSmall, seedOf, state, working } from "./server.js";
 
@@ -25,36 +26,28 @@ working($("ask-form"), async (what) => {
   if ($("asked-frame").hidden) throw new Refused("Choose a picture first.");
   const question = $("question").value.trim();
   $("boxes").replaceChildren();
-  const said = what === "find" ? await find(question) : await answer(question);
-  $("answers").prepend(element("p", { textContent: `${question || "Caption"}: ${said}` }));
+  const told = what === "find" ? await find(question) : await answer(question);
+  $("answers").prepend(element("p", { textContent: `${question || "Caption"}: ${told}` }));
 });
 
 async function answer(question) {
   const content = [{ type: "image_url", image_url: { url: $("asked").src } }];
   if (question) content.push({ type: "text", text: question });
   const fields = { messages: [{ role: "user", content }], task: question ? "question" : "image_to_text" };
-  const { choices } = await (await ask("v1/chat/completions", asking(fields))).json();
-  return choices[0].message.content;
+  const { choices, record } = await (await ask("v1/chat/completions", asking(fields))).json();
+  const boxes = pointedAt(record.pointed);
+  frame($("boxes"), boxes);
+  const where = boxes.length ? `, after a look at ${boxes.map(said).join(" and ")}` : "";
+  return choices[0].message.content + where;
 }
 
-// Draws the boxes with numbers, and says which they are.
+const said = (box, number) => inWords(box, number, $("asked").naturalWidth, $("asked").naturalHeight);
+
 async function find(phrase) {
   const { parts } = await (await ask("v1/images/groundings", asking({ image: $("ask-file").files[0], prompt: phrase }))).json();
-  const { naturalWidth: width, naturalHeight: height } = $("asked");
-  const said = [];
-  let number = 0;
-  for (const { text, box } of parts) {
-    if (text !== undefined) {
-      said.push(text.trim());
-      continue;
-    }
-    const [left, top, right, bottom] = box, frame = element("span", { textContent: ++number });
-    const sides = { left, top, width: right - left, height: bottom - top };
-    for (const [side, share] of Object.entries(sides)) frame.style[side] = `${100 * share}%`;
-    $("boxes").append(frame);
-    said.push(`[${number}] (${[left * width, top * height, right * width, bottom * height].map(Math.round).join(", ")})`);
-  }
-  return said.join(" ") || "nothing is named";
+  const boxes = parts.flatMap(({ box }) => (box ? [box] : []));
+  frame($("boxes"), boxes);
+  return parts.map(({ text, box }) => text?.trim() ?? said(box, boxes.indexOf(box))).join(" ") || "nothing is named";
 }
 
 // --- a document that goes on -----------------------------------------------------------------------------------------

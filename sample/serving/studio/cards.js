@@ -1,5 +1,6 @@
 // A picture that is being drawn, and what can be done with it once it is there.
 
+import { frame, inWords, pointedAt } from "./boxes.js";
 import { $, address, button, element, isSmall, state, tell } from "./server.js";
 
 // [text of a button, what it does with a picture's file and caption]: other parts of the page add theirs.
@@ -16,7 +17,9 @@ export class Card {
     this.progress = element("progress", { max: 1 });
     this.progress.setAttribute("aria-label", "Drawn so far");
     this.caption = element("figcaption", { textContent: title });
-    this.figure = element("figure", {}, this.image, this.progress, this.caption);
+    this.boxes = element("div", { className: "boxes" });
+    this.boxes.setAttribute("aria-hidden", "true"); // they are told in words too
+    this.figure = element("figure", {}, element("div", { className: "framed" }, this.image, this.boxes), this.progress, this.caption);
   }
 
   event(event) {
@@ -38,15 +41,41 @@ export class Card {
     const who = state.models.length > 1 ? `${record.model}, ` : "";
     this.caption.append(element("small", { textContent: `${who}seed ${record.seed}, guidance ${guidance}` }));
     const file = () => new Blob([bytes(base64)], { type: "image/png" });
-    const again = record.made_from || record.source ? [] : [["Command", asCommand], ["Python", asPython], ["curl", asCurl]];
     this.figure.append(element("div", { className: "row" },
-      ...again.map(([name, text]) => button(name, () => copy(text(record, this.facts)))),
+      ...this.pointed(pointedAt(record.pointed)),
+      ...again(record).map(([name, text]) => button(name, () => copy(text(record, this.facts)))),
       button("Save", () => save(withText(bytes(base64), "unitok", JSON.stringify(record)), `${record.seed}.png`, "image/png")),
       ...actions.map(([name, act]) => button(name, () => act(file(), record.caption)))));
+  }
+
+  // Shows where the model looked before it drew; returns a button that hides it.
+  pointed(boxes) {
+    if (!boxes.length) return [];
+    frame(this.boxes, boxes);
+    const [width, height] = this.facts.size.split("x").map(Number);
+    const words = boxes.map((box, number) => inWords(box, number, width, height)).join(" and ");
+    this.caption.append(element("small", { textContent: `after a look at ${words}` }));
+    const made = button("Boxes", () => {
+      this.boxes.hidden = !this.boxes.hidden;
+      made.setAttribute("aria-pressed", String(!this.boxes.hidden));
+    });
+    made.setAttribute("aria-pressed", "true");
+    return [made];
   }
 }
 
 // --- how to draw a picture again -------------------------------------------------------------------------------------
+
+// Ways to make a picture: the command, the route, and the files that the route is sent.
+const sampled = { command: (caption) => `sample ${caption}`, route: "generations", files: {} };
+const edited = { command: (caption) => `edit PICTURE.png ${caption}`, route: "edits", files: { image: "PICTURE.png" } };
+const filled = { command: (caption) => `inpaint PICTURE.png --mask MASK.png --caption ${caption}`, route: "edits", files: { image: "PICTURE.png", mask: "MASK.png" } };
+const extended = { command: (caption) => `extend PICTURE.png --caption ${caption}`, route: "extensions", files: { image: "PICTURE.png" } };
+const SIDES = ["left", "right", "top", "bottom"];
+
+const wayOf = ({ source, made_from: from }) => (source ? edited : !from ? sampled : from.mask_sha256 ? filled : extended);
+const again = (record) => [["Command", asCommand], ...(wayOf(record) === sampled ? [["Python", asPython]] : []), ["curl", asCurl]];
+const sidesOf = (record) => (wayOf(record) === extended ? SIDES.map((side) => [side, record.made_from[side]]) : []);
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -55,15 +84,21 @@ function given(record, facts) {
 }
 
 function asCommand(record, facts) {
-  const options = given(record, facts).map(([name, value]) => ` --${name} ${typeof value === "object" ? quoted(JSON.stringify(value)) : value}`);
-  return `unitok sample ${quoted(record.caption)} --model MODEL --n 1 --seed ${record.seed}${options.join("")} --out drawn`;
+  const word = { string: quoted, object: (value) => quoted(JSON.stringify(value)) };
+  const options = [...sidesOf(record), ...given(record, facts)].map(([name, value]) => ` --${name} ${(word[typeof value] ?? String)(value)}`);
+  return `unitok ${wayOf(record).command(quoted(record.caption))} --model MODEL --n 1 --seed ${record.seed}${options.join("")} --out drawn`;
 }
 
 function asCurl(record, facts) {
   const named = state.models.length > 1 ? { model: record.model } : {};
-  const body = JSON.stringify({ prompt: record.caption, seed: record.seed, ...named, ...Object.fromEntries(given(record, facts)) });
+  const { route, files } = wayOf(record);
+  const fields = { prompt: record.caption, seed: record.seed, ...named, ...Object.fromEntries([...sidesOf(record), ...given(record, facts)]) };
   const key = state.key ? " -H 'Authorization: Bearer KEY'" : "";
-  return `curl -s ${location.origin}/v1/images/generations -H 'Content-Type: application/json'${key} -d ${quoted(body)}`;
+  const head = `curl -s ${location.origin}/v1/images/${route}${key}`;
+  if (!files.image) return `${head} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(fields))}`;
+  const sent = Object.entries(files).map(([name, file]) => ` -F ${name}=@${file}`);
+  const said = Object.entries(fields).flatMap(([name, value]) => [value].flat().map((one) => ` --form-string ${quoted(`${name}=${one}`)}`));
+  return head + [...sent, ...said].join("");
 }
 
 function asPython(record, facts) {

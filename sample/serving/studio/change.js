@@ -1,6 +1,6 @@
 // A picture that is changed: a part is drawn anew, a side is added, or an instruction is followed.
 
-import { Card, actions } from "./cards.js";
+import { Card, actions, save } from "./cards.js";
 import { $, Refused, ask, asking, isSmall, seedOf, state, stream, tell, working } from "./server.js";
 import { show } from "./tabs.js";
 
@@ -62,20 +62,22 @@ $("add-box").addEventListener("click", () => {
   brush.fillRect(left, top, right - left, bottom - top);
 });
 
-// The mask as the API has it: transparent where it is drawn anew.
+// The mask as a file, for the API and for `unitok inpaint`: white where it is drawn anew.
 async function maskFile() {
   const from = $("mask"), painted = from.getContext("2d").getImageData(0, 0, from.width, from.height);
   let any = false;
   for (let at = 0; at < painted.data.length; at += 4) {
-    const marked = painted.data[at + 3] > 127;
+    const marked = painted.data[at + 3] > 127, value = marked ? 255 : 0;
     any ||= marked;
-    painted.data.set([0, 0, 0, marked ? 0 : 255], at);
+    painted.data.set([value, value, value, 255], at);
   }
   if (!any) throw new Refused("Nothing is painted: paint what is to be drawn anew, or mark a box.");
   const canvas = new OffscreenCanvas(from.width, from.height);
   canvas.getContext("2d").putImageData(painted, 0, 0);
   return canvas.convertToBlob({ type: "image/png" });
 }
+
+$("save-mask").addEventListener("click", () => maskFile().then((file) => save([file], "mask.png", "image/png"), (error) => tell(error.message)));
 
 // --- what is asked ---------------------------------------------------------------------------------------------------
 

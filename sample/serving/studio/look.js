@@ -1,11 +1,15 @@
 // The codes of a picture: what the model thinks of them, and what the image tokenizer makes of it.
 
 import { actions } from "./cards.js";
-import { $, Refused, address, ask, asking, isSmall, state, working } from "./server.js";
+import { $, Refused, address, ask, asking, element, isSmall, state, working } from "./server.js";
 import { show } from "./tabs.js";
 
-// Codes as a grid of buttons over a picture.
+const MOST_PATCHES = 12;
+
+// Codes as a grid of buttons over a picture. A code that is pressed shows its patch, and those of the same code.
 function showGrid(place, told, [rows, columns], codes, picture, describe, paint) {
+  const patches = told.nextElementSibling, whole = Object.assign(new Image(), { src: picture });
+  patches.replaceChildren();
   const cells = codes.map((code, at) => {
     const cell = document.createElement("button");
     cell.type = "button";
@@ -16,6 +20,8 @@ function showGrid(place, told, [rows, columns], codes, picture, describe, paint)
     cell.addEventListener("click", () => {
       const same = cells.filter((one) => one.dataset.code === cell.dataset.code);
       for (const one of cells) one.classList.toggle("same", same.includes(one));
+      const first = [cell, ...same.filter((one) => one !== cell)].slice(0, MOST_PATCHES).map((one) => cells.indexOf(one));
+      patches.replaceChildren(...first.map((one) => patch(whole, one, rows, columns)));
       told.textContent = `${cell.getAttribute("aria-label")}. It stands at ${same.length} of ${cells.length} places.`;
     });
     return cell;
@@ -26,6 +32,17 @@ function showGrid(place, told, [rows, columns], codes, picture, describe, paint)
   place.style.backgroundImage = `url(${picture})`;
   place.classList.toggle("small", isSmall(width));
   place.replaceChildren(...cells);
+}
+
+// What stands in a picture where a code stands.
+function patch(picture, at, rows, columns) {
+  const width = picture.naturalWidth / columns, height = picture.naturalHeight / rows;
+  const canvas = element("canvas", { width: Math.max(1, Math.round(width)), height: Math.max(1, Math.round(height)) });
+  const row = Math.floor(at / columns), column = at % columns;
+  canvas.getContext("2d").drawImage(picture, column * width, row * height, width, height, 0, 0, canvas.width, canvas.height);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", `What stands at row ${row + 1}, column ${column + 1}`);
+  return canvas;
 }
 
 // Puts the code into a cell if there is room for it.

@@ -40,8 +40,10 @@ function take(watched) {
   hide((tab) => !(offered[tab] ?? model));
   $("model").textContent = facts === null ? "A training, and no model."
     : !model ? `${facts.id}: an image tokenizer, ${facts.size} pixels`
-    : `${facts.id}: ${facts.objective}, ${facts.size} pixels, learned ${facts.tasks.join(", ") || "captions and pictures"}`;
+    : `${facts.id}: ${facts.objective}, ${facts.size} pixels, learned ${facts.tasks.length === 1 ? "1 task" : `${facts.tasks.length || "some"} tasks`}`;
+  $("learned").hidden = !model || !facts.tasks.length;
   if (!model) return;
+  $("learned").lastElementChild.textContent = facts.tasks.join(", ");
   offerDrawing();
   offerChanging();
   offerAsking();

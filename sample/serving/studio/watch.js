@@ -3,7 +3,7 @@
 import { $, ask, element, tell } from "./server.js";
 
 const EVERY = 3000; // milliseconds between two looks
-const HEIGHT = 300, LEFT = 64, RIGHT = 16, TOP = 12, BOTTOM = 32;
+const HEIGHT = 300, LEFT = 64, RIGHT = 32, TOP = 12, BOTTOM = 32;
 const run = { facts: null, address: "", shown: undefined, trouble: false };
 
 // Begins to watch if the server has a training; says whether it has.
