@@ -223,6 +223,7 @@ def test_a_model_that_points_changes_a_picture_behind_its_boxes(
         [facts] = client.get("/v1/models").json()["data"]
     assert facts["tasks"] == ["edit", "pointed_edit"], "it does both, as the studio sees it"
     assert base64.b64decode(events[-1]["b64_json"]) == png_bytes(decoded(model, codes[None], 0)[0])
+    assert events[-1]["record"]["pointed"] == {"boxes": model.modalities()["box"].value(boxes)}
 
 
 # --- inspections -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from tokenizers_vq.images import png_bytes, to_float, to_uint8
 from unitok.cli.main import main
 from unitok.data.decoding import decode
 from unitok.model import UniTok
-from unitok.sample.inpainting import Sides, extend_all
+from unitok.sample.inpainting import Sides, extend_all, inpaint_each
+from unitok.sample.performing import pointed_first
 from unitok.sample.pipeline import draw
-from unitok.sample.reading import ground, ground_caption
+from unitok.sample.reading import answers, ground, ground_caption
 from unitok.sample.serving.models import Models, short_names
 from unitok.sample.serving.reconstruction import reconstruct, shown_after
 from unitok.sampling import SampleSettings
@@ -240,6 +243,51 @@ def test_boxes_are_shares_of_the_whole_picture(
         files = {"image": png(given)}
         (first, *_) = client.post(IMAGES + "groundings", data={"prompt": "the red circle"}, files=files).json()["parts"]
     assert first["box"] == pytest.approx([0.25 + box[0] / 2, box[1], 0.25 + box[2] / 2, box[3]])
+
+
+def test_what_was_pointed_at_is_told_with_an_answer(
+    grounded: UniTok,
+    serve: Callable[..., Any],
+    picture: Callable[..., torch.Tensor],
+    png: Callable[..., io.BytesIO],
+) -> None:
+    model, given = copy(grounded), picture(32, 64)
+    model.config = replace(model.config, tasks=("pointed_question",))
+    ((_, pointed),) = answers(model, given[:, :, 16:48].contiguous(), ["where is it"])
+    assert pointed["boxes"]
+    url = f"data:image/png;base64,{base64.b64encode(png(given).getvalue()).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "where is it"}]
+    with serve(model) as (client, _):
+        answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": content}]})
+    found = answer.json()["record"]["pointed"]
+    whole = [[0.25 + left / 2, top, 0.25 + right / 2, bottom] for left, top, right, bottom in pointed["boxes"]]
+    assert found.keys() == {"boxes"} and found["boxes"] == [pytest.approx(box) for box in whole]
+
+
+def test_a_model_that_points_fills_in_and_extends(
+    grounded: UniTok,
+    serve: Callable[..., Any],
+    picture: Callable[..., torch.Tensor],
+    png: Callable[..., io.BytesIO],
+) -> None:
+    model, given = copy(grounded), picture()
+    model.config = replace(model.config, tasks=("pointed_inpaint",))
+    settings, mask = SampleSettings(guidance=2.0), torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:, 8:24] = True
+    told: list[dict[str, Any]] = []
+    ((_, filled),) = inpaint_each(
+        model, given[None], mask[None], ["a circle"], settings, [3],
+        tell=lambda written: told.append(pointed_first(model, "pointed_inpaint", written)),
+    )  # fmt: skip
+    (extended,) = extend_all(model, given, Sides(right=16), "a circle", settings, [3])
+    fields, white = {"prompt": "a circle", "seed": 3, "guidance": 2}, (255 * mask).to(torch.uint8).expand(3, -1, -1)
+    with serve(model) as (client, _):
+        edited = client.post(IMAGES + "edits", data=fields, files={"image": png(given), "mask": png(white)})
+        assert edited.status_code == 200, edited.text
+        longer = client.post(IMAGES + "extensions", data={**fields, "right": 16}, files={"image": png(given)})
+    (one,), (other,) = edited.json()["data"], longer.json()["data"]
+    assert torch.equal(pixels_of(one["b64_json"]), filled) and one["record"]["pointed"] == told[0]
+    assert torch.equal(pixels_of(other["b64_json"]), extended)
 
 
 def test_a_model_without_boxes_says_so(
