@@ -1,29 +1,37 @@
 // What a model says of a picture and where things are in it, and how a document goes on.
 
 import { frame, inWords, pointedAt } from "./boxes.js";
-import { Card } from "./cards.js";
+import { Card, actions } from "./cards.js";
 import { $, Refused, ask, asking, element, isSmall, seedOf, state, working } from "./server.js";
+import { show } from "./tabs.js";
+
+let picture = null;
 
 export function offerAsking() {
   const learned = (task) => state.facts.tasks.includes(task);
   $("find").hidden = !learned("ground") && !learned("ground_caption");
 }
 
-$("ask-file").addEventListener("change", () => {
-  const [file] = $("ask-file").files;
-  if (!file) return;
+function take(blob) {
   const reader = new FileReader();
   reader.onload = () => {
+    picture = blob;
     $("asked").src = reader.result;
     $("asked-frame").hidden = false;
     $("boxes").replaceChildren();
     $("asked").onload = () => $("asked").classList.toggle("small", isSmall($("asked").naturalWidth));
   };
-  reader.readAsDataURL(file);
-});
+  reader.readAsDataURL(blob);
+}
+
+actions.push(["Ask", "tab-ask", (blob) => {
+  take(blob);
+  show($("tab-ask"));
+}]);
+$("ask-file").addEventListener("change", () => $("ask-file").files[0] && take($("ask-file").files[0]));
 
 working($("ask-form"), async (what) => {
-  if ($("asked-frame").hidden) throw new Refused("Choose a picture first.");
+  if (!picture) throw new Refused("Choose a picture first, or draw one and press Ask.");
   const question = $("question").value.trim();
   $("boxes").replaceChildren();
   const told = what === "find" ? await find(question) : await answer(question);
@@ -44,7 +52,7 @@ async function answer(question) {
 const said = (box, number) => inWords(box, number, $("asked").naturalWidth, $("asked").naturalHeight);
 
 async function find(phrase) {
-  const { parts } = await (await ask("v1/images/groundings", asking({ image: $("ask-file").files[0], prompt: phrase }))).json();
+  const { parts } = await (await ask("v1/images/groundings", asking({ image: picture, prompt: phrase }))).json();
   const boxes = parts.flatMap(({ box }) => (box ? [box] : []));
   frame($("boxes"), boxes);
   return parts.map(({ text, box }) => text?.trim() ?? said(box, boxes.indexOf(box))).join(" ") || "nothing is named";

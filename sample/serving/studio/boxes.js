@@ -8,7 +8,7 @@ export const pointedAt = ({ boxes, named } = {}) => boxes ?? (named ?? []).filte
 // Draws boxes into an element that lies over a picture.
 export function frame(place, boxes) {
   place.replaceChildren(...boxes.map(([left, top, right, bottom], number) => {
-    const made = element("span", { textContent: number + 1 });
+    const made = element("span", {}, element("b", { textContent: number + 1 }));
     for (const [side, share] of Object.entries({ left, top, width: right - left, height: bottom - top })) made.style[side] = `${100 * share}%`;
     return made;
   }));

@@ -3,7 +3,8 @@
 import { frame, inWords, pointedAt } from "./boxes.js";
 import { $, address, button, element, isSmall, state, tell } from "./server.js";
 
-// [text of a button, what it does with a picture's file and caption]: other parts of the page add theirs.
+// [text of a button, the tab that must be there, what it does with a picture's file and caption]: other parts of the page
+// add theirs.
 export const actions = [];
 
 export class Card {
@@ -45,7 +46,7 @@ export class Card {
       ...this.pointed(pointedAt(record.pointed)),
       ...again(record).map(([name, text]) => button(name, () => copy(text(record, this.facts)))),
       button("Save", () => save(withText(bytes(base64), "unitok", JSON.stringify(record)), `${record.seed}.png`, "image/png")),
-      ...actions.map(([name, act]) => button(name, () => act(file(), record.caption)))));
+      ...actions.filter(([, tab]) => !$(tab).hidden).map(([name, , act]) => button(name, () => act(file(), record.caption)))));
   }
 
   // Shows where the model looked before it drew; returns a button that hides it.

@@ -33,7 +33,7 @@ async function take(blob, caption) {
   show($("tab-change"));
 }
 
-actions.push(["Change", take]);
+actions.push(["Change", "tab-change", take]);
 $("file").addEventListener("change", () => $("file").files[0] && take($("file").files[0]));
 
 // --- what is painted -------------------------------------------------------------------------------------------------

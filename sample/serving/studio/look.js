@@ -67,7 +67,7 @@ const different = (codes) => `${new Set(codes).size} different codes at ${codes.
 
 const inside = { picture: null, address: "", found: null };
 
-actions.push(["Look", (blob, caption) => {
+actions.push(["Look", "tab-look", (blob, caption) => {
   inside.picture = blob;
   $("look-caption").value = caption;
   show($("tab-look"));

@@ -3,7 +3,7 @@
     STUDIO_MODEL=runs/tasks/generator STUDIO_OTHER=runs/scales/generator STUDIO_RUN=runs/tasks/generator \
         STUDIO_SHOTS=docs/studio python -m pytest tests/serve/studio
 
-also writes the pictures of docs/studio.md.
+also writes the pictures of docs/studio.md. The model must be one that points, the other one of several maps.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +38,18 @@ def browser() -> Iterator[Any]:
 def model(grounded: UniTok) -> UniTok:
     folder = os.environ.get("STUDIO_MODEL")
     return UniTok.from_pretrained(folder) if folder else grounded
+
+
+@pytest.fixture(scope="module")
+def pointing(grounded: UniTok) -> UniTok:
+    """A model that points before it answers and draws."""
+    folder = os.environ.get("STUDIO_MODEL")
+    if folder:
+        return UniTok.from_pretrained(folder)
+    model = copy(grounded)
+    tasks = ("text_to_image", "image_to_text", "pointed_question", "pointed_edit", "ground")
+    model.config = replace(model.config, tasks=tasks)
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import shlex
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from studio_page import CAPTION, NAMES, draw_one, shot
 
+from unitok.cli.main import main
+from unitok.data.decoding import decode
 from unitok.model import UniTok
+from unitok.sample.reading import answers
 
 
 def test_pictures_appear_and_can_be_drawn_again(page: Any) -> None:
@@ -86,6 +94,23 @@ def test_two_models_are_compared(opened: Callable[..., Any], other: UniTok) -> N
     page.locator("#drawn small").get_by_text(f"{NAMES[1]}, seed").wait_for(timeout=60_000)
 
 
+def copied(page: Any, figure: Any, name: str) -> str:
+    """What a button of a picture copies."""
+    page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    figure.get_by_role("button", name=name, exact=True).click()
+    return str(page.evaluate("window.copied"))
+
+
+def by_command(text: str, model: UniTok, folder: Path) -> bytes:
+    """The picture that a copied command draws."""
+    model.save_pretrained(folder / "MODEL")
+    program, *words = shlex.split(text)
+    places = {name: str(folder / name) for name in ("MODEL", "PICTURE.png", "MASK.png", "drawn")}
+    assert program == "unitok" and main([places.get(word, word) for word in words]) == 0
+    (drawn,) = (folder / "drawn" / "pictures").glob("*.png")
+    return drawn.read_bytes()
+
+
 def chunks(png: bytes) -> Iterator[int]:
     """Where the chunks of a PNG file have their kind."""
     at = 8
@@ -95,8 +120,11 @@ def chunks(png: bytes) -> Iterator[int]:
         at += 12 + size
 
 
-def test_a_part_is_drawn_anew(page: Any, model: UniTok) -> None:
+def test_a_part_is_drawn_anew(page: Any, model: UniTok, tmp_path: Path) -> None:
     draw_one(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save", exact=True).click()
+    download.value.save_as(tmp_path / "PICTURE.png")
     page.get_by_role("button", name="Change", exact=True).click()
     page.get_by_role("button", name="Fill what is painted").click()
     page.get_by_text("Nothing is painted: paint what is to be drawn anew").wait_for()
@@ -112,6 +140,17 @@ def test_a_part_is_drawn_anew(page: Any, model: UniTok) -> None:
     page.locator("#changed").get_by_role("button", name="Save").nth(3).wait_for(timeout=60_000)
     assert page.get_by_role("alert").count() == 0
     shot(page, "change")
+    # Its command and its curl draw it again, from the files that the page saves.
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save the mask").click()
+    download.value.save_as(tmp_path / "MASK.png")
+    again = page.locator("#changed figure").nth(1)
+    wanted = again.locator("img").get_attribute("src").partition(",")[2]
+    assert by_command(copied(page, again, "Command"), model, tmp_path) == base64.b64decode(wanted)
+    if shutil.which("curl"):
+        words = shlex.split(copied(page, again, "curl"))
+        answer = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True, timeout=60).stdout
+        assert json.loads(answer)["data"][0]["b64_json"] == wanted
     page.locator("#wish").fill("make the circle green")
     page.get_by_role("button", name="Follow the instruction").click()
     page.locator("#changed").get_by_role("button", name="Save").nth(3).wait_for(timeout=60_000)
@@ -128,3 +167,47 @@ def test_a_part_is_drawn_anew(page: Any, model: UniTok) -> None:
     page.get_by_role("button", name="Extend").click()
     page.get_by_text("nothing to extend: give left, right, top or bottom").wait_for()
     assert page.locator("#changed figure").count() == 0
+
+
+def test_where_a_model_looked_is_drawn(opened: Callable[..., Any], pointing: UniTok) -> None:
+    """Boxes over what it changed, and over what it was asked about."""
+    page = opened(pointing)
+    draw_one(page, seed=3)
+    page.locator("#drawn").get_by_role("button", name="Change", exact=True).click()
+    page.locator("#wish").fill("make the circle green")
+    page.locator("#change-count").fill("2")
+    page.get_by_role("button", name="Follow the instruction").click()
+    page.locator("#changed").get_by_role("button", name="Save").nth(1).wait_for(timeout=60_000)
+    shot(page, "edit")
+    card = page.locator("#changed figure").first
+    frames, toggle = card.locator(".boxes span"), card.get_by_role("button", name="Boxes", exact=True)
+    assert frames.count() > 0 and card.get_by_text("after a look at [1] (").is_visible()
+    around, first = card.locator("img").bounding_box(), frames.first.bounding_box()
+    assert around["x"] - 1 <= first["x"] and first["y"] + first["height"] <= around["y"] + around["height"] + 20
+    toggle.click()
+    assert toggle.get_attribute("aria-pressed") == "false" and not frames.first.is_visible()
+    with page.expect_download() as download:
+        card.get_by_role("button", name="Save", exact=True).click()
+    picture = Image.open(Path(download.value.path()))
+    boxes = json.loads(picture.text["unitok"])["pointed"]["boxes"]  # type: ignore[attr-defined]
+    assert len(boxes) == frames.count()
+    # The drawn picture is asked about.
+    page.get_by_role("tab", name="Draw").click()
+    page.locator("#drawn").get_by_role("button", name="Ask", exact=True).click()
+    page.locator("#asked[src^=data]").wait_for()
+    question = "what colour is the square"
+    page.locator("#question").fill(question)
+    page.get_by_role("button", name="Ask", exact=True).last.click()
+    page.locator("#answers p").wait_for(timeout=60_000)
+    shot(page, "ask")
+    source = decode(base64.b64decode(page.locator("#asked").get_attribute("src").partition(",")[2]))
+    ((text, pointed),) = answers(pointing, source, [question])
+    frames, around = page.locator("#boxes span"), page.locator("#asked").bounding_box()
+    assert frames.count() == len(pointed["boxes"]) > 0
+    for number, (left, top, _, _) in enumerate(pointed["boxes"]):
+        place = frames.nth(number).bounding_box()
+        assert place["x"] == pytest.approx(around["x"] + left * around["width"], abs=1)
+        assert place["y"] == pytest.approx(around["y"] + top * around["height"], abs=1)
+    said = page.locator("#answers p").first.text_content()
+    assert said.startswith(f"{question}: ") and "after a look at [1] (" in said
+    assert " ".join(text.split()) in " ".join(said.split())

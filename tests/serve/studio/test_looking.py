@@ -56,6 +56,11 @@ def test_codes_are_shown(page: Any, model: UniTok) -> None:
     page.get_by_label("Show").select_option("entropies")
     cells.nth(9).click()
     page.get_by_text("It stands at").wait_for()
+    patches = page.locator("#look .patches canvas")
+    equals = page.locator("#codes button.same").count()
+    assert patches.count() == min(equals, 12) and patches.first.get_attribute("aria-label").endswith("row 2, column 2")
+    (height, width), (rows, columns) = model.image_tokenizer.image_size, model.layout.scales[-1]
+    assert patches.first.evaluate("one => [one.width, one.height]") == [width // columns, height // rows]
     assert "entropy" in (page.locator("#told-code").text_content() or "")
     shot(page, "look")
     page.get_by_label("Show").select_option("words")
@@ -66,7 +71,10 @@ def test_codes_are_shown(page: Any, model: UniTok) -> None:
     shot(page, "words")
     page.get_by_label("Show").select_option("attention")
     page.get_by_text("% of its attention, the mean").wait_for(timeout=60_000)
-    assert "of its attention on" in (cells.nth(9).get_attribute("title") or "")
+    page.locator("#word").select_option(label="red")
+    page.get_by_text('the model gives "red"').wait_for()
+    assert 'of its attention on "red"' in (cells.nth(9).get_attribute("title") or "")
+    shot(page, "attention")
     page.get_by_label("Show").select_option("codes")
     page.get_by_text("different codes at").wait_for()
 

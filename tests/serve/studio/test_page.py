@@ -63,10 +63,10 @@ def test_wrong_settings_and_a_server_that_is_gone_are_said(page: Any) -> None:
     page.get_by_text("The server does not answer. Start it again").wait_for()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1000, 360])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1000), ("dark", 360)])
 def test_it_can_be_used_by_all(
     opened: Callable[..., Any],
+    pointing: UniTok,
     other: UniTok,
     run: Path,
     png: Callable[..., io.BytesIO],
@@ -76,15 +76,21 @@ def test_it_can_be_used_by_all(
 ) -> None:
     """Labels, contrast, order: axe-core finds nothing in any part, and on a narrow screen nothing sticks out."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="make test-browser").Axe()
-    page = opened(looks={"viewport": {"width": width, "height": 740}, "color_scheme": scheme}, other=other, run=run)
+    page = opened(
+        pointing, looks={"viewport": {"width": width, "height": 740}, "color_scheme": scheme}, other=other, run=run
+    )
     draw_one(page)
     if (scheme, width) == ("dark", 360):
         shot(page, "phone", whole=False)
     page.get_by_role("button", name="Look", exact=True).click()
-    page.locator("#codes button").first.wait_for(timeout=60_000)
+    page.locator("#codes button").first.click(timeout=60_000)
     page.get_by_role("tab", name="Draw").click()
     page.get_by_role("button", name="Change", exact=True).click()
     page.locator("#easel").wait_for()
+    page.locator("#wish").fill("make the circle green")
+    page.locator("#change-count").fill("1")
+    page.get_by_role("button", name="Follow the instruction").click()
+    page.locator("#changed .boxes span").first.wait_for(timeout=60_000)
     page.get_by_role("tab", name="Tokenizer").click()
     file = {"name": "a.png", "mimeType": "image/png", "buffer": png(picture()).getvalue()}
     page.locator("#tokens-file").set_input_files(file)
