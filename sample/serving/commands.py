@@ -16,6 +16,8 @@ from unitok.data.text_files import read_text
 from .limits import USUAL, Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+MOST_FILES = 65_536
+"""Open files, connections among them, that a server asks its system for."""
 
 
 def serve(
@@ -208,8 +210,19 @@ def _serve(
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     what = " and ".join([*names, *([f"the training {run}"] if run is not None else [])])
     print(f"serving {what} at {address}/v1, in a browser at {address}/", flush=True)
+    _allow_connections()
     with suppress(KeyboardInterrupt):  # uvicorn has ended in order, and raises it once more
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _allow_connections() -> None:
+    """Each connection is an open file, and most systems begin with 1,024: so many silent clients would keep all others
+    out until they are cut off."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, limit), hard))
 
 
 def _tell(facts: Mapping[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import resource
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -177,9 +178,19 @@ def test_a_client_that_leaves_frees_its_rows(
         assert server.parts.lines[0]["status"] == (200 if stream else 499)
 
 
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """Both ends of each connection are here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
 def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok], listen: Callable[..., Any]) -> None:
     with listen(make_model("maskgit"), patience=1.0) as server:
-        silent = [server.connect() for _ in range(100)]
+        silent = [server.connect() for _ in range(1000)]
         half = server.connect()
         half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost:")
         slow = server.connect()
@@ -187,6 +198,9 @@ def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok
         quick = server.connect()
         quick.sendall(request({"prompt": "a", "steps": 2}).replace(b"Host", b"Connection: close\r\nHost"))
         assert received(quick).startswith(b"HTTP/1.1 200"), "the others are served meanwhile"
+        huge = server.connect()
+        huge.sendall(request({"prompt": "a"}).partition(b"Content-Length")[0] + b"Content-Length: 1073741824\r\n\r\n")
+        assert received(huge).startswith(b"HTTP/1.1 413"), "a gigabyte is refused before it is sent"
         assert received(slow).startswith(b"HTTP/1.1 408")
         for connection in [*silent, half]:
             with suppress(ConnectionResetError):
@@ -196,7 +210,7 @@ def test_half_open_connections_and_slow_clients(make_model: Callable[..., UniTok
         nonsense = server.connect()
         nonsense.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         assert received(nonsense).startswith(b"HTTP/1.1 400")
-        for connection in (slow, quick, nonsense):
+        for connection in (slow, quick, huge, nonsense):
             connection.close()
 
 

@@ -99,6 +99,7 @@ def test_folders_are_told_apart(model: UniTok, tmp_path: Path) -> None:
 def test_the_command_opens_it(model: UniTok, tmp_path: Path) -> None:
     model.image_tokenizer.save_pretrained(tmp_path / "vq")
     words = [sys.executable, "-m", "unitok", "studio", "--model", str(tmp_path / "vq"), "--port", "0"]
+    words = ["bash", "-c", 'ulimit -Sn 256 && exec "$@"', "bash", *words]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as run:
         try:
             assert run.stdout is not None
@@ -109,6 +110,10 @@ def test_the_command_opens_it(model: UniTok, tmp_path: Path) -> None:
             with urllib.request.urlopen(f"{found[1]}/v1/models", timeout=10) as answer:
                 (facts,) = json.load(answer)["data"]
             assert (facts["id"], facts["objective"]) == ("vq", None)
+            limits = Path(f"/proc/{run.pid}/limits")
+            if limits.exists():
+                files = re.search(r"Max open files +(\d+) +(\d+)", limits.read_text())
+                assert files is not None and int(files[1]) == min(int(files[2]), 65_536), "room for silent clients"
         finally:
             run.send_signal(signal.SIGINT)
         assert run.wait(30) == 0
