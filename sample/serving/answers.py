@@ -26,9 +26,9 @@ def encoded(picture: torch.Tensor) -> str:
 
 
 def shown_parts(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Texts and pictures as the parts of a message."""
+    """Texts and pictures as the parts of a message. A text with boxes is there as `named` too: strings and boxes."""
     return [
-        {"type": "text", "text": written_out(value)}
+        {"type": "text", "text": written_out(value), **({} if isinstance(value, str) else {"named": value})}
         if kind == "text"
         else {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded(value)}"}}
         for kind, value in parts

@@ -15,6 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import png_bytes, to_float, to_uint8
+from unitok.boxes import written_out
 from unitok.cli.main import main
 from unitok.data.decoding import decode
 from unitok.model import UniTok
@@ -22,6 +23,7 @@ from unitok.sample.inpainting import Sides, extend_all, inpaint_each
 from unitok.sample.performing import pointed_first
 from unitok.sample.pipeline import draw
 from unitok.sample.reading import answers, ground, ground_caption
+from unitok.sample.serving.answers import shown_parts
 from unitok.sample.serving.models import Models, short_names
 from unitok.sample.serving.reconstruction import reconstruct, shown_after
 from unitok.sampling import SampleSettings
@@ -262,6 +264,13 @@ def test_what_was_pointed_at_is_told_with_an_answer(
     found = answer.json()["record"]["pointed"]
     whole = [[0.25 + left / 2, top, 0.25 + right / 2, bottom] for left, top, right, bottom in pointed["boxes"]]
     assert found.keys() == {"boxes"} and found["boxes"] == [pytest.approx(box) for box in whole]
+
+
+def test_texts_of_a_document_are_told_with_their_boxes_apart() -> None:
+    value: list[Any] = ["a cat", [0.1, 0.2, 0.5, 0.6], " and so on"]
+    plain, grounded = shown_parts([("text", "so"), ("text", value)])
+    assert plain == {"type": "text", "text": "so"}
+    assert grounded == {"type": "text", "text": written_out(value), "named": value} and "0.1" in grounded["text"]
 
 
 def test_a_model_that_points_fills_in_and_extends(

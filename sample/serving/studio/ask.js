@@ -58,23 +58,30 @@ async function find(phrase) {
   return parts.map(({ text, box }) => text?.trim() ?? said(box, boxes.indexOf(box))).join(" ") || "nothing is named";
 }
 
+// Strings and boxes as one text.
+const inOne = (parts, boxInWords) => parts.map((one) => (Array.isArray(one) ? boxInWords(one) : one.trim())).join(" ").trim();
+
 // --- a document that goes on -----------------------------------------------------------------------------------------
 
 working($("tell-form"), async () => {
   const beginning = $("beginning").value;
   const fields = { messages: [{ role: "user", content: beginning }], pictures: Number($("most").value), seed: seedOf("tell-seed") };
   const { choices } = await (await ask("v1/chat/completions", asking(fields))).json();
-  let said = beginning;
+  let words = [beginning], boxes = []; // what is said before the next picture
   $("told").replaceChildren();
   for (const part of choices[0].message.parts) {
     if (part.type === "text") {
-      said = `${said} ${part.text}`.trim();
+      words.push(...(part.named ?? [part.text]));
+      boxes.push(...pointedAt(part));
       continue;
     }
-    const card = new Card(said || "and then");
+    const card = new Card("");
+    card.title = card.caption.textContent = inOne(words, (box) => card.inWords(box, boxes.indexOf(box))) || "and then";
     card.show(part.image_url.url);
+    card.figure.append(element("div", { className: "row" }, ...card.frame(boxes)));
     $("told").append(card.figure);
-    said = "";
+    [words, boxes] = [[], []];
   }
-  if (said) $("told").append(element("p", { textContent: said }));
+  const last = inOne(words, (box) => `[${boxes.indexOf(box) + 1}]`);
+  if (last) $("told").append(element("p", { textContent: last }));
 });

@@ -49,13 +49,20 @@ export class Card {
       ...actions.filter(([, tab]) => !$(tab).hidden).map(([name, , act]) => button(name, () => act(file(), record.caption)))));
   }
 
-  // Shows where the model looked before it drew; returns a button that hides it.
+  // Tells where the model looked before it drew, and shows it.
   pointed(boxes) {
+    if (boxes.length) this.caption.append(element("small", { textContent: `after a look at ${boxes.map((box, number) => this.inWords(box, number)).join(" and ")}` }));
+    return this.frame(boxes);
+  }
+
+  inWords(box, number) {
+    return inWords(box, number, ...this.facts.size.split("x").map(Number));
+  }
+
+  // Shows boxes over the picture; returns a button that hides them.
+  frame(boxes) {
     if (!boxes.length) return [];
     frame(this.boxes, boxes);
-    const [width, height] = this.facts.size.split("x").map(Number);
-    const words = boxes.map((box, number) => inWords(box, number, width, height)).join(" and ");
-    this.caption.append(element("small", { textContent: `after a look at ${words}` }));
     const made = button("Boxes", () => {
       this.boxes.hidden = !this.boxes.hidden;
       made.setAttribute("aria-pressed", String(!this.boxes.hidden));

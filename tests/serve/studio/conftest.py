@@ -47,7 +47,7 @@ def pointing(grounded: UniTok) -> UniTok:
     if folder:
         return UniTok.from_pretrained(folder)
     model = copy(grounded)
-    tasks = ("text_to_image", "image_to_text", "pointed_question", "pointed_edit", "ground")
+    tasks = ("text_to_image", "image_to_text", "pointed_question", "pointed_edit", "ground", "interleaved")
     model.config = replace(model.config, tasks=tasks)
     return model
 

@@ -147,3 +147,27 @@ def test_a_training_is_watched(opened: Callable[..., Any], run: Path, png: Calla
     page.locator("#sample-at").fill("0")
     page.get_by_text("step 20", exact=True).wait_for()
     page.get_by_alt_text("Samples of step 20").wait_for()
+
+
+def test_a_document_goes_on_with_boxes_over_its_pictures(opened: Callable[..., Any], pointing: UniTok) -> None:
+    page = opened(pointing)
+    page.get_by_role("tab", name="Tell").click()
+    page.locator("#beginning").fill("a small red circle")
+    page.locator("#most").fill("2")
+    page.locator("#tell-seed").fill("1")
+    with page.expect_response("**/v1/chat/completions", timeout=60_000) as answer:
+        page.get_by_role("button", name="Go on").click()
+    parts = answer.value.json()["choices"][0]["message"]["parts"]
+    page.locator("#told > *").first.wait_for()
+    pictures, pending = [], 0
+    for part in parts:
+        if part["type"] == "text":
+            pending += sum(not isinstance(one, str) for one in part.get("named", ()))
+        else:
+            pictures.append(pending)
+            pending = 0
+    cards = page.locator("#told figure")
+    assert [cards.nth(at).locator(".boxes span").count() for at in range(cards.count())] == pictures
+    assert "a small red circle" in (page.locator("#told").text_content() or "")
+    assert any(pictures) or not os.environ.get("STUDIO_MODEL")
+    shot(page, "tell")
