@@ -289,8 +289,15 @@ def run_command() -> Any:
 
 
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
+def figures() -> None:
+    """The losses of a run are drawn."""
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not where a test does not ask for it: it takes as long as a few steps."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ def same_weights(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+@pytest.mark.usefixtures("figures")
 def test_the_loss_falls_and_the_folder_is_complete(tmp_path: Path, run_toy: Any) -> None:
     outcome = run_toy(tmp_path / "out", steps=60, save_every=20)
     assert outcome.losses()[-1] < 0.7 * outcome.losses()[0]

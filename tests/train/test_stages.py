@@ -16,8 +16,6 @@ from unitok.cli.commands import COMMANDS
 from unitok.config import TrunkConfig
 from unitok.model import UniTok
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 STAGES: list[dict[str, Any]] = [
     {"run": {"steps": 3}},
     {

@@ -33,8 +33,6 @@ from unitok.tuning.adapter import open_adapter
 from unitok.tuning.config import LoraConfig
 from unitok.tuning.lora import add_lora, linear_maps, merge_lora
 
-pytestmark = pytest.mark.usefixtures("no_figures")
-
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 

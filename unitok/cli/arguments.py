@@ -76,7 +76,7 @@ class _CommandLine:
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
         self.problems = Problems()
-        self.parser = self._build_parser()
+        self.parser = self._build_parser(with_help=any(re.match("-h$|--.*help", word) for word in argv))
         self.types = {
             action.dest: action._typehint
             for action in self.parser._actions
@@ -104,8 +104,9 @@ class _CommandLine:
                 options.append(Option(parameter, "[]"))  # no words make an empty list; the function judges it
         return self._check_values(options)
 
-    def _build_parser(self) -> ArgumentParser:
-        set_parsing_settings(docstring_parse_attribute_docstrings=True, subclasses_enabled=list(self.choices))
+    def _build_parser(self, with_help: bool) -> ArgumentParser:
+        # What the docstrings of settings say takes half of the time, and only help shows it.
+        set_parsing_settings(docstring_parse_attribute_docstrings=with_help, subclasses_enabled=list(self.choices))
         description, example = _split_docstring(self.function)
         words = [f"[{word.upper()} ...]" if self._is_list(word) else word.upper() for word in self.command.positional]
         epilog = [f"Presets: {', '.join(load(self.command.presets[0]))}", ""] if self.command.presets else []
