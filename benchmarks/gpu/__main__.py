@@ -2,9 +2,12 @@
 
     python benchmarks/gpu --out gpu.json
 
-Each part runs in a process of its own under its own limit. Every result is written to the file as soon as it is there, so
-a run that is cut loses only what was not measured yet; a part that fails leaves the others alone. First, side by side,
-what measures no time:
+Each part runs in a process of its own under its own limit. Every result is written to the file as soon as it is there,
+so a run that is cut loses only what was not measured yet; a part that fails leaves the others alone. First, alone:
+
+    decode     the roofline; `base` draws, captured and not, one picture and 64, with its share of the roofline
+
+then, side by side, what measures no time:
 
     codes              tokenizers in float32: the share of codes and the pixels that are those of the CPU
     logits             each objective in float32: the largest difference from the CPU's, and the share of codes drawn
@@ -13,9 +16,8 @@ what measures no time:
     attention          FlexAttention and xFormers against SDPA, forward and backward
     compile small, compile base    a loss with compiled blocks against an eager one, and the seconds of compiling
 
-then, one after another, what does:
+and, alone again, with what was compiled there:
 
-    decode     the roofline; `base` draws, captured and not, one picture and 64, with its share of the roofline
     train      `base` and `small`, eager and compiled: tokens/s, share of the matmul rate, peak memory
     tokenizer  `base` encodes, decodes, is trained; milliseconds of each backend of attention
 
@@ -38,8 +40,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 SIDE_BY_SIDE = {"codes": 45, "logits": 45, "bf16": 45, "attention": 60, "compile small": 60, "compile base": 70}
 """Part that measures no time -> its seconds at most."""
-ALONE = {"decode": 90, "train": 60, "tokenizer": 50}
-"""Part that does, the most wanted first -> its seconds at most."""
+FIRST = {"decode": 90}
+LAST = {"train": 70, "tokenizer": 50}
+"""Parts that do, the most wanted first."""
+SLOWER = 10
+"""Times these limits on a CPU."""
 LEAST = 10
 """Seconds without which a part is not begun."""
 ROOFLINE = "roofline"
@@ -77,7 +82,7 @@ def run(part: str, options: argparse.Namespace, limit: float, results: Results) 
     if left < LEAST:
         results.add({"part": part, "failed": f"left out: {left:.0f} of {options.budget} seconds were left"})
         return
-    limit = min(limit, left)
+    limit = min(limit * (SLOWER if options.device == "cpu" else 1), left)
     words = [sys.executable, str(HERE), "--only", part, "--device", options.device, *["--tiny"] * options.tiny]
     words += ["--roofline", json.dumps(results.roofline())]
     started, late = time.monotonic(), False
@@ -94,7 +99,8 @@ def run(part: str, options: argparse.Namespace, limit: float, results: Results) 
         assert process.stdout is not None and process.stderr is not None
         said = reader.submit(process.stderr.read)
         for line in process.stdout:
-            results.add({"part": part, **json.loads(line)})
+            if line.startswith("{"):  # a compiler may say something of its own
+                results.add({"part": part, **json.loads(line)})
         process.wait()
         timer.cancel()
         last = (said.result().strip().splitlines() or ["no message"])[-1]
@@ -110,11 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    every = [*SIDE_BY_SIDE, *ALONE]
+    every = [*FIRST, *SIDE_BY_SIDE, *LAST]
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--parts", nargs="+", choices=every, default=every)
-    parser.add_argument("--budget", type=float, default=195, help="seconds of all parts together")
+    parser.add_argument("--budget", type=float, default=195, help="seconds of all parts together (default 195)")
     parser.add_argument("--only", choices=every, help="run one part in this process, without a limit")
     parser.add_argument("--roofline", type=json.loads, default={}, help="JSON: the rates by which shares are counted")
     parser.add_argument("--tiny", action="store_true", help="small models, one objective, few rounds")
@@ -128,14 +134,20 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         return
     results = Results(options.out, {"device": options.device, "tiny": options.tiny})
-    with ThreadPoolExecutor(len(SIDE_BY_SIDE)) as pool:
-        checked = [part for part in SIDE_BY_SIDE if part in options.parts]
-        # On a CPU they would only crowd each other out.
-        together = pool.map if options.device == "cuda" else map
-        list(together(lambda part: run(part, options, SIDE_BY_SIDE[part], results), checked))
-    for part in ALONE:
-        if part in options.parts:
-            run(part, options, ALONE[part], results)
+
+    def one_by_one(limits: dict[str, int]) -> None:
+        for part, limit in limits.items():
+            if part in options.parts:
+                run(part, options, limit, results)
+
+    one_by_one(FIRST)
+    if options.device == "cpu":  # there they would only crowd each other out
+        one_by_one(SIDE_BY_SIDE)
+    else:
+        with ThreadPoolExecutor(len(SIDE_BY_SIDE)) as pool:
+            for part, limit in SIDE_BY_SIDE.items():
+                pool.submit(one_by_one, {part: limit})
+    one_by_one(LAST)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,8 +30,10 @@ SIDES = {"bf16": 8192, "fp32": 4096}
 """Of the matrices whose product is timed."""
 DRAWS = (("next_token", (1, 64)), ("masked_token", (1, 64)), ("next_scale", (1, 64)))
 """(objective, pictures at a time)."""
-BATCHES = 3
-"""That are drawn one after another by one engine: the first captures, the others are timed."""
+BATCHES = {True: 3, False: 1}
+"""Captured or not -> that are drawn one after another by one engine. The first one captures, the others are timed."""
+MANY = 100
+"""Passes from which on operations are not counted: counting takes long, and what such passes wait for is memory."""
 
 
 def decode(device: str, tiny: bool, roofline: dict[str, Any]) -> Iterator[Row]:
@@ -44,92 +46,96 @@ def decode(device: str, tiny: bool, roofline: dict[str, Any]) -> Iterator[Row]:
         _, model, _, _ = generator("decode", objective, "debug" if tiny else "base", 1, "bf16", place)
         prepare(model, "bf16")
         for batch in (1, 2) if tiny else batches:
-            for captured in (True, False):
-                what = {"objective": objective, "pictures": batch, "captured": captured}
-                try:
-                    yield {**what, **drawing(model, batch, captured, rates)}
-                except Exception as error:  # one case leaves the others alone
-                    yield {**what, "failed": first_line(error)}
+            what = {"objective": objective, "pictures": batch}
+            try:
+                needed = Needed(model, batch)
+                for captured in (True, False):
+                    yield {**what, "captured": captured, **drawing(model, batch, captured, needed, rates)}
+            except Exception as error:  # one case leaves the others alone
+                yield {**what, "failed": first_line(error)}
         del model
         release(place)
 
 
-def drawing(model: UniTok, batch: int, captured: bool, rates: dict[str, Any]) -> Row:
+def drawing(model: UniTok, batch: int, captured: bool, needed: Needed, rates: dict[str, Any]) -> Row:
     """Batches of pictures through one engine: seconds of the first and of the later ones, and their share of what the
-    machine can do, by the bytes of weights, keys and values that passes read, and by their operations."""
+    machine can do."""
     place = model.device
-    settings = SampleSettings.of(model.config)
-    jobs = [[job(model, settings, number * batch + one) for one in range(batch)] for number in range(BATCHES)]
-    prompt, value = rooms_of(model, jobs[0][0])
-    engine = Engine(model, batch * len(jobs[0][0].prompts), prompt + value)
-    if not captured:
-        engine.steps.capture = None
     reset_peak(place)
-    gigaflop, read = 0.0, Read(model)
-    seconds = []
-    for number, some in enumerate(jobs):
-        # Many passes cost more to count than to run; what they wait for is memory.
-        count = number == 0 and not captured and objective_passes(model) < 100
-        with read.counted() if number == 0 else nothing(), FlopCounterMode(display=False) if count else nothing() as ops:
-            seconds.append(timed(lambda some=some: drained(engine, some), place))
-        if count:
-            gigaflop = ops.get_total_flops() / 1e9
-    later = statistics.median(seconds[1:])
+    engine = engine_for(model, batch, captured)
+    first, *later = [timed(lambda: drained(engine, model, batch), place) for _ in range(BATCHES[captured])]
+    usual = statistics.median(later or [first])
     found: Row = {
-        "first_s": seconds[0],
-        "s": later,
-        "pictures_s": batch / later,
-        "passes": read.passes,
-        "ms_a_pass": 1000 * later / read.passes,
-        "gb_read": read.bytes / 1e9,
-        "bandwidth_share": read.bytes / 1e9 / later / rates["copy_gb_s"],
+        "first_s": first,
+        "s": usual,
+        "pictures_s": batch / usual,
+        "passes": needed.passes,
+        "ms_a_pass": 1000 * usual / needed.passes,
+        "gb_read": needed.gigabytes,
+        "bandwidth_share": needed.gigabytes / usual / rates["copy_gb_s"],
         "peak_memory_gb": peak_memory(place),
     }
-    if gigaflop:
-        found |= {"gflop": gigaflop, "matmul_share": gigaflop / later / rates["matmul_gflops"]["bf16"]}
+    if needed.gigaflop:
+        found |= {
+            "gflop": needed.gigaflop,
+            "matmul_share": needed.gigaflop / usual / rates["matmul_gflops"]["bf16"],
+        }
     replays = [one.captured for one in engine.steps.seen.values() if one.captured is not None]
     if replays:
-        found["captures"] = len(replays)
-        found["replay_ms"] = 1000 * timed(lambda: [replays[-1].replay() for _ in range(20)], place) / 20
+        found |= {
+            "captures": len(replays),
+            "replay_ms": 1000 * timed(lambda: [replays[-1].replay() for _ in range(20)], place) / 20,
+        }
     return found
 
 
-def job(model: UniTok, settings: SampleSettings, seed: int) -> Job:
-    return job_for("text_to_image", {"caption": model.text_ids(CAPTION)}, seed, settings)
+def engine_for(model: UniTok, batch: int, captured: bool) -> Engine:
+    one = jobs(model, 1)[0]
+    prompt, value = rooms_of(model, one)
+    engine = Engine(model, batch * len(one.prompts), prompt + value)
+    if not captured:
+        engine.steps.capture = None
+    return engine
 
 
-def drained(engine: Engine, jobs: list[Job]) -> None:
-    for one in jobs:
+def drained(engine: Engine, model: UniTok, batch: int) -> None:
+    for one in jobs(model, batch):
         engine.add(one)
     while engine.busy:
         engine.step()
 
 
-def objective_passes(model: UniTok) -> int:
-    """Passes of a picture, at least."""
-    writer = model.modalities()["image"].writer(1, model.device)
-    writer.admit(0, 0, SampleSettings.of(model.config))
-    return writer.steps(0)
+def jobs(model: UniTok, number: int) -> list[Job]:
+    record, settings = {"caption": model.text_ids(CAPTION)}, SampleSettings.of(model.config)
+    return [job_for("text_to_image", record, seed, settings) for seed in range(number)]
 
 
-class Read:
-    """Counts what passes of an engine read: weights of the trunk and of the head of pictures, keys and values."""
+class Needed:
+    """What a batch of pictures needs: passes, the bytes of weights, keys and values that they read, and operations of
+    products, where there are few passes. Counted in a draw that is not captured."""
 
-    def __init__(self, model: UniTok) -> None:
-        self.passes = self.bytes = 0
+    def __init__(self, model: UniTok, batch: int) -> None:
+        self.passes, self.gigabytes, self.gigaflop = 0, 0.0, 0.0
         layers = [one for one in model.trunk.modules() if isinstance(one, Prepared)]
         ids = model.vocabulary.image_range
-        self.weights = 2 * (sum(one.weight.numel() for one in layers) + (ids.stop - ids.start) * model.config.trunk.width)
+        numbers = sum(one.weight.numel() for one in layers) + (ids.stop - ids.start) * model.config.trunk.width
+        self.weights = 2 * numbers / 1e9
+        writer = model.modalities()["image"].writer(1, model.device)
+        writer.admit(0, 0, SampleSettings.of(model.config))
+        counter = FlopCounterMode(display=False)
+        with self._reading(), counter if writer.steps(0) < MANY else nullcontext():
+            drained(engine_for(model, batch, False), model, batch)
+        self.gigaflop = counter.get_total_flops() / 1e9
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def _reading(self) -> Iterator[None]:
         advance = KVCache.advance
 
-        def counting(cache: KVCache, rows: Any, n: int) -> bool:
+        def counting(cache: KVCache, rows: Sequence[int], n: int) -> bool:
             even = advance(cache, rows, n)
-            slot = 2 * cache.keys[:, 0, :, 0].nbytes
+            slot = 2 * cache.keys[:, 0, :, 0].nbytes / 1e9
             self.passes += 1
-            self.bytes += self.weights + slot * sum(cache.lengths[row] for row in rows)
+            self.gigabytes += self.weights + slot * sum(cache.lengths[row] for row in rows)
             return even
 
         KVCache.advance = counting  # type: ignore[method-assign]
@@ -137,11 +143,6 @@ class Read:
             yield
         finally:
             KVCache.advance = advance  # type: ignore[method-assign]
-
-
-@contextmanager
-def nothing() -> Iterator[Any]:
-    yield None
 
 
 def measured_roofline(place: torch.device, tiny: bool) -> dict[str, Any]:
@@ -162,41 +163,42 @@ def train(device: str, tiny: bool, roofline: dict[str, Any]) -> Iterator[Row]:
     """A step of `next_token`, eager and compiled."""
     place = pick_device(device)
     for preset in ("base", "small"):
-        for is_compiled in (False, True):
-            what = {"preset": preset, "compiled": is_compiled}
-            try:
-                yield {**what, **trained(preset, tiny, place, is_compiled, roofline)}
-            except Exception as error:  # one case leaves the others alone
-                yield {**what, "failed": first_line(error)}
-            release(place)
+        try:
+            yield from trained(preset, tiny, place, roofline)
+        except Exception as error:  # one preset leaves the other alone
+            yield {"preset": preset, "failed": first_line(error)}
+        release(place)
 
 
-def trained(preset: str, tiny: bool, place: torch.device, is_compiled: bool, roofline: dict[str, Any]) -> Row:
+def trained(preset: str, tiny: bool, place: torch.device, roofline: dict[str, Any]) -> Iterator[Row]:
     step, model = training(preset, tiny, place)
     positions: list[int] = []
     handle = model.trunk.register_forward_hook(lambda module, given, found: positions.append(found[..., 0].numel()))
     with FlopCounterMode(display=False) as counter:
         step()
     handle.remove()
-    if is_compiled:
-        for block in model.trunk.blocks:
-            block.compile()
-    reset_peak(place)
-    first = timed(step, place)
-    seconds = statistics.median([timed(step, place) for _ in range(1 if tiny else 10)])
     gigaflop = counter.get_total_flops() / 1e9
-    found = {
-        "parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
-        "positions": positions[0],
-        "first_s": first,
-        "s": seconds,
-        "tokens_s": positions[0] / seconds,
-        "gflop": gigaflop,
-        "peak_memory_gb": peak_memory(place),
-    }
-    if roofline:
-        found["mfu"] = gigaflop / seconds / roofline["matmul_gflops"]["bf16"]
-    return found
+    for is_compiled in (False, True):
+        if is_compiled:
+            for block in model.trunk.blocks:
+                block.compile()
+        first = timed(step, place)
+        reset_peak(place)
+        seconds = statistics.median([timed(step, place) for _ in range(1 if tiny else 10)])
+        found = {
+            "preset": preset,
+            "compiled": is_compiled,
+            "parameters": sum(one.numel() for one in model.parameters() if one.requires_grad),
+            "positions": positions[0],
+            "first_s": first,
+            "s": seconds,
+            "tokens_s": positions[0] / seconds,
+            "gflop": gigaflop,
+            "peak_memory_gb": peak_memory(place),
+        }
+        if roofline:
+            found["mfu"] = gigaflop / seconds / roofline["matmul_gflops"]["bf16"]
+        yield found
 
 
 def tokenizer(device: str, tiny: bool, roofline: dict[str, Any]) -> Iterator[Row]:

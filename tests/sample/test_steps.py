@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from copy import deepcopy
 
@@ -141,7 +143,9 @@ def test_only_the_latest_passes_are_remembered(
     while engine.busy:
         found |= {number: written[0] for number, written in engine.step()}
         assert len(engine.steps.seen) <= 2
-    assert captures.captured == 8 and not captures.replayed, "each of the four passes is forgotten before it comes again"
+    assert captures.captured == 8 and not captures.replayed, (
+        "each of the four passes is forgotten before it comes again"
+    )
     alone = run(model, todo[:1])[0][0]
     assert torch.equal(found[0], alone)
 
@@ -198,6 +202,23 @@ def test_a_job_that_failed_leaves_no_mark_in_its_lanes(
     while engine.busy:
         found |= {number: written[0] for number, written in engine.step()}
     assert torch.equal(found[1], alone)
+
+
+def test_an_engine_is_gone_with_its_last_name(make_model: Callable[..., UniTok], captures: Captures) -> None:
+    """Its cache may be most of the memory of a GPU, so nothing in it may hold it in a circle."""
+    model = make_model("next_token")
+    engine = Engine(model, lanes=2, room=100)
+    engine.add(jobs(model, range(1))[0])
+    for _ in range(8):
+        engine.step()
+    assert captures.replayed
+    gone = weakref.ref(engine), weakref.ref(engine.cache)
+    gc.disable()
+    try:
+        del engine
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_few_widths_serve_all_lengths() -> None:
