@@ -122,7 +122,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
 
 def once(seen: Visibility, q: torch.Tensor) -> torch.Tensor:
     """The mask as what is added to the scores of q. SDPA would make it anew in every layer."""
-    if seen.bias is None:
+    if seen.bias is None or seen.bias.dtype != q.dtype:
         nothing = torch.zeros(seen.mask.shape, dtype=q.dtype, device=q.device)
         seen.bias = nothing.masked_fill_(~seen.mask, float("-inf"))
     return seen.bias

@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -172,13 +173,25 @@ def capturing(device: torch.device) -> Capture | None:
     those of several processes, which wait for one another inside."""
     if device.type != "cuda" or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+    pool = torch.cuda.graph_pool_handle()
+    first: list[torch.cuda.CUDAGraph] = []
+    """The shared memory is there as long as one graph is."""
 
     def capture(work: Work) -> tuple[Callable[[], object], torch.Tensor]:
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+        with torch.cuda.stream(stream):
+            square = torch.ones(8, 8, device=device)
+            square @ square  # the room for products that a stream keeps is not to lie in a graph's memory
         # Other threads of a server may ask for memory meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             result = work()
+        first[:] = first or [graph]
         return graph.replay, result
 
     return capture
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which passes are captured."""
+    return torch.cuda.Stream(device)
