@@ -6,14 +6,18 @@ import gc
 import weakref
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
 from captures import Captures
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tokenizers_vq.errors import UserError
+from unitok.config import TrunkConfig
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
+from unitok.ports import IdPort, LinearPort, add_features
 from unitok.prepare import prepare_trunk
 from unitok.sample import engine as engine_module
 from unitok.sample.engine import Engine
@@ -23,8 +27,9 @@ from unitok.sampling import SampleSettings
 from unitok.trunk import cache as cache_module
 from unitok.trunk import steps as module
 from unitok.trunk.cache import KVCache
+from unitok.trunk.native import Transformer
 from unitok.trunk.rule import Visibility, attend, once
-from unitok.trunk.steps import Steps, capturing
+from unitok.trunk.steps import Given, Steps, capturing
 
 CAPTIONS = ["a small red circle", "a large blue square left of a small green triangle", ""]
 SETTINGS = SampleSettings(guidance=2.0, steps=4)
@@ -237,6 +242,36 @@ def test_a_few_widths_serve_all_lengths() -> None:
 def test_a_cpu_captures_nothing() -> None:
     assert capturing(torch.device("cpu")) is None
     assert Steps(lambda *given: given[0], None).capture is None  # type: ignore[arg-type,call-arg]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_a_pass_of_a_fixed_form_asks_the_host_for_nothing(dtype: torch.dtype | None) -> None:
+    """On tensors that claim to be on a GPU: none of the CPU's beside them, no value read, all slots in whole rows."""
+    places = torch.device("cuda")
+    with FakeTensorMode(), torch.inference_mode():
+        with places:
+            trunk, ids = Transformer(TrunkConfig(width=64, depth=2, heads=2)).eval(), IdPort(100, 64, False)
+            ports = torch.nn.ModuleDict({"seen": LinearPort(9, 64)})
+        if dtype is not None:
+            prepare_trunk(trunk, dtype, on_cpu=False)
+        cache = trunk.cache(4, 100)
+        assert cache.capacity == 112 and cache.keys.dtype == (dtype or torch.float32)
+
+        def hidden(
+            given: torch.Tensor, places: Any, seen: Visibility, cache: KVCache, features: Any, *more: Any
+        ) -> Any:
+            assert seen.mask.shape == (len(given), 1, 1, 112)
+            return trunk(add_features(ids(given), ports, features), places, seen, cache, *more)
+
+        steps = Steps(hidden, cache, lambda work: (lambda: None, work()))
+        for lanes, n in (([0, 1, 2, 3], 1), ([0, 3], 3), ([0, 1, 3], 2)):
+            for _ in range(module.REPEATED + 1):
+                shape, device = (len(lanes), n), places
+                where = torch.zeros(*shape, 3, device=device)
+                values = {"seen": torch.zeros(len(lanes) * n, 9, device=device)}
+                found = steps(lanes, Given(torch.zeros(shape, dtype=torch.int64, device=device), where, where, values))
+                assert found.shape == (*shape, 64) and found.is_cuda and found.dtype == torch.float32
+        assert [one.captured is not None for one in steps.seen.values()] == [True] * 3
 
 
 def test_a_mask_made_once_hides_the_same() -> None:
