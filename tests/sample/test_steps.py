@@ -247,9 +247,9 @@ def test_a_cpu_captures_nothing() -> None:
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
 def test_a_pass_of_a_fixed_form_asks_the_host_for_nothing(dtype: torch.dtype | None) -> None:
     """On tensors that claim to be on a GPU: none of the CPU's beside them, no value read, all slots in whole rows."""
-    places = torch.device("cuda")
+    gpu = torch.device("cuda")
     with FakeTensorMode(), torch.inference_mode():
-        with places:
+        with gpu:
             trunk, ids = Transformer(TrunkConfig(width=64, depth=2, heads=2)).eval(), IdPort(100, 64, False)
             ports = torch.nn.ModuleDict({"seen": LinearPort(9, 64)})
         if dtype is not None:
@@ -266,10 +266,10 @@ def test_a_pass_of_a_fixed_form_asks_the_host_for_nothing(dtype: torch.dtype | N
         steps = Steps(hidden, cache, lambda work: (lambda: None, work()))
         for lanes, n in (([0, 1, 2, 3], 1), ([0, 3], 3), ([0, 1, 3], 2)):
             for _ in range(module.REPEATED + 1):
-                shape, device = (len(lanes), n), places
-                where = torch.zeros(*shape, 3, device=device)
-                values = {"seen": torch.zeros(len(lanes) * n, 9, device=device)}
-                found = steps(lanes, Given(torch.zeros(shape, dtype=torch.int64, device=device), where, where, values))
+                shape = len(lanes), n
+                where = torch.zeros(*shape, 3, device=gpu)
+                values = {"seen": torch.zeros(len(lanes) * n, 9, device=gpu)}
+                found = steps(lanes, Given(torch.zeros(shape, dtype=torch.int64, device=gpu), where, where, values))
                 assert found.shape == (*shape, 64) and found.is_cuda and found.dtype == torch.float32
         assert [one.captured is not None for one in steps.seen.values()] == [True] * 3
 
