@@ -21,6 +21,7 @@ from unitok.seeding import fold
 from unitok.sequence import lay_out
 from unitok.tasks import Piece
 from unitok.trunk.base import Beside
+from unitok.trunk.steps import Given, Steps, capturing
 
 from .jobs import Job, Turn, check_smooth, compared, prompts_needed
 from .prompts import Prompts, document_of
@@ -101,6 +102,9 @@ class Engine:
         self.model, self.watch, self.failed, self.align = model, watch, failed, align
         self.modalities = model.modalities()
         self.cache = model.trunk.cache(lanes, room)
+        # Which pictures a position sees is asked on the host.
+        capture = capturing(model.device) if model.fusion is None else None
+        self.steps = Steps(lambda *given: model.hidden(*given), self.cache, capture)
         self.writers: dict[str, Writer] = {}
         self.waiting: deque[tuple[int, Job]] = deque()
         self.running: dict[int, _Row] = {}
@@ -230,6 +234,8 @@ class Engine:
             )
             if self.failed is None:
                 raise error
+            for lane in state.held.values():
+                self.cache.wipe(lane)
             self._release(row)
             self.failed(state.number, error)
             return []
@@ -326,9 +332,7 @@ class Engine:
 
     def _forward(self, asked: Asked, lanes: list[int], of: list[int]) -> torch.Tensor:
         """Last states (lanes, n, C) of what is asked for, in every lane; `of` says which of the rows a lane serves."""
-        n = asked.ids.shape[1]
         which = self.cache.index(of)
-        seen = self.cache.extend(lanes, n, asked.groups)
         order = self.orders[self.cache.index(lanes)][:, None]
 
         def moved(places: torch.Tensor) -> torch.Tensor:
@@ -337,11 +341,9 @@ class Engine:
             return found
 
         stands = None if asked.stands is None else moved(asked.stands)
-        features = {}
-        for port, values in asked.features.items():
-            features[port] = (torch.arange(len(lanes) * n, device=which.device), values[which].flatten(0, 1))
-        condition = self._conditions(lanes)
-        return self.model.hidden(asked.ids[which], moved(asked.places), seen, self.cache, features, stands, condition)
+        features = {port: values[which].flatten(0, 1) for port, values in asked.features.items()}
+        given = Given(asked.ids[which], moved(asked.places), stands, features, self._conditions(lanes))
+        return self.steps(lanes, given, asked.groups)
 
     def _conditions(self, lanes: Sequence[int]) -> Beside | None:
         """Those of these lanes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import runpy
 import sys
 from dataclasses import replace
@@ -28,26 +30,72 @@ def test_the_loss_over_spans_is_measured_beside_that_over_all_ids() -> None:
     assert measure(True, 400, "debug", 1)["seconds"] > 0 and measure(False, 400, "debug", 1)["seconds"] > 0
 
 
-@pytest.mark.parametrize("part", ["codes", "logits", "attention"])
-def test_a_part_of_what_a_gpu_is_asked_runs_on_a_cpu(part: str) -> None:
-    found = runpy.run_path(str(ROOM / "gpu.py"))["PARTS"][part]("cpu", True)
+@pytest.mark.parametrize("part", ["codes", "logits", "bf16", "attention"])
+def test_a_part_of_what_a_gpu_is_asked_runs_on_a_cpu(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOM / "gpu"))
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)  # other tests share this process
+    found = list(importlib.import_module("checks").PARTS[part]("cpu", True, {}))
+    same = {"equal_drawn_codes": 1.0, "equal_captured_codes": 1.0}
     right = {
-        "codes": ("debug", {"equal_codes": 1.0, "largest_pixel_difference": 0.0}),
-        "logits": ("next_token", {"largest_difference": 0.0, "equal_drawn_codes": 1.0}),
+        "codes": {"preset": "debug", "equal_codes": 1.0, "largest_pixel_difference": 0.0},
+        "logits": {"objective": "next_token", "largest_difference": 0.0, **same},
     }
     if part in right:
-        assert found == dict([right[part]])
+        assert found == [right[part]]
+    elif part == "bf16":
+        assert abs(found[0]["nats_prepared"] - found[0]["nats_fp32"]) < 0.05 < found[0]["nats_fp32"]
     else:
-        assert found["sdpa forward and backward"]["largest_difference"] == 0
-        assert found["flex forward"]["largest_difference"] < 1e-5 and found["flex forward"]["bf16_ms"] > 0
-        assert "failed" in found["xformers forward"], "it needs a GPU"
+        by_name = {(row["backend"], row["backward"]): row for row in found}
+        assert by_name["sdpa", True]["largest_difference"] == 0
+        assert by_name["flex", False]["largest_difference"] < 1e-5
+        assert "failed" in by_name["xformers", False], "it needs a GPU"
 
 
-def test_a_part_that_takes_too_long_or_fails_is_said_to() -> None:
-    outcome = runpy.run_path(str(ROOM / "gpu.py"))["outcome"]
-    late = outcome("codes", "cpu", True, 0.01)
-    assert late["part"] == "codes" and late["failed"] == "took longer than 0.01 s"
-    assert "invalid choice: 'nothing'" in outcome("nothing", "cpu", True, 60)["failed"]
+def test_what_drawing_needs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw of two pictures: passes, and the bytes of weights, keys and values that they read."""
+    monkeypatch.syspath_prepend(str(ROOM / "gpu"))
+    speeds = importlib.import_module("speeds")
+    from unitok.cli.bench_cases import generator
+    from unitok.prepare import prepare
+    from unitok.sampling import SampleSettings
+
+    model = generator("decode", "masked_token", "debug", 2, "bf16", importlib.import_module("torch").device("cpu"))[1]
+    prepare(model, "bf16")
+    steps = SampleSettings.of(model.config).steps
+    needed, passes = speeds.Needed(model, 2), steps + 1  # one encodes both prompts
+    prompts, length = len(model.text_ids(speeds.CAPTION)) + 2, model.layout.length
+    trunk, codes = model.config.trunk, model.image_tokenizer.codebook_size
+    weights = trunk.parameters(0)["blocks"] - trunk.width * (2 * trunk.depth + 1) - 2 * trunk.head_size * trunk.depth
+    assert needed.passes == passes
+    assert needed.weights == pytest.approx(2e-9 * (weights + codes * trunk.width))
+    slots = (needed.gigabytes - passes * needed.weights) * 1e9 / (4 * 2 * trunk.depth * trunk.width)
+    # Four lanes, of which the last pass sees the prompt and all that the passes ran.
+    assert 4 * steps * prompts < slots < 4 * steps * (prompts + 2 * length)
+    row = speeds.drawing(model, 2, True, needed, {"copy_gb_s": 10.0, "matmul_gflops": {"bf16": 100.0}})
+    assert row["s"] > 0 and row["bandwidth_share"] == pytest.approx(needed.gigabytes / row["s"] / 10)
+    assert "captures" not in row, "a CPU captures nothing"
+
+
+def a_run(budget: float, *parts: str) -> dict[str, object]:
+    """The options of a run of some parts on a CPU."""
+    return {"device": "cpu", "tiny": True, "budget": budget, "parts": parts}
+
+
+def test_a_part_that_takes_too_long_or_fails_or_has_no_time_is_said_to(tmp_path: Path) -> None:
+    """Each leaves what was found before in the file."""
+    module = runpy.run_path(str(ROOM / "gpu" / "__main__.py"))
+    results = module["Results"](tmp_path / "gpu.json", {"device": "cpu"})
+    results.add({"part": "decode", "roofline": {"read_gb_s": 1.0}})
+    late, none = argparse.Namespace(**a_run(100)), argparse.Namespace(**a_run(5))
+    module["run"]("codes", late, 0.001, results)
+    module["run"]("nothing", late, 6, results)
+    module["run"]("codes", none, 60, results)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["device"] == "cpu" and written["results"] == results.rows and len(results.rows) == 4
+    assert results.roofline() == {"read_gb_s": 1.0}
+    too_long, failed, left_out = (row["failed"] for row in results.rows[1:])
+    assert too_long == "took longer than 0.01 s" and "invalid choice: 'nothing'" in failed
+    assert left_out.startswith("left out: ") and left_out.endswith(" of 5 seconds were left")
 
 
 @pytest.fixture

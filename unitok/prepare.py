@@ -3,8 +3,9 @@
 A step of drawing multiplies few rows by all weights, so it takes as long as reading them does. bf16 weights are half as
 long to read, and packed ones lie in the order in which the processor reads them. Only the linear layers and the head
 compute with them; norms, attention, sums and the cache stay in float32. (Attention of one query is three to five times
-as fast in float32 as in bf16 on a CPU: docs/speed.md.) What remains is asking for many small operations; norms are
-written in fewer of them on a CPU.
+as fast in float32 as in bf16 on a CPU: docs/speed.md.) On a GPU our own trunk hands on what the layers computed in
+bf16: attention and the cache are in it too, and only norms and sums are in float32. What remains is asking for many
+small operations, so they are written in fewer of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import nn
 
 from .device import Precision, autocast, bf16_supported
 from .model import UniTok
+from .trunk.base import Trunk
 from .trunk.native import Attention, RMSNorm, Rotary
 
 Chosen = Literal["bf16", "fp32"]
@@ -45,13 +47,17 @@ def prepare(model: UniTok, precision: Precision) -> Chosen:
     if precision == "fp32" and not large:
         return precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def pack(weight: torch.Tensor) -> Multiply:
-        return multiplier(weight, dtype)
-
-    _prepare(model.trunk, pack, model.device.type == "cpu")
-    model.ids.pack = pack
+    prepare_trunk(model.trunk, dtype, model.device.type == "cpu")
+    model.ids.pack = lambda weight: multiplier(weight, dtype)
     return precision
+
+
+def prepare_trunk(trunk: Trunk, dtype: torch.dtype, on_cpu: bool) -> None:
+    """As `prepare`, for a CPU or for a GPU."""
+    between = torch.float32 if on_cpu or not trunk.mixes else dtype
+    if between != torch.float32:
+        trunk.held = between
+    _prepare(trunk, lambda weight: multiplier(weight, dtype, between), on_cpu)
 
 
 def computing(model: UniTok, precision: Precision) -> AbstractContextManager[object]:
@@ -60,9 +66,9 @@ def computing(model: UniTok, precision: Precision) -> AbstractContextManager[obj
 
 
 def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu: bool) -> None:
-    if on_cpu and isinstance(module, Attention):
-        module.norm = normed(module.norm_weights(), module.query_norm.eps)
-    if on_cpu and isinstance(module, Rotary):
+    if isinstance(module, Attention):
+        module.norm = (normed if on_cpu else fused)(module.norm_weights(), module.query_norm.eps)
+    if isinstance(module, Rotary):
         module.wide = True
     for name, child in list(module.named_children()):
         _prepare(child, pack, on_cpu)
@@ -114,14 +120,19 @@ def normed(weight: torch.Tensor, eps: float) -> Multiply:
     return norm
 
 
-def multiplier(weight: torch.Tensor, dtype: torch.dtype) -> Multiply:
-    """`F.linear` by weights (O, I), with the weights and the vectors (..., I) in a dtype and the result in float32."""
+def fused(weight: torch.Tensor, eps: float) -> Multiply:
+    """The same in two operations, where torch has one for the norm."""
+    return lambda x: F.rms_norm(x, x.shape[-1:], eps=eps) * weight
+
+
+def multiplier(weight: torch.Tensor, dtype: torch.dtype, result: torch.dtype = torch.float32) -> Multiply:
+    """`F.linear` by weights (O, I), with the weights and the vectors (..., I) in a dtype and the result in another."""
     form = weight.to(dtype)
     packed = None
     if weight.device.type == "cpu" and (dtype == torch.bfloat16 or weight.numel() >= LARGE):
         packed = _packed(form)
     multiply = packed or (lambda x: F.linear(x, form))
-    return lambda x: multiply(x.to(dtype)).float()
+    return lambda x: multiply(x.to(dtype)).to(result)
 
 
 def _packed(weight: torch.Tensor) -> Multiply | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers_vq.errors import Problems, UserError
+from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.storage.files import read_json
 
 if TYPE_CHECKING:
@@ -31,41 +31,55 @@ def compare(
     val_data: str,
     out: Path = Path("runs/compare"),
     positions: int | list[int] = 4_000_000,
-    steps: list[int] | None = None,
+    sweep: dict[str, list[Any]] | None = None,
     limit: int = 200,
     batch_size: int = 50,
     seed: int = 0,
 ) -> None:
     """Train generators with the same compute, draw the same captions with each, and plot quality against time.
 
-    Each generator is a configuration of `unitok train generator`. All must have the same trunk; they may differ in
-    objective, image tokenizer, batch and what else the objective needs. Compute is counted in sequence positions: a
-    configuration with longer sequences or larger batches takes fewer steps. Writes report.json, report.html and
-    compare.png. With several numbers of positions each generator is trained once for each of them, and training.png
-    shows what longer training brings. After an interruption the same command goes on.
+    Each generator is a configuration of `unitok train generator`, or a trained model. All configurations must have the
+    same trunk; they may differ in objective, image tokenizer, batch and what else the objective needs. Compute is
+    counted in sequence positions: a configuration with longer sequences or larger batches takes fewer steps. Writes
+    report.json, report.html and compare.png. With several numbers of positions each generator is trained once for each
+    of them, and training.png shows what longer training brings. After an interruption the same command goes on.
 
     Args:
-        generators: YAML files of unitok train generator; the file's name names the generator.
+        generators: YAML files of unitok train generator, named by their files, and folders of trained models.
         val_data: Captions to draw, with the pictures to compare with, such as shapes@val.
         out: Folder for the models and the report.
         positions: Sequence positions that each generator is trained on, or a list of such numbers.
-        steps: Numbers of passes that masked_token and maskgit are drawn with; default: 8, 16, 32.
+        sweep: Setting of drawing -> values to draw with, such as {"best_of": [1, 4], "guidance": [1, 2, 3]}. One
+            setting is changed at a time, all others are the model's own. `steps` is for masked_token and maskgit
+            alone; default: {"steps": [8, 16, 32]}.
         limit: Captions drawn, and pictures captioned, by each.
         batch_size: Pictures drawn at a time when quality and time are measured; time is also measured one by one.
         seed: The i-th picture is drawn with seed + i.
 
     Example:
         unitok compare --generators "[next_token.yaml, next_scale.yaml]" --val_data pictures/@val --out runs/compare
+        unitok compare --generators "[runs/generator]" --val_data pictures/@val --sweep '{"best_of": [1, 4, 16]}'
     """
+    from unitok.sampling import SampleSettings
+
     problems = Problems()
-    problems.check(len(generators) > 1, f"--generators has {len(generators)}: give two files or more to compare")
+    least = 1 if sweep else 2
+    problems.check(
+        len(generators) >= least,
+        f"--generators has {len(generators)}: give two or more to compare, or --sweep for one",
+    )
+    known = [one.name for one in fields(SampleSettings)]
+    for setting, values in (sweep or {}).items():
+        problems.check(setting in known, f"--sweep has {shown(setting)}: choose of {', '.join(known)}")
+        problems.check(bool(values), f"--sweep has no value for {shown(setting)}: give one or more")
     lengths = sorted({positions} if isinstance(positions, int) else set(positions))
     problems.check(bool(lengths), "--positions has no number: give one or more")
     for name, value in (*(("positions", one) for one in lengths), ("limit", limit), ("batch_size", batch_size)):
         problems.check(value >= 1, f"--{name} is {value}: choose 1 or more")
     for path in generators:
-        problems.check(path.is_file(), f"--generators {path} is not a file")
-    names = [path.stem for path in generators]
+        problems.check(path.is_file() or path.is_dir(), f"--generators {path} is not a file, nor a folder of a model")
+    configs = [path for path in generators if path.is_file()]
+    names = [path.stem for path in configs]
     problems.check(len(set(names)) == len(names), f"--generators are called {', '.join(names)}: give each its own name")
     problems.raise_if_any()
 
@@ -75,14 +89,17 @@ def compare(
     claim_folder(out)
     plans = [
         _plan(path, out / (path.stem if len(lengths) == 1 else f"{path.stem}_{length}"), length)
-        for path in generators
+        for path in configs
         for length in lengths
     ]
     _check_alike(plans)
     for plan in plans:
         _train(plan)
-    rows = [row for plan in plans for row in _measure(plan, val_data, steps or [8, 16, 32], limit, batch_size, seed)]
-    _report(rows, plans, out, time.time() - started)
+    compared = [Compared(plan.config.stem, plan.folder.name, plan.folder, plan) for plan in plans]
+    compared += [Compared(str(path), str(path), path) for path in generators if path not in configs]
+    sweep = sweep or {"steps": [8, 16, 32]}
+    rows = [row for one in compared for row in _measure(one, val_data, sweep, limit, batch_size, seed)]
+    _report(rows, compared, out, time.time() - started)
 
 
 @dataclass(frozen=True)
@@ -100,11 +117,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """A trained generator."""
+
+    stem: str
+    """By which it is known, whatever it was trained on."""
+    name: str
+    folder: Path
+    plan: Plan | None = None
+    """None: it was trained before."""
+
+
+@dataclass(frozen=True)
 class Row:
     """One way to draw with one generator."""
 
-    plan: Plan
-    name: str
+    of: Compared
+    setting: str
+    """What is changed, and its value; empty: nothing is."""
+    value: str
     seconds: float
     """Per picture, in a batch."""
     alone: float
@@ -156,9 +187,9 @@ def _plan(config: Path, folder: Path, positions: int) -> Plan:
 
 
 def _check_alike(plans: list[Plan]) -> None:
-    first = plans[0]
     problems = Problems()
     for plan in plans[1:]:
+        first = plans[0]
         pair = f"{first.config} and {plan.config}"
         problems.check(plan.values["trunk"] == first.values["trunk"], f"{pair} differ in trunk: compare the same trunk")
     problems.raise_if_any()
@@ -172,40 +203,48 @@ def _train(plan: Plan) -> None:
     run("train generator", words)
 
 
-def _measure(plan: Plan, val_data: str, passes: list[int], limit: int, batch_size: int, seed: int) -> list[Row]:
-    """A row for each way to draw: generators that draw in passes have one for each number of them. The first row says
-    how many of the data's pictures are captioned exactly."""
-    from dataclasses import replace
-
+def _measure(
+    one: Compared, val_data: str, sweep: dict[str, list[Any]], limit: int, batch_size: int, seed: int
+) -> list[Row]:
+    """A row for each way to draw. The first says how many of the data's pictures are captioned exactly."""
     from unitok.eval.captioning import measure_captioning
     from unitok.eval.generation import measure_generation
     from unitok.eval.networks.features import load_image_text
-    from unitok.sampling import SampleSettings
 
     from ..data.open import open_data
     from ..device import pick_device
     from ..model import UniTok
 
     device = pick_device("auto")
-    model = UniTok.from_pretrained(plan.folder, device)
+    model = UniTok.from_pretrained(one.folder, device)
     network = load_image_text("embedded", device)
     dataset = open_data(val_data, model.image_tokenizer.image_size)
-    settings = SampleSettings.of(model.config)
-    ways = {plan.folder.name: settings}
-    if model.objective.passes:
-        ways = {f"{plan.folder.name}, {number} passes": replace(settings, steps=number) for number in passes}
     rows = []
-    for name, way in ways.items():
+    for setting, value, way in _ways(model, sweep):
         section = measure_generation(
             model, dataset, network, network, settings=way, seed=seed, limit=limit, batch_size=batch_size
         )
-        section.name, section.title = name, f"{name} ({plan.steps} steps)"
+        section.name = f"{one.name}, {setting} {value}" if setting else one.name
+        section.title = section.name + (f" ({one.plan.steps} steps of training)" if one.plan else "")
         seconds, alone = _seconds(model, way, batch_size), _seconds(model, way, 1)
-        rows.append(Row(plan, name, seconds, alone, section))
+        rows.append(Row(one, setting, value, seconds, alone, section))
     if "image_to_text" in model.config.tasks:
         captions = measure_captioning(model, dataset, limit=limit, batch_size=batch_size)
         rows[0].section.numbers["exact_captions"] = captions.numbers["exact"]
     return rows
+
+
+def _ways(model: UniTok, sweep: dict[str, list[Any]]) -> list[tuple[str, str, SampleSettings]]:
+    """(setting that is changed, its value, all settings) of each way to draw; the model's own if nothing is changed.
+
+    Raises:
+        UserError: a value out of range, or a setting that the model does not take.
+    """
+    from unitok.sample.pipeline import settings_for
+
+    changed = {name: values for name, values in sweep.items() if name != "steps" or model.objective.passes}
+    ways = [(name, str(value), settings_for(model, {name: value})) for name, some in changed.items() for value in some]
+    return ways or [("", "", settings_for(model))]
 
 
 def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
@@ -220,64 +259,67 @@ def _seconds(model: UniTok, settings: SampleSettings, batch_size: int) -> float:
     return best / batch_size
 
 
-def _report(rows: list[Row], plans: list[Plan], out: Path, seconds: float) -> None:
+def _report(rows: list[Row], compared: list[Compared], out: Path, seconds: float) -> None:
     import torch
 
     from unitok.eval.report import Figure, Item, Number, Report
     from unitok.eval.reports.output import print_report, write_report
+    from unitok.train.folder import environment
 
     from ..data.decoding import decode
 
     for row in rows:
         row.section.numbers["seconds"] = Number(f"Seconds per picture, {torch.get_num_threads()} threads", row.seconds)
         row.section.numbers["seconds_alone"] = Number("Seconds per picture, one by one", row.alone)
+    plans = [one.plan for one in compared if one.plan]
     lengths = sorted({plan.positions for plan in plans})
-    _plot([row for row in rows if row.plan.positions == lengths[-1]], out / "compare.png")
+    last = [row for row in rows if row.of.plan is None or row.of.plan.positions == lengths[-1]]
+    _plot(last, out / "compare.png")
     said = {"compare.png": "Quality against time to draw: up and left is better, for FID down and left"}
-    runs = {plan.folder: read_json(plan.folder / "run.json") for plan in plans}
     if len(lengths) > 1:
         _plot_training(rows, out / "training.png")
-        said["training.png"] = "Quality against training; generators that draw in passes with the most of them"
+        said["training.png"] = "Quality against training, each generator as it was drawn last"
     pictures = [Item([decode((out / name).read_bytes())], text) for name, text in said.items()]
     rows[0].section.figures.insert(0, Figure("Comparison", pictures))
-    facts: dict[str, Any] = {
-        "seconds": round(seconds, 1),
-        "positions": ", ".join(map(str, lengths)),
-        "hardware": json.dumps(runs[plans[0].folder]["hardware"]),
-    }
+    facts: dict[str, Any] = {"seconds": round(seconds, 1), "hardware": json.dumps(environment()["hardware"])}
+    if lengths:
+        facts["positions"] = ", ".join(map(str, lengths))
     for plan in plans:
-        name = plan.folder.name
-        facts |= {f"steps_{name}": plan.steps, f"training_seconds_{name}": runs[plan.folder]["seconds"]}
+        name, run = plan.folder.name, read_json(plan.folder / "run.json")
+        facts |= {f"steps_{name}": plan.steps, f"training_seconds_{name}": run["seconds"]}
     report = Report("unitok compare", [row.section for row in rows], facts)
     print_report(report)
     write_report(report, out)
     print(out / "report.html")
 
 
-Curves = dict[str, list[tuple[float, float]]]
-"""Name -> points."""
+Curves = dict[str, list[tuple[float, float, str]]]
+"""Name -> points, each with what is written beside it."""
 
 
 def _plot(rows: list[Row], path: Path) -> None:
     shown = {key: label for key, label in QUALITY.items() if all(key in row.section.numbers for row in rows)}
+    settings = {row.setting for row in rows if row.setting}
     panels: dict[str, Curves] = {label: {} for label in shown.values()}
     for key, label in shown.items():
         for row in rows:
-            panels[label].setdefault(row.plan.config.stem, []).append((row.seconds, _value(row.section.numbers[key])))
+            name = f"{row.of.stem}, {row.setting}" if len(settings) > 1 and row.setting else row.of.stem
+            point = row.seconds, _value(row.section.numbers[key]), row.value
+            panels[label].setdefault(name, []).append(point)
     _save_curves(panels, "seconds per picture, in a batch", path)
 
 
 def _plot_training(rows: list[Row], path: Path) -> None:
-    """Each generator by its last way to draw, that with the most passes; captions stand with its first."""
+    """Each generator that was trained here by its last way to draw; captions stand with its first."""
     panels: dict[str, Curves] = {}
     for key, label in {**QUALITY, "exact_captions": "exact captions, %"}.items():
         points = {
-            (row.plan.config.stem, row.plan.positions): _value(row.section.numbers[key])
+            (row.of.stem, row.of.plan.positions): _value(row.section.numbers[key])
             for row in rows
-            if key in row.section.numbers
+            if key in row.section.numbers and row.of.plan
         }
         for (name, positions), value in points.items():
-            panels.setdefault(label, {}).setdefault(name, []).append((positions / 1e6, value))
+            panels.setdefault(label, {}).setdefault(name, []).append((positions / 1e6, value, ""))
     _save_curves(panels, "millions of positions trained on", path)
 
 
@@ -292,7 +334,9 @@ def _save_curves(panels: dict[str, Curves], along: str, path: Path) -> None:
     for place, (label, curves) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), place + 1)
         for name, points in curves.items():
-            axes.plot(*zip(*sorted(points), strict=True), "o-", label=name)
+            axes.plot(*zip(*(point[:2] for point in points), strict=True), "o-", label=name)
+            for along_at, up_at, text in points:
+                axes.annotate(text, (along_at, up_at), (4, 4), textcoords="offset points", fontsize="small")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")

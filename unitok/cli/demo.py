@@ -113,7 +113,7 @@ def _measure(
     from unitok.eval.questions import has_questions, measure_questions
     from unitok.eval.report import Report
     from unitok.eval.reports.output import print_report, write_report
-    from unitok.eval.tasks import measure_task, tasks_of
+    from unitok.eval.tasks import measure_inpainting, measure_task, tasks_of
 
     from ..data.open import open_data
     from ..device import pick_device
@@ -137,6 +137,8 @@ def _measure(
             if not needs([task]) <= {"caption", "image"}:
                 section = measure_task(model, task, records, seed=seed, batch_size=100)
                 sections += [replace(section, name=f"{task} ({exam})")] if section is not None else []
+        filled = measure_inpainting(model, records, seed=seed, batch_size=100)
+        sections += [] if filled is None else [filled]
     runs: dict[str, Any] = {path.name: read_json(path / "run.json") for path in (tokenizer, generator)}
     facts = {
         "seconds": round(time.time() - started, 1),

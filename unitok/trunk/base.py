@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .cache import KVCache
 from .rule import Visibility
+
+ROW = 16
+"""Slots of a cache on a GPU are a multiple of it."""
 
 
 class Sizes(Protocol):
@@ -63,12 +66,16 @@ class Trunk(nn.Module):
     """Vectors in, vectors out; it knows no ids. A subclass makes `blocks` and answers `forward`."""
 
     blocks: nn.ModuleList
+    mixes: ClassVar[bool] = False
+    """Whether its layers may hand on bf16 where others beside them compute in float32."""
 
     def __init__(self, config: Sizes) -> None:
         super().__init__()
         self.config = config
         self.further = 0
         """Layers with keys and values beside those of the blocks."""
+        self.held: torch.dtype | None = None
+        """Precision of its keys and values, in a model that is prepared; None: that in which the blocks compute."""
         self.checkpointing = False
         """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
 
@@ -106,5 +113,7 @@ class Trunk(nn.Module):
     def cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache in the precision that the blocks compute in now."""
         weight = next(self.blocks.parameters())
-        precision = self.precision(weight.dtype, weight.device)
+        precision = self.held or self.precision(weight.dtype, weight.device)
+        if weight.is_cuda:  # masks over a whole number of rows of memory are not padded
+            capacity += -capacity % ROW
         return KVCache(self.config, rows, capacity, weight.device, precision, self.further)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .base import Sizes
 
 
+FEWEST = 128
+"""Slots of a row that a pass of a fixed form sees at least."""
+
+
 class Slots(NamedTuple):
     """What n slots of a row hold."""
 
@@ -86,23 +90,8 @@ class KVCache:
     def extend(self, rows: Sequence[int], n: int, groups: torch.Tensor | None = None) -> Visibility:
         """Takes the next n slots of these rows. The new positions see all slots in use, and one another by their groups
         (n,); without groups, they all see one another."""
-        assert all(self.lengths[row] + n <= self.capacity for row in rows), "the KV cache is full"
-        starts = {self.lengths[row] for row in rows}
-        self._rows = self._every(rows)
-        even = len(starts) == 1
-        if even and isinstance(self._rows, slice):
-            start = starts.pop()
-            self._slots = slice(start, start + n)
-            self.used[self._rows, self._slots] = True
-        else:
-            self._index = self.index(rows)
-            self._slots = self._on_device[self._index][:, None] + torch.arange(n, device=self.used.device)  # (b, n)
-            self.used[self._index[:, None], self._slots] = True
-        self._on_device[self._rows] += n
-        for row in rows:
-            self.lengths[row] += n
+        even = self.advance(rows, n)
         self._width = max(self.lengths[row] for row in rows)
-        self._blocks = None
         if isinstance(self._slots, slice) and isinstance(self._rows, slice):
             views = [
                 whole[:, self._rows, :, some]
@@ -120,6 +109,38 @@ class KVCache:
             for place, row in enumerate(rows):
                 mask[place, 0, :, self.lengths[row] - n : self.lengths[row]] = inside[0, 0]
         return Visibility("sdpa", mask=mask)
+
+    def advance(self, rows: Sequence[int], n: int) -> bool:
+        """Takes the next n slots of these rows; says whether the rows are in step."""
+        assert all(self.lengths[row] + n <= self.capacity for row in rows), "the KV cache is full"
+        starts = {self.lengths[row] for row in rows}
+        self._rows = self._every(rows)
+        even = len(starts) == 1
+        if even and isinstance(self._rows, slice):
+            start = starts.pop()
+            self._slots = slice(start, start + n)
+            self.used[self._rows, self._slots] = True
+        else:
+            self._index = self.index(rows)
+            self._slots = self._on_device[self._index][:, None] + torch.arange(n, device=self.used.device)  # (b, n)
+            self.used[self._index[:, None], self._slots] = True
+        self._on_device[self._rows] += n
+        for row in rows:
+            self.lengths[row] += n
+        self._blocks = None
+        return even
+
+    def reach(self, rows: Sequence[int]) -> int:
+        """How many slots `fixed` lets these rows see: one of a few numbers that suffice for all of them."""
+        longest = max(self.lengths[row] for row in rows)
+        return min(self.capacity, max(FEWEST, 1 << (longest - 1).bit_length()))
+
+    def fixed(self, rows: Sequence[int], n: int, width: int) -> Visibility:
+        """The n slots that `advance` gave these rows last, in a form that is the same at every step: who stands where
+        is read from tensors alone, and all see the first `width` slots, by a mask of those in use."""
+        self._rows, self._index, self._blocks, self._width = self._every(rows), self.index(rows), None, width
+        self._slots = self._on_device[self._index][:, None] + torch.arange(-n, 0, device=self.used.device)
+        return Visibility("sdpa", mask=self.used[self._rows, :width][:, None, None])
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
@@ -155,6 +176,11 @@ class KVCache:
         for row in rows:
             self.lengths[row] -= n
             assert self.lengths[row] >= 0
+
+    def wipe(self, row: int) -> None:
+        """Forgets what a row held that is no number: also where a mask hides it, nothing comes of it but no number."""
+        self.keys[:, row] = 0
+        self.values[:, row] = 0
 
     def clear(self, row: int) -> None:
         """Empties a row."""

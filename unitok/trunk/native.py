@@ -111,6 +111,7 @@ class Attention(nn.Module):
         q, k, v = self.project(x, turns)
         if cache is not None:
             k, v = cache.store(layer, k, v)
+            q = q.to(k.dtype)
         out = attend(q, k, v, seen)  # (B, H, T, D)
         return self.out(out.transpose(1, 2).reshape(batch, length, -1))
 
@@ -123,10 +124,10 @@ class Attention(nn.Module):
         both, v = qkv.split([self.heads + self.key_heads, self.key_heads], 1)
         both = self.norm(both)
         if turns[0] is turns[1]:
-            q, k = rotate(both, turns[0]).split([self.heads, self.key_heads], 1)
+            q, k = rotate(both, turns[0]).to(v.dtype).split([self.heads, self.key_heads], 1)
             return q, k, v
         q, k = both.split([self.heads, self.key_heads], 1)
-        return rotate(q, turns[0]), rotate(k, turns[1]), v
+        return rotate(q, turns[0]).to(v.dtype), rotate(k, turns[1]).to(v.dtype), v
 
 
 class SwiGLU(nn.Module):
@@ -165,6 +166,8 @@ class Block(nn.Module):
 
 class Transformer(Trunk):
     """The trunk of our own models."""
+
+    mixes = True
 
     def __init__(self, config: TrunkConfig) -> None:
         super().__init__(config)

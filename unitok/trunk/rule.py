@@ -46,7 +46,8 @@ class Visibility:
     mask: Any = None
     """None: everyone sees everyone. sdpa, xformers: (B, 1, Q, K) bool, True = may attend. flex: a BlockMask."""
     bias: torch.Tensor | None = None
-    """What `_products` adds to the scores, (B * H, Q, K); made by the first layer, used by all."""
+    """What is added to the scores, made of the mask by the first layer and used by all: of `_products` (B * H, Q, K),
+    on a GPU (B, 1, Q, K)."""
     looks: Looks | None = None
     """Of a trunk with weights for pictures alone; None: there are none to be seen."""
 
@@ -111,9 +112,20 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
         return _xformers(q, k, v, seen.mask)
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         return _products(q, k, v, seen)
+    mask = seen.mask
+    if mask is not None and q.is_cuda and not torch.is_grad_enabled():
+        mask = once(seen, q)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen.mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
     )
+
+
+def once(seen: Visibility, q: torch.Tensor) -> torch.Tensor:
+    """The mask as what is added to the scores of q. SDPA would make it anew in every layer."""
+    if seen.bias is None or seen.bias.dtype != q.dtype:
+        nothing = torch.zeros(seen.mask.shape, dtype=q.dtype, device=q.device)
+        seen.bias = nothing.masked_fill_(~seen.mask, float("-inf"))
+    return seen.bias
 
 
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:

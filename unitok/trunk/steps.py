@@ -1,0 +1,197 @@
+"""The passes of drawing over lanes of a cache; on a GPU those that come again and again are captured and replayed.
+
+A pass asks for some hundred small kernels, and asking for them takes longer than they do. A CUDA graph asks for all at
+once, over tensors that stay where they are. So on a GPU a pass has a fixed form (`KVCache.fixed`): what differs from
+step to step stands in tensors, and a few widths of the cache serve a whole picture. The captured pass computes what the
+same pass computes without: both are of this form.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Protocol
+
+import torch
+import torch.distributed
+
+from .base import Beside
+from .cache import KVCache
+from .rule import Visibility
+
+REPEATED = 3
+"""Times that a pass is run before it is captured, which takes about as long as these together."""
+MOST = 64
+"""Passes that are remembered, the latest."""
+
+Work = Callable[[], torch.Tensor]
+Capture = Callable[[Work], tuple[Callable[[], object], torch.Tensor]]
+"""Runs a work, and gives what runs it again, over the same tensors, and the tensor in which its result then stands."""
+Key = tuple[object, ...]
+"""What passes have in common that one capture serves: lanes, width, and the shapes of what comes in."""
+
+
+class Hidden(Protocol):
+    """`UniTok.hidden`."""
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        places: torch.Tensor,
+        seen: Visibility,
+        cache: KVCache | None,
+        features: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None,
+        stands: torch.Tensor | None,
+        condition: Beside | None,
+    ) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Given:
+    """What comes into a pass over n positions in each of b lanes."""
+
+    ids: torch.Tensor
+    """(b, n) int64."""
+    places: torch.Tensor
+    """(b, n, 3)."""
+    stands: torch.Tensor | None = None
+    """(b, n, 3), if elsewhere."""
+    features: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Port -> (b * n, ...)."""
+    condition: Beside | None = None
+    """Of every lane."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of them, by name; of a condition the vector."""
+        found = {"ids": self.ids, "places": self.places, **{f"port {name}": one for name, one in self.features.items()}}
+        if self.stands is not None:
+            found["stands"] = self.stands
+        if self.condition is not None:
+            found["condition"] = self.condition.vector
+        return found
+
+    def cloned(self) -> Given:
+        """Copies, which stay where they are."""
+        features = {name: one.clone() for name, one in self.features.items()}
+        stands = None if self.stands is None else self.stands.clone()
+        condition = None if self.condition is None else Beside(self.condition.vector.clone())
+        return Given(self.ids.clone(), self.places.clone(), stands, features, condition)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    buffers: Given
+    replay: Callable[[], object]
+    result: torch.Tensor
+    lanes: torch.Tensor
+    """Their numbers: the captured pass reads this tensor, so it has to stay."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A pass of a fixed form that has come before."""
+
+    times: int = 0
+    captured: _Captured | None = None
+
+
+class Steps:
+    """Runs passes over lanes of a cache.
+
+    Args:
+        hidden: runs a model.
+        cache: whose lanes.
+        capture: captures passes that come again; None: every pass runs as it comes.
+    """
+
+    def __init__(self, hidden: Hidden, cache: KVCache, capture: Capture | None = None) -> None:
+        self.hidden, self.cache, self.capture = hidden, cache, capture
+        self.seen: OrderedDict[Key, _Seen] = OrderedDict()
+        """Passes of a fixed form, the latest last."""
+
+    def __call__(self, lanes: Sequence[int], given: Given, groups: torch.Tensor | None = None) -> torch.Tensor:
+        """Last states (b, n, C) of the next n positions of these lanes, which see all before them, and one another by
+        their groups (n,), or all. They may be overwritten by the next pass."""
+        n = given.ids.shape[1]
+        if not self._has_fixed_form(given, groups):
+            return self._run(given, self.cache.extend(lanes, n, groups))
+        self.cache.advance(lanes, n)
+        width, tensors = self.cache.reach(lanes), given.tensors()
+        key = (tuple(lanes), width, *((name, one.shape, one.dtype) for name, one in tensors.items()))
+        before = self.seen.pop(key, _Seen())
+        captured = before.captured
+        if captured is not None:
+            for name, buffer in captured.buffers.tensors().items():
+                buffer.copy_(tensors[name])
+            captured.replay()
+            result = captured.result
+        else:
+            # This run also warms up: what is loaded or tried out at first use must not happen in a capture.
+            result = self._fixed(lanes, width, given)
+            if before.times + 1 >= REPEATED:
+                captured = self._captured(lanes, width, given)
+        self.seen[key] = replace(before, times=before.times + 1, captured=captured)
+        while len(self.seen) > MOST:
+            self.seen.popitem(last=False)
+        return result
+
+    def _has_fixed_form(self, given: Given, groups: torch.Tensor | None) -> bool:
+        """Whether a pass has the fixed form: not under autocast, which keeps the weights that it has converted; not
+        where positions see one another by groups; not with all states of captions, which would be copied each time."""
+        states = given.condition is not None and given.condition.states is not None
+        autocast = torch.is_autocast_enabled(given.ids.device.type)
+        return self.capture is not None and groups is None and not states and not autocast
+
+    def _fixed(self, lanes: Sequence[int], width: int, given: Given) -> torch.Tensor:
+        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width))
+
+    def _run(self, given: Given, seen: Visibility) -> torch.Tensor:
+        features = {}
+        for port, values in given.features.items():
+            features[port] = (torch.arange(len(values), device=values.device), values)
+        return self.hidden(given.ids, given.places, seen, self.cache, features, given.stands, given.condition)
+
+    def _captured(self, lanes: Sequence[int], width: int, given: Given) -> _Captured | None:
+        """A pass, captured; None: it cannot be, and none is from here on."""
+        assert self.capture is not None
+        buffers = given.cloned()
+        try:
+            replay, result = self.capture(lambda: self._fixed(lanes, width, buffers))
+        except RuntimeError as error:
+            self.capture = None
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            warnings.warn(f"a step of this model cannot be captured, it runs kernel by kernel: {reason}", stacklevel=2)
+            return None
+        return _Captured(buffers, replay, result, self.cache.index(lanes))
+
+
+def capturing(device: torch.device) -> Capture | None:
+    """How passes are captured on a device: on a GPU as CUDA graphs, which share memory. None: they are not; nor are
+    those of several processes, which wait for one another inside."""
+    if device.type != "cuda" or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    pool = torch.cuda.graph_pool_handle()
+    first: list[torch.cuda.CUDAGraph] = []
+    """The shared memory is there as long as one graph is."""
+
+    def capture(work: Work) -> tuple[Callable[[], object], torch.Tensor]:
+        graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+        with torch.cuda.stream(stream):
+            square = torch.ones(8, 8, device=device)
+            square @ square  # the room for products that a stream keeps is not to lie in a graph's memory
+        # Other threads of a server may ask for memory meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = work()
+        first[:] = first or [graph]
+        return graph.replay, result
+
+    return capture
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream on which passes are captured."""
+    return torch.cuda.Stream(device)
