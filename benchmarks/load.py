@@ -69,8 +69,8 @@ def server(model: Path) -> Iterator[tuple[int, int]]:
 
 
 def drive(port: int, process: int, clients: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
-    """{"clients", "pictures_per_second", "cpu", "p50", "p95", "p99", "failed"}: latencies in seconds, and seconds of
-    processor time of the server for each picture."""
+    """{"clients", "pictures_per_second", "cpu", "p50", "p95", "p99", "requests", "failed"}: latencies in seconds, seconds
+    of processor time of the server for each picture, and how many requests were answered."""
     latencies: list[float] = []
     failed: list[str] = []
     begun, used = time.perf_counter(), processor_time(process)
@@ -107,6 +107,7 @@ def drive(port: int, process: int, clients: int, seconds: float, body: dict[str,
         "p50": shares[49],
         "p95": shares[94],
         "p99": shares[98],
+        "requests": len(latencies),
         "failed": len(failed),
     }
 
@@ -118,8 +119,8 @@ def processor_time(process: int) -> float:
 
 
 def memory(process: int) -> float:
-    """Largest memory of a process so far, in GB (Linux)."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
+    """Memory that a process holds, in GB (Linux)."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(found[1]) * 1024 / 1e9 if found else float("nan")
 
 
@@ -145,10 +146,11 @@ def main() -> None:
         body = {"prompt": CAPTION, **options.settings}
         with server(model) as (port, process):
             drive(port, process, 1, 0.5, body)  # warms up
-            found = [
-                drive(port, process, n, options.seconds, body) for _ in range(options.rounds) for n in options.clients
-            ]
-            peak = memory(process)
+            found: list[dict[str, Any]] = []
+            held = {0: memory(process)}
+            for clients in options.clients * options.rounds:
+                found.append(drive(port, process, clients, options.seconds, body))
+                held[sum(row["requests"] for row in found)] = memory(process)
     rows = []
     for clients in options.clients:
         mine = [row for row in found if row["clients"] == clients]
@@ -159,11 +161,12 @@ def main() -> None:
             f"{row['clients']:>7g} {row['pictures_per_second']:>10g} {row['cpu']:>7g} {row['p50']:>7g} "
             f"{row['p95']:>7g} {row['p99']:>7g} {row['failed']:>6g}"
         )
-    print(f"largest memory of the server: {peak:.2f} GB")
+    print("the server holds " + ", ".join(f"{gb:.3f} GB after {requests:,} requests" for requests, gb in held.items()))
     if options.out is not None:
         from unitok.train.folder import environment
 
-        facts = {"rows": rows, "peak_memory_gb": round(peak, 3), "seconds": options.seconds, "rounds": options.rounds}
+        told = {requests: round(gb, 3) for requests, gb in held.items()}
+        facts = {"rows": rows, "memory_gb": told, "seconds": options.seconds, "rounds": options.rounds}
         named = {"model": str(options.model or f"{options.preset} {options.objective}"), "settings": options.settings}
         options.out.write_text(json.dumps({**named, **facts, "environment": environment()}, indent=2) + "\n")
 
