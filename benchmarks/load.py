@@ -69,8 +69,8 @@ def server(model: Path) -> Iterator[tuple[int, int]]:
 
 
 def drive(port: int, process: int, clients: int, seconds: float, body: dict[str, Any]) -> dict[str, Any]:
-    """{"clients", "pictures_per_second", "cpu", "p50", "p95", "p99", "requests", "failed"}: latencies in seconds, seconds
-    of processor time of the server for each picture, and how many requests were answered."""
+    """{"clients", "pictures_per_second", "cpu", "p50", "p95", "p99", "requests", "failed"}: latencies in seconds,
+    seconds of processor time of the server for each picture, and how many requests were answered."""
     latencies: list[float] = []
     failed: list[str] = []
     begun, used = time.perf_counter(), processor_time(process)

@@ -278,6 +278,28 @@ def multi_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+ADVERSARIAL = (
+    "--adversarial.weight 0.5 --adversarial.start 1 --adversarial.ramp 8 --adversarial.layers 2"
+    " --adversarial.channels 8 --adversarial.r1_weight 1 --adversarial.r1_every 2"
+)
+
+
+@pytest.fixture
+def words_of(tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path) -> Any:
+    """The words of a small `unitok train ...` of a kind, such as "adversarial tokenizer" or "next_scale generator"."""
+
+    def words(kind: str, data: str = "shapes") -> list[str]:
+        scaled, common = kind.startswith("next_scale"), "--val_data shapes@val?limit=8 --preset debug --run.device cpu"
+        found = f"train {kind.split()[-1]} --data {data} {common} --optim.lr 0.002 --optim.warmup_steps 2".split()
+        if kind.endswith("generator"):
+            folder = scaled_tokenizer_folder if scaled else tiny_tokenizer_folder
+            found += ["--image_tokenizer", str(folder), "--text_vocabulary", "300"]
+        found += ADVERSARIAL.split() if kind.startswith("adversarial") else []
+        return [*found, *(["--objective", "next_scale"] if scaled else [])]
+
+    return words
+
+
 @pytest.fixture
 def run_command() -> Any:
     """`unitok ...` in this process."""

@@ -22,10 +22,7 @@ from unitok.processes.world import World, join
 from unitok.train.log import read_log
 
 STEPS = 4
-RUN = (
-    f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pictures 8"
-    " --run.device cpu --run.precision fp32 --optim.lr 0.002 --optim.warmup_steps 2"
-)
+RUN = f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pictures 8 --run.precision fp32"
 
 
 def torchrun(words: list[str]) -> None:
@@ -44,32 +41,18 @@ KINDS = ["tokenizer", "adversarial tokenizer", "multi-scale tokenizer", "generat
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(
-    tmp_path: Path,
-    kind: str,
-    tiny_tokenizer_folder: Path,
-    scaled_tokenizer_folder: Path,
-    run_command: Any,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, kind: str, words_of: Any, run_command: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = (
-        f"train {kind.split()[-1]} --data shapes?limit=64 --val_data shapes@val?limit=8 --preset debug {RUN}".split()
-    )
-    if kind == "adversarial tokenizer":
-        words += ["--adversarial.weight", "0.5", "--adversarial.start", "1", "--adversarial.ramp", "2"]
-        words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
-        words += ["--adversarial.r1_weight", "1", "--adversarial.r1_every", "2"]
+    words = [*words_of(kind, "shapes?limit=64"), *RUN.split()]
     if kind.endswith("tokenizer"):
         # k-means and revival draw pictures of one process; the rest of the moving codebook must agree.
         words += ["--tokenizer.quantizer.kmeans_init", "false", "--tokenizer.quantizer.revive_below", "0"]
-    else:
-        folder = scaled_tokenizer_folder if kind.startswith("next_scale") else tiny_tokenizer_folder
-        words += ["--image_tokenizer", str(folder), "--text_vocabulary", "300"]
     micro = {"two": "2", "one": "2"}
     if kind == "multi-scale tokenizer":
         words += ["--tokenizer.scales", "[1, 2, 4, 8]"]
         micro = {"two": "4", "one": "8"}  # the mean of the latents starts from the first micro-batch of all processes
     if kind == "next_scale generator":  # with micro-batches in which one process has texts alone
-        words += ["--objective", "next_scale", "--tasks.text_only.share", "2"]
+        words += ["--tasks.text_only.share", "2"]
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
     capfd.readouterr()
     start = torchrun if kind == "tokenizer" else forked

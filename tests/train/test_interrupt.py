@@ -17,9 +17,7 @@ from unitok.cli.main import main
 from unitok.train.log import RunLog, read_log
 
 STEPS, STOPPED = 10, 4
-RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.device cpu"
-RUN += " --run.eval_pictures 4 --run.eval_every 5"
-OPTIM = "--optim.lr 0.002 --optim.warmup_steps 2"
+RUN = f"--run.steps {STEPS} --run.batch_size 4 --run.log_every 1 --run.eval_pictures 4 --run.eval_every 5"
 
 
 def stop_in_the_middle(words: list[str], number: int, capfd: pytest.CaptureFixture[str]) -> None:
@@ -61,34 +59,20 @@ def assert_equal_runs(stopped: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["tokenizer", "query tokenizer", "adversarial tokenizer", "generator", "next_scale by Muon"]
+    "kind", ["tokenizer", "query tokenizer", "adversarial tokenizer", "generator", "next_scale generator"]
 )
 def test_resume_after_a_signal_equals_the_unbroken_run(
-    tmp_path: Path,
-    kind: str,
-    tiny_tokenizer_folder: Path,
-    scaled_tokenizer_folder: Path,
-    run_command: Any,
-    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path, kind: str, words_of: Any, run_command: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    command = "tokenizer" if kind.endswith("tokenizer") else "generator"
-    words = f"train {command} --data shapes --val_data shapes@val?limit=8 --preset debug {RUN} {OPTIM}".split()
-    if command == "tokenizer":
-        words += ["--augment.flip", "0.5", "--augment.crop", "0.7"]
-        if kind == "query tokenizer":
-            words += ["--preset", "shapes_query", "--tokenizer.width", "32", "--tokenizer.tokens", "8"]
-        if kind == "adversarial tokenizer":
-            words += ["--adversarial.weight", "0.5", "--adversarial.start", "1", "--adversarial.ramp", "8"]
-            words += ["--adversarial.layers", "2", "--adversarial.channels", "8"]
-            words += ["--adversarial.r1_weight", "1", "--adversarial.r1_every", "3"]
-    else:
-        words += ["--trunk.dropout", "0.1", "--text_vocabulary", "300"]
-        folder = tiny_tokenizer_folder if kind == "generator" else scaled_tokenizer_folder
-        words += ["--image_tokenizer", str(folder)]
+    words = [*words_of(kind), *RUN.split()]
+    words += ["--augment.flip", "0.5", "--augment.crop", "0.7"] if kind.endswith("tokenizer") else []
+    words += ["--trunk.dropout", "0.1"] if kind.endswith("generator") else []
+    if kind == "query tokenizer":
+        words += ["--preset", "shapes_query", "--tokenizer.width", "32", "--tokenizer.tokens", "8"]
     if kind == "generator":
         words += ["--objective_settings.code_dropout", "0.5"]
-    if kind == "next_scale by Muon":
-        words += ["--objective", "next_scale", "--optim.muon", "true", "--objective_settings.code_noise", "0.5"]
+    if kind == "next_scale generator":
+        words += ["--optim.muon", "true", "--objective_settings.code_noise", "0.5"]
     run_command([*words, "--out", str(tmp_path / "whole")])
     number = signal.SIGTERM if kind == "tokenizer" else signal.SIGINT
     stop_in_the_middle([*words, "--out", str(tmp_path / "stopped")], number, capfd)
