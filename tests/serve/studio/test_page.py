@@ -106,3 +106,32 @@ def test_it_can_be_used_by_all(
         assert found.violations_count == 0, f"{tab.text_content()}: {found.generate_report()}"
         inner, outer = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
         assert inner <= outer, f"{tab.text_content()}: nothing sticks out"
+
+
+def test_a_key_is_asked_for(browser: Any, listen: Callable[..., Any], model: UniTok) -> None:
+    with listen(model, Access(keys=["secret"])) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        key, use = page.get_by_label("This server asks for a key"), page.get_by_role("button", name="Use it")
+        key.fill("wrong")
+        use.click()
+        page.get_by_text("send it as Authorization: Bearer KEY").wait_for()
+        key.fill("secret")
+        use.click()
+        page.get_by_text("pixels, learned").wait_for()
+        assert not key.is_visible() and page.get_by_role("alert").count() == 0
+        draw_one(page)
+        page.close()
+
+
+def test_drawing_can_be_stopped(page: Any, wait_until: Callable[[Callable[[], bool]], None]) -> None:
+    page.locator("#caption").fill(CAPTION)
+    page.locator("#count").fill("16")
+    draws = page.get_by_role("button", name="Draw", exact=True)
+    draws.click()
+    page.get_by_role("progressbar").first.wait_for()
+    page.get_by_role("button", name="Stop").first.click()
+    page.wait_for_function("!document.querySelector('#draw progress')")
+    assert draws.is_enabled() and page.get_by_role("alert").count() == 0
+    wait_until(lambda: page.server.parts.worker.open == 0)
+    draw_one(page)
