@@ -32,9 +32,16 @@ from unitok.train.parallel import choice, shards  # noqa: F401 (shards: before t
 
 def command(out: Path, tokenizer: Path, *more: str) -> list[str]:
     words = "train generator --data shapes --val_data shapes@val?limit=8 --preset debug --run.batch_size 8"
-    words += " --run.log_every 1 --run.eval_pictures 3 --run.device cpu --run.precision fp32 --run.threads 1"
+    words += " --run.log_every 1 --run.eval_pictures 2 --run.device cpu --run.precision fp32 --run.threads 1"
     words += " --optim.lr 0.002 --optim.warmup_steps 2 --text_vocabulary 300 --trunk.width 32 --run.steps 4"
     return [*words.split(), "--image_tokenizer", str(tokenizer), "--out", str(out), *more]
+
+
+def unmeasured(out: Path, tokenizer: Path, *more: str) -> list[str]:
+    """As `command`, but nothing is evaluated, which costs most of the time."""
+    words = command(out, tokenizer, *more)
+    where = words.index("--val_data")
+    return words[:where] + words[where + 2 :]
 
 
 def assert_equal_runs(a: Path, b: Path, steps: int = 4, val: bool = True) -> None:
@@ -108,11 +115,11 @@ def test_muon_and_groups_of_shards(tmp_path: Path, tiny_tokenizer_folder: Path) 
     """Muon on gathered matrices; a group of one process holds its model alone."""
     muon = ["--optim.muon", "true", "--run.steps", "2"]
     one, two = tmp_path / "one", tmp_path / "two"
-    assert main(command(one, tiny_tokenizer_folder, *muon)) == 0
+    assert main(unmeasured(one, tiny_tokenizer_folder, *muon)) == 0
     sharded = ["--run.parallel", "fsdp", "--run.shard_within", "1"]
     assert pair(
-        lambda rank: main(command(two, tiny_tokenizer_folder, *muon, "--run.parallel", "fsdp")),
-        lambda rank: main(command(tmp_path / "alone", tiny_tokenizer_folder, "--run.steps", "2", *sharded)),
+        lambda rank: main(unmeasured(two, tiny_tokenizer_folder, *muon, "--run.parallel", "fsdp")),
+        lambda rank: main(unmeasured(tmp_path / "alone", tiny_tokenizer_folder, "--run.steps", "2", *sharded)),
     ) == [0, 0]
     mine, other = (load_file(out / "model.safetensors") for out in (one, two))
     worst = max(float((mine[name] - other[name]).abs().max()) for name in mine)
@@ -126,9 +133,7 @@ def test_four_processes_train_as_one(
     """With whole copies; in two groups of two, each with a copy in shards."""
 
     def run(way: str, *more: str) -> list[str]:
-        words = command(tmp_path / way, tiny_tokenizer_folder, "--run.steps", "2", *more)
-        where = words.index("--val_data")  # what is evaluated costs most of the time
-        return words[:where] + words[where + 2 :]
+        return unmeasured(tmp_path / way, tiny_tokenizer_folder, "--run.steps", "2", *more)
 
     assert main(run("one")) == 0
     groups = run("fsdp", "--run.parallel", "fsdp", "--run.shard_within", "2")
