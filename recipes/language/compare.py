@@ -2,10 +2,10 @@
 
     python recipes/language/compare.py data/emoji models/SmolLM2-135M-Instruct.Q4_1.gguf runs/language/compared
 
-Three models of one shape learn the same emoji in the same steps: `fresh` begins with random weights, `adapted` keeps the
-language model as it is and learns thin matrices beside it (LoRA) and the ids, `whole` learns all of it on. Every part
-is a command of unitok, which is printed before it runs and keeps its output in OUT/logs. What is there already is not
-done again. At the end stand results.json, results.md, losses.png and pictures.png.
+Three models of one shape learn the same emoji in the same steps: `fresh` begins with random weights, `adapted` keeps
+the language model as it is and learns thin matrices beside it (LoRA) and the ids, `whole` learns all of it on. Every
+part is a command of unitok, which is printed before it runs and keeps its output in OUT/logs. What is there already is
+not done again. At the end stand results.json, results.md, losses.png and pictures.png.
 """
 
 from __future__ import annotations
