@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_said(
 
 
 def test_a_model_of_classes_is_refused(make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch) -> None:
-    from unitok.modalities import ClassModality
+    from unitok.conditions import ClassModality
 
     model = make_model()
     classes = ClassModality(model.vocabulary, lambda text: number_tokenizer(3).encode(text))
