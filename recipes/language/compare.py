@@ -146,7 +146,7 @@ def training(places: Places, steps: int, batch_size: int, workers: int) -> list[
     common = ["train", "generator", "--config", str(HERE / "emoji.yaml"), "--data", str(places.out / "codes")]
     common += ["--val_data", places.split("val"), "--image_tokenizer", str(places.tokenizer)]
     common += ["--run.batch_size", str(batch_size), "--run.workers", str(workers), "--run.eval_every", every]
-    common += ["--run.sample_every", "0", "--run.save_every", "0", "--run.steps", str(steps)]
+    common += ["--run.sample_every", "0", "--run.save_every", str(max(1, steps // 3)), "--run.steps", str(steps)]
     folder = f"hf:{places.language}"
     first = max(1, steps // FIRST)
     stages = [
@@ -213,7 +213,7 @@ def draw_sheet(places: Places) -> None:
     for arm in ARMS:
         folder = places.out / "drawn" / arm / "pictures"
         records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-        files = {one["text"]: folder / one["file_name"] for one in records}
+        files = {one["caption"]: folder / one["file_name"] for one in records}
         for which in ("name", "other"):
             pictures += [decode(files[pair[which]].read_bytes(), (64, 64)) for pair in pairs]
             labels += [f"{arm}: {pair[which].rpartition(', ')[0]}" for pair in pairs]
@@ -324,9 +324,11 @@ def main() -> None:
                 f"{path} does not exist: give the data and the language model (README.md beside this file)"
             )
     began = time.time()
+    passed: dict[str, float] = {}
 
     def at(what: str) -> None:
-        print(f"{time.time() - began:.0f} s: {what}", flush=True)
+        passed[what] = round(time.time() - began, 1)
+        print(f"{passed[what]:.0f} s: {what}", flush=True)
 
     with ThreadPoolExecutor(1) as beside:
         jobs = preparing(places, given.tokenizer_steps)
@@ -347,7 +349,10 @@ def main() -> None:
     at("measured")
     curves = {arm: losses(places, arm) for arm in ARMS}
     results, text = table(places, curves)
-    (places.out / "results.json").write_text(json.dumps({"settings": vars(given), **results}, indent=1, default=str))
+    runs = {arm: json.loads((places.model(arm) / "run.json").read_text()) for arm in ARMS}
+    about = {arm: {name: run.get(name) for name in ("seconds", "hardware", "versions")} for arm, run in runs.items()}
+    found = {"settings": vars(given), "passed": passed, "runs": about, **results}
+    (places.out / "results.json").write_text(json.dumps(found, indent=1, default=str))
     (places.out / "results.md").write_text(text)
     plot(curves, places.out / "losses.png")
     draw_sheet(places)
