@@ -297,8 +297,7 @@ def table(places: Places, curves: dict[str, Any]) -> tuple[dict[str, Any], str]:
         kind: {key: reports[f"whole-{kind}"]["generation"].get(key) for key in ("clipscore_real", "naming_real")}
         for kind in SETS
     }
-    numbers = {name: {**report, "provenance": None} for name, report in reports.items()}
-    return {"reports": numbers, "losses": curves, "the data's own pictures": own}, "\n".join(lines) + "\n"
+    return {"reports": reports, "losses": curves, "the data's own pictures": own}, "\n".join(lines) + "\n"
 
 
 def _tail(log: Path) -> str:
