@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ import torch
 
 from tokenizers_vq.errors import Problems
 
-from ...seeding import fold
 from ..fingerprint import digest
 from ..records import LeftOut, Record
 from . import edits, questions
@@ -28,8 +25,6 @@ QUESTIONS = 8
 """To one picture, where a record has several; equal ones are asked once."""
 PHRASES = 6
 """The same for phrases that boxes are asked of."""
-BEHIND = 0.2
-"""Share of the steps of a story whose text stands before its boxes, as where somebody else has written it."""
 Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
@@ -136,15 +131,15 @@ def _story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 def _pointed_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     first, *later = story(scene, data.seed, index, data.split)
-    draw = random.Random(fold("shapes", "pointed story", data.seed, data.split, index)).random
-    told = [first.text, *map(box_of, first.scene.objects)]
-    parts = [("text", told), ("image", data.picture(first.scene))]
-    for before, step in pairwise((first, *later)):
-        things = edits.meant(edits.Edit(before.scene, step.text), step.scene)
-        things.sort(key=lambda thing: thing not in before.scene.objects)
-        boxes = list(map(box_of, things))
-        told = [step.text, *boxes] if draw() < BEHIND else [*boxes, step.text]
-        parts += [("text", told), ("image", data.picture(step.scene))]
+    parts: list[tuple[str, Any]] = []
+    before = None
+    for step in (first, *later):
+        there = () if before is None else before.objects
+        things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
+        named = [box_of(thing) for thing in things if thing in there]
+        made = [box_of(thing) for thing in things if thing not in there]
+        parts += [("text", [*named, step.text, *made]), ("image", data.picture(step.scene))]
+        before = step.scene
     return data.picture(scene), {"parts": parts}
 
 
