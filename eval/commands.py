@@ -33,6 +33,7 @@ def eval_generator(
     clip: str = "embedded",
     reference: Path | None = None,
     save_features: bool = False,
+    prompt: str | None = None,
     gallery: str | None = None,
     label: str | None = None,
     batch_size: int = 32,
@@ -63,6 +64,8 @@ def eval_generator(
         reference: An .npz file that FID compares with instead of the pictures of the data: statistics (mu, sigma), or
             pictures (arr_0), or both, such as ADM's reference batches.
         save_features: Also write the features of all pictures to features.safetensors, for a bootstrap of FID.
+        prompt: Column or template of the data that is drawn from in place of the captions, such as other words for the
+            same; the pictures are still scored by the captions.
         gallery: Known pictures whose captions are names, such as "emoji/@train?caption=text".
         label: Column or template of the data that holds the right name, such as text; needs --gallery.
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
@@ -99,7 +102,7 @@ def eval_generator(
     precision = prepare(loaded, precision)
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
-    dataset = open_data(with_label(data, label), size)
+    dataset = open_data(with_texts(data, label=label, prompt=prompt), size)
     known = None if gallery is None else open_data(gallery, size)
     network = load_features(features, where, feature_weights)
     same = clip == features and isinstance(network, ImageTextNetwork)
@@ -344,9 +347,10 @@ def eval_compare(
     finish("Reports side by side", sections, out, started, {})
 
 
-def with_label(data: str, label: str | None) -> str:
-    """The data spec whose records also have a label: a column or a template."""
-    return data if label is None else str(parse_spec(data).having(label=label))
+def with_texts(data: str, **texts: str | None) -> str:
+    """The data spec whose records also have these texts, by name: a column or a template each; None is left out."""
+    given = {name: text for name, text in texts.items() if text is not None}
+    return str(parse_spec(data).having(**given)) if given else data
 
 
 def check_counts(batch_size: int, limit: int | None) -> None:

@@ -7,7 +7,7 @@ values and two CLIP embeddings each.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ def measure_generation(
     gallery: RecordDataset | None = None,
     save_features: bool = False,
 ) -> Section:
-    """Draws one picture for each caption of a data set and compares them with its pictures and captions.
+    """Draws one picture for each caption of a data set and compares them with its pictures and captions. Where records
+    have a field `prompt`, that is drawn from, and the captions are what the pictures are compared with.
 
     FID, KID, precision, recall, density, coverage, CMMD, CLIPScore and R-precision; the Inception Score with Inception;
     on `shapes` also what the checker reads in the pictures; with a gallery, retrieval of the right name by the nearest
@@ -79,8 +80,8 @@ def measure_generation(
         save_features: keep all features in the section, for a bootstrap of FID; they grow with the number of pictures.
 
     Raises:
-        UserError: too few captions, labels that are no names of the gallery, or `save_features` with a reference whose
-            features are not known.
+        UserError: too few captions, records without a prompt among such with one, labels that are no names of the
+            gallery, or `save_features` with a reference whose features are not known.
     """
     settings = settings or SampleSettings.of(model.config)
     count = count_pictures(dataset, limit)
@@ -96,16 +97,18 @@ def measure_generation(
     embeddings: dict[str, list[Tensor]] = {"drawn": [], "real": [], "text": []}
     text_ids, cut = CaptionEncoder(model.text_tokenizer, model.config.text_length), 0
     captions: list[str] = []
+    drawn_from: list[str] = []
     labels: list[str] = []
     verdicts: list[Verdict] | None = []
     values: list[dict[str, Fact]] = []
     items: list[Item] = []
     for batch in _batches(progress(read_records(dataset, limit, max_bad), "drawing", count), batch_size):
         some = [record.caption or "" for record in batch]
+        prompts = _prompts(batch, dataset.name)
         seeds = list(range(seed + len(captions), seed + len(captions) + len(some)))
         real = torch.stack([record.image for record in batch if record.image is not None])
-        cut += sum(map(model.too_long, some))
-        drawn = draw(model, some, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
+        cut += sum(map(model.too_long, prompts))
+        drawn = draw(model, prompts, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
         meters["drawn"].update(drawn)
         if reference is None or gallery is not None:
             meters["real"].update(real)
@@ -119,20 +122,24 @@ def measure_generation(
         else:
             verdicts = None
         for i, record in enumerate(batch):
-            values.append({"item": record.name, "caption": some[i], "seed": seeds[i]})
+            asked = {"prompt": prompts[i]} if prompts[i] != some[i] else {}
+            values.append({"item": record.name, "caption": some[i], **asked, "seed": seeds[i]})
             if len(items) < SHOWN:
                 wrong = f"wrong: {', '.join(wrong_attributes(judged[i]))}" if judged and not judged[i].all else ""
-                items.append(Item([drawn[i], real[i]], some[i], judged[i].all if judged else None, wrong))
+                items.append(Item([drawn[i], real[i]], prompts[i], judged[i].all if judged else None, wrong))
         captions += some
+        drawn_from += prompts
         labels += [record.fields.get("label", "") for record in batch]
     if len(captions) < FEWEST:
         raise UserError(f"data {dataset.name!r} gives {len(captions)} captions: measuring needs at least {FEWEST}")
 
+    prompted = drawn_from != captions
     of_drawn = meters["drawn"].result()
     of_real = reference or meters["real"].result()
     facts: Provenance = {
         "data": dataset.name,
         "captions_sha256": hashlib.sha256("\n".join(captions).encode()).hexdigest(),
+        **({"prompts_sha256": hashlib.sha256("\n".join(drawn_from).encode()).hexdigest()} if prompted else {}),
         "pictures": len(captions),
         "image size": meters["drawn"].pictures.size,
         "seed": seed,
@@ -243,6 +250,15 @@ def exact_numbers(
         of_scene: dict[str, Fact] = {"scene": int(verdict.all), f"scene_by_objects.{count}": int(verdict.all)}
         values.append({**{name: float(share) for name, share in shares.items()}, **of_scene, **of_tasks})
     return numbers, values
+
+
+def _prompts(batch: Sequence[Record], name: str) -> list[str]:
+    """What the pictures of records are drawn from."""
+    prompted = any("prompt" in record.fields for record in batch)
+    for record in batch:
+        if prompted and not record.fields.get("prompt"):
+            raise UserError(f"{record.name} of {name} has no prompt: give it one, or leave it out of the data")
+    return [record.fields.get("prompt") or record.caption or "" for record in batch]
 
 
 def _batches(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from tokenizers_vq.errors import Problems
 from unitok.sampling import MOST_GUIDANCE
 
-from .commands import Device, check_counts, finish, with_label
+from .commands import Device, check_counts, finish, with_texts
 
 if TYPE_CHECKING:
     from unitok.data.records import RecordDataset
@@ -87,7 +87,7 @@ def eval_suite(
         loaded.image_tokenizer.check_pixels()
         size = loaded.image_tokenizer.image_size
         train = None if train_data is None else open_data(train_data, size, captions=False)
-        return loaded, open_data(with_label(data, category), size), train
+        return loaded, open_data(with_texts(data, label=category), size), train
 
     def asked_for() -> Suite:
         return Suite(

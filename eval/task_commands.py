@@ -1,4 +1,4 @@
-"""`unitok eval tasks`. Free of torch until it runs, so that help is quick."""
+"""The commands that measure tasks and texts. Free of torch until one runs, so that help is quick."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from tokenizers_vq.errors import Problems, UserError
 from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
 
 from .commands import check_counts, finish
+
+TEXT_LENGTH = 128
+"""Tokens of a piece that a language model reads, where none are given."""
 
 if TYPE_CHECKING:
     from unitok.data.records import CaptionsWanted, RecordDataset
@@ -133,3 +136,58 @@ def eval_tasks(
     for section in sections[:1]:
         section.warnings += notes
     finish("Tasks", sections, out, started, {"model": str(model)})
+
+
+def eval_text(
+    file: Path,
+    model: Path | None = None,
+    trunk: str | None = None,
+    out: Path | None = None,
+    length: int | None = None,
+    batch_size: int = 32,
+    precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """How well a model foresees a text: perplexity per token, and bits per byte, which other tokenizers share.
+
+    Before and after a training it says what a language model has kept of its language.
+
+    Args:
+        file: Text file; each line is a text.
+        model: Model folder, as written by `unitok train generator`, or hf:owner/name.
+        trunk: Instead of a model, a language model as it is, as of --trunk of train generator: hf:FOLDER, hf:FILE.gguf
+            or hf:owner/name.
+        out: Folder for report.json and report.html; null prints the table alone.
+        length: Tokens of a piece; a longer text is read in pieces, each without those before it. Null: as many as the
+            model reads (of a language model, 128).
+        batch_size: Pieces at a time; changes the speed, not the numbers.
+        precision: fp32, bf16 (autocast), or auto (bf16 where the hardware has it).
+        device: auto takes a GPU where there is one.
+
+    Example:
+        unitok eval text prose.txt --model runs/generator --out runs/eval-text
+    """
+    started = time.time()
+    check_counts(batch_size, None)
+    problems = Problems()
+    problems.check((model is None) != (trunk is None), "give a model with --model, or a language model with --trunk")
+    problems.check(length is None or length >= 1, f"--length is {length}: choose 1 or more")
+    problems.raise_if_any()
+    from unitok.data.text_files import read_text
+    from unitok.device import pick_device
+    from unitok.model import UniTok
+    from unitok.trunk.hf.reading import read_language_model
+
+    from .metrics.perplexity import measure_texts
+    from .reports.output import claim_folder
+
+    texts = [line.strip() for line in read_text(file).split("\n") if line.strip()]
+    where = pick_device(device)
+    if trunk is not None:
+        loaded = read_language_model(trunk).alone(length or TEXT_LENGTH).to(where)
+    else:
+        loaded = UniTok.from_pretrained(str(model), where)
+    if out is not None:
+        claim_folder(out)
+    section = measure_texts(loaded, texts, str(file), length=length, batch_size=batch_size, precision=precision)
+    finish("Texts", [section], out, started, {"model": str(model or trunk)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tokenizers_vq.errors import Problems, UserError, shown
 from unitok.data.text_files import printable
 
-from .commands import Device, check_counts, finish, with_label
+from .commands import Device, check_counts, finish, with_texts
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ def eval_tokenizer(
     loaded = find_tokenizer(tokenizer, where)
     loaded.check_pixels()
     perturbation = None if pfid is None else Perturbation(loaded, pfid, pfid_among)
-    dataset = open_data(with_label(data, label), image_size or loaded.image_size, captions=False)
+    dataset = open_data(with_texts(data, label=label), image_size or loaded.image_size, captions=False)
     network = load_features(features, where, feature_weights)
     perceptual, left_out = _open_lpips(lpips, lpips_weights, where)
     claim_folder(out)

@@ -29,6 +29,7 @@ COMMANDS = [
     "eval fid PICTURES PICTURES",
     "eval retrieval PICTURES PICTURES",
     "eval clipscore PICTURES",
+    "eval text PICTURES/0.txt --model MODEL",
     "eval statistics PICTURES --out OUT/statistics.npz",
 ]
 

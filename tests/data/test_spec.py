@@ -35,7 +35,7 @@ def test_every_form_is_read_and_written_back(text: str, spec: DataSpec) -> None:
         (
             "p/?captoin=text",
             "'captoin': choose from answer, cache, caption, config, description, every, except, image, instruction, "
-            "kind, label, limit, outside, phrase, question, seed, size, task",
+            "kind, label, limit, outside, phrase, prompt, question, seed, size, task",
         ),
         ("p/?limit=3&limit=4", "'limit' is given twice"),
         ("p/?limit=", "'limit' has no value"),

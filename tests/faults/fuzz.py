@@ -53,6 +53,7 @@ def minimal(trial: Trial) -> dict[str, list[str]]:
         "eval statistics": [data, "--out", "out.npz"],
         "eval retrieval": [data, data],
         "eval clipscore": [data],
+        "eval text": [f"{data}/00.txt", "--model", model],
         "eval compare": ["one", "two"],
         "compare": ["--generators", "[a.yaml, b.yaml]", "--val_data", data, *out],
         "compare-tokenizers": [tokenizer, "--data", data, *out],

@@ -137,6 +137,11 @@ COMMANDS: dict[str, Command] = {
         positional=("data",),
         inline="sampling",
     ),
+    "eval text": Command(
+        "unitok.eval.task_commands:eval_text",
+        "How well a model foresees a text: perplexity, bits per byte.",
+        positional=("file",),
+    ),
     "eval suite": Command(
         "unitok.eval.suite_commands:eval_suite",
         "A whole protocol: seeds, guidance sweep, nearest training pictures.",

@@ -48,9 +48,9 @@ class Record:
     problem: str | None = None
     """Why this record cannot be used; then image and codes are None."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """Further fields by name: texts (`TEXT_FIELDS`, and `label`, which measuring asks for), `source` (a picture as
-    `image`, or a list of them), `box` (four shares), `boxes` (a list of them), `named` (strings and boxes), `parts`
-    (pairs of "text" and a text, or "image" and a picture)."""
+    """Further fields by name: texts (`TEXT_FIELDS`, and `label` and `prompt`, which measuring asks for), `source` (a
+    picture as `image`, or a list of them), `box` (four shares), `boxes` (a list of them), `named` (strings and boxes),
+    `parts` (pairs of "text" and a text, or "image" and a picture)."""
 
 
 class RecordDataset(Protocol):

@@ -22,7 +22,7 @@ from .records import TEXT_FIELDS
 CODES_INDEX = "codes.json"
 """The file that makes a folder one of code shards."""
 
-TEXT_KEYS = (*TEXT_FIELDS, "label")
+TEXT_KEYS = (*TEXT_FIELDS, "label", "prompt")
 """Keys that name what a record's further texts are made of, as `caption` does for its caption."""
 
 PART_KEYS = ("every", "except")

@@ -16,15 +16,19 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.published.read import locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
 from tokenizers_vq.storage.files import read_json
 from tokenizers_vq.storage.hub import from_hub
 
+from ...config import ModelConfig
 from ...model import CONFIG, HEAD, UniTok
 from ...text import FILE as TOKENIZER
 from ...text import TextTokenizer, load_text_tokenizer
+from ...vocabulary import Vocabulary
 from ..fusion import part_of_fusion
 from . import HFTrunk, Parts
 
@@ -88,6 +92,20 @@ class LanguageModel:
             tables["ids.head.bias"] = self.weights[f"{HEAD_OF}bias"]
         for name, old in tables.items():
             state[name].copy_(self._grown(old.float(), model))
+
+    def alone(self, text_length: int) -> UniTok:
+        """A model that reads and writes texts as the language model does. Its image tokenizer has not learned anything.
+
+        Raises:
+            UserError: a configuration without weights.
+        """
+        if self.texts is None:
+            raise UserError(f"{self.name} holds sizes alone: give the folder of a language model, or a .gguf file")
+        images = build_tokenizer(TOKENIZER_PRESETS["debug"]())
+        spans = Vocabulary.of(self.texts.size, images.codebook_size).spans
+        model = UniTok(ModelConfig(self.trunk, "next_token", spans, text_length), images, self.texts)
+        self.fill(model)
+        return model.eval()
 
     def _grown(self, old: Tensor, model: UniTok) -> Tensor:
         """Rows (V, ...) of all ids of a model, from those of the language model."""
