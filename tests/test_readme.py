@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 
 SMALLER = {
     "train tokenizer": "--run.steps 40 --run.batch_size 16 --run.log_every 10 --optim.lr 0.003 --optim.warmup_steps 5",
-    "train generator": "--run.steps 40 --run.batch_size 16 --run.log_every 10 --optim.lr 0.003 --optim.warmup_steps 5"
+    "train generator": "--run.steps 24 --run.batch_size 16 --run.log_every 4 --optim.lr 0.003 --optim.warmup_steps 5"
     " --text_vocabulary 300",
 }
 
