@@ -32,8 +32,8 @@ SIDES = {"bf16": 8192, "fp32": 4096}
 DRAWS = (("next_token", (1, 64)), ("masked_token", (1, 64)), ("next_scale", (1, 64)))
 """(objective, pictures at a time)."""
 BATCHES = {True: REPEATED + 2, False: 1}
-"""Captured or not -> that are drawn one after another by one engine. A pass that comes once in each batch is captured in
-the one that is number `REPEATED`; those behind it are timed."""
+"""Captured or not -> that are drawn one after another by one engine. A pass that comes once in each of them is captured
+in number `REPEATED`; those behind it are timed."""
 MANY = 100
 """Passes from which on operations are not counted: counting takes long, and what such passes wait for is memory."""
 
