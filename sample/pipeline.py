@@ -94,7 +94,7 @@ def score_codes(
     ids = model.vocabulary.image_range
     scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
-        images = model.objective.forced(codes[part].to(model.device), model.layout, model.vocabulary)
+        images = model.objective.forced(codes[part].cpu(), model.layout, model.vocabulary)
         texts = captions.given([value_of(model, one) for one in conditions[part]])
         batch = lay_out([[document(pair)] for pair in zip(texts, images, strict=True)], pad=model.vocabulary.pad)
         hidden = model.states(batch.to(model.device))

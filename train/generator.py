@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class GeneratorTrainee:
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
         if config.reader is not None:
             check_pictures(dataset, validation)
-        self._world, self._tasks, self._precision = world, tasks, run.precision
+        self._world, self._tasks, self._precision, self._compiled = world, tasks, run.precision, run.compile
         self._adapter: Adapter | None = None
         self.parts = tuple(TASKS)
         torch.manual_seed(fold(run.seed, "weights"))
@@ -211,7 +212,8 @@ class GeneratorTrainee:
         found = {}
         for task, records in self._examined.items():
             mine = records[: max(1, pictures)][self._world.rank :: self._world.size]
-            written = perform(self.unitok, task, mine, precision=self._precision)
+            with self._drawing():
+                written = perform(self.unitok, task, mine, precision=self._precision)
             verdicts = [judge(task, record, value) for record, value in zip(mine, written, strict=True)]
             known = [verdict for verdict in verdicts if verdict is not None]
             found[task] = torch.tensor([sum(known), len(known)], dtype=torch.double)
@@ -220,13 +222,19 @@ class GeneratorTrainee:
         counts = {task: tuple(one.tolist()) for task, one in self._world.sum_all(found).items()}
         return {f"exact/{task}": right / count for task, (right, count) in counts.items() if count}
 
+    def _drawing(self) -> AbstractContextManager[object]:
+        """Blocks that are compiled for training are not so while something is drawn: each engine has a cache of
+        another size, and torch 2.11 takes one for the other."""
+        return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+
     def draw(self, path: Path) -> None:
         """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw, or
         its codes become no pictures."""
         if "text_to_image" not in self._learned or self.unitok.image_tokenizer.no_pixels:
             return
         was_training = self.unitok.training
-        pictures = draw(self.unitok.eval(), self._shown, precision=self._precision)
+        with self._drawing():
+            pictures = draw(self.unitok.eval(), self._shown, precision=self._precision)
         self.unitok.train(was_training)
         scale = max(1, 128 // pictures.shape[-1])
         save_grid(path, pictures, columns=8, labels=self._shown, scale=scale)

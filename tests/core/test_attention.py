@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
@@ -20,7 +21,7 @@ from unitok.ports import IdPort, add_features, build_ports
 from unitok.sequence import Document, lay_out
 from unitok.tasks import TASKS, documents
 from unitok.trunk.native import Transformer
-from unitok.trunk.rule import FOREVER, allowed, attend, visibility
+from unitok.trunk.rule import FOREVER, allowed, attend, once, visibility
 from unitok.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(text_size=20, codebook_size=16)
@@ -171,3 +172,19 @@ def test_a_learned_image_at_the_end_needs_no_second_copy() -> None:
     for objective in OBJECTIVES:
         codes = modalities_of(objective)[1]
         assert len(document_of("text_to_image", objective)) == 3 + len(codes)
+
+
+def test_what_is_added_to_the_scores_leaves_no_row_without_a_number() -> None:
+    """Rows of minus infinity throughout, as of padding, are NaN in some kernels of a GPU."""
+    groups, documents = torch.arange(8).repeat(2, 1), torch.tensor([[0] * 5 + [-1] * 3, [0] * 4 + [1] * 4])
+    q, k, v = torch.randn(3, 2, 2, 8, 16).unbind(0)
+    seen = visibility(groups, documents)
+    assert not seen.mask.any(-1).all()
+    bias = once(seen, q)
+    assert bias.isfinite().any(-1).all() and bias is once(seen, q), "it is made once"
+    real = documents >= 0
+    assert torch.equal(bias[:, 0][real] == 0, seen.mask[:, 0][real])
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    torch.testing.assert_close(
+        found.transpose(1, 2)[real], attend(q, k, v, visibility(groups, documents)).transpose(1, 2)[real]
+    )

@@ -27,7 +27,7 @@ from unitok.prepare import prepare
 from unitok.sample import engine
 from unitok.sample.engine import Engine
 from unitok.sample.jobs import job_for
-from unitok.sample.pipeline import draw_codes
+from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
 from unitok.seeding import keyed_generator
 from unitok.sequence import pack
@@ -152,6 +152,28 @@ def test_captured_steps_draw_the_same_codes(
         assert running.steps.capture is None and not running.steps.seen
         # Rounding differs, and one code that it turned changes all that follow it.
         assert (exact == fixed).all(1).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("objective", list(OBJECTIVES))
+def test_scores_are_those_of_the_cpu(gpu: torch.device, make_model: Callable[..., UniTok], objective: str) -> None:
+    model = make_model(objective)
+    codes = torch.randint(model.image_tokenizer.codebook_size, (3, model.layout.length))
+    twin = deepcopy(model).to(gpu)
+    for given in (codes, codes.to(gpu)):
+        found = score_codes(twin, CAPTIONS, given)
+        torch.testing.assert_close(found.cpu(), score_codes(model, CAPTIONS, codes), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [64, 441, 448])
+def test_padding_leaves_the_gradients_finite(gpu: torch.device, length: int, dtype: torch.dtype) -> None:
+    """cuDNN's attention, which bf16 takes at some lengths, makes NaN of rows that see nobody."""
+    q, k, v = (torch.randn(4, 2, length, 64, device=gpu, dtype=dtype, requires_grad=True) for _ in range(3))
+    groups = torch.arange(length, device=gpu).repeat(4, 1)
+    documents = torch.where(groups < length - 30, 0, -1)
+    out = attend(q, k, v, visibility(groups, documents))
+    grads = torch.autograd.grad(out[:, :, : length - 30].sum(), (q, k, v))
+    assert all(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("backend", ["flex", "xformers"])

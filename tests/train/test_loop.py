@@ -14,6 +14,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
+from unitok.train import generator
 
 
 def without_time(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -283,3 +284,32 @@ def test_other_data_are_refused_and_another_path_to_the_same_is_not(
     capsys.readouterr()
     assert main([*codes, str(tmp_path / "two")]) == 2
     assert "holds codes of other pictures" in capsys.readouterr().err
+
+
+def test_nothing_is_compiled_for_what_is_drawn_on_the_way(
+    tmp_path: Path, train_small_generator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[int] = []
+    drawn: list[int] = []
+    plain = torch.nn.Module.compile
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(drawing.get("now", 0))
+        return graph.forward
+
+    drawing: dict[str, int] = {}
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: plain(self, backend=backend))
+    for name in ("draw", "perform"):
+        work = getattr(generator, name)
+
+        def marked(*args: Any, _work: Any = work, **named: Any) -> Any:
+            drawing["now"] = 1
+            drawn.append(1)
+            found = _work(*args, **named)
+            drawing["now"] = 0
+            return found
+
+        monkeypatch.setattr(generator, name, marked)
+    settings = {"steps": 2, "compile": True, "sample_every": 1, "eval_every": 1, "eval_pictures": 4}
+    train_small_generator(tmp_path / "out", val_data="shapes@val?limit=4", **settings)
+    assert graphs and not any(graphs) and len(drawn) >= 4

@@ -113,7 +113,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         return _products(q, k, v, seen)
     mask = seen.mask
-    if mask is not None and q.is_cuda and not torch.is_grad_enabled():
+    if mask is not None and q.is_cuda:
         mask = once(seen, q)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
@@ -121,10 +121,12 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
 
 
 def once(seen: Visibility, q: torch.Tensor) -> torch.Tensor:
-    """The mask as what is added to the scores of q. SDPA would make it anew in every layer."""
+    """The mask as what is added to the scores of q, made once and not in every layer. Who sees nobody, as padding, sees
+    everyone. Nobody reads what comes of it; but minus infinity throughout is NaN in some kernels (cuDNN's, which bf16
+    takes where lengths are multiples of 64), and spreads through the gradients of the others."""
     if seen.bias is None or seen.bias.dtype != q.dtype:
         nothing = torch.zeros(seen.mask.shape, dtype=q.dtype, device=q.device)
-        seen.bias = nothing.masked_fill_(~seen.mask, float("-inf"))
+        seen.bias = nothing.masked_fill_(~seen.mask & seen.mask.any(-1, keepdim=True), float("-inf"))
     return seen.bias
 
 
