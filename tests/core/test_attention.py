@@ -180,8 +180,8 @@ def test_what_is_added_to_the_scores_leaves_no_row_without_a_number() -> None:
     q, k, v = torch.randn(3, 2, 2, 8, 16).unbind(0)
     seen = visibility(groups, documents)
     assert not seen.mask.any(-1).all()
-    bias = once(seen, q)
-    assert bias.isfinite().any(-1).all() and bias is once(seen, q), "it is made once"
+    bias = once(seen, q.dtype)
+    assert bias.isfinite().any(-1).all() and bias is once(seen, q.dtype), "it is made once"
     real = documents >= 0
     assert torch.equal(bias[:, 0][real] == 0, seen.mask[:, 0][real])
     found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -281,8 +281,8 @@ def test_a_mask_made_once_hides_the_same() -> None:
     mask[..., 0] = True
     seen = Visibility("sdpa", mask=mask)
     right = attend(q, k, v, seen)
-    bias = once(seen, q)
-    assert once(seen, q) is bias and bias.shape == mask.shape and bias.dtype == q.dtype
+    bias = once(seen, q.dtype)
+    assert once(seen, q.dtype) is bias and bias.shape == mask.shape and bias.dtype == q.dtype
     torch.testing.assert_close(attend(q, k, v, Visibility("sdpa", mask=bias)), right)
 
 

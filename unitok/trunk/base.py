@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KVCache
-from .rule import Visibility
+from .rule import Visibility, once
 
 ROW = 16
 """Slots of a cache on a GPU are a multiple of it."""
@@ -99,6 +99,8 @@ class Trunk(nn.Module):
 
     def run(self, x: torch.Tensor, how: Any, seen: Visibility, cache: KVCache | None) -> torch.Tensor:
         """x (B, T, C) through all blocks; `how` is what each of them is told beside."""
+        if x.is_cuda and torch.is_grad_enabled() and seen.backend == "sdpa" and seen.mask is not None:
+            once(seen, self.precision(x.dtype, x.device))  # here and not inside of blocks, which may be compiled
         for layer, block in enumerate(self.blocks):
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, how, seen, use_reentrant=False)

@@ -114,18 +114,18 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
         return _products(q, k, v, seen)
     mask = seen.mask
     if mask is not None and q.is_cuda:
-        mask = once(seen, q)
+        mask = once(seen, q.dtype)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=seen.causal, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
-def once(seen: Visibility, q: torch.Tensor) -> torch.Tensor:
-    """The mask as what is added to the scores of q, made once and not in every layer. Who sees nobody, as padding, sees
+def once(seen: Visibility, dtype: torch.dtype) -> torch.Tensor:
+    """The mask as what is added to scores of a type, made once and not in every layer. Who sees nobody, as padding, sees
     everyone. Nobody reads what comes of it; but minus infinity throughout is NaN in some kernels (cuDNN's, which bf16
     takes where lengths are multiples of 64), and spreads through the gradients of the others."""
-    if seen.bias is None or seen.bias.dtype != q.dtype:
-        nothing = torch.zeros(seen.mask.shape, dtype=q.dtype, device=q.device)
+    if seen.bias is None or seen.bias.dtype != dtype:
+        nothing = torch.zeros(seen.mask.shape, dtype=dtype, device=seen.mask.device)
         seen.bias = nothing.masked_fill_(~seen.mask & seen.mask.any(-1, keepdim=True), float("-inf"))
     return seen.bias
 
