@@ -121,9 +121,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
 
 
 def once(seen: Visibility, dtype: torch.dtype) -> torch.Tensor:
-    """The mask as what is added to scores of a type, made once and not in every layer. Who sees nobody, as padding, sees
-    everyone. Nobody reads what comes of it; but minus infinity throughout is NaN in some kernels (cuDNN's, which bf16
-    takes where lengths are multiples of 64), and spreads through the gradients of the others."""
+    """The mask as what is added to scores of a type, made once and not in every layer. Who sees nobody, as padding,
+    sees everyone. Nobody reads what comes of it; but minus infinity throughout is NaN in some kernels (cuDNN's, which
+    bf16 takes where lengths are multiples of 64), and spreads through the gradients of the others."""
     if seen.bias is None or seen.bias.dtype != dtype:
         nothing = torch.zeros(seen.mask.shape, dtype=dtype, device=seen.mask.device)
         seen.bias = nothing.masked_fill_(~seen.mask & seen.mask.any(-1, keepdim=True), float("-inf"))
