@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from copy import copy
@@ -21,6 +22,7 @@ from studio_page import CHROMIUM, NAMES
 
 from tokenizers_vq.base import ImageTokenizer
 from unitok.model import UniTok
+from unitok.sample.engine import Engine
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,18 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as with a model of some size: so its progress can be seen, and it can be stopped."""
+    step = Engine.step
+
+    def slow(engine: Engine) -> Any:
+        time.sleep(0.03)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", slow)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from unitok.model import UniTok
 from unitok.sample.reading import answers
 
 
-def test_pictures_appear_and_can_be_drawn_again(page: Any) -> None:
+def test_pictures_appear_and_can_be_drawn_again(page: Any, slowly: None) -> None:
     page.locator("#caption").fill(CAPTION)
     page.locator("#seed").fill("3")
     page.get_by_role("button", name="Draw", exact=True).click()

@@ -124,7 +124,7 @@ def test_a_key_is_asked_for(browser: Any, listen: Callable[..., Any], model: Uni
         page.close()
 
 
-def test_drawing_can_be_stopped(page: Any, wait_until: Callable[[Callable[[], bool]], None]) -> None:
+def test_drawing_can_be_stopped(page: Any, slowly: None, wait_until: Callable[[Callable[[], bool]], None]) -> None:
     page.locator("#caption").fill(CAPTION)
     page.locator("#count").fill("16")
     draws = page.get_by_role("button", name="Draw", exact=True)
