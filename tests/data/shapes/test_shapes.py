@@ -51,6 +51,7 @@ FIELDS = {
     "edit": {"source", "instruction", "boxes"},
     "story": {"parts"},
     "pointed_story": {"parts"},
+    "planned_story": {"parts"},
     "ground": {"phrase", "boxes", "description", "box", "named"},
     "groundings": {"phrase", "boxes", "description", "box", "named"},
     "condition": {"source", "instruction", "boxes"},
@@ -308,13 +309,16 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         assert all(words_of(one) == text for (_, one), (_, text) in zip(pointed[::2], parts[::2], strict=True))
         boxes = [[box for box in text if not isinstance(box, str)] for _, text in pointed[::2]]
         assert boxes[0] == list(map(box_of, told[0].scene.objects))
+        planned = data["planned_story"][index].fields["parts"]
+        assert planned[0] == pointed[0], "its caption comes from elsewhere"
         for number in (1, 2):
-            before, text = pointed[2 * number - 1][1], pointed[2 * number][1]
-            assert torch.equal(before, picture(told[number - 1].scene))
-            step = meant(Edit(told[number - 1].scene, told[number].text), told[number].scene)
-            there = [thing for thing in step if thing in told[number - 1].scene.objects]
-            made = [thing for thing in step if thing not in there]
-            assert text == [*map(box_of, there), told[number].text, *map(box_of, made)] and there
+            before, step = told[number - 1].scene, told[number]
+            things = meant(Edit(before, step.text), step.scene)
+            assert pointed[2 * number][1] == [step.text, *map(box_of, things)]
+            there = [thing for thing in things if thing in before.objects]
+            made = [thing for thing in things if thing not in there]
+            assert planned[2 * number][1] == [*map(box_of, there), step.text, *map(box_of, made)] and there
+            assert torch.equal(planned[2 * number + 1][1], picture(step.scene))
         grounded, right = data["ground"][index].fields, ground(scene, 0, index)
         assert grounded == vars(right)
         several = data["groundings"][index].fields
@@ -337,8 +341,8 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, ground, groundings, "
-        "condition, as in shapes?task=edit"
+        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, planned_story, ground, "
+        "groundings, condition, as in shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 

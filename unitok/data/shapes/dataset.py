@@ -130,15 +130,25 @@ def _story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 
 def _pointed_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    return _story_with_boxes(data, scene, index, planned=False)
+
+
+def _planned_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    return _story_with_boxes(data, scene, index, planned=True)
+
+
+def _story_with_boxes(data: ShapesDataset, scene: Scene, index: int, planned: bool) -> Fields:
+    """Behind each text stand the boxes of what it is about. In a story that is planned those of what was there before
+    stand in front of it."""
     first, *later = story(scene, data.seed, index, data.split)
     parts: list[tuple[str, Any]] = []
     before = None
     for step in (first, *later):
-        there = () if before is None else before.objects
         things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
-        named = [box_of(thing) for thing in things if thing in there]
-        made = [box_of(thing) for thing in things if thing not in there]
-        parts += [("text", [*named, step.text, *made]), ("image", data.picture(step.scene))]
+        there = [thing for thing in things if planned and before is not None and thing in before.objects]
+        behind = [thing for thing in things if thing not in there]
+        text = [*map(box_of, there), step.text, *map(box_of, behind)]
+        parts += [("text", text), ("image", data.picture(step.scene))]
         before = step.scene
     return data.picture(scene), {"parts": parts}
 
@@ -172,6 +182,7 @@ RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     "edit": _edit,
     "story": _story,
     "pointed_story": _pointed_story,
+    "planned_story": _planned_story,
     "ground": _ground,
     "groundings": _groundings,
     "condition": _condition,
