@@ -341,8 +341,8 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, planned_story, ground, "
-        "groundings, condition, as in shapes?task=edit"
+        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, planned_story, "
+        "ground, groundings, condition, as in shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 
