@@ -104,7 +104,7 @@ class Engine:
         self.cache = model.trunk.cache(lanes, room)
         # Which pictures a position sees is asked on the host.
         capture = capturing(model.device) if model.fusion is None else None
-        self.steps = Steps(lambda *given: model.hidden(*given), self.cache, capture)
+        self.steps = Steps(model.hidden, self.cache, capture)
         self.writers: dict[str, Writer] = {}
         self.waiting: deque[tuple[int, Job]] = deque()
         self.running: dict[int, _Row] = {}

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers_vq.storage.files import JSON_LIMIT, log_entries, parse_json, read_bytes, read_json
+
 HERE = Path(__file__).resolve().parent
 ARMS = ("fresh", "adapted", "whole")
 CAPTION = "{text}, {style} style"
@@ -119,8 +121,7 @@ def write_other_words(data: Path, folder: Path) -> None:
     pictures = {(row["text"], row["style"]): row["image"]["bytes"] for row in rows}
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for number, line in enumerate((HERE / "other_words.jsonl").read_text().splitlines()):
-        about = json.loads(line)
+    for number, about in enumerate(records(HERE / "other_words.jsonl")):
         (folder / f"{number:03d}.png").write_bytes(pictures[about["text"], about["style"]])
         lines.append(json.dumps({"file_name": f"{number:03d}.png", **about}) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines))
@@ -197,8 +198,8 @@ def measuring(places: Places, limit: int | None) -> list[Job]:
 
 def shown(places: Places) -> list[dict[str, Any]]:
     """The pairs on the sheet, evenly spread; each with the caption of its name and that of other words."""
-    lines = [json.loads(line) for line in (places.words / "metadata.jsonl").read_text().splitlines()]
-    some = lines[:: max(1, len(lines) // SHOWN)][:SHOWN]
+    pairs = records(places.words / "metadata.jsonl")
+    some = pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]
     return [{**one, "name": CAPTION.format(**one), "other": WORDS.format(**one)} for one in some]
 
 
@@ -212,8 +213,7 @@ def draw_sheet(places: Places) -> None:
     pairs, pictures, labels = shown(places), [], []
     for arm in ARMS:
         folder = places.out / "drawn" / arm / "pictures"
-        records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-        files = {one["caption"]: folder / one["file_name"] for one in records}
+        files = {one["caption"]: folder / one["file_name"] for one in records(folder / "metadata.jsonl")}
         for which in ("name", "other"):
             pictures += [decode(files[pair[which]].read_bytes(), (64, 64)) for pair in pairs]
             labels += [f"{arm}: {pair[which].rpartition(', ')[0]}" for pair in pairs]
@@ -228,7 +228,7 @@ def losses(places: Places, arm: str) -> dict[str, dict[str, list[tuple[int, floa
     found: dict[str, dict[str, list[tuple[int, float]]]] = {"train": {}, "val": {}}
     before = 0
     for folder in folders:
-        entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        entries = list(log_entries(read_bytes(folder / "log.jsonl", JSON_LIMIT)))
         for entry in entries:
             for name, value in entry.items():
                 if name.startswith("loss/") and value is not None:
@@ -272,13 +272,13 @@ SETS = {"val": "held-out pairs", "names": "those with other words, by their name
 def table(places: Places, curves: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """All numbers, and the table of them in Markdown."""
     evals = places.out / "eval"
-    reports = {path.parent.name: json.loads(path.read_text()) for path in sorted(evals.glob("*/report.json"))}
+    reports = {path.parent.name: read_json(path) for path in sorted(evals.glob("*/report.json"))}
     lines = [f"| | {' | '.join(ARMS)} |", f"|---|{'---:|' * len(ARMS)}"]
 
     def add(title: str, values: Sequence[str]) -> None:
         lines.append(f"| {title} | {' | '.join(values)} |")
 
-    for task in ("text_to_image", "image_to_text", "text_only"):
+    for task in curves[ARMS[0]]["train"]:
         for kind, said in {"train": "as trained, last", "val": "held out, last"}.items():
             last = [curves[arm][kind].get(task, [(0, float("nan"))])[-1][1] for arm in ARMS]
             add(f"loss of {task}, {said}", [f"{value:.3f}" for value in last])
@@ -298,6 +298,11 @@ def table(places: Places, curves: dict[str, Any]) -> tuple[dict[str, Any], str]:
         for kind in SETS
     }
     return {"reports": reports, "losses": curves, "the data's own pictures": own}, "\n".join(lines) + "\n"
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What the lines of a file of JSON lines hold."""
+    return [parse_json(line, str(path)) for line in read_bytes(path, JSON_LIMIT).splitlines()]
 
 
 def _tail(log: Path) -> str:
@@ -348,7 +353,7 @@ def main() -> None:
     at("measured")
     curves = {arm: losses(places, arm) for arm in ARMS}
     results, text = table(places, curves)
-    runs = {arm: json.loads((places.model(arm) / "run.json").read_text()) for arm in ARMS}
+    runs = {arm: read_json(places.model(arm) / "run.json") for arm in ARMS}
     about = {arm: {name: run.get(name) for name in ("seconds", "hardware", "versions")} for arm, run in runs.items()}
     found = {"settings": vars(given), "passed": passed, "runs": about, **results}
     (places.out / "results.json").write_text(json.dumps(found, indent=1, default=str))

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -46,14 +45,6 @@ def folder(model: UniTok, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("model")
     model.save_pretrained(place)
     return place
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """Twice as wide as the model's pictures."""
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    return tmp_path / "wide.png"
 
 
 def seen(model: UniTok, picture: Path) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -48,14 +47,6 @@ def folder(make_model: Callable[..., UniTok], tmp_path_factory: pytest.TempPathF
     grounded(make_model).save_pretrained(place / "model")
     grounded(make_model, tasks=("text_to_image",)).save_pretrained(place / "drawing")
     return place
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """Twice as wide as the model's pictures: it reads pixels 32 to 96."""
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    return tmp_path / "wide.png"
 
 
 def noise(seed: int = 0) -> torch.Tensor:

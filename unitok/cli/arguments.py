@@ -20,7 +20,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from tokenizers_vq.errors import Problems, UserError, shown
+from tokenizers_vq.errors import SHOWN, Problems, UserError, shown
 
 from .commands import Command
 from .values import text_problem, value_problems
@@ -315,10 +315,10 @@ class _CommandLine:
         """What was probably meant: the options of that last name, else the one spelled most alike."""
         known = [name for name in known if not name.endswith("help")]
         close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-        close = close or difflib.get_close_matches(key, known, n=1)
-        if close:
-            return f"did you mean {' or '.join(f'{dashes}{name}' for name in close)}?"
-        return f"`unitok {self.name} --help` lists what there is"
+        if not close and len(self.problems.messages) < SHOWN:  # those behind are counted and not shown
+            close = difflib.get_close_matches(key, known, n=1)
+        meant = " or ".join(f"{dashes}{name}" for name in close)
+        return f"did you mean {meant}?" if close else f"`unitok {self.name} --help` lists what there is"
 
 
 # --- documentation ---------------------------------------------------------------------------------------------------
