@@ -103,8 +103,8 @@ class Engine:
         self.modalities = model.modalities()
         self.cache = model.trunk.cache(lanes, room)
         # Which pictures a position sees is asked on the host.
-        capture = capturing(model.device) if model.fusion is None else None
-        self.steps = Steps(model.hidden, self.cache, capture)
+        capture, compiled = capturing(model.device), model.trunk.compiled
+        self.steps = Steps(model.hidden, self.cache, *((capture, compiled) if model.fusion is None else ()))
         self.writers: dict[str, Writer] = {}
         self.waiting: deque[tuple[int, Job]] = deque()
         self.running: dict[int, _Row] = {}

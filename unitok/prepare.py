@@ -22,6 +22,7 @@ from torch import nn
 from .device import Precision, autocast, bf16_supported
 from .model import UniTok
 from .trunk.base import Trunk
+from .trunk.compiled import Compiled
 from .trunk.native import Attention, RMSNorm, Rotary
 
 Chosen = Literal["bf16", "fp32"]
@@ -32,14 +33,19 @@ LARGE = 2**18
 """Weights of a layer from which another form of them pays. Below, a step is not spent on reading weights."""
 
 
-def prepare(model: UniTok, precision: Precision) -> Chosen:
+def prepare(model: UniTok, precision: Precision, compiled: bool = False) -> Chosen:
     """Prepares a model for drawing and writing, once; returns the precision of its weights. `auto` is bf16 where the
-    hardware has it and the layers are large enough to gain.
+    hardware has it and the layers are large enough to gain. With `compiled`, passes that come often are compiled.
 
     The weights stay as they are beside their new form, so fingerprint and saved files are those of the model. It is not
     trained any more. In fp32, what it computes differs from the unprepared model in the last bits, and only if its
-    layers are large.
+    layers are large or passes are compiled.
+
+    Raises:
+        UserError: nothing compiles for the device of the model.
     """
+    if compiled:
+        model.trunk.compiled = Compiled(model.device)
     layers = [layer for layer in model.trunk.modules() if isinstance(layer, nn.Linear)]
     large = max(layer.weight.numel() for layer in layers) >= LARGE
     if precision == "auto":
@@ -57,7 +63,10 @@ def prepare_trunk(trunk: Trunk, dtype: torch.dtype, on_cpu: bool) -> None:
     between = torch.float32 if on_cpu or not trunk.mixes else dtype
     if between != torch.float32:
         trunk.held = between
-    _prepare(trunk, lambda weight: multiplier(weight, dtype, between), on_cpu)
+    if on_cpu and trunk.compiled is not None:  # its compiler packs weights and joins operations
+        _swap(trunk, lambda weight: Product(weight, dtype))
+    else:
+        _prepare(trunk, lambda weight: multiplier(weight, dtype, between), on_cpu)
 
 
 def computing(model: UniTok, precision: Precision) -> AbstractContextManager[object]:
@@ -78,6 +87,26 @@ def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu
             setattr(module, name, PreparedNorm(child))
         elif isinstance(child, nn.Dropout):
             setattr(module, name, nn.Identity())
+
+
+def _swap(module: nn.Module, pack: Callable[[torch.Tensor], Multiply]) -> None:
+    for name, child in list(module.named_children()):
+        _swap(child, pack)
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Prepared(child, pack(child.weight.detach())))
+
+
+class Product(nn.Module):
+    """`F.linear` by weights (O, I) in a dtype, as constants of a compiled pass; the result is in float32."""
+
+    form: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("form", weight.to(dtype), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.to(self.form.dtype), self.form).float()
 
 
 class Prepared(nn.Module):

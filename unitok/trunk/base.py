@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from .cache import KVCache
+from .cache import FEWEST, KVCache
+from .compiled import Compiled
 from .rule import Visibility, once
 
 ROW = 16
@@ -76,6 +77,8 @@ class Trunk(nn.Module):
         """Layers with keys and values beside those of the blocks."""
         self.held: torch.dtype | None = None
         """Precision of its keys and values, in a model that is prepared; None: that in which the blocks compute."""
+        self.compiled: Compiled | None = None
+        """Compiled passes, in a model that is prepared with them."""
         self.checkpointing = False
         """Activation checkpointing: recompute a block in the backward pass instead of keeping its activations."""
 
@@ -118,4 +121,6 @@ class Trunk(nn.Module):
         precision = self.held or self.precision(weight.dtype, weight.device)
         if weight.is_cuda:  # masks over a whole number of rows of memory are not padded
             capacity += -capacity % ROW
+        if self.compiled is not None:  # so that a compiled pass serves caches of several lengths
+            capacity += -capacity % FEWEST
         return KVCache(self.config, rows, capacity, weight.device, precision, self.further)

@@ -73,6 +73,11 @@ class KVCache:
         self._index = self._on_device
         self._slots: torch.Tensor | slice = slice(0)
         self._width = 0
+        self._layers: list[tuple[torch.Tensor, ...]] = []
+        """Keys and values of each layer, for rows that are not in step or a pass of a fixed form: views of these rows,
+        or of all where these are no slice. One by one, so that a compiler sees that a layer changes its own alone."""
+        self._at, self._among = self._on_device, False
+        """Where rows stand in those, and whether others do too."""
         self._blocks: list[tuple[torch.Tensor, ...]] | None = None
         """Of every layer, where rows in step store keys and values, and all those of these rows: views, made once a
         pass and not once a layer."""
@@ -99,6 +104,8 @@ class KVCache:
                 for whole in (self.keys, self.values)
             ]
             self._blocks = list(zip(*(view.unbind(0) for view in views), strict=True))
+        else:
+            self._view(rows)
         if even and groups is None and not self.gaps:
             return Visibility("sdpa")
         used = self.used[self._rows, : self._width]  # (b, W)
@@ -130,9 +137,10 @@ class KVCache:
         self._blocks = None
         return even
 
-    def reach(self, rows: Sequence[int]) -> int:
-        """How many slots `fixed` lets these rows see: one of a few numbers that suffice for all of them."""
-        longest = max(self.lengths[row] for row in rows)
+    def reach(self, rows: Sequence[int], more: int = 0) -> int:
+        """How many slots `fixed` lets these rows see when they have so many more: one of a few numbers that suffice for
+        all of them."""
+        longest = max(self.lengths[row] for row in rows) + more
         return min(self.capacity, max(FEWEST, 1 << (longest - 1).bit_length()))
 
     def fixed(self, rows: Sequence[int], n: int, width: int) -> Visibility:
@@ -140,7 +148,20 @@ class KVCache:
         is read from tensors alone, and all see the first `width` slots, by a mask of those in use."""
         self._rows, self._index, self._blocks, self._width = self._every(rows), self.index(rows), None, width
         self._slots = self._on_device[self._index][:, None] + torch.arange(-n, 0, device=self.used.device)
+        self._view(rows)
         return Visibility("sdpa", mask=self.used[self._rows, :width][:, None, None])
+
+    def _view(self, rows: Sequence[int]) -> None:
+        self._among = not isinstance(self._rows, slice)
+        self._at = self._index if self._among else self.index(range(len(rows)))
+        held = slice(None) if self._among else self._rows
+        views = [whole[:, held, :, : self._width].unbind(0) for whole in (self.keys, self.values)]
+        self._layers = list(zip(*views, strict=True))
+
+    def form(self, rows: Sequence[int]) -> tuple[int, ...]:
+        """What is common to all rows that lie in memory as these do."""
+        every = self._every(rows)
+        return len(rows), every.step if isinstance(every, slice) else 0, self.capacity
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
@@ -149,17 +170,19 @@ class KVCache:
             own_keys.copy_(keys)
             own_values.copy_(values)
             return all_keys, all_values
-        where = (self._index[:, None], slice(None), self._slots)
-        self.keys[layer][where] = keys.transpose(1, 2).to(self.keys.dtype)
-        self.values[layer][where] = values.transpose(1, 2).to(self.values.dtype)
-        return self.keys[layer, self._rows, :, : self._width], self.values[layer, self._rows, :, : self._width]
+        where = (self._at[:, None], slice(None), self._slots)
+        own_keys, own_values = self._layers[layer]
+        own_keys[where] = keys.transpose(1, 2).to(own_keys.dtype)
+        own_values[where] = values.transpose(1, 2).to(own_values.dtype)
+        return (own_keys[self._at], own_values[self._at]) if self._among else (own_keys, own_values)
 
     def mark(self, table: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Writes what the slots taken last are (b, n) into a table of all slots; gives that of all slots of these rows,
         (b, W)."""
-        rows = self._rows if isinstance(self._slots, slice) else self._index[:, None]
+        step = isinstance(self._slots, slice)
+        rows, every = (self._rows, self._rows) if step else (self._index[:, None], self._index)
         table[rows, self._slots] = values.to(table.dtype)
-        return table[self._rows, : self._width]
+        return table[every, : self._width]
 
     def rewind(self, rows: Sequence[int], n: int) -> None:
         """Gives the last n slots of these rows back."""

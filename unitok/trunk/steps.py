@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ import torch.distributed
 
 from .base import Beside
 from .cache import KVCache
+from .compiled import Compiled
 from .rule import Visibility
 
 REPEATED = 3
@@ -105,10 +106,13 @@ class Steps:
         hidden: runs a model.
         cache: whose lanes.
         capture: captures passes that come again; None: every pass runs as it comes.
+        compiled: those that are compiled; None: none is.
     """
 
-    def __init__(self, hidden: Hidden, cache: KVCache, capture: Capture | None = None) -> None:
-        self.hidden, self.cache, self.capture = hidden, cache, capture
+    def __init__(
+        self, hidden: Hidden, cache: KVCache, capture: Capture | None = None, compiled: Compiled | None = None
+    ) -> None:
+        self.hidden, self.cache, self.capture, self.compiled = hidden, cache, capture, compiled
         self.seen: OrderedDict[Key, _Seen] = OrderedDict()
         """Passes of a fixed form, the latest last."""
 
@@ -116,11 +120,18 @@ class Steps:
         """Last states (b, n, C) of the next n positions of these lanes, which see all before them, and one another by
         their groups (n,), or all. They may be overwritten by the next pass."""
         n = given.ids.shape[1]
-        if not self._has_fixed_form(given, groups):
+        if not self._may_be_fixed(given, groups):
+            return self._run(given, self.cache.extend(lanes, n, groups))
+        width, tensors = self.cache.reach(lanes, n), given.tensors()
+        shapes = tuple((name, one.shape, one.dtype) for name, one in tensors.items())
+        form = (self.cache.form(lanes), width, shapes)
+        compiled = self.compiled is not None and self.compiled.takes(form, n)
+        if self.capture is None and not compiled:
             return self._run(given, self.cache.extend(lanes, n, groups))
         self.cache.advance(lanes, n)
-        width, tensors = self.cache.reach(lanes), given.tensors()
-        key = (tuple(lanes), width, *((name, one.shape, one.dtype) for name, one in tensors.items()))
+        if self.capture is None:
+            return self._fixed(lanes, width, given, form)
+        key = (tuple(lanes), width, shapes)
         before = self.seen.pop(key, _Seen())
         captured = before.captured
         if captured is not None:
@@ -130,36 +141,39 @@ class Steps:
             result = captured.result
         else:
             # This run also warms up: what is loaded or tried out at first use must not happen in a capture.
-            result = self._fixed(lanes, width, given)
+            result = self._fixed(lanes, width, given, form if compiled else None)
             if before.times + 1 >= REPEATED:
-                captured = self._captured(lanes, width, given)
+                captured = self._captured(lanes, width, given, form if compiled else None)
         self.seen[key] = replace(before, times=before.times + 1, captured=captured)
         while len(self.seen) > MOST:
             self.seen.popitem(last=False)
         return result
 
-    def _has_fixed_form(self, given: Given, groups: torch.Tensor | None) -> bool:
-        """Whether a pass has the fixed form: not under autocast, which keeps the weights that it has converted; not
+    def _may_be_fixed(self, given: Given, groups: torch.Tensor | None) -> bool:
+        """Whether a pass may have the fixed form: not under autocast, which keeps the weights that it has converted; not
         where positions see one another by groups; not with all states of captions, which would be copied each time."""
         states = given.condition is not None and given.condition.states is not None
         autocast = torch.is_autocast_enabled(given.ids.device.type)
-        return self.capture is not None and groups is None and not states and not autocast
+        wanted = self.capture is not None or self.compiled is not None
+        return wanted and groups is None and not states and not autocast
 
-    def _fixed(self, lanes: Sequence[int], width: int, given: Given) -> torch.Tensor:
-        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width))
+    def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Hashable = None) -> torch.Tensor:
+        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width), form)
 
-    def _run(self, given: Given, seen: Visibility) -> torch.Tensor:
+    def _run(self, given: Given, seen: Visibility, form: Hashable = None) -> torch.Tensor:
+        """One pass, compiled if its form is given."""
         features = {}
         for port, values in given.features.items():
             features[port] = (torch.arange(len(values), device=values.device), values)
-        return self.hidden(given.ids, given.places, seen, self.cache, features, given.stands, given.condition)
+        work = self.hidden if form is None or self.compiled is None else partial(self.compiled, form, self.hidden)
+        return work(given.ids, given.places, seen, self.cache, features, given.stands, given.condition)
 
-    def _captured(self, lanes: Sequence[int], width: int, given: Given) -> _Captured | None:
+    def _captured(self, lanes: Sequence[int], width: int, given: Given, form: Hashable) -> _Captured | None:
         """A pass, captured; None: it cannot be, and none is from here on."""
         assert self.capture is not None
         buffers = given.cloned()
         try:
-            replay, result = self.capture(lambda: self._fixed(lanes, width, buffers))
+            replay, result = self.capture(lambda: self._fixed(lanes, width, buffers, form))
         except RuntimeError as error:
             self.capture = None
             reason = (str(error).splitlines() or [type(error).__name__])[0]
