@@ -31,6 +31,7 @@ from unitok.data.records import RecordDataset
 from unitok.device import Precision
 from unitok.lock import Claims
 from unitok.model import UniTok
+from unitok.prepare import noted
 from unitok.processes.world import World
 from unitok.sample.pipeline import draw
 from unitok.sampling import SampleSettings
@@ -160,6 +161,7 @@ class Suite:
             "seeds": self.rounds,
             "seed": self.seed,
             "precision": self.precision,
+            **noted(self.model),
             "data": self.asked.dataset.name,
             "captions": len(self.asked.captions),
             "captions_sha256": self.asked.captions_sha256,

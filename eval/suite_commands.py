@@ -34,6 +34,7 @@ def eval_suite(
     save_features: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    compile: bool = False,
     device: Device = "auto",
 ) -> None:
     """A whole protocol: every caption drawn with several seeds and at several guidance scales, measured in one report.
@@ -64,6 +65,8 @@ def eval_suite(
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
         precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
             model is large enough to gain).
+        compile: Compile the passes that draw code by code when they have come often: faster from some hundred pictures
+            on. Needs a C++ compiler, on a GPU triton (docs/speed.md).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -107,7 +110,7 @@ def eval_suite(
         world.from_main(lambda: _check(batch_size, limit, guidances))
         world.from_main(lambda: claim_folder(out))
         loaded, dataset, train = world.together(opened)
-        prepared = prepare(loaded, precision)
+        prepared = prepare(loaded, precision, compile)
         suite = world.together(asked_for)
         world.agreed(suite.protocol, "models, data, networks or versions")
         world.from_main(suite.claim)

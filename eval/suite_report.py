@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenizers_vq.storage.files import atomic_path
 from unitok.data.records import RecordDataset
 from unitok.data.shapes.checker import Verdict
+from unitok.prepare import noted
 
 from .generation import picture_numbers
 from .metrics.alignment import are_shapes, check_pictures, wrong_attributes
@@ -181,6 +182,7 @@ def _facts(suite: Suite, guidance: float) -> Provenance:
         "model_sha256": suite.model.fingerprint(),
         "settings": str(suite.settings(guidance)),
         "precision": suite.precision,
+        **noted(suite.model),
     }
 
 

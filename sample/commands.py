@@ -24,6 +24,7 @@ def sample(
     progress: bool = False,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "auto",
+    compile: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Draw pictures from captions.
@@ -47,6 +48,8 @@ def sample(
         batch_size: Pictures that are decoded together; changes the speed, not the pictures.
         precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
             model is large enough to gain). The record of a picture names it.
+        compile: Compile the passes that draw code by code when they have come often: faster from some hundred pictures
+            on. Needs a C++ compiler, on a GPU triton (docs/speed.md).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -77,7 +80,7 @@ def sample(
     if layout is not None:
         from .given_commands import sample_layout
 
-        sample_layout(layout, model, n, out, seed, given, batch_size, precision, device)
+        sample_layout(layout, model, n, out, seed, given, batch_size, precision, compile, device)
         return
 
     from rich.console import Console
@@ -85,14 +88,14 @@ def sample(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
-    from unitok.prepare import prepare
+    from unitok.prepare import noted, prepare
 
     from .jobs import check_smooth
     from .outputs import PictureFolder
     from .pipeline import draw_each, draw_progress, settings_for, value_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
-    computed = prepare(loaded, precision)
+    computed = prepare(loaded, precision, compile)
     settings = settings_for(loaded, given)
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
@@ -104,7 +107,7 @@ def sample(
     check_smooth(loaded, settings, progress)
     if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed)
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, noted(loaded))
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]

@@ -102,6 +102,7 @@ def sample_layout(
     given: Mapping[str, Any],
     batch_size: int,
     precision: Literal["auto", "bf16", "fp32"],
+    compile: bool,
     device: str,
 ) -> None:
     """`unitok sample --layout`: pictures of a caption with boxes."""
@@ -109,7 +110,7 @@ def sample_layout(
 
     from unitok.device import pick_device
     from unitok.model import UniTok
-    from unitok.prepare import prepare
+    from unitok.prepare import noted, prepare
 
     from .jobs import job_for
     from .outputs import PictureFolder
@@ -117,14 +118,15 @@ def sample_layout(
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
-    computed = prepare(loaded, precision)
+    computed = prepare(loaded, precision, compile)
     settings = settings_for(loaded, given)
     check_task(loaded, model, "layout_to_image")
     caption = "".join(part for part in named if isinstance(part, str))
     loaded.text_ids(caption)  # one that is too long is refused before anything is written
     task = "layout_to_image"
     jobs = {(caption, number): job_for(task, {"named": named}, number, settings) for number in range(seed, seed + n)}
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"named": named})
+    given_too = {"named": named, **noted(loaded)}
+    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, given_too)
     print(draw_into(folder, loaded, task, jobs, settings, n, batch_size, computed))
 
 

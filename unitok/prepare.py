@@ -74,6 +74,11 @@ def computing(model: UniTok, precision: Precision) -> AbstractContextManager[obj
     return autocast(model.device, precision) if model.ids.pack is None else nullcontext()
 
 
+def noted(model: UniTok) -> dict[str, bool]:
+    """What records say of a prepared model beside its precision: compiled passes round in another way."""
+    return {} if model.trunk.compiled is None else {"compiled": True}
+
+
 def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu: bool) -> None:
     if isinstance(module, Attention):
         module.norm = (normed if on_cpu else fused)(module.norm_weights(), module.query_norm.eps)

@@ -32,6 +32,7 @@ def serve(
     cors_origins: list[str] | None = None,
     log_prompts: bool = False,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    compile: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Serve a model over HTTP: pictures from captions, parts of pictures drawn anew, edits, answers, documents; and a
@@ -55,6 +56,8 @@ def serve(
         cors_origins: Web pages that may ask, such as ["https://example.org"]; else none.
         log_prompts: Write prompts into the lines of requests.
         precision: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it).
+        compile: Compile the passes that draw code by code when they have come often, for each number of pictures at
+            once. All wait meanwhile; the next start has it from disk. Needs a C++ compiler, on a GPU triton.
         device: auto takes a GPU where there is one.
 
     Example:
@@ -63,7 +66,9 @@ def serve(
     keys = _keys(api_key_file) if api_key_file is not None else []
     folders = [model, other] if other is not None else [model]
     with closing(_listen(host, port)) as listening:
-        _serve(listening, folders, name, limits, context, keys, cors_origins or [], log_prompts, precision, device)
+        _serve(
+            listening, folders, name, limits, context, keys, cors_origins or [], log_prompts, precision, compile, device
+        )
 
 
 def studio(
@@ -102,7 +107,7 @@ def studio(
     keys = _keys(api_key_file) if api_key_file is not None else []
     folders = [folder for folder in (model, other) if folder is not None]
     with closing(_listen(host, port)) as listening:
-        _serve(listening, folders, None, USUAL, 2048, keys, [], False, precision, device, run)
+        _serve(listening, folders, None, USUAL, 2048, keys, [], False, precision, False, device, run)
 
 
 def _keys(path: Path) -> list[str]:
@@ -152,6 +157,7 @@ def _serve(
     origins: list[str],
     log_prompts: bool,
     precision: Literal["auto", "bf16", "fp32"],
+    compile: bool,
     device: Literal["auto", "cpu", "cuda"],
     run: Path | None = None,
 ) -> None:
@@ -190,7 +196,7 @@ def _serve(
             continue
         loaded = UniTok.from_pretrained(str(folder), pick_device(device))
         loaded.image_tokenizer.check_pixels()
-        computed = prepare(loaded, precision)
+        computed = prepare(loaded, precision, compile)
         service = Service(loaded, called, limits, context)
         served.append(Serving(service, Worker(loaded, limits.lanes, service.room, limits.queue, computed)))
     app = make_app(Models(served), limits, _tell, Access(keys, origins, log_prompts), watched)

@@ -97,11 +97,10 @@ def _check(device: torch.device) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler:
             raise UserError(
-                "--compile needs a C++ compiler, and there is none: install g++, name one in the environment (CXX), or "
-                "leave --compile out"
+                "--compile finds no C++ compiler: install g++, name another in the environment (CXX), or leave it out"
             ) from None
         return
     from torch.utils._triton import has_triton
 
     if not has_triton():
-        raise UserError("--compile needs triton for this GPU, and it is not there: install it, or leave --compile out")
+        raise UserError("--compile finds no triton for this GPU: install it, or leave --compile out")

@@ -87,8 +87,8 @@ class _Captured:
     buffers: Given
     replay: Callable[[], object]
     result: torch.Tensor
-    lanes: torch.Tensor
-    """Their numbers: the captured pass reads this tensor, so it has to stay."""
+    lanes: tuple[torch.Tensor, ...]
+    """Their numbers, in the cache and among themselves: the captured pass reads these tensors, so they have to stay."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class Steps:
         return result
 
     def _may_be_fixed(self, given: Given, groups: torch.Tensor | None) -> bool:
-        """Whether a pass may have the fixed form: not under autocast, which keeps the weights that it has converted; not
-        where positions see one another by groups; not with all states of captions, which would be copied each time."""
+        """Whether a pass may have it: not under autocast, which keeps the weights that it has converted; not where
+        positions see one another by groups; not with all states of captions, which would be copied each time."""
         states = given.condition is not None and given.condition.states is not None
         autocast = torch.is_autocast_enabled(given.ids.device.type)
         wanted = self.capture is not None or self.compiled is not None
         return wanted and groups is None and not states and not autocast
 
-    def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Hashable = None) -> torch.Tensor:
+    def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Hashable) -> torch.Tensor:
         return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width), form)
 
     def _run(self, given: Given, seen: Visibility, form: Hashable = None) -> torch.Tensor:
@@ -179,7 +179,7 @@ class Steps:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             warnings.warn(f"a step of this model cannot be captured, it runs kernel by kernel: {reason}", stacklevel=2)
             return None
-        return _Captured(buffers, replay, result, self.cache.index(lanes))
+        return _Captured(buffers, replay, result, (self.cache.index(lanes), self.cache.index(range(len(lanes)))))
 
 
 def capturing(device: torch.device) -> Capture | None:
