@@ -154,6 +154,19 @@ def test_captured_steps_draw_the_same_codes(
         assert (exact == fixed).all(1).float().mean() > 0.8
 
 
+def test_compiled_steps_are_captured_and_draw_the_same(gpu: torch.device, make_model: Callable[..., UniTok]) -> None:
+    model = make_model("next_token").to(gpu)
+    plain = deepcopy(model)
+    prepare(plain, "fp32"), prepare(model, "fp32", compiled=True)
+    settings = SampleSettings(guidance=2.0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="a step of this model cannot be")
+        first, second = (draw_codes(model, CAPTIONS, settings, [0, 1, 2]) for _ in range(2))
+    assert model.trunk.compiled is not None and len(model.trunk.compiled.ready) == 1
+    assert torch.equal(first, second)
+    assert (first == draw_codes(plain, CAPTIONS, settings, [0, 1, 2])).float().mean() > 0.5
+
+
 @pytest.mark.parametrize("objective", list(OBJECTIVES))
 def test_scores_are_those_of_the_cpu(gpu: torch.device, make_model: Callable[..., UniTok], objective: str) -> None:
     model = make_model(objective)

@@ -161,7 +161,7 @@ class KVCache:
     def form(self, rows: Sequence[int]) -> tuple[int, ...]:
         """What is common to all rows that lie in memory as these do."""
         every = self._every(rows)
-        return len(rows), every.step if isinstance(every, slice) else 0, self.capacity
+        return len(rows), every.step if isinstance(every, slice) else 0, self.rows, self.capacity
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
