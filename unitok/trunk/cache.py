@@ -137,19 +137,20 @@ class KVCache:
         self._blocks = None
         return even
 
-    def reach(self, rows: Sequence[int], more: int = 0) -> int:
-        """How many slots `fixed` lets these rows see when they have so many more: one of a few numbers that suffice for
-        all of them."""
-        longest = max(self.lengths[row] for row in rows) + more
+    def reach(self, rows: Sequence[int]) -> int:
+        """How many slots `fixed` lets these rows see: one of a few numbers that suffice for all of them."""
+        longest = max(self.lengths[row] for row in rows)
         return min(self.capacity, max(FEWEST, 1 << (longest - 1).bit_length()))
 
-    def fixed(self, rows: Sequence[int], n: int, width: int) -> Visibility:
+    def fixed(self, rows: Sequence[int], n: int, width: int, ends: bool = False) -> Visibility:
         """The n slots that `advance` gave these rows last, in a form that is the same at every step: who stands where
-        is read from tensors alone, and all see the first `width` slots, by a mask of those in use."""
+        is read from tensors alone, and all see the first `width` slots, by a mask of those in use. `ends` says on the
+        host how many of them are in use at most."""
         self._rows, self._index, self._blocks, self._width = self._every(rows), self.index(rows), None, width
         self._slots = self._on_device[self._index][:, None] + torch.arange(-n, 0, device=self.used.device)
         self._view(rows)
-        return Visibility("sdpa", mask=self.used[self._rows, :width][:, None, None])
+        first = torch.tensor(max(self.lengths[row] for row in rows)) if ends else None
+        return Visibility("sdpa", mask=self.used[self._rows, :width][:, None, None], first=first)
 
     def _view(self, rows: Sequence[int]) -> None:
         self._among = not isinstance(self._rows, slice)
@@ -158,10 +159,10 @@ class KVCache:
         views = [whole[:, held, :, : self._width].unbind(0) for whole in (self.keys, self.values)]
         self._layers = list(zip(*views, strict=True))
 
-    def form(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """What is common to all rows that lie in memory as these do."""
+    def form(self, rows: Sequence[int]) -> tuple[int, ...] | None:
+        """What is common to all rows that lie in memory as these do; None: they stand at uneven distances."""
         every = self._every(rows)
-        return len(rows), every.step if isinstance(every, slice) else 0, self.rows, self.capacity
+        return (len(rows), every.step, self.rows, self.capacity) if isinstance(every, slice) else None
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""

@@ -1,9 +1,9 @@
 """Compiled passes of drawing: the operations of a pass, fused into few kernels that are made for its form.
 
-The form is that of `KVCache.fixed`: lanes, slots, and the shapes of what comes in. torch compiles each form by itself,
-which takes as long as thousands of passes. So a form is compiled when it has come often, and only if it is over one
-position a lane: passes over more come once a picture. What torch has compiled stays in its own cache on disk
-(TORCHINDUCTOR_CACHE_DIR), for the next process.
+The form is that of `KVCache.fixed`: how many lanes, how they lie in the cache, and the shapes of what comes in. torch
+compiles each form by itself, which takes as long as thousands of passes. So a form is compiled when it has come often,
+and only if it is over one position a lane: passes over more come once a picture. What torch has compiled stays in its
+own cache on disk (TORCHINDUCTOR_CACHE_DIR), for the next process.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Compiled:
         self.given_up = False
         self.run: Work = torch.compile(_pass, dynamic=False, fullgraph=True)
 
-    def takes(self, form: Hashable, positions: int) -> bool:
-        """Whether the next pass of a form, over so many positions in each lane, is a compiled one."""
-        if positions > 1 or self.given_up:
+    def takes(self, form: Hashable) -> bool:
+        """Whether the next pass of a form is a compiled one."""
+        if self.given_up:
             return False
         self.seen[form] += 1
         often = self.seen[form] > OFTEN or not self.on_cpu

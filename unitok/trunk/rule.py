@@ -50,6 +50,9 @@ class Visibility:
     on a GPU (B, 1, Q, K)."""
     looks: Looks | None = None
     """Of a trunk with weights for pictures alone; None: there are none to be seen."""
+    first: torch.Tensor | None = None
+    """() int64 on the host: only the first so many keys may be seen at all. A compiled pass reads no others, and is the
+    same for any number."""
 
 
 def allowed(
@@ -112,6 +115,8 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) 
         return _xformers(q, k, v, seen.mask)
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         return _products(q, k, v, seen)
+    if seen.first is not None:
+        return torch.ops.unitok.attend_to_first(q, k, v, once(seen, q.dtype), seen.first).transpose(1, 2)
     mask = seen.mask
     if mask is not None and q.is_cuda:
         mask = once(seen, q.dtype)
@@ -128,6 +133,28 @@ def once(seen: Visibility, dtype: torch.dtype) -> torch.Tensor:
         nothing = torch.zeros(seen.mask.shape, dtype=dtype, device=seen.mask.device)
         seen.bias = nothing.masked_fill_(~seen.mask & seen.mask.any(-1, keepdim=True), float("-inf"))
     return seen.bias
+
+
+_OPERATIONS = torch.library.Library("unitok", "DEF")
+"""Of our own. A compiler calls them and does not look inside."""
+_OPERATIONS.define("attend_to_first(Tensor q, Tensor k, Tensor v, Tensor bias, Tensor first) -> Tensor")
+
+
+@torch.library.impl(_OPERATIONS, "attend_to_first", "CPU")
+def _attend_to_first(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, first: torch.Tensor
+) -> torch.Tensor:
+    """`attend` to the first keys alone, (B, Q, H, D)."""
+    n = int(first)
+    out = F.scaled_dot_product_attention(
+        q, k[:, :, :n], v[:, :, :n], attn_mask=bias[..., :n], enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+@torch.library.impl(_OPERATIONS, "attend_to_first", "Meta")
+def _attend_to_first_shape(q: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
 
 
 def _products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: Visibility) -> torch.Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Protocol
@@ -122,16 +122,17 @@ class Steps:
         n = given.ids.shape[1]
         if not self._may_be_fixed(given, groups):
             return self._run(given, self.cache.extend(lanes, n, groups))
-        width, tensors = self.cache.reach(lanes, n), given.tensors()
+        tensors = given.tensors()
         shapes = tuple((name, one.shape, one.dtype) for name, one in tensors.items())
-        form = (self.cache.form(lanes), width, shapes)
-        compiled = self.compiled is not None and self.compiled.takes(form, n)
-        if self.capture is None and not compiled:
-            return self._run(given, self.cache.extend(lanes, n, groups))
-        self.cache.advance(lanes, n)
         if self.capture is None:
-            return self._fixed(lanes, width, given, form)
-        key = (tuple(lanes), width, shapes)
+            form = self._compiled_form(lanes, n, shapes)
+            if form is None:
+                return self._run(given, self.cache.extend(lanes, n, groups))
+            self.cache.advance(lanes, n)
+            return self._run(given, self.cache.fixed(lanes, n, self.cache.capacity, ends=True), form)
+        self.cache.advance(lanes, n)
+        width = self.cache.reach(lanes)
+        key, form = (tuple(lanes), width, shapes), self._compiled_form(lanes, n, (width, shapes))
         before = self.seen.pop(key, _Seen())
         captured = before.captured
         if captured is not None:
@@ -141,9 +142,9 @@ class Steps:
             result = captured.result
         else:
             # This run also warms up: what is loaded or tried out at first use must not happen in a capture.
-            result = self._fixed(lanes, width, given, form if compiled else None)
+            result = self._fixed(lanes, width, given, form)
             if before.times + 1 >= REPEATED:
-                captured = self._captured(lanes, width, given, form if compiled else None)
+                captured = self._captured(lanes, width, given, form)
         self.seen[key] = replace(before, times=before.times + 1, captured=captured)
         while len(self.seen) > MOST:
             self.seen.popitem(last=False)
@@ -157,10 +158,17 @@ class Steps:
         wanted = self.capture is not None or self.compiled is not None
         return wanted and groups is None and not states and not autocast
 
-    def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Hashable) -> torch.Tensor:
+    def _compiled_form(self, lanes: Sequence[int], n: int, shapes: Key) -> Key | None:
+        """That of the next pass, if it is a compiled one."""
+        if self.compiled is None or n > 1:
+            return None
+        rows = self.cache.form(lanes)
+        return (rows, shapes) if rows is not None and self.compiled.takes((rows, shapes)) else None
+
+    def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Key | None) -> torch.Tensor:
         return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width), form)
 
-    def _run(self, given: Given, seen: Visibility, form: Hashable = None) -> torch.Tensor:
+    def _run(self, given: Given, seen: Visibility, form: Key | None = None) -> torch.Tensor:
         """One pass, compiled if its form is given."""
         features = {}
         for port, values in given.features.items():
@@ -168,7 +176,7 @@ class Steps:
         work = self.hidden if form is None or self.compiled is None else partial(self.compiled, form, self.hidden)
         return work(given.ids, given.places, seen, self.cache, features, given.stands, given.condition)
 
-    def _captured(self, lanes: Sequence[int], width: int, given: Given, form: Hashable) -> _Captured | None:
+    def _captured(self, lanes: Sequence[int], width: int, given: Given, form: Key | None) -> _Captured | None:
         """A pass, captured; None: it cannot be, and none is from here on."""
         assert self.capture is not None
         buffers = given.cloned()
