@@ -22,7 +22,7 @@ from torch import nn
 from .device import Precision, autocast, bf16_supported
 from .model import UniTok
 from .trunk.base import Trunk
-from .trunk.compiled import Compiled
+from .trunk.compiled import Compiled, packs
 from .trunk.native import Attention, RMSNorm, Rotary
 
 Chosen = Literal["bf16", "fp32"]
@@ -63,10 +63,7 @@ def prepare_trunk(trunk: Trunk, dtype: torch.dtype, on_cpu: bool) -> None:
     between = torch.float32 if on_cpu or not trunk.mixes else dtype
     if between != torch.float32:
         trunk.held = between
-    if on_cpu and trunk.compiled is not None:  # its compiler packs weights and joins operations
-        _swap(trunk, lambda weight: Product(weight, dtype))
-    else:
-        _prepare(trunk, lambda weight: multiplier(weight, dtype, between), on_cpu)
+    _prepare(trunk, lambda weight: multiplier(weight, dtype, between), on_cpu, dtype)
 
 
 def computing(model: UniTok, precision: Precision) -> AbstractContextManager[object]:
@@ -79,53 +76,36 @@ def noted(model: UniTok) -> dict[str, bool]:
     return {} if model.trunk.compiled is None else {"compiled": True}
 
 
-def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu: bool) -> None:
+def _prepare(module: nn.Module, pack: Callable[[torch.Tensor], Multiply], on_cpu: bool, dtype: torch.dtype) -> None:
     if isinstance(module, Attention):
         module.norm = (normed if on_cpu else fused)(module.norm_weights(), module.query_norm.eps)
     if isinstance(module, Rotary):
         module.wide = True
     for name, child in list(module.named_children()):
-        _prepare(child, pack, on_cpu)
+        _prepare(child, pack, on_cpu, dtype)
         if isinstance(child, nn.Linear):
-            setattr(module, name, Prepared(child, pack(child.weight.detach())))
+            setattr(module, name, Prepared(child, pack(child.weight.detach()), dtype))
         elif on_cpu and isinstance(child, RMSNorm):  # a GPU has one operation for it
             setattr(module, name, PreparedNorm(child))
         elif isinstance(child, nn.Dropout):
             setattr(module, name, nn.Identity())
 
 
-def _swap(module: nn.Module, pack: Callable[[torch.Tensor], Multiply]) -> None:
-    for name, child in list(module.named_children()):
-        _swap(child, pack)
-        if isinstance(child, nn.Linear):
-            setattr(module, name, Prepared(child, pack(child.weight.detach())))
-
-
-class Product(nn.Module):
-    """`F.linear` by weights (O, I) in a dtype, as constants of a compiled pass; the result is in float32."""
-
-    form: torch.Tensor
-
-    def __init__(self, weight: torch.Tensor, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.register_buffer("form", weight.to(dtype), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x.to(self.form.dtype), self.form).float()
-
-
 class Prepared(nn.Module):
     """A linear layer that multiplies by another form of its weights. What stands beside these stays."""
 
-    def __init__(self, layer: nn.Linear, multiply: Multiply) -> None:
+    def __init__(self, layer: nn.Linear, multiply: Multiply, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.multiply = multiply
+        self.multiply, self.dtype = multiply, dtype
         self._modules.update(layer._modules)
         self._forward_hooks.update(layer._forward_hooks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.multiply(x)
+        if packs(x):
+            y = F.linear(x.to(self.dtype), self.weight.to(self.dtype)).float()
+        else:
+            y = self.multiply(x)
         return y if self.bias is None else y + self.bias
 
 
@@ -138,7 +118,7 @@ class PreparedNorm(nn.Module):
         self.multiply = normed(norm.weight.detach(), norm.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.multiply(x)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps) if packs(x) else self.multiply(x)
 
 
 def normed(weight: torch.Tensor, eps: float) -> Multiply:

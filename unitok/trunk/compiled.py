@@ -75,6 +75,12 @@ class Compiled:
         return found
 
 
+def packs(x: torch.Tensor) -> bool:
+    """Whether operations on x are noted for a compiler that packs weights, which are constants, and joins operations
+    by itself: it is given the plain ones."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu"
+
+
 def _pass(work: Work, *given: Any) -> torch.Tensor:
     return work(*given)
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..config import TrunkConfig
 from .base import Beside, Trunk
 from .cache import KVCache
+from .compiled import packs
 from .rule import Visibility, attend
 
 ORDER_BASE = 10_000.0
@@ -60,7 +61,8 @@ class Rotary(nn.Module):
         # Multiply and add in float32 whatever the autocast: bf16 cannot count to 300.
         angles = (places.float()[..., None] * self.frequencies).sum(-2)[:, None]
         cosine, sine = angles.cos().to(dtype), angles.sin().to(dtype)
-        return (torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)) if self.wide else (cosine, sine)
+        wide = self.wide and not packs(cosine)
+        return (torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)) if wide else (cosine, sine)
 
 
 Turns = tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -118,7 +120,7 @@ class Attention(nn.Module):
     def project(self, x: torch.Tensor, turns: Turns) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C), at their places."""
         qkv = self.qkv(x).view(*x.shape[:2], -1, self.head_size).transpose(1, 2)  # (B, H + 2G, T, D)
-        if self.norm is None:
+        if self.norm is None or packs(x):
             q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], 1)
             return rotate(self.query_norm(q), turns[0]), rotate(self.key_norm(k), turns[1]), v
         both, v = qkv.split([self.heads + self.key_heads, self.key_heads], 1)
