@@ -159,8 +159,8 @@ class Steps:
         return wanted and groups is None and not states and not autocast
 
     def _compiled_form(self, lanes: Sequence[int], n: int, shapes: Key) -> Key | None:
-        """That of the next pass, if it is a compiled one."""
-        if self.compiled is None or n > 1:
+        """That of the next pass, if it is a compiled one. On a GPU only passes that are captured are."""
+        if self.compiled is None or n > 1 or (self.capture is None and not self.compiled.on_cpu):
             return None
         rows = self.cache.form(lanes)
         return (rows, shapes) if rows is not None and self.compiled.takes((rows, shapes)) else None
