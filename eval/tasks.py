@@ -52,6 +52,7 @@ TITLES = {
     "layout_to_image": "Drawing from layouts",
     "pointed_question": "Questions, boxes first",
     "pointed_edit": "Edits, boxes first",
+    "pointed_text_to_image": "Drawing from captions, boxes first",
 }
 
 

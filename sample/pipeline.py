@@ -16,14 +16,16 @@ from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import asked, way
+from unitok.tasks import asked
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import GREEDY, Job, check_smooth, job_for, prompts_needed, rooms_of
+from .jobs import GREEDY, Job, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
+Tell = Callable[[int, Sequence[torch.Tensor]], None]
+"""Is told (place of a picture, all that was written for it, its codes last)."""
 
 
 def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
@@ -108,6 +110,23 @@ def score_codes(
     return scores
 
 
+def caption_jobs(
+    model: UniTok,
+    captions: Sequence[Condition],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> tuple[list[Job], BestOf]:
+    """The jobs that draw captions, and what chooses among those of each; arguments as of `draw`. A caption that is too
+    long is refused."""
+    check_best_of(model, settings)
+    ids = [value_of(model, caption, text_ids) for caption in captions]
+    task, number = way_of(model, "text_to_image"), settings.best_of
+    pairs = [(caption, one) for caption, seed in zip(ids, seeds, strict=True) for one in candidate_seeds(seed, number)]
+    jobs = [job_for(task, {"caption": caption}, seed, settings) for caption, seed in pairs]
+    return jobs, best_read(model, ids, number)
+
+
 def draw_codes_each(
     model: UniTok,
     captions: Sequence[Condition],
@@ -121,20 +140,12 @@ def draw_codes_each(
 ) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """(place of its caption, codes (L,)) of the pictures that are finished together; arguments as of `draw`. A caption
     that is too long is refused before anything is drawn."""
-    check_best_of(model, settings)
-    ids = [value_of(model, caption, text_ids) for caption in captions]
-    pairs = [
-        (caption, one)
-        for caption, seed in zip(ids, seeds, strict=True)
-        for one in candidate_seeds(seed, settings.best_of)
-    ]
-    jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
-    best = best_read(model, ids, settings.best_of)
+    jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
         with computing(model, precision):
-            chosen = best.take([(number, written[-1]) for number, written in part])
+            chosen = best.take(part)
         if chosen:
-            yield chosen
+            yield [(place, written[-1]) for place, written in chosen]
 
 
 @torch.inference_mode()
@@ -187,13 +198,11 @@ def draw_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
+    tell: Tell = lambda *_: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
-    parts = draw_codes_each(model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision)
-    for part in parts:
-        with autocast(model.device, precision):
-            pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
-        yield from zip((place for place, _ in part), pictures, strict=True)
+    """(place of its caption, picture (3, H, W) uint8) as they are finished; arguments as of `draw` and `draw_jobs`."""
+    jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
+    return draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision, tell=tell)
 
 
 @torch.inference_mode()
@@ -211,24 +220,25 @@ def draw_jobs(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
-    tell: Callable[[list[torch.Tensor]], None] = lambda _: None,
+    tell: Tell = lambda *_: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
-    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given all that a job
-    wrote, its codes last, before its picture comes.
+    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given the place of a
+    picture and all that its job wrote, its codes last, before it comes.
 
     Raises UserError where the best of several drawings is asked for, and nothing tells it.
     """
     if settings.best_of > 1 and best is None:
         raise UserError(f"--best_of {settings.best_of} {NO_BEST}")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
-        for _, written in part:
-            tell(written)
-        codes = [(number, written[-1]) for number, written in part]
+        with computing(model, precision):
+            chosen = best.take(part) if best is not None else part
+        codes = [written[-1] for _, written in chosen]
         with autocast(model.device, precision):
-            chosen = best.take(codes) if best is not None else codes
-            pictures = decoded(model, torch.stack([codes for _, codes in chosen]), settings.scales) if chosen else ()
-        yield from zip((number for number, _ in chosen), pictures, strict=True)
+            pictures = decoded(model, torch.stack(codes), settings.scales) if codes else ()
+        for (place, written), picture in zip(chosen, pictures, strict=True):
+            tell(place, written)
+            yield place, picture
 
 
 def draw(
@@ -290,11 +300,6 @@ def write_texts(
     pairs = [(*asked(task, record, modalities), seed) for record, seed in zip(records, seeds, strict=True)]
     jobs = [job_for(way_of(model, done), record, seed, settings) for done, record, seed in pairs]
     return [model.text_tokenizer.decode(ids[-1].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
-
-
-def way_of(model: UniTok, task: str) -> str:
-    """The row of the task table by which a model does a task; older models do not say what they learned."""
-    return way(task, model.config.tasks) or task
 
 
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
@@ -370,11 +375,6 @@ def check_size(model: UniTok, pictures: torch.Tensor) -> None:
         raise UserError(
             f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
         )
-
-
-def parts(number: int, size: int) -> Iterator[slice]:
-    for start in range(0, number, size):
-        yield slice(start, min(start + size, number))
 
 
 def as_read(model: UniTok, pictures: torch.Tensor) -> list[torch.Tensor | Picture]:

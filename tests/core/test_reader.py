@@ -258,6 +258,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "layout_to_image",
         "inpaint",
         "pointed_inpaint",
+        "pointed_text_to_image",
     ]
     assert [task for task in TASKS if draws_pictures([task])] == [
         "text_to_image",
@@ -267,6 +268,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "inpaint",
         "pointed_edit",
         "pointed_inpaint",
+        "pointed_text_to_image",
     ]
     assert [piece.modality for piece in pieces("interleaved", {"parts": [("image", 1)]})] == [PASSAGE, "image", PASSAGE]
 

@@ -132,10 +132,10 @@ def test_known_codes_stay_and_others_follow_from_them(tmp_path: Path) -> None:
     whole = magvit_greedy(w, [2.0, 3.0])
     known = whole[0].clone()
     known[6:] = -1
-    [[drawn]] = run(model, [inpainting_job(model, known, [LABELS[0]], 0, settings)])
+    [[drawn]] = run(model, [inpainting_job(model, known, torch.ones(2, 2).bool(), [LABELS[0]], 0, settings)])
     assert torch.equal(drawn, whole[0])
     known[2] = (known[2] + 1) % (PRE * POST)
-    [[drawn]] = run(model, [inpainting_job(model, known, [LABELS[0]], 0, settings)])
+    [[drawn]] = run(model, [inpainting_job(model, known, torch.ones(2, 2).bool(), [LABELS[0]], 0, settings)])
     assert torch.equal(drawn[:6], known[:6]) and not torch.equal(drawn[6:], whole[0][6:])
 
 

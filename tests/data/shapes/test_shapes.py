@@ -48,6 +48,7 @@ from unitok.data.shapes.stories import story
 FIELDS = {
     "questions": {"question", "boxes", "answer"},
     "question": {"question", "answer"},
+    "boxes": {"boxes"},
     "edit": {"source", "instruction", "boxes"},
     "story": {"parts"},
     "pointed_story": {"parts"},
@@ -294,7 +295,8 @@ def test_records_of_tasks() -> None:
 
 def test_pictures_of_tasks_are_those_of_their_texts() -> None:
     data = {task: ShapesDataset(size=64, split="val", task=task) for task in RECORDS}
-    for index in range(10):
+    unplanned: list[bool] = []
+    for index in range(40):
         scene, picture = data["edit"].scene(index), data["edit"].picture
         edited, told = data["edit"][index], story(data["edit"].scene(index), 0, index, "val")
         made = edit(scene, 0, index, "val")
@@ -311,13 +313,17 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         assert boxes[0] == list(map(box_of, told[0].scene.objects))
         planned = data["planned_story"][index].fields["parts"]
         assert planned[0] == pointed[0], "its caption comes from elsewhere"
+        assert data["boxes"][index].fields["boxes"] == list(map(box_of, scene.objects))
+        assert describe(scene).split()[:4] == ["a", *str(scene.objects[0].kind).split()[1:]], "in the caption's order"
         for number in (1, 2):
             before, step = told[number - 1].scene, told[number]
             things = meant(Edit(before, step.text), step.scene)
             assert pointed[2 * number][1] == [step.text, *map(box_of, things)]
             there = [thing for thing in things if thing in before.objects]
             made = [thing for thing in things if thing not in there]
-            assert planned[2 * number][1] == [*map(box_of, there), step.text, *map(box_of, made)] and there
+            foreseen = [*map(box_of, there), step.text, *map(box_of, made)]
+            assert planned[2 * number][1] in (foreseen, pointed[2 * number][1]) and there
+            unplanned.append(planned[2 * number][1] != foreseen)
             assert torch.equal(planned[2 * number + 1][1], picture(step.scene))
         grounded, right = data["ground"][index].fields, ground(scene, 0, index)
         assert grounded == vars(right)
@@ -335,13 +341,14 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         about = [questions.meant(text, scene) for text in asked["question"]]
         assert asked["boxes"] == [list(map(box_of, things)) for things in about]
         assert (drawn.fields["source"].permute(1, 2, 0).numpy() == way.source).all()
+    assert 0.05 < sum(unplanned) / len(unplanned) < 0.3
 
 
 def test_an_unknown_task_is_refused_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
-        "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, planned_story, "
+        "shapes: task is 'paint': choose one of question, questions, boxes, edit, story, pointed_story, planned_story, "
         "ground, groundings, condition, as in shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60

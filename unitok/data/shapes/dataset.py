@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from tokenizers_vq.errors import Problems
 
+from ...seeding import fold
 from ..fingerprint import digest
 from ..records import LeftOut, Record
 from . import edits, questions
@@ -25,6 +27,8 @@ QUESTIONS = 8
 """To one picture, where a record has several; equal ones are asked once."""
 PHRASES = 6
 """The same for phrases that boxes are asked of."""
+UNPLANNED = 0.15
+"""Share of the instructions of a planned story that are written before any box."""
 Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
@@ -114,6 +118,10 @@ def _questions(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     return data.picture(scene), {"question": list(found), "boxes": boxes, "answer": list(found.values())}
 
 
+def _boxes(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    return data.picture(scene), {"boxes": list(map(box_of, scene.objects))}
+
+
 def _edit(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = edit(scene, data.seed, index, data.split)
     return data.picture(scene), {
@@ -139,13 +147,15 @@ def _planned_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 def _story_with_boxes(data: ShapesDataset, scene: Scene, index: int, planned: bool) -> Fields:
     """Behind each text stand the boxes of what it is about. In a story that is planned those of what was there before
-    stand in front of it."""
+    stand in front of it, but for a share of the texts: a text that somebody else writes has none in front."""
+    draw = random.Random(fold("shapes", "planned", data.seed, data.split, index)).random
     first, *later = story(scene, data.seed, index, data.split)
     parts: list[tuple[str, Any]] = []
     before = None
     for step in (first, *later):
         things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
-        there = [thing for thing in things if planned and before is not None and thing in before.objects]
+        known = before.objects if planned and before is not None and draw() >= UNPLANNED else ()
+        there = [thing for thing in things if thing in known]
         behind = [thing for thing in things if thing not in there]
         text = [*map(box_of, there), step.text, *map(box_of, behind)]
         parts += [("text", text), ("image", data.picture(step.scene))]
@@ -179,6 +189,7 @@ def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     DEFAULT: _question,
     "questions": _questions,
+    "boxes": _boxes,
     "edit": _edit,
     "story": _story,
     "pointed_story": _pointed_story,
