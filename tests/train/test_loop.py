@@ -177,7 +177,7 @@ def test_the_time_of_all_processes_counts(tmp_path: Path, run_toy: Any, monkeypa
         patch.setattr("unitok.train.loop.time.perf_counter", lambda: next(clock))
         first = run_toy(tmp_path / "out", steps=5, save_every=5).facts["seconds"]
     again = run_toy(tmp_path / "out", steps=10, save_every=5, resume=True).facts["seconds"]
-    assert first >= 1000 and first - 1000 <= again < first + 100, "all but what came behind the last checkpoint"
+    assert first >= 1000 and first / 2 <= again < first + 100, "all but what came behind the last checkpoint"
 
 
 def test_unreadable_pictures_are_counted_over_a_resume(tmp_path: Path, run_toy: Any, pictures: Any) -> None:
