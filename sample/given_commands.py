@@ -73,8 +73,8 @@ def edit(
 
     from .jobs import job_for, way_of
     from .outputs import PictureFolder
-    from .pictures import read_picture
-    from .pipeline import as_read, settings_for
+    from .pictures import as_read, read_picture
+    from .pipeline import settings_for
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))

@@ -22,7 +22,8 @@ from unitok.tasks import way
 from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for, way_of
 from .masks import box_around, check_places, touched
-from .pipeline import Tell, check_size, decoded, draw_jobs, value_of
+from .pictures import check_size
+from .pipeline import Tell, decoded, draw_jobs, value_of
 
 LONGEST_SIDE = 2**14
 """Pixels that a side of a picture is extended by."""

@@ -21,7 +21,8 @@ from unitok.text import CaptionEncoder
 from .best_of import best_read, candidate_seeds
 from .documents import DocumentWriter, write_documents
 from .jobs import job_for
-from .pipeline import GREEDY, as_read, decoded, run
+from .pictures import as_read
+from .pipeline import GREEDY, decoded, run
 
 CAPTION = "caption"
 """The field that is read in the wording of the model, and by which the best of several drawings is chosen where it is

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import to_float, to_uint8
+from tokenizers_vq.images import to_uint8
 from unitok.conditions import TextStates
 from unitok.device import Precision, autocast
-from unitok.modalities import Picture
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import asked
+from unitok.sequence import IGNORE, Segment, document, lay_out
+from unitok.tasks import FIELDS, TASKS, Piece, asked, prompt
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
 from .jobs import GREEDY, Job, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
+from .pictures import as_read
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
@@ -84,7 +84,8 @@ def score_codes(
     this code is drawn behind those that are drawn before it, without guidance. Where codes are chosen bit by bit,
     (B, L, D, 2): those of both values of each of D bits, the first counting most.
 
-    Where the model draws all codes in every pass (`maskgit`), they are those of the first. Where a code has G
+    A model that points first has them behind the boxes that it finds most likely for the caption. Where the model draws
+    all codes in every pass (`maskgit`), they are those of the first. Where a code has G
     sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token behind those before it,
     and minus infinity where a sub-token has fewer than n values.
 
@@ -92,22 +93,34 @@ def score_codes(
         UserError: codes or conditions that the model does not have.
     """
     place = {tuple(one): number for number, one in enumerate(model.objective.places(model.layout).tolist())}
-    captions = model.modalities()["text"]
     ids = model.vocabulary.image_range
     scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
         images = model.objective.forced(codes[part].cpu(), model.layout, model.vocabulary)
-        texts = captions.given([value_of(model, one) for one in conditions[part]])
-        batch = lay_out([[document(pair)] for pair in zip(texts, images, strict=True)], pad=model.vocabulary.pad)
+        before = before_pictures(model, conditions[part])
+        rows = [[*first, image] for first, image in zip(before, images, strict=True)]
+        batch = lay_out([[document(row)] for row in rows], pad=model.vocabulary.pad)
         hidden = model.states(batch.to(model.device))
-        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+        for row, (*first, image) in enumerate(rows):
             assert image.target is not None
             here = (image.target != IGNORE).nonzero()[:, 0]
             to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
-            states = hidden[row, len(text) + here.to(hidden.device)]
+            states = hidden[row, sum(map(len, first)) + here.to(hidden.device)]
             targets = image.target[here].to(hidden.device)
             scores[part.start + row, to] = model.ids.forced(states, targets, ids).cpu()
     return scores
+
+
+def before_pictures(model: UniTok, conditions: Sequence[Condition]) -> list[list[Segment]]:
+    """What stands before a picture: its condition, and where the model points first, the most likely boxes."""
+    modalities, task = model.modalities(), way_of(model, "text_to_image")
+    prompts = [prompt(task, {"caption": value_of(model, one)}) for one in conditions]
+    for part in [part for part in TASKS[task] if part.learned][:-1]:
+        modality = FIELDS[part.field]
+        written = run(model, [Job([pieces], modality, 0, GREEDY) for pieces in prompts])
+        for pieces, (value,) in zip(prompts, written, strict=True):
+            pieces.append(Piece(modality, modalities[modality].value(value), False))
+    return [[part for one in pieces for part in modalities[one.modality].given([one.value])] for pieces in prompts]
 
 
 def caption_jobs(
@@ -363,38 +376,3 @@ def _texts_about(
         with computing(model, precision):
             texts += write_texts(model, task, records, settings, seeds[part], batch_size=batch_size)
     return texts
-
-
-def check_size(model: UniTok, pictures: torch.Tensor) -> None:
-    """
-    Raises:
-        UserError: pictures that are not (N, 3, H, W) of the model's size.
-    """
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
-
-
-def as_read(model: UniTok, pictures: torch.Tensor) -> list[torch.Tensor | Picture]:
-    """What a record holds of each of the pictures (N, 3, H, W) uint8 that a model reads: codes, or pixels where the
-    model has a reader.
-
-    Raises:
-        UserError: pictures of another size than the model's.
-    """
-    if model.reader is None:
-        return list(codes_of(model, pictures))
-    check_size(model, pictures)
-    return [Picture(pixels) for pixels in pictures.cpu()]
-
-
-def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:
-    """Codes (N, L), on the CPU, of pictures (N, 3, H, W) uint8.
-
-    Raises:
-        UserError: pictures of another size than the model's.
-    """
-    check_size(model, pictures)
-    return model.image_tokenizer.encode(to_float(pictures).to(model.device)).cpu()

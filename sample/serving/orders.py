@@ -24,7 +24,8 @@ from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, inpainting_task, known_codes, window_seed
 from ..jobs import Job, job_for, rooms_of, way_of
 from ..performing import pointed_first
-from ..pipeline import GREEDY, as_read, codes_of, score_codes
+from ..pictures import as_read, codes_of
+from ..pipeline import GREEDY, before_pictures, score_codes
 from .partial import decode_one
 from .reconstruction import reconstruct
 
@@ -246,7 +247,8 @@ class Inspecting(Order):
             without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
             worth = [(own(all_odds) - own(odds(caption))) / math.log(2) for caption in without]
             found["words"] = [{"word": word, "bits": _rounded(bits)} for word, bits in zip(words, worth, strict=True)]
-            looks = attention_to_words(model, self.caption, codes[0])
+            _, *behind = before_pictures(model, [self.caption])[0]
+            looks = attention_to_words(model, self.caption, codes[0], behind)
             for one, (_, shares) in zip(found["words"], looks or [], strict=False):
                 one["attention"] = _rounded(shares)
         return [(0, found)]

@@ -25,7 +25,8 @@ from unitok.reader.config import CONNECTORS, READER, ReaderConfig, ReaderSetting
 from unitok.reader.encoders import read_encoder
 from unitok.sample.best_of import reading_scores
 from unitok.sample.documents import DocumentWriter, write_documents
-from unitok.sample.pipeline import as_read, caption, caption_codes, draw_codes
+from unitok.sample.pictures import as_read
+from unitok.sample.pipeline import caption, caption_codes, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import Document, pack
 from unitok.tasks import TASKS, draws_pictures, pieces, reads_pictures

@@ -20,8 +20,8 @@ from unitok.model import UniTok
 from unitok.sample.inpainting import inpainting_task
 from unitok.sample.jobs import job_for
 from unitok.sample.performing import pointed_first
-from unitok.sample.pictures import read_picture
-from unitok.sample.pipeline import GREEDY, as_read, run
+from unitok.sample.pictures import as_read, read_picture
+from unitok.sample.pipeline import GREEDY, run
 from unitok.sampling import SampleSettings
 from unitok.vocabulary import Vocabulary
 

@@ -30,10 +30,11 @@ from unitok.sample.inpainting import inpainting_job
 from unitok.sample.jobs import Job, job_for
 from unitok.sample.masks import touched
 from unitok.sample.performing import perform
-from unitok.sample.pipeline import GREEDY, answer, decoded, draw_each, engine_for, run
+from unitok.sample.pipeline import GREEDY, answer, before_pictures, decoded, draw_each, engine_for, run, score_codes
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold, keyed_generator
 from unitok.tasks import Piece, documents, pieces, way
+from unitok.trunk.attention import attention_to_words
 from unitok.vocabulary import Vocabulary
 
 BOX = [0.105, 0.205, 0.505, 0.605]
@@ -169,6 +170,23 @@ def test_the_best_of_several_brings_its_own_boxes(make_model: Callable[..., UniT
         best = each[int(reading_scores(model, torch.stack([codes for _, codes in each]), ids).argmax())]
         assert all(torch.equal(one, other) for one, other in zip(best, told[place], strict=True))
         assert torch.equal(decoded(model, best[1][None])[0], drawn[place])
+
+
+def test_codes_are_scored_behind_the_most_likely_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = learned(make_model, "pointed_text_to_image", "image_to_text")
+    seen: list[torch.Tensor] = []
+    ids, caption = model.text_ids("a cat"), "a cat"
+    greedy = replace(job_for("pointed_text_to_image", {"caption": ids}, 0, GREEDY), settings=GREEDY)
+    [[boxes, codes]] = run(model, [greedy])
+    assert len(boxes)
+    box = Piece("box", model.modalities()["box"].value(boxes), False)
+    run(model, [Job([[Piece("text", ids, False), box]], "image", 0, GREEDY)], watch=lambda _, one: seen.append(one[0]))
+    scores = score_codes(model, [caption], codes[None])
+    torch.testing.assert_close(scores[0], torch.cat(seen), atol=1e-4, rtol=0)
+    _, behind = before_pictures(model, [caption])[0]
+    assert torch.equal(behind.ids, model.modalities()["box"].given([box.value])[0].ids)
+    with_boxes, without = attention_to_words(model, caption, codes, [behind]), attention_to_words(model, caption, codes)
+    assert with_boxes and without and not torch.allclose(with_boxes[0][1], without[0][1])
 
 
 def test_how_far_a_picture_is_tells_nothing_of_its_boxes(make_model: Callable[..., UniTok]) -> None:
