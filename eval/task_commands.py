@@ -73,10 +73,10 @@ def eval_tasks(
     from unitok.sample.inpainting import reads_known
     from unitok.sample.masks import has_places
     from unitok.sample.pipeline import settings_for
-    from unitok.tasks import ends_in, given_fields, needs, way
+    from unitok.tasks import needs, way
 
     from .reports.output import claim_folder
-    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of, without_pixels
+    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, of_captions, tasks_of, without_pixels
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     precision = prepare(loaded, precision)
@@ -88,8 +88,7 @@ def eval_tasks(
     opened = [open_data(one, size, captions=captions) for one in data]
     pairs: list[tuple[RecordDataset, str]] = []
     for dataset in opened:
-        # More pictures that are read or drawn by captions tell nothing new.
-        done = {task for _, task in pairs if given_fields(task) | {ends_in(task)} <= {"caption", "image"}}
+        done = {task for _, task in pairs if of_captions(task)}
         pairs += [(dataset, task) for task in tasks_of(loaded, dataset) if task not in done]
     out_of_reach = without_pixels(loaded, [task for _, task in pairs])
     pairs = [(dataset, task) for dataset, task in pairs if task not in out_of_reach]
