@@ -17,8 +17,6 @@ from unitok.tasks import documents
 
 READS = "image_to_text"
 NO_BEST = "chooses by a caption or by what is known of a picture, and here is neither: leave it out"
-
-
 Written = Sequence[torch.Tensor]
 """All that a job wrote, codes (L,) last."""
 
