@@ -47,6 +47,9 @@ class SampleSettings:
     ahead: int = 0
     """Next token, random order: guess so many codes behind the one that is drawn, and check them in the same pass. The
     pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
+    row_window: int = 0
+    """Next token: draw codes of neighbouring rows in one pass, each as soon as the row above is so many codes ahead of
+    it (ZipAR, arXiv:2412.04062). Fewer passes, other pictures. 0, or the width of a row, draws code by code."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     smooth: bool = False
@@ -81,6 +84,12 @@ class SampleSettings:
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
         problems.check_range("--ahead", self.ahead, 0, 2**16)
+        problems.check_range("--row-window", self.row_window, 0, 2**16)
+        problems.check(
+            not (self.ahead and self.row_window),
+            f"--ahead {self.ahead} guesses codes of one row, --row-window {self.row_window} draws several rows at once: "
+            "choose one of them",
+        )
         problems.check(
             len(self.negative) <= LONGEST_NEGATIVE,
             f"--negative has {len(self.negative)} characters: up to {LONGEST_NEGATIVE} are read",
@@ -169,6 +178,9 @@ class GivenSettings:
     ahead: int | None = None
     """Next token, random order: guess so many codes ahead and check them in the same pass: the same pictures in fewer
     passes; 0 guesses none."""
+    row_window: int | None = None
+    """Next token: draw codes of neighbouring rows in one pass, each as soon as the row above is so many codes ahead of
+    it: fewer passes, other pictures; 0 draws code by code."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     smooth: bool | None = None
