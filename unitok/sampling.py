@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
@@ -30,6 +30,10 @@ class SampleSettings:
     is that of the first."""
     temperature: float | list[float] = 1.0
     """Divides the logits; 0 takes the most likely code."""
+    entropy_temperature: list[float] = field(default_factory=list)
+    """Three numbers a, b, c: the temperature of each code is multiplied by a * exp(-H / b) + c, where H is the entropy
+    of its distribution in nats (arXiv:2510.09012). With a below 0 codes of which the model is sure are drawn colder
+    than others, with a above 0 warmer, as its authors do. Empty: one temperature throughout."""
     top_k: int | list[int] = 0
     """Keep the k most likely codes; 0 keeps all."""
     top_p: float | list[float] = 0.0
@@ -74,6 +78,11 @@ class SampleSettings:
             _all(self.temperature, 0, MOST_TEMPERATURE),
             f"--temperature is {shown(self.temperature)}: choose a value from 0 to {MOST_TEMPERATURE}",
         )
+        problems.check(
+            not self.entropy_temperature or _is_rule(*self.entropy_temperature),
+            f"--entropy-temperature is {shown(self.entropy_temperature)}: give three numbers a, b, c for a factor of "
+            f"a * exp(-entropy / b) + c, with b above 0, and c and a + c from 0 to {MOST_TEMPERATURE}",
+        )
         problems.check(_all(self.top_k, 0), f"--top-k is {shown(self.top_k)}: choose 1 or more, or 0 to keep all codes")
         problems.check(
             _all(self.top_p, 0, 1), f"--top-p is {shown(self.top_p)}: choose a value in (0, 1], or 0 to keep all codes"
@@ -87,7 +96,7 @@ class SampleSettings:
         problems.check_range("--row-window", self.row_window, 0, 2**16)
         problems.check(
             not (self.ahead and self.row_window),
-            f"--ahead {self.ahead} guesses codes of one row, --row-window {self.row_window} draws several rows at once: "
+            f"--ahead {self.ahead} guesses codes of a row, --row-window {self.row_window} draws several rows at once: "
             "choose one of them",
         )
         problems.check(
@@ -162,6 +171,9 @@ class GivenSettings:
     the task. Like the following settings, null is the model's own (--sampling of train generator), else 3."""
     temperature: float | list[float] | None = None
     """Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale."""
+    entropy_temperature: list[float] | None = None
+    """Three numbers a, b, c: the temperature of each code times a * exp(-H / b) + c, by the entropy H of its
+    distribution in nats; [] is one temperature throughout."""
     top_k: int | list[int] | None = None
     """Keep the k most likely codes; 0 keeps all. Next scale: also a list."""
     top_p: float | list[float] | None = None
@@ -202,3 +214,11 @@ NONE_GIVEN = GivenSettings()
 def _all(values: float | list[float] | list[int], low: float, high: float = 2**53) -> bool:
     """Whether a value, or every one of a list, lies between; an empty list says nothing."""
     return values != [] and all(low <= value <= high for value in (values if isinstance(values, list) else [values]))
+
+
+def _is_rule(*numbers: float) -> bool:
+    """Whether they say a temperature for every entropy."""
+    if len(numbers) != 3:
+        return False
+    scale, decay, floor = numbers
+    return decay > 0 and all(0 <= end <= MOST_TEMPERATURE for end in (floor, scale + floor))

@@ -1,14 +1,14 @@
 """Neighbouring rows at once: codes of several rows in one pass, without training anew (ZipAR, arXiv:2412.04062).
 
-A code may be drawn as soon as the row above is `window` codes ahead of it. What stands further to the right there is not
-seen, and no code sees a row below.
+A code may be drawn as soon as the row above is `window` codes ahead of it. What stands further to the right there is
+not seen, and no code sees a row below.
 
 A row goes on from the last code of the row above. A row that begins early has none there yet. As in the authors' code
 for LlamaGen, the last code so far of the row above that one stands in for it in one pass; the true one comes when it is
 drawn. Above the second row there is no such row, so it waits for the end of the first. Where rows end with an id of
 their own, this id is known, and no row waits.
 
-A picture of h rows of w codes takes 2 w + (h - 2) * window passes, with row ends w + (h - 1) * window, in place of h * w.
+A picture of h rows of w codes takes 2 w + (h - 2) * window passes, with row ends w + (h - 1) * window, and not h * w.
 """
 
 from __future__ import annotations

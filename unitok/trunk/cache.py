@@ -63,7 +63,7 @@ class KVCache:
         self.looked = False
         """Whether there may be such; known to the host."""
         self.numbers = torch.full((rows, capacity), -1, device=device)
-        """Numbers of the slots of pictures that are not drawn code by code in one line: see `extend`; others have -1."""
+        """Of slots whose positions were given one: see `extend`. All others have -1."""
         self.used = torch.zeros(rows, capacity, device=device, dtype=torch.bool)
         """Slots that hold something."""
         self.lengths = [0] * rows
