@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -55,11 +56,12 @@ class Pass:
     """Places of codes that were given, and of which the rows have come to the other side."""
 
 
-def passes_by_rows(layout: Layout, window: int, known: Sequence[bool], ends: bool) -> list[Pass]:
+@lru_cache(maxsize=64)
+def passes_by_rows(layout: Layout, window: int, known: tuple[bool, ...], ends: bool) -> list[Pass]:
     """The passes that draw the codes (L,) that are not known; `ends` says whether rows end with an id. Grids are drawn
     one after another. The last pass draws nothing: it has the known codes behind the last one that is drawn.
 
-    >>> [len(one.drawn) for one in passes_by_rows(Layout(((3, 3),)), 1, [False] * 9, ends=False)]
+    >>> [len(one.drawn) for one in passes_by_rows(Layout(((3, 3),)), 1, (False,) * 9, ends=False)]
     [1, 1, 1, 1, 2, 2, 1, 0]
     """
     found, start = [Pass()], 0
@@ -179,7 +181,7 @@ class RowWindow(Writer):
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         plain, settings = self.plain, self.row(row).settings
         plain.admit(row, seed, settings, known)
-        given = [False] * plain.layout.length if known is None else (known >= 0).tolist()
+        given = (False,) * plain.layout.length if known is None else tuple((known >= 0).tolist())
         self.passes[row] = []
         if not settings.row_window:
             return
