@@ -66,16 +66,19 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, settings: SampleSetting
     if temperature < COLDEST:
         ids = logits.argmax(-1)
         return ids, torch.ones_like(uniform)
-    if settings.entropy_temperature:
-        logits = logits / (temperature * entropy_factor(logits, *settings.entropy_temperature)).clamp(min=COLDEST)
-    else:
+    rule = settings.entropy_temperature
+    if not rule:
         logits = logits / temperature
+    kept = None
     if 0 < top_k < logits.shape[-1]:
         # Only those k are looked at from here on, in the order of their ids.
         kept = logits.topk(top_k, -1, sorted=False).indices.sort(-1).values
-        place, chances = _pick(keep_top_p(logits.gather(-1, kept), top_p).softmax(-1), uniform)
-        return kept.gather(-1, place[..., None])[..., 0], chances
-    return _pick(keep_top_p(logits, top_p).softmax(-1), uniform)
+        logits = logits.gather(-1, kept)
+    logits = keep_top_p(logits, top_p)
+    if rule:
+        logits = logits / (temperature * entropy_factor(logits, *rule)).clamp(min=COLDEST)
+    ids, chances = _pick(logits.softmax(-1), uniform)
+    return ids if kept is None else kept.gather(-1, ids[..., None])[..., 0], chances
 
 
 def entropy_factor(logits: torch.Tensor, scale: float, decay: float, floor: float) -> torch.Tensor:

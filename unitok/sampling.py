@@ -31,9 +31,10 @@ class SampleSettings:
     temperature: float | list[float] = 1.0
     """Divides the logits; 0 takes the most likely code."""
     entropy_temperature: list[float] = field(default_factory=list)
-    """Three numbers a, b, c: the temperature of each code is multiplied by a * exp(-H / b) + c, where H is the entropy
-    of its distribution in nats (arXiv:2510.09012). With a below 0 codes of which the model is sure are drawn colder
-    than others, with a above 0 warmer, as its authors do. Empty: one temperature throughout."""
+    """Three numbers a, b, c: `temperature` is multiplied by a * exp(-H / b) + c, where H is the entropy in nats of what
+    `top_k` and `top_p` keep of a code's distribution; here they come before the temperature (arXiv:2510.09012, with
+    2.5, 3, 0.6). With a above 0 codes of which the model is sure are drawn warmer than others, below 0 colder. Empty:
+    one temperature throughout."""
     top_k: int | list[int] = 0
     """Keep the k most likely codes; 0 keeps all."""
     top_p: float | list[float] = 0.0
@@ -172,8 +173,8 @@ class GivenSettings:
     temperature: float | list[float] | None = None
     """Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale."""
     entropy_temperature: list[float] | None = None
-    """Three numbers a, b, c: the temperature of each code times a * exp(-H / b) + c, by the entropy H of its
-    distribution in nats; [] is one temperature throughout."""
+    """Three numbers a, b, c: the temperature times a * exp(-H / b) + c, by the entropy H in nats of what top_k and
+    top_p keep of a code's distribution; [] is one temperature throughout."""
     top_k: int | list[int] | None = None
     """Keep the k most likely codes; 0 keeps all. Next scale: also a list."""
     top_p: float | list[float] | None = None

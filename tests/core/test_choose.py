@@ -91,12 +91,13 @@ def test_settings_shape_the_choice() -> None:
 
 
 def test_a_temperature_by_entropy_is_that_of_the_formula() -> None:
-    """Of every distribution by itself: here it is one for all, so a plain temperature draws the same."""
-    entropy = -sum(share * math.log(share) for share in (0.5, 0.25, 0.15, 0.1))
+    """Of what is left of every distribution by itself: here they are one, so a plain temperature draws the same."""
     for rule in ([2.5, 3.0, 0.6], [-0.5, 0.5, 1.0], [1.0, 0.2, 0.0]):
-        factor = rule[0] * math.exp(-entropy / rule[1]) + rule[2]
-        assert shares(entropy_temperature=rule) == shares(temperature=factor)
-        assert shares(entropy_temperature=rule, temperature=0.5, top_k=3) == shares(temperature=factor / 2, top_k=3)
+        for cut, kept in (({}, 4), ({"top_k": 3}, 3), ({"top_p": 0.6}, 2)):
+            left = LOGITS.exp()[0, :kept] / LOGITS.exp()[0, :kept].sum()
+            factor = rule[0] * math.exp(sum(share * math.log(share) for share in left.tolist()) / rule[1]) + rule[2]
+            wanted = shares(temperature=factor / 2, top_k=kept)
+            assert shares(entropy_temperature=rule, temperature=0.5, **cut) == pytest.approx(wanted, abs=2e-3)
     assert shares(entropy_temperature=[0.0, 1.0, 1.0]) == shares(entropy_temperature=[]) == shares()
     some = torch.stack([torch.zeros(16), torch.arange(16.0) * 100, torch.randn(16)])
     for one, alone in zip(entropy_factor(some, -0.5, 2.0, 0.9), some, strict=True):
