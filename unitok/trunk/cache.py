@@ -154,8 +154,8 @@ class KVCache:
 
     def _numbered(self, numbers: torch.Tensor) -> torch.Tensor:
         """(b, 1, n, W) bool: what the slots taken last see, which have these numbers (b, n) from here on."""
-        there = self.mark(self.numbers, numbers)
-        return (self.used[self._rows, None, : self._width] & (there[:, None] <= numbers[..., None]))[:, None]
+        there, documents = self.mark(self.numbers, numbers), self.used[self._rows, : self._width].long() - 1
+        return allowed(numbers, torch.zeros_like(numbers), there, documents)
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
