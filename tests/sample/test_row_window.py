@@ -208,6 +208,14 @@ def test_what_follows_a_picture_does_not_tell_how_it_was_drawn(make_model: Calla
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
 
 
+def test_a_lane_that_is_used_again_forgets_the_picture_before(make_model: Callable[..., UniTok]) -> None:
+    """A longer prompt stands where the first picture stood."""
+    model, settings = make_model(), replace(PLAIN, row_window=2)
+    jobs = [job(settings, 0, caption="a"), job(settings, 1, caption="a large cross above a small yellow circle")]
+    found = run(model, jobs, batch_size=1)
+    assert all(torch.equal(one[0], run(model, [alone])[0][0]) for one, alone in zip(found, jobs, strict=True))
+
+
 def test_passes_are_captured_and_replayed(make_model: Callable[..., UniTok], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two batches, so that the passes of the second were captured in the first."""
     model, captures = make_model(), Captures()

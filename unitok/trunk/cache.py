@@ -232,7 +232,6 @@ class KVCache:
     def take(self, row: int, other: int, n: int) -> None:
         """Fills a row with the first n slots of another one, in place of what it had."""
         self._fill(row, self.held(other, 0, n))
-        self.numbers[row] = -1
         self.used[row] = False
         self.used[row, :n] = self.used[other, :n]
         self._on_device[row] = n
