@@ -149,6 +149,11 @@ def test_each_sub_token_has_its_temperature_and_its_number(tmp_path: Path) -> No
     alone = [draw_codes(model, [label], settings, [n]) for n, label in enumerate((3, 0, 9, 3))]
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, draw_codes(model, ["3", 0, "9", 3], replace(settings, ahead=3), [0, 1, 2, 3]))
+    rows = replace(settings, row_window=1)
+    at_once = draw_codes(model, ["3", 0, "9", 3], rows, [0, 1, 2, 3])
+    assert torch.equal(at_once, torch.cat([draw_codes(model, [n], rows, [k]) for k, n in enumerate((3, 0, 9, 3))]))
+    assert not torch.equal(at_once, together)
+    assert torch.equal(together, draw_codes(model, ["3", 0, "9", 3], replace(settings, row_window=99), [0, 1, 2, 3]))
     hot = draw_codes(model, LABELS, SampleSettings(guidance=1.0, temperature=1000.0), [0, 1, 2])
     assert not torch.equal(hot % PRE, hot // PRE // (POST // PRE)), "one number would draw both alike"
     cold = SampleSettings(guidance=1.0, temperature=[0.0, 1.0])

@@ -63,6 +63,8 @@ class Given:
     """Port -> (b * n, ...)."""
     condition: Beside | None = None
     """Of every lane."""
+    numbers: torch.Tensor | None = None
+    """(b, n) int64: they see what has no higher number (`KVCache.numbers`); None: all that is there."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of them, by name; of a condition the vector."""
@@ -71,6 +73,8 @@ class Given:
             found["stands"] = self.stands
         if self.condition is not None:
             found["condition"] = self.condition.vector
+        if self.numbers is not None:
+            found["numbers"] = self.numbers
         return found
 
     def cloned(self) -> Given:
@@ -78,7 +82,8 @@ class Given:
         features = {name: one.clone() for name, one in self.features.items()}
         stands = None if self.stands is None else self.stands.clone()
         condition = None if self.condition is None else Beside(self.condition.vector.clone())
-        return Given(self.ids.clone(), self.places.clone(), stands, features, condition)
+        numbers = None if self.numbers is None else self.numbers.clone()
+        return Given(self.ids.clone(), self.places.clone(), stands, features, condition, numbers)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class Steps:
         their groups (n,), or all. They may be overwritten by the next pass."""
         n = given.ids.shape[1]
         if not self._has_fixed_form(given, groups):
-            return self._run(given, self.cache.extend(lanes, n, groups))
+            return self._run(given, self.cache.extend(lanes, n, groups, given.numbers))
         self.cache.advance(lanes, n)
         width, tensors = self.cache.reach(lanes), given.tensors()
         key = (tuple(lanes), width, *((name, one.shape, one.dtype) for name, one in tensors.items()))
@@ -146,7 +151,7 @@ class Steps:
         return self.capture is not None and groups is None and not states and not autocast
 
     def _fixed(self, lanes: Sequence[int], width: int, given: Given) -> torch.Tensor:
-        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width))
+        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width, given.numbers))
 
     def _run(self, given: Given, seen: Visibility) -> torch.Tensor:
         features = {}
