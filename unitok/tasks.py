@@ -66,12 +66,12 @@ TASKS: dict[str, tuple[Part, ...]] = {
         Part("known"),
         Part("hole"),
         Part("caption", drop="text"),
-        Part("boxes", learned=True, drop="text", varies=True),
+        Part("named", learned=True, drop="text", varies=True),
         Part("image", learned=True),
     ),
     "pointed_text_to_image": (
         Part("caption", drop="text"),
-        Part("boxes", learned=True, drop="text", varies=True),
+        Part("named", learned=True, drop="text", varies=True),
         Part("image", learned=True),
     ),
 }
@@ -87,7 +87,7 @@ fields side by side are lists, their values come in turn: question, answer, ques
 WITH_HOLES = {"known": "image", "hole": "image"}
 """Field that no record has -> the field that it is made of in training, with a hole in each picture: what is known of
 it, and the box around the hole."""
-OBJECTS = "boxes"
+OBJECTS = "named"
 """Field whose boxes are around things that holes may be made for."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""

@@ -103,7 +103,7 @@ def test_every_other_hole_is_around_a_thing(make_model: Callable[..., UniTok]) -
         plain, _ = hole_in(layout, Draw(keyed_generator(0, "hole", 0, row)))
         assert plain.view(layout.grid).any(1).sum() > 0
     assert all(0.1 < count / 400 < 0.25 for count in around.values()), around
-    record = {"image": torch.zeros(layout.length, dtype=torch.int64), "caption": [1], "boxes": [thing]}
+    record = {"image": torch.zeros(layout.length, dtype=torch.int64), "caption": [1], "named": ["a cat", thing]}
     made = with_holes("pointed_inpaint", record, Draw(keyed_generator(0, "hole", 0, 1)), make_model().modalities())
     codes, hole = hole_in(layout, Draw(keyed_generator(0, "hole", 0, 1)), [thing])
     assert made["hole"] == hole and torch.equal(made["known"] < 0, codes)

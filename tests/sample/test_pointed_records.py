@@ -125,7 +125,7 @@ def test_records_of_edits_have_the_boxes(model: UniTok, folder: Path, picture: P
     assert [one["pointed"] for one in records(tmp_path / "out")] == [{"boxes": boxes}] * 3
 
 
-def test_records_of_what_is_filled_in_have_their_boxes(
+def test_records_of_what_is_filled_in_have_its_caption_with_boxes(
     model: UniTok, folder: Path, picture: Path, tmp_path: Path
 ) -> None:
     """Each its own: where things are to be differs from drawing to drawing."""
@@ -134,7 +134,8 @@ def test_records_of_what_is_filled_in_have_their_boxes(
     unitok("inpaint", picture, "--model", folder, *fixed)
     found = [record["pointed"] for record in records(tmp_path / "out")]
     assert len({str(one) for one in found}) > 1
-    assert all(one.keys() == {"boxes"} and all(map(is_box, one["boxes"])) for one in found)
+    assert all(one.keys() == {"named"} and one["named"] for one in found)
+    assert all(isinstance(part, str) or is_box(part) for one in found for part in one["named"])
 
 
 def test_records_of_drawings_have_their_boxes(model: UniTok, folder: Path, tmp_path: Path) -> None:
@@ -143,5 +144,5 @@ def test_records_of_drawings_have_their_boxes(model: UniTok, folder: Path, tmp_p
     job = {"caption": model.text_ids("a red circle")}
     for seed, record in enumerate(records(tmp_path / "out")):
         settings = SampleSettings(**record["settings"])
-        [[written, _]] = run(model, [job_for("pointed_text_to_image", job, seed, settings)])
-        assert record["pointed"] == {"boxes": model.modalities()["box"].value(written)}
+        [written] = run(model, [job_for("pointed_text_to_image", job, seed, settings)])
+        assert record["pointed"] == pointed_first(model, "pointed_text_to_image", written)

@@ -77,12 +77,13 @@ def test_boxes_stand_before_what_they_are_for() -> None:
     assert [piece.value for piece in pieces("pointed_edit", edit)] == ["before", "do", [BOX], "after"]
     without = pieces("pointed_edit", edit, ["text"])
     assert [piece.value for piece in without] == ["before", [], "after"], "no boxes without the instruction"
-    filled = {"known": "part", "hole": BOX, "caption": "a cat", "boxes": [BOX], "image": "whole"}
+    named = ["a cat", BOX]
+    filled = {"known": "part", "hole": BOX, "caption": "a cat", "named": named, "image": "whole"}
     said = [(piece.value, piece.learned) for piece in pieces("pointed_inpaint", filled)]
-    assert said == [("part", False), (BOX, False), ("a cat", False), ([BOX], True), ("whole", True)]
+    assert said == [("part", False), (BOX, False), ("a cat", False), (named, True), ("whole", True)]
     assert [piece.value for piece in pieces("pointed_inpaint", filled, ["text"])] == ["part", BOX, [], "whole"]
     said = [(piece.value, piece.learned) for piece in pieces("pointed_text_to_image", filled)]
-    assert said == [("a cat", False), ([BOX], True), ("whole", True)]
+    assert said == [("a cat", False), (named, True), ("whole", True)]
     assert [piece.value for piece in pieces("pointed_text_to_image", filled, ["text"])] == [[], "whole"]
     with pytest.raises(UserError, match="has no boxes, which the task pointed_edit needs"):
         pieces("pointed_edit", {**edit, "boxes": None})
@@ -124,18 +125,18 @@ def learned(make_model: Callable[..., UniTok], *tasks: str) -> UniTok:
     return stir(UniTok(replace(made.config, tasks=tasks), made.image_tokenizer, made.text_tokenizer).eval())
 
 
-def test_a_hole_is_filled_as_behind_given_boxes(make_model: Callable[..., UniTok]) -> None:
+def test_a_hole_is_filled_as_behind_a_given_caption_with_boxes(make_model: Callable[..., UniTok]) -> None:
     model = learned(make_model, "pointed_inpaint")
     codes, caption = codes_for(model, 0), model.text_ids("a cat")
     mask = torch.zeros(32, 32, dtype=torch.bool)
     mask[5:20, 8:31] = True
     known = codes.masked_fill(touched(mask[None], model.layout)[0], -1)
     settings = SampleSettings(guidance=2.0)
-    [[boxes, drawn]] = run(model, [inpainting_job(model, known, mask, caption, 7, settings)])
+    [[named, drawn]] = run(model, [inpainting_job(model, known, mask, caption, 7, settings)])
     assert torch.equal(drawn[known >= 0], codes[known >= 0])
     hole = Piece("box", [8 / 32, 5 / 32, 31 / 32, 20 / 32], False)
     given = [Piece("image", known, False), hole, Piece("text", caption, False)]
-    prompts = [[*given, Piece("box", model.modalities()["box"].value(boxes), False)]]
+    prompts = [[*given, Piece("grounded", named.tolist(), False)]]
     prompts += [[*given[:2], Piece("text", [], False)]]
     [[wanted]] = run(model, [Job(prompts, "image", fold(7, "turn", 1), settings, known)])
     assert torch.equal(drawn, wanted)
@@ -147,11 +148,11 @@ def test_where_things_are_to_be_differs_from_drawing_to_drawing(make_model: Call
     caption, settings = model.text_ids("a cat"), SampleSettings(guidance=2.0)
     jobs = [job_for("pointed_text_to_image", {"caption": caption}, seed, settings) for seed in range(4)]
     written = run(model, jobs)
-    assert len({str(boxes.tolist()) for boxes, _ in written}) > 1
+    assert len({str(named.tolist()) for named, _ in written}) > 1
     [alone] = run(model, jobs[2:3])
     assert torch.equal(alone[0], written[2][0]) and torch.equal(alone[1], written[2][1]), "no row depends on the others"
-    boxes, drawn = written[0]
-    prompts = [[Piece("text", caption, False), Piece("box", model.modalities()["box"].value(boxes), False)]]
+    named, drawn = written[0]
+    prompts = [[Piece("text", caption, False), Piece("grounded", named.tolist(), False)]]
     prompts += [[Piece("text", [], False)]]
     [[wanted]] = run(model, [Job(prompts, "image", fold(0, "turn", 1), settings)])
     assert torch.equal(drawn, wanted), "what guidance compares with has neither the caption nor the boxes"
@@ -177,14 +178,18 @@ def test_codes_are_scored_behind_the_most_likely_boxes(make_model: Callable[...,
     seen: list[torch.Tensor] = []
     ids, caption = model.text_ids("a cat"), "a cat"
     greedy = replace(job_for("pointed_text_to_image", {"caption": ids}, 0, GREEDY), settings=GREEDY)
-    [[boxes, codes]] = run(model, [greedy])
-    assert len(boxes)
-    box = Piece("box", model.modalities()["box"].value(boxes), False)
-    run(model, [Job([[Piece("text", ids, False), box]], "image", 0, GREEDY)], watch=lambda _, one: seen.append(one[0]))
+    [[named, codes]] = run(model, [greedy])
+    assert len(named)
+    pointed = Piece("grounded", named.tolist(), False)
+    run(
+        model,
+        [Job([[Piece("text", ids, False), pointed]], "image", 0, GREEDY)],
+        watch=lambda _, one: seen.append(one[0]),
+    )
     scores = score_codes(model, [caption], codes[None])
     torch.testing.assert_close(scores[0], torch.cat(seen), atol=1e-4, rtol=0)
     _, behind = before_pictures(model, [caption])[0]
-    assert torch.equal(behind.ids, model.modalities()["box"].given([box.value])[0].ids)
+    assert torch.equal(behind.ids, model.modalities()["grounded"].given([pointed.value])[0].ids)
     with_boxes, without = attention_to_words(model, caption, codes, [behind]), attention_to_words(model, caption, codes)
     assert with_boxes and without and not torch.allclose(with_boxes[0][1], without[0][1])
 
