@@ -1,12 +1,12 @@
-"""How long a picture takes where steps are left out: guidance that ends, and codes that are guessed ahead.
+"""How long a picture takes where steps are left out: guidance that ends, codes that are guessed ahead, rows at once.
 
     OMP_NUM_THREADS=1 python benchmarks/fewer_passes.py --model runs/demo/generator --data "shapes@val?limit=24"
 
 draws the captions of a data set one by one, or `--batch` at a time, and prints for each way passes and milliseconds of
 processor time a picture, and the share of the pictures whose codes are those of the plain way. The ways take turns, and
 times are medians of the rounds, so they compare even on a machine that is busy. The model must be trained: how often a
-guess is right depends on what it learned. What guidance that ends costs in quality, `unitok eval generator
---guided_codes N` says.
+guess is right depends on what it learned. What guidance that ends and rows at once cost in quality, `unitok compare
+--sweep` says.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--data", default="shapes@val?limit=24", help="captions")
     parser.add_argument("--guided_codes", nargs="*", type=int, default=[16, 32])
     parser.add_argument("--ahead", nargs="*", type=int, default=[4, 8, 16])
+    parser.add_argument("--row_window", nargs="*", type=int, default=[])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -42,6 +43,7 @@ def main() -> None:
     ways = {"plain": plain}
     ways |= {f"guided_codes {number}": replace(plain, guided_codes=number) for number in options.guided_codes}
     ways |= {f"ahead {number}": replace(plain, ahead=number) for number in options.ahead}
+    ways |= {f"row_window {number}": replace(plain, row_window=number) for number in options.row_window}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     passes: dict[str, int] = {}
     codes: dict[str, torch.Tensor] = {}

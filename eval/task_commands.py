@@ -73,10 +73,10 @@ def eval_tasks(
     from unitok.sample.inpainting import reads_known
     from unitok.sample.masks import has_places
     from unitok.sample.pipeline import settings_for
-    from unitok.tasks import needs
+    from unitok.tasks import needs, way
 
     from .reports.output import claim_folder
-    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, tasks_of, without_pixels
+    from .tasks import DRAWS, check_learned, measure_inpainting, measure_task, of_captions, tasks_of, without_pixels
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     precision = prepare(loaded, precision)
@@ -88,7 +88,7 @@ def eval_tasks(
     opened = [open_data(one, size, captions=captions) for one in data]
     pairs: list[tuple[RecordDataset, str]] = []
     for dataset in opened:
-        done = {task for _, task in pairs if needs([task]) <= {"caption", "image"}}  # more of the same tells nothing
+        done = {task for _, task in pairs if of_captions(task)}
         pairs += [(dataset, task) for task in tasks_of(loaded, dataset) if task not in done]
     out_of_reach = without_pixels(loaded, [task for _, task in pairs])
     pairs = [(dataset, task) for dataset, task in pairs if task not in out_of_reach]
@@ -117,7 +117,7 @@ def eval_tasks(
         if section is not None:  # of several data sets for one task, the later ones are numbered
             before = sum(one.name.partition(" ")[0] == task for one in sections)
             sections.append(replace(section, name=f"{task} {before + 1}") if before else section)
-    draws = DRAWS in (loaded.config.tasks or [DRAWS]) or reads_known(loaded)
+    draws = way(DRAWS, loaded.config.tasks or [DRAWS]) is not None or reads_known(loaded)
     holes = draws and has_places(loaded.image_tokenizer) and drawn
     for dataset in opened if holes else ():
         inpainted = measure_inpainting(

@@ -23,7 +23,7 @@ from unitok.sample.inpainting import inpaint
 from unitok.sample.masks import without
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, draws_pictures, ends_in
+from unitok.tasks import FIELDS, TASKS, draws_pictures, ends_in, given_fields
 
 from .metrics.intervals import with_intervals
 from .pictures import MAX_BAD, count_pictures, picture_batches, progress, read_records
@@ -52,6 +52,7 @@ TITLES = {
     "layout_to_image": "Drawing from layouts",
     "pointed_question": "Questions, boxes first",
     "pointed_edit": "Edits, boxes first",
+    "pointed_text_to_image": "Drawing from captions, boxes first",
 }
 
 
@@ -69,6 +70,11 @@ def tasks_of(model: UniTok, dataset: RecordDataset) -> list[str]:
     """The tasks that a model learned and the first records of a data set are judged by."""
     records = [dataset[index] for index in range(min(FIRST, len(dataset)))]
     return [task for task in model.config.tasks or TASKS if any(can_judge(task, record) for record in records)]
+
+
+def of_captions(task: str) -> bool:
+    """Whether captioned pictures are all that a task is judged by: other records tell nothing more."""
+    return given_fields(task) | {ends_in(task)} <= {"caption", "image"}
 
 
 def without_pixels(model: UniTok, tasks: Sequence[str]) -> list[str]:

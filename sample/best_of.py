@@ -17,6 +17,8 @@ from unitok.tasks import documents
 
 READS = "image_to_text"
 NO_BEST = "chooses by a caption or by what is known of a picture, and here is neither: leave it out"
+Written = Sequence[torch.Tensor]
+"""All that a job wrote, codes (L,) last."""
 
 
 def check_best_of(model: UniTok, settings: SampleSettings) -> None:
@@ -48,21 +50,22 @@ class BestOf:
 
     def __init__(self, number: int, scores: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
         self.number, self.scores = number, scores
-        self._drawn: dict[int, dict[int, torch.Tensor]] = {}
-        """Picture -> candidate -> codes."""
+        self._drawn: dict[int, dict[int, Written]] = {}
+        """Picture -> candidate -> what it wrote."""
 
-    def take(self, finished: Sequence[tuple[int, torch.Tensor]]) -> list[tuple[int, torch.Tensor]]:
-        """From (job, codes (L,)) that were drawn to (picture, codes) of the pictures that this completes."""
+    def take(self, finished: Sequence[tuple[int, Written]]) -> list[tuple[int, Written]]:
+        """From (job, all that it wrote) of jobs that are done to (picture, all that the best of its jobs wrote) of the
+        pictures that this completes."""
         if self.number == 1:
             return list(finished)
-        for job, codes in finished:
+        for job, written in finished:
             place, candidate = divmod(job, self.number)
-            self._drawn.setdefault(place, {})[candidate] = codes
+            self._drawn.setdefault(place, {})[candidate] = written
         best = []
         for place in [place for place, drawn in self._drawn.items() if len(drawn) == self.number]:
             drawn = self._drawn.pop(place)
-            codes = torch.stack([drawn[candidate] for candidate in range(self.number)])
-            best.append((place, codes[self.scores(place, codes).argmax()]))
+            codes = torch.stack([drawn[candidate][-1] for candidate in range(self.number)])
+            best.append((place, drawn[int(self.scores(place, codes).argmax())]))
         return best
 
 

@@ -23,7 +23,8 @@ from .document_files import PICTURES, save_documents
 from .documents import DocumentWriter, Part
 from .engine import Engine
 from .jobs import Turn, prompts_needed
-from .pipeline import as_read, decoded
+from .pictures import as_read
+from .pipeline import decoded
 
 HELP = "/image FILE gives a picture, /save FILE writes the chat down, /new begins another one, /quit ends"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
@@ -90,8 +90,9 @@ def sample(
     from unitok.model import UniTok
     from unitok.prepare import noted, prepare
 
-    from .jobs import check_smooth
+    from .jobs import check_smooth, way_of
     from .outputs import PictureFolder
+    from .performing import pointed_first
     from .pipeline import draw_each, draw_progress, settings_for, value_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
@@ -111,9 +112,18 @@ def sample(
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
-    pictures = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=computed)
+    task, pointed = way_of(loaded, "text_to_image"), dict[int, dict[str, Any]]()
+    pictures = draw_each(
+        loaded,
+        captions_left,
+        settings,
+        seeds_left,
+        batch_size=batch_size,
+        precision=computed,
+        tell=lambda place, written: pointed.update({place: pointed_first(loaded, task, written)}),
+    )
     for place, picture in track(pictures, "drawing", total=len(jobs), console=Console(stderr=True)):
-        folder.add(*jobs[place], picture)
+        folder.add(*jobs[place], picture, pointed[place])
     print(folder.finish(asked, n))
     if progress:
         first = asked[:PROGRESS_ROWS]

@@ -68,7 +68,8 @@ def generate(
 
     from .document_files import FILE, PAGE, read_beginnings, save_documents, save_page
     from .documents import Part, write_documents
-    from .pipeline import as_read, decoded
+    from .pictures import as_read
+    from .pipeline import decoded
 
     problems.check(not (out / FILE).exists(), f"--out {out} already holds documents: choose another folder")
     problems.raise_if_any()

@@ -111,7 +111,7 @@ def inpaint(
     jobs = [job for job in asked if job not in folder.done]
     pictures, holes = (one.expand(len(jobs), *one.shape) for one in (whole, hole))
     seeds = [number for _, number in jobs]
-    pointed: dict[str, Any] = {}  # the same for all seeds: boxes are the most likely ones
+    pointed: dict[int, dict[str, Any]] = {}
     drawn = inpaint_each(
         loaded,
         pictures,
@@ -121,10 +121,10 @@ def inpaint(
         seeds,
         batch_size=batch_size,
         precision=computed,
-        tell=lambda written: pointed.update(pointed_first(loaded, inpainting_task(loaded), written)),
+        tell=lambda place, written: pointed.update({place: pointed_first(loaded, inpainting_task(loaded), written)}),
     )
     for place, result in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
-        folder.add(*jobs[place], result, pointed)
+        folder.add(*jobs[place], result, pointed[place])
     print(folder.finish(asked, n, {"given": whole, "known": without(whole, hole)}))
 
 
@@ -182,9 +182,9 @@ def extend(
     from unitok.prepare import prepare
 
     from .inpainting import Sides, extend_all, plan
+    from .jobs import parts
     from .masks import GREY, check_places
     from .outputs import PictureFolder
-    from .pipeline import parts
 
     whole, digest = _read(picture)
     sides = Sides(left, right, top, bottom)

@@ -342,7 +342,8 @@ class Engine:
 
         stands = None if asked.stands is None else moved(asked.stands)
         features = {port: values[which].flatten(0, 1) for port, values in asked.features.items()}
-        given = Given(asked.ids[which], moved(asked.places), stands, features, self._conditions(lanes))
+        numbers = None if asked.numbers is None else asked.numbers[which]
+        given = Given(asked.ids[which], moved(asked.places), stands, features, self._conditions(lanes), numbers)
         return self.steps(lanes, given, asked.groups)
 
     def _conditions(self, lanes: Sequence[int]) -> Beside | None:

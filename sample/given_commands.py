@@ -71,10 +71,10 @@ def edit(
     from unitok.model import UniTok
     from unitok.prepare import prepare
 
-    from .jobs import job_for
+    from .jobs import job_for, way_of
     from .outputs import PictureFolder
-    from .pictures import read_picture
-    from .pipeline import as_read, settings_for, way_of
+    from .pictures import as_read, read_picture
+    from .pipeline import settings_for
     from .reading import check_task
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
@@ -162,7 +162,7 @@ def draw_into(
     from .performing import pointed_first
     from .pipeline import draw_jobs
 
-    pointed: dict[str, Any] = {}  # the same for all seeds: boxes are the most likely ones
+    pointed: dict[int, dict[str, Any]] = {}
     left = [asked for asked in jobs if asked not in folder.done]
     wanted = [jobs[asked] for asked in left]
     pictures = draw_jobs(
@@ -171,10 +171,10 @@ def draw_into(
         settings,
         batch_size=batch_size,
         precision=precision,
-        tell=lambda written: pointed.update(pointed_first(model, task, written)),
+        tell=lambda place, written: pointed.update({place: pointed_first(model, task, written)}),
     )
     for place, picture in track(pictures, "drawing", total=len(left), console=Console(stderr=True)):
-        folder.add(*left[place], picture, pointed)
+        folder.add(*left[place], picture, pointed[place])
     return folder.finish(jobs, n)
 
 

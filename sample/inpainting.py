@@ -20,9 +20,10 @@ from unitok.seeding import fold
 from unitok.tasks import way
 
 from .best_of import BestOf, candidate_seeds
-from .jobs import Job, job_for
-from .masks import check_places, touched
-from .pipeline import check_size, decoded, draw_jobs, value_of
+from .jobs import Job, job_for, way_of
+from .masks import box_around, check_places, touched
+from .pictures import check_size
+from .pipeline import Tell, decoded, draw_jobs, value_of
 
 LONGEST_SIDE = 2**14
 """Pixels that a side of a picture is extended by."""
@@ -79,14 +80,14 @@ def inpaint_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
-    tell: Callable[[list[torch.Tensor]], None] = lambda _: None,
+    tell: Tell = lambda *_: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`. `tell` is
-    given all that is written for a picture, its codes last."""
+    given the number of a picture and all that is written for it, its codes last."""
     known = known_codes(model, pictures, masks)
     jobs = [
-        inpainting_job(model, given, value_of(model, caption, text_ids), one, settings)
-        for caption, seed, given in zip(captions, seeds, known, strict=True)
+        inpainting_job(model, given, mask, value_of(model, caption, text_ids), one, settings)
+        for caption, seed, given, mask in zip(captions, seeds, known, masks, strict=True)
         for one in candidate_seeds(seed, settings.best_of)
     ]
     best = best_fitting(model, pictures, masks, settings.best_of)
@@ -107,16 +108,18 @@ def best_fitting(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor, num
     return BestOf(number, scores)
 
 
-def inpainting_job(model: UniTok, known: torch.Tensor, caption: list[int], seed: int, settings: SampleSettings) -> Job:
+def inpainting_job(
+    model: UniTok, known: torch.Tensor, mask: torch.Tensor, caption: list[int], seed: int, settings: SampleSettings
+) -> Job:
     """The job that draws the codes that are not known, -1 of (L,), by a caption's ids. A model that learned the task
-    reads all that is known before the first."""
-    record = {"known": known, "caption": caption}
+    reads all that is known before the first, and a mask (H, W) bool as the box around it."""
+    record = {"known": known, "hole": box_around(mask), "caption": caption}
     return job_for(inpainting_task(model), record, seed, settings, known=known)
 
 
 def inpainting_task(model: UniTok) -> str:
     """The row of the task table by which a model fills in."""
-    return way("inpaint", model.config.tasks) or "text_to_image"
+    return way("inpaint", model.config.tasks) or way_of(model, "text_to_image")
 
 
 def reads_known(model: UniTok) -> bool:

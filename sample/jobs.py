@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,10 +12,12 @@ from tokenizers_vq.errors import UserError
 from unitok.choose import lane_weights
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, TASKS, Piece, conditions, prompt
+from unitok.tasks import FIELDS, TASKS, Piece, conditions, prompt, way
 
 GREEDY = SampleSettings(guidance=1.0, temperature=0.0)
 """The most likely id each time."""
+LEADS = SampleSettings(guidance=1.0, temperature=0.5)
+"""What only leads to a picture and is another in each drawing: where things are to be."""
 
 
 class Turn(NamedTuple):
@@ -65,7 +67,8 @@ def job_for(
     known: torch.Tensor | None = None,
 ) -> Job:
     """The job of a task: its prompt from the record's fields, once for each condition that guidance leaves out. It
-    writes what the task ends with by these settings, and what comes before that, as boxes, by the most likely ids.
+    writes what the task ends with by these settings. What comes before that, as boxes, is the most likely, or, where
+    drawings differ in it, drawn at `LEADS`.
 
     Raises:
         UserError: a field that is missing, or more guidance scales than the task has conditions.
@@ -73,11 +76,18 @@ def job_for(
     drops = conditions(task)
     settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count], settings.negative) for count in range(len(drops) + 1)]
-    *before, last = [FIELDS[part.field] for part in TASKS[task] if part.learned]
-    if not before:
-        return Job(prompts, last, seed, settings, known)
-    turns = [*(Turn([], modality, GREEDY) for modality in before[1:]), Turn([], last, settings, known)]
-    return Job(prompts, before[0], seed, GREEDY, then=turns, aside=True)
+    *before, last = [part for part in TASKS[task] if part.learned]
+    turns = [Turn([], FIELDS[part.field], LEADS if part.varies else GREEDY) for part in before]
+    if not turns:
+        return Job(prompts, FIELDS[last.field], seed, settings, known)
+    first, *others = turns
+    then = [*others, Turn([], FIELDS[last.field], settings, known)]
+    return Job(prompts, first.modality, seed, first.settings or settings, then=then, aside=True)
+
+
+def way_of(model: UniTok, task: str) -> str:
+    """The row of the task table by which a model does a task; older models do not say what they learned."""
+    return way(task, model.config.tasks) or task
 
 
 def check_smooth(model: UniTok, settings: SampleSettings, codes_wanted: bool = False) -> None:
@@ -117,3 +127,9 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
     longest = max(model.config.text_length + 1, model.picture_length, *written)
     known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
     return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
+
+
+def parts(number: int, size: int) -> Iterator[slice]:
+    """So many things, so many at a time."""
+    for start in range(0, number, size):
+        yield slice(start, min(start + size, number))

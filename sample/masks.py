@@ -63,6 +63,13 @@ def check_places(tokenizer: ImageTokenizer) -> None:
         )
 
 
+def box_around(mask: torch.Tensor) -> list[float]:
+    """[left, top, right, bottom] around the pixels of a mask (H, W) bool that has some, as shares of the picture."""
+    height, width = mask.shape
+    rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
+    return [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+
+
 def touched(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
     """(N, L) bool: the codes whose places cover any pixel of the masks (N, H, W) bool.
 

@@ -21,7 +21,8 @@ from unitok.text import CaptionEncoder
 from .best_of import best_read, candidate_seeds
 from .documents import DocumentWriter, write_documents
 from .jobs import job_for
-from .pipeline import GREEDY, as_read, decoded, run
+from .pictures import as_read
+from .pipeline import GREEDY, decoded, run
 
 CAPTION = "caption"
 """The field that is read in the wording of the model, and by which the best of several drawings is chosen where it is
@@ -74,11 +75,11 @@ def perform(
         job_for(done, one, candidate, how) for done, one, seed in pairs for candidate in candidate_seeds(seed, drawings)
     ]
     with computing(model, precision):
-        written = [ids for *_, ids in run(model, jobs, batch_size=batch_size)]
+        written: Sequence[Sequence[torch.Tensor]] = run(model, jobs, batch_size=batch_size)
         if drawings > 1:
             best = best_read(model, [one["caption"] for one in given], drawings)
-            written = [ids for _, ids in best.take(list(enumerate(written)))]
-        return [_shown(model, modality)(one) for one in written]
+            written = [all_of_it for _, all_of_it in best.take(list(enumerate(written)))]
+        return [_shown(model, modality)(all_of_it[-1]) for all_of_it in written]
 
 
 def pointed_first(

@@ -8,22 +8,24 @@ from typing import Any
 import torch
 
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.images import to_float, to_uint8
+from tokenizers_vq.images import to_uint8
 from unitok.conditions import TextStates
 from unitok.device import Precision, autocast
-from unitok.modalities import Picture
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.sequence import IGNORE, document, lay_out
-from unitok.tasks import asked, way
+from unitok.sequence import IGNORE, Segment, document, lay_out
+from unitok.tasks import FIELDS, TASKS, Piece, asked, prompt
 
 from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import GREEDY, Job, check_smooth, job_for, prompts_needed, rooms_of
+from .jobs import GREEDY, Job, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
+from .pictures import as_read
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
+Tell = Callable[[int, Sequence[torch.Tensor]], None]
+"""Is told (place of a picture, all that was written for it, its codes last)."""
 
 
 def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
@@ -82,7 +84,8 @@ def score_codes(
     this code is drawn behind those that are drawn before it, without guidance. Where codes are chosen bit by bit,
     (B, L, D, 2): those of both values of each of D bits, the first counting most.
 
-    Where the model draws all codes in every pass (`maskgit`), they are those of the first. Where a code has G
+    A model that points first has them behind the boxes that it finds most likely for the caption. Where the model draws
+    all codes in every pass (`maskgit`), they are those of the first. Where a code has G
     sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token behind those before it,
     and minus infinity where a sub-token has fewer than n values.
 
@@ -90,22 +93,51 @@ def score_codes(
         UserError: codes or conditions that the model does not have.
     """
     place = {tuple(one): number for number, one in enumerate(model.objective.places(model.layout).tolist())}
-    captions = model.modalities()["text"]
     ids = model.vocabulary.image_range
     scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
         images = model.objective.forced(codes[part].cpu(), model.layout, model.vocabulary)
-        texts = captions.given([value_of(model, one) for one in conditions[part]])
-        batch = lay_out([[document(pair)] for pair in zip(texts, images, strict=True)], pad=model.vocabulary.pad)
+        before = before_pictures(model, conditions[part])
+        rows = [[*first, image] for first, image in zip(before, images, strict=True)]
+        batch = lay_out([[document(row)] for row in rows], pad=model.vocabulary.pad)
         hidden = model.states(batch.to(model.device))
-        for row, (text, image) in enumerate(zip(texts, images, strict=True)):
+        for row, (*first, image) in enumerate(rows):
             assert image.target is not None
             here = (image.target != IGNORE).nonzero()[:, 0]
             to = torch.tensor([place[tuple(one)] for one in image.places[here].tolist()])
-            states = hidden[row, len(text) + here.to(hidden.device)]
+            states = hidden[row, sum(map(len, first)) + here.to(hidden.device)]
             targets = image.target[here].to(hidden.device)
             scores[part.start + row, to] = model.ids.forced(states, targets, ids).cpu()
     return scores
+
+
+def before_pictures(model: UniTok, conditions: Sequence[Condition]) -> list[list[Segment]]:
+    """What stands before a picture: its condition, and where the model points first, the most likely boxes."""
+    modalities, task = model.modalities(), way_of(model, "text_to_image")
+    prompts = [prompt(task, {"caption": value_of(model, one)}) for one in conditions]
+    for part in [part for part in TASKS[task] if part.learned][:-1]:
+        modality = FIELDS[part.field]
+        written = run(model, [Job([pieces], modality, 0, GREEDY) for pieces in prompts])
+        for pieces, (value,) in zip(prompts, written, strict=True):
+            pieces.append(Piece(modality, modalities[modality].value(value), False))
+    return [[part for one in pieces for part in modalities[one.modality].given([one.value])] for pieces in prompts]
+
+
+def caption_jobs(
+    model: UniTok,
+    captions: Sequence[Condition],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    text_ids: Callable[[str], list[int]] | None = None,
+) -> tuple[list[Job], BestOf]:
+    """The jobs that draw captions, and what chooses among those of each; arguments as of `draw`. A caption that is too
+    long is refused."""
+    check_best_of(model, settings)
+    ids = [value_of(model, caption, text_ids) for caption in captions]
+    task, number = way_of(model, "text_to_image"), settings.best_of
+    pairs = [(caption, one) for caption, seed in zip(ids, seeds, strict=True) for one in candidate_seeds(seed, number)]
+    jobs = [job_for(task, {"caption": caption}, seed, settings) for caption, seed in pairs]
+    return jobs, best_read(model, ids, number)
 
 
 def draw_codes_each(
@@ -121,20 +153,12 @@ def draw_codes_each(
 ) -> Iterator[list[tuple[int, torch.Tensor]]]:
     """(place of its caption, codes (L,)) of the pictures that are finished together; arguments as of `draw`. A caption
     that is too long is refused before anything is drawn."""
-    check_best_of(model, settings)
-    ids = [value_of(model, caption, text_ids) for caption in captions]
-    pairs = [
-        (caption, one)
-        for caption, seed in zip(ids, seeds, strict=True)
-        for one in candidate_seeds(seed, settings.best_of)
-    ]
-    jobs = [job_for("text_to_image", {"caption": caption}, seed, settings) for caption, seed in pairs]
-    best = best_read(model, ids, settings.best_of)
+    jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
         with computing(model, precision):
-            chosen = best.take([(number, written[-1]) for number, written in part])
+            chosen = best.take(part)
         if chosen:
-            yield chosen
+            yield [(place, written[-1]) for place, written in chosen]
 
 
 @torch.inference_mode()
@@ -187,13 +211,11 @@ def draw_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
+    tell: Tell = lambda *_: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its caption, picture (3, H, W) uint8) as pictures are finished; arguments as of `draw`."""
-    parts = draw_codes_each(model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision)
-    for part in parts:
-        with autocast(model.device, precision):
-            pictures = decoded(model, torch.stack([codes for _, codes in part]), settings.scales)
-        yield from zip((place for place, _ in part), pictures, strict=True)
+    """(place of its caption, picture (3, H, W) uint8) as they are finished; arguments as of `draw` and `draw_jobs`."""
+    jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
+    return draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision, tell=tell)
 
 
 @torch.inference_mode()
@@ -211,24 +233,25 @@ def draw_jobs(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
-    tell: Callable[[list[torch.Tensor]], None] = lambda _: None,
+    tell: Tell = lambda *_: None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
-    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given all that a job
-    wrote, its codes last, before its picture comes.
+    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given the place of a
+    picture and all that its job wrote, its codes last, before it comes.
 
     Raises UserError where the best of several drawings is asked for, and nothing tells it.
     """
     if settings.best_of > 1 and best is None:
         raise UserError(f"--best_of {settings.best_of} {NO_BEST}")
     for part in finished(model, jobs, batch_size=batch_size, precision=precision):
-        for _, written in part:
-            tell(written)
-        codes = [(number, written[-1]) for number, written in part]
+        with computing(model, precision):
+            chosen = best.take(part) if best is not None else part
+        codes = [written[-1] for _, written in chosen]
         with autocast(model.device, precision):
-            chosen = best.take(codes) if best is not None else codes
-            pictures = decoded(model, torch.stack([codes for _, codes in chosen]), settings.scales) if chosen else ()
-        yield from zip((number for number, _ in chosen), pictures, strict=True)
+            pictures = decoded(model, torch.stack(codes), settings.scales) if codes else ()
+        for (place, written), picture in zip(chosen, pictures, strict=True):
+            tell(place, written)
+            yield place, picture
 
 
 def draw(
@@ -292,11 +315,6 @@ def write_texts(
     return [model.text_tokenizer.decode(ids[-1].tolist()) for ids in run(model, jobs, batch_size=batch_size)]
 
 
-def way_of(model: UniTok, task: str) -> str:
-    """The row of the task table by which a model does a task; older models do not say what they learned."""
-    return way(task, model.config.tasks) or task
-
-
 def caption_codes(model: UniTok, codes: torch.Tensor) -> list[str]:
     """Captions of pictures given as codes (N, L), the most likely token each time."""
     image = model.modalities()["image"]
@@ -358,43 +376,3 @@ def _texts_about(
         with computing(model, precision):
             texts += write_texts(model, task, records, settings, seeds[part], batch_size=batch_size)
     return texts
-
-
-def check_size(model: UniTok, pictures: torch.Tensor) -> None:
-    """
-    Raises:
-        UserError: pictures that are not (N, 3, H, W) of the model's size.
-    """
-    height, width = model.image_tokenizer.image_size
-    if pictures.shape[1:] != (3, height, width):
-        raise UserError(
-            f"pictures are {tuple(pictures.shape[1:])}, this model reads (3, {height}, {width}): resize them"
-        )
-
-
-def parts(number: int, size: int) -> Iterator[slice]:
-    for start in range(0, number, size):
-        yield slice(start, min(start + size, number))
-
-
-def as_read(model: UniTok, pictures: torch.Tensor) -> list[torch.Tensor | Picture]:
-    """What a record holds of each of the pictures (N, 3, H, W) uint8 that a model reads: codes, or pixels where the
-    model has a reader.
-
-    Raises:
-        UserError: pictures of another size than the model's.
-    """
-    if model.reader is None:
-        return list(codes_of(model, pictures))
-    check_size(model, pictures)
-    return [Picture(pixels) for pixels in pictures.cpu()]
-
-
-def codes_of(model: UniTok, pictures: torch.Tensor) -> torch.Tensor:
-    """Codes (N, L), on the CPU, of pictures (N, 3, H, W) uint8.
-
-    Raises:
-        UserError: pictures of another size than the model's.
-    """
-    check_size(model, pictures)
-    return model.image_tokenizer.encode(to_float(pictures).to(model.device)).cpu()

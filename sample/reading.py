@@ -15,9 +15,10 @@ from unitok.prepare import computing
 from unitok.sampling import SampleSettings
 from unitok.tasks import FIELDS, QUESTIONS, asked, ends_in, modalities_of, way
 
-from .jobs import job_for
+from .jobs import job_for, way_of
 from .performing import pointed_first
-from .pipeline import GREEDY, as_read, run, way_of
+from .pictures import as_read
+from .pipeline import GREEDY, run
 
 
 def has_learned(model: UniTok, task: str) -> bool:

@@ -16,7 +16,7 @@ from unitok.reader.encoders import read_encoder
 from unitok.sample.jobs import job_for
 from unitok.sample.pipeline import GREEDY, run
 from unitok.sequence import Document, lay_out
-from unitok.tasks import TASKS, asked, documents
+from unitok.tasks import TASKS, asked, documents, modalities_of
 from unitok.train.tuning.start import ReaderStart
 
 QUERIES = 5
@@ -37,7 +37,8 @@ def reading(
     own: dict[str, Any] = {"connector": connector, "queries": QUERIES, "fusion": fusion, "tiles": tiles, "every": every}
     settings = ReaderSettings(encoder=encoder, **own)
     config, read = read_encoder(settings, model.image_tokenizer)
-    config = dataclasses.replace(model.config, reader=config, tasks=tuple(TASKS), **changed)
+    able = tuple(task for task in TASKS if modalities_of([task]) <= model.modalities().keys())
+    config = dataclasses.replace(model.config, reader=config, tasks=able, **changed)
     torch.manual_seed(3)
     found = UniTok(config, model.image_tokenizer, model.text_tokenizer)
     ReaderStart(read, None, []).begin(found)

@@ -160,6 +160,9 @@ def _read_about(path: Path) -> tuple[dict[str, Any], dict[str, str] | None]:
     step = values.get("step")
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise UserError(f"{where}: step is {step!r}, expected a whole number")
+    seconds = values.setdefault("seconds", 0.0)  # older checkpoints do not name them
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        raise UserError(f"{where}: seconds is {str(seconds)[:40]!r}, expected a number from 0 on")
     for name in ("settings", "numbers", "unreadable"):
         if not isinstance(values.setdefault(name, {}), dict):
             raise UserError(f"{where}: {name} is {str(values[name])[:40]!r}, expected names and values")

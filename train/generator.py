@@ -26,7 +26,7 @@ from unitok.processes.world import World
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.tasks import TASKS, draws_pictures, needs, reads_pictures
+from unitok.tasks import TASKS, draws_pictures, needs, reads_pictures, way
 from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
@@ -230,7 +230,7 @@ class GeneratorTrainee:
     def draw(self, path: Path) -> None:
         """Pictures drawn from a fixed set of captions, with fixed seeds; none if the model does not learn to draw, or
         its codes become no pictures."""
-        if "text_to_image" not in self._learned or self.unitok.image_tokenizer.no_pixels:
+        if way("text_to_image", self._learned) is None or self.unitok.image_tokenizer.no_pixels:
             return
         was_training = self.unitok.training
         with self._drawing():

@@ -83,10 +83,11 @@ def train(
     state = TrainState(learners, AveragedWeights(model, optim.ema), optimizers, step=0, sums={})
     numbers: dict[str, Any] = {}
     unreadable: dict[int, tuple[str, str]] = {}
+    before = 0.0  # seconds of earlier processes, up to their last checkpoint
     if newest:
         about = world.together(lambda: load(newest, state))
         state.sums = {name: total / world.size for name, total in state.sums.items()}  # those of all processes
-        numbers = about["numbers"]
+        numbers, before = about["numbers"], about["seconds"]
         unreadable = {int(index): (name, reason) for index, (name, reason) in about["unreadable"].items()}
         done = world.from_main(lambda: folder.finished(state.step) if state.step >= run.steps else None)
         with parallel.showing(state.average):
@@ -133,6 +134,9 @@ def train(
             trainee.evaluate(pictures=2 * world.size)  # what is broken here shows in the first minute
         speed = Speed()
 
+        def taken() -> float:
+            return round(before + time.perf_counter() - started, 1)
+
         def export_now() -> None:
             with parallel.showing(state.average):
                 world.from_main(lambda: trainee.export(folder.path))
@@ -142,6 +146,7 @@ def train(
             guard.settle()
             met = world.gather(bad.reasons)
             about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
+            about["seconds"] = taken()
             whole = replace(state, sums=world.sum_all(state.sums) if state.sums else {})
             parallel.save(folder.checkpoints, whole, about, run.keep, trainee.keep)
             export_now()
@@ -239,8 +244,7 @@ def train(
                     save_now()
 
         guard.settle()
-        seconds = round(time.perf_counter() - started, 1)
-        facts |= {"processes": world.size, "steps": state.step, "seconds": seconds, "numbers": _plain(numbers)}
+        facts |= {"processes": world.size, "steps": state.step, "seconds": taken(), "numbers": _plain(numbers)}
         facts["unreadable_pictures"] = len(_union(world.gather(bad.reasons)))
         facts |= {"peak_memory_gb": round(_peak_memory(world.device) / 1e9, 2), "finished": True}
         if world.is_main:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from math import ceil
 from typing import Any
 
 import torch
 
 from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.layout import Layout
 
 from .modalities import PASSAGE, Modality, PassageModality, PassageWriter, TokenByToken, text_segment
 from .objectives.base import Draw, Writer
@@ -28,6 +30,10 @@ WAVES = 32
 """Of the locations: steps near one another have much in common."""
 MOST_BOXES = 16
 """Boxes that are written at most."""
+OUTSIDE = 0.3
+"""Share of the pictures with a hole that are known inside a box alone."""
+AROUND_THINGS = 0.5
+"""Share of the others whose hole is around a thing, where things have boxes."""
 
 Box = Sequence[float]
 """[left, top, right, bottom]."""
@@ -64,6 +70,30 @@ def uncropped(box: Box, window: Box) -> list[float]:
     left, top, right, bottom = window
     width, height = right - left, bottom - top
     return [left + box[0] * width, top + box[1] * height, left + box[2] * width, top + box[3] * height]
+
+
+def hole_in(layout: Layout, draw: Draw, boxes: Sequence[Box] = ()) -> tuple[torch.Tensor, list[float]]:
+    """A hole in a picture: the codes (L,) bool that are not known any more, and the box around it as shares of the
+    picture. What is drawn anew lies inside a picture or around one: in three of ten pictures the hole is all that is
+    outside a box of any size, else it is such a box, or, in every other picture in which things have boxes, one of them
+    with a margin of up to one place. Codes of coarser grids than the finest stay: nobody reads them."""
+    height, width = layout.grid
+    size, place, (side, thing) = torch.rand(3, 2, generator=draw.generator).tolist()
+    rows, columns = 1 + int(size[0] * height), 1 + int(size[1] * width)
+    top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
+    around = [left / width, top / height, (left + columns) / width, (top + rows) / height]
+    if side >= OUTSIDE and boxes and thing < AROUND_THINGS:
+        box = boxes[int(thing / AROUND_THINGS * len(boxes))]
+        around = [max(0.0, box[0] - size[0] / width), max(0.0, box[1] - size[1] / height)]
+        around += [min(1.0, box[2] + place[0] / width), min(1.0, box[3] + place[1] / height)]
+        left, top = min(int(around[0] * width), width - 1), min(int(around[1] * height), height - 1)
+        rows, columns = max(1, ceil(around[3] * height) - top), max(1, ceil(around[2] * width) - left)
+    hole = torch.zeros(height, width, dtype=torch.bool)
+    hole[top : top + rows, left : left + columns] = True
+    if side < OUTSIDE and not hole.all():
+        hole, around = ~hole, [0.0, 0.0, 1.0, 1.0]
+    grids = [hole if grid == (height, width) else torch.zeros(grid, dtype=torch.bool) for grid in layout.scales]
+    return torch.cat([grid.flatten() for grid in grids]), around
 
 
 @dataclass(frozen=True)

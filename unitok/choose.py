@@ -49,7 +49,7 @@ def choose(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids (b, n) and their probabilities (b, n), from logits (b, n, V), draws (b, n) in [0, 1) and the settings of each
     row, every one a number."""
-    kinds = [(one.temperature, one.top_k, one.top_p) for one in settings]
+    kinds = [(one.temperature, one.entropy_temperature, one.top_k, one.top_p) for one in settings]
     if all(kind == kinds[0] for kind in kinds):
         return _choose(logits, uniform, settings[0])
     ids, chances = torch.empty_like(uniform, dtype=torch.int64), torch.empty_like(uniform)
@@ -66,13 +66,32 @@ def _choose(logits: torch.Tensor, uniform: torch.Tensor, settings: SampleSetting
     if temperature < COLDEST:
         ids = logits.argmax(-1)
         return ids, torch.ones_like(uniform)
-    logits = logits / temperature
+    rule = settings.entropy_temperature
+    if not rule:
+        logits = logits / temperature
+    kept = None
     if 0 < top_k < logits.shape[-1]:
         # Only those k are looked at from here on, in the order of their ids.
         kept = logits.topk(top_k, -1, sorted=False).indices.sort(-1).values
-        place, chances = _pick(keep_top_p(logits.gather(-1, kept), top_p).softmax(-1), uniform)
-        return kept.gather(-1, place[..., None])[..., 0], chances
-    return _pick(keep_top_p(logits, top_p).softmax(-1), uniform)
+        logits = logits.gather(-1, kept)
+    logits = keep_top_p(logits, top_p)
+    if rule:
+        logits = logits / (temperature * entropy_factor(logits, *rule)).clamp(min=COLDEST)
+    ids, chances = _pick(logits.softmax(-1), uniform)
+    return ids if kept is None else kept.gather(-1, ids[..., None])[..., 0], chances
+
+
+def entropy_factor(logits: torch.Tensor, scale: float, decay: float, floor: float) -> torch.Tensor:
+    """By what the temperature of each distribution is multiplied (..., 1): scale * exp(-entropy / decay) + floor, with
+    the entropy in nats (arXiv:2510.09012). It is scale + floor where one id is certain, and comes to floor where many
+    are likely.
+
+    >>> entropy_factor(torch.tensor([[99.0, 0.0], [0.0, 0.0]]), -0.5, 0.5, 1.0)
+    tensor([[0.5000],
+            [0.8750]])
+    """
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1, keepdim=True)
+    return scale * (-entropy / decay).exp() + floor
 
 
 def _pick(probabilities: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

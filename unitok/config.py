@@ -182,6 +182,8 @@ class TasksConfig:
     """Say where in a picture what an instruction is about is, as boxes, then draw it changed."""
     pointed_inpaint: TaskConfig = field(default_factory=TaskConfig)
     """Say with boxes where all that a caption names is, or is to be, then draw the rest of the picture."""
+    pointed_text_to_image: TaskConfig = field(default_factory=TaskConfig)
+    """Say with boxes where all that a caption names is to be, then draw the picture."""
     caption_dropout: float = 0.1
     """Share of records whose caption or instruction is replaced by an empty one, which guidance needs."""
     image_dropout: float = 0.0

@@ -20,8 +20,6 @@ from .seeding import keyed_generator
 from .sequence import Ids, Segment
 from .vocabulary import FRAMELESS, Asking, Frames, Vocabulary
 
-OUTSIDE = 0.3
-"""Share of the pictures with a hole that are known inside a box alone."""
 PASSAGE = "passage"
 """The modality of the texts of a document of texts and images."""
 
@@ -250,22 +248,6 @@ class ImageModality:
         clean = iter(self.given([value for value, more in zip(values, followed, strict=True) if more]))
         pairs = zip(copies, followed, strict=True)
         return [[replace(copy, private=True), next(clean)] if more else [copy] for copy, more in pairs]
-
-    def with_hole(self, value: torch.Tensor | Picture, draw: Draw) -> torch.Tensor:
-        """Codes (L,) with -1 in a box of any size, or, in three of ten pictures, outside it: what is drawn anew lies
-        inside a picture or around one. Codes of coarser grids than the finest stay: nobody reads them."""
-        height, width = self.layout.grid
-        size, place, side = torch.rand(3, 2, generator=draw.generator).tolist()
-        rows, columns = 1 + int(size[0] * height), 1 + int(size[1] * width)
-        top, left = int(place[0] * (height - rows + 1)), int(place[1] * (width - columns + 1))
-        hole = torch.zeros(height, width, dtype=torch.bool)
-        hole[top : top + rows, left : left + columns] = True
-        if side[0] < OUTSIDE and not hole.all():
-            hole = ~hole
-        whole = [
-            hole if grid == (height, width) else torch.zeros(grid, dtype=torch.bool) for grid in self.layout.scales
-        ]
-        return codes_in(value).masked_fill(torch.cat([one.flatten() for one in whole]), -1)
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         return self.objective.writer(self.layout, self.vocabulary, rows, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenizers_vq.errors import Problems, UserError, shown
@@ -30,6 +30,11 @@ class SampleSettings:
     is that of the first."""
     temperature: float | list[float] = 1.0
     """Divides the logits; 0 takes the most likely code."""
+    entropy_temperature: list[float] = field(default_factory=list)
+    """Three numbers a, b, c: `temperature` is multiplied by a * exp(-H / b) + c, where H is the entropy in nats of what
+    `top_k` and `top_p` keep of a code's distribution; here they come before the temperature (arXiv:2510.09012, with
+    2.5, 3, 0.6). With a above 0 codes of which the model is sure are drawn warmer than others, below 0 colder. Empty:
+    one temperature throughout."""
     top_k: int | list[int] = 0
     """Keep the k most likely codes; 0 keeps all."""
     top_p: float | list[float] = 0.0
@@ -47,6 +52,9 @@ class SampleSettings:
     ahead: int = 0
     """Next token, random order: guess so many codes behind the one that is drawn, and check them in the same pass. The
     pictures stay the same, but for rounding, and take fewer passes. 0 guesses none."""
+    row_window: int = 0
+    """Next token: draw codes of neighbouring rows in one pass, each as soon as the row above is so many codes ahead of
+    it (ZipAR, arXiv:2412.04062). Fewer passes, other pictures. 0, or the width of a row, draws code by code."""
     scales: int = 0
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     smooth: bool = False
@@ -71,6 +79,11 @@ class SampleSettings:
             _all(self.temperature, 0, MOST_TEMPERATURE),
             f"--temperature is {shown(self.temperature)}: choose a value from 0 to {MOST_TEMPERATURE}",
         )
+        problems.check(
+            not self.entropy_temperature or _is_rule(*self.entropy_temperature),
+            f"--entropy-temperature is {shown(self.entropy_temperature)}: give three numbers a, b, c for a factor of "
+            f"a * exp(-entropy / b) + c, with b above 0, and c and a + c from 0 to {MOST_TEMPERATURE}",
+        )
         problems.check(_all(self.top_k, 0), f"--top-k is {shown(self.top_k)}: choose 1 or more, or 0 to keep all codes")
         problems.check(
             _all(self.top_p, 0, 1), f"--top-p is {shown(self.top_p)}: choose a value in (0, 1], or 0 to keep all codes"
@@ -81,6 +94,12 @@ class SampleSettings:
             self.guided_codes >= 0, f"--guided-codes is {self.guided_codes}: choose 1 or more, or 0 to guide all codes"
         )
         problems.check_range("--ahead", self.ahead, 0, 2**16)
+        problems.check_range("--row-window", self.row_window, 0, 2**16)
+        problems.check(
+            not (self.ahead and self.row_window),
+            f"--ahead {self.ahead} guesses codes of a row, --row-window {self.row_window} draws several rows at once: "
+            "choose one of them",
+        )
         problems.check(
             len(self.negative) <= LONGEST_NEGATIVE,
             f"--negative has {len(self.negative)} characters: up to {LONGEST_NEGATIVE} are read",
@@ -153,6 +172,9 @@ class GivenSettings:
     the task. Like the following settings, null is the model's own (--sampling of train generator), else 3."""
     temperature: float | list[float] | None = None
     """Divides the logits; 0 takes the most likely code. Next scale: also a list, a value for each scale."""
+    entropy_temperature: list[float] | None = None
+    """Three numbers a, b, c: the temperature times a * exp(-H / b) + c, by the entropy H in nats of what top_k and
+    top_p keep of a code's distribution; [] is one temperature throughout."""
     top_k: int | list[int] | None = None
     """Keep the k most likely codes; 0 keeps all. Next scale: also a list."""
     top_p: float | list[float] | None = None
@@ -169,6 +191,9 @@ class GivenSettings:
     ahead: int | None = None
     """Next token, random order: guess so many codes ahead and check them in the same pass: the same pictures in fewer
     passes; 0 guesses none."""
+    row_window: int | None = None
+    """Next token: draw codes of neighbouring rows in one pass, each as soon as the row above is so many codes ahead of
+    it: fewer passes, other pictures; 0 draws code by code."""
     scales: int | None = None
     """Next scale: draw only so many scales, for a coarse preview in less time; 0 draws all."""
     smooth: bool | None = None
@@ -190,3 +215,11 @@ NONE_GIVEN = GivenSettings()
 def _all(values: float | list[float] | list[int], low: float, high: float = 2**53) -> bool:
     """Whether a value, or every one of a list, lies between; an empty list says nothing."""
     return values != [] and all(low <= value <= high for value in (values if isinstance(values, list) else [values]))
+
+
+def _is_rule(*numbers: float) -> bool:
+    """Whether they say a temperature for every entropy."""
+    if len(numbers) != 3:
+        return False
+    scale, decay, floor = numbers
+    return decay > 0 and all(0 <= end <= MOST_TEMPERATURE for end in (floor, scale + floor))

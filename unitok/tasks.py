@@ -15,7 +15,8 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .modalities import PASSAGE, ImageModality, Modality, TextModality
+from .boxes import hole_in, is_box
+from .modalities import PASSAGE, ImageModality, Modality, TextModality, codes_in
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -32,6 +33,9 @@ class Part(NamedTuple):
     drop: str = ""
     """The condition that it is, if it may be left out: "text" leaves an empty text where it is given; else nothing is
     left."""
+    varies: bool = False
+    """Whether it differs from drawing to drawing where it only leads to what the task ends with. Else it is the most
+    likely one."""
 
 
 TASKS: dict[str, tuple[Part, ...]] = {
@@ -60,22 +64,31 @@ TASKS: dict[str, tuple[Part, ...]] = {
     ),
     "pointed_inpaint": (
         Part("known"),
+        Part("hole"),
         Part("caption", drop="text"),
-        Part("named", learned=True, drop="text"),
+        Part("named", learned=True, drop="text", varies=True),
+        Part("image", learned=True),
+    ),
+    "pointed_text_to_image": (
+        Part("caption", drop="text"),
+        Part("named", learned=True, drop="text", varies=True),
         Part("image", learned=True),
     ),
 }
 FIELDS = {
     **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),
     **dict.fromkeys(("image", "source", "known"), "image"),
-    **dict.fromkeys(("boxes", "box"), "box"),
+    **dict.fromkeys(("boxes", "box", "hole"), "box"),
     "named": "grounded",
 }
 """Field of a record -> its modality. A text, an image, a box or the boxes of a phrase may be a list of several; where
 fields side by side are lists, their values come in turn: question, answer, question, answer. `parts` is a list of
 (modality, value)."""
-WITH_HOLES = {"known": "image"}
-"""Field that no record has -> the field that it is made of in training, with a hole in each picture."""
+WITH_HOLES = {"known": "image", "hole": "image"}
+"""Field that no record has -> the field that it is made of in training, with a hole in each picture: what is known of
+it, and the box around the hole."""
+OBJECTS = "named"
+"""Field whose boxes are around things that holes may be made for."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -117,7 +130,7 @@ def draws_pictures(tasks: Collection[str]) -> bool:
 
 def modalities_of(tasks: Collection[str]) -> set[str]:
     """The modalities of the fields of these tasks; parts have their own."""
-    return {FIELDS[field] for field in needs(tasks) if field in FIELDS}
+    return {FIELDS[part.field] for task in tasks for part in TASKS[task] if part.field in FIELDS}
 
 
 def conditions(task: str) -> list[str]:
@@ -139,11 +152,11 @@ def ends_in(task: str) -> str:
 def way(task: str, learned: Collection[str]) -> str | None:
     """How a model that learned some tasks does one: by the row that is given the same and ends in the same. Of several
     that one which writes most: boxes come before what they are for."""
-    same = [
-        one
-        for one in learned
-        if one in TASKS and given_fields(one) == given_fields(task) and ends_in(one) == ends_in(task)
-    ]
+
+    def what(row: str) -> tuple[set[str], str]:
+        return {WITH_HOLES.get(field, field) for field in given_fields(row)}, ends_in(row)
+
+    same = [one for one in learned if one in TASKS and what(one) == what(task)]
     return max(same, key=lambda one: len(TASKS[one]), default=None)
 
 
@@ -254,17 +267,19 @@ def _joined(before: Any, value: Any) -> Any:
 def with_holes(
     task: str, record: Mapping[str, Any], draw: Draw, modalities: Mapping[str, Modality]
 ) -> Mapping[str, Any]:
-    """The record with the fields of the task that are made of others."""
-    made: dict[str, Any] = {}
-    for part in TASKS[task]:
-        value = record.get(WITH_HOLES.get(part.field, ""))
-        if value is not None:
-            modality = modalities[FIELDS[part.field]]
-            assert isinstance(modality, ImageModality)
-            several = is_several(part.field, value)
-            holed = [modality.with_hole(one, draw) for one in (value if several else [value])]
-            made[part.field] = holed if several else holed[0]
-    return {**record, **made} if made else record
+    """The record with the fields of the task that are made of others: a hole in each picture, and the box around it."""
+    fields = {part.field for part in TASKS[task]} & WITH_HOLES.keys()
+    value = record.get("image")
+    if not fields or value is None:
+        return record
+    modality = modalities["image"]
+    assert isinstance(modality, ImageModality)
+    several = is_several("image", value)
+    boxes = [part for part in record.get(OBJECTS) or () if is_box(part)] if not several else []
+    values = value if several else [value]
+    gone, holes = zip(*(hole_in(modality.layout, draw, boxes) for _ in values), strict=True)
+    known = [codes_in(one).masked_fill(codes, -1) for one, codes in zip(values, gone, strict=True)]
+    return {**record, "known": known if several else known[0], "hole": list(holes) if several else holes[0]}
 
 
 def _read(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modality]) -> Mapping[str, Any]:

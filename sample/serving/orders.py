@@ -22,9 +22,10 @@ from unitok.trunk.attention import attention_to_words
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
 from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, inpainting_task, known_codes, window_seed
-from ..jobs import Job, job_for, rooms_of
+from ..jobs import Job, job_for, rooms_of, way_of
 from ..performing import pointed_first
-from ..pipeline import GREEDY, as_read, codes_of, score_codes, way_of
+from ..pictures import as_read, codes_of
+from ..pipeline import GREEDY, before_pictures, score_codes
 from .partial import decode_one
 from .reconstruction import reconstruct
 
@@ -37,9 +38,9 @@ class Order(ABC):
 
     partials: int | None = None
     """Partial pictures of each value; None: nobody wants to know how far it is."""
-    pointed: Mapping[str, Any] = MappingProxyType({})
-    """What the model pointed at before its values, once one is there: fields of a record, boxes as shares of a picture.
-    It is the same for all of them, for it is what is most likely."""
+    pointed: Mapping[int, Mapping[str, Any]] = MappingProxyType({})
+    """Place of a value that is there -> what the model pointed at before it: fields of a record, boxes as shares of a
+    picture."""
 
     @property
     def size(self) -> int:
@@ -109,7 +110,7 @@ class Drawing(Order):
 
     def _task(self, model: UniTok) -> str:
         """The row of the task table by which it draws."""
-        return "text_to_image"
+        return way_of(model, "text_to_image")
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         return [job_for(self._task(model), {"caption": self.caption}, seed, self.settings) for seed in seeds]
@@ -119,9 +120,10 @@ class Drawing(Order):
         return size
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
-        self.pointed = pointed_first(model, self._task(model), written)
-        chosen = self.best.take([(number, written[-1])])
-        return [(place, self.around(decode_one(model.image_tokenizer, codes))) for place, codes in chosen]
+        chosen = self.best.take([(number, written)])
+        first = {place: pointed_first(model, self._task(model), one) for place, one in chosen}
+        self.pointed = {**self.pointed, **first}
+        return [(place, self.around(decode_one(model.image_tokenizer, one[-1]))) for place, one in chosen]
 
 
 @dataclass
@@ -153,7 +155,7 @@ class Inpainting(Drawing):
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
         (known,) = known_codes(model, self.picture[None], self.mask[None])
-        return [inpainting_job(model, known, self.caption, seed, self.settings) for seed in seeds]
+        return [inpainting_job(model, known, self.mask, self.caption, seed, self.settings) for seed in seeds]
 
     def around(self, picture: torch.Tensor) -> torch.Tensor:
         return torch.where(self.mask, picture, self.picture)
@@ -194,7 +196,8 @@ class Extending(_FromPictures):
     def _job(self, model: UniTok, number: int) -> Job:
         window, (picture, mask) = self.drawn[number], self.canvases[number].window(self.drawn[number])
         (known,) = known_codes(model, picture[None], mask[None])
-        return inpainting_job(model, known, self.caption, window_seed(self.seeds[number], window), self.settings)
+        seed = window_seed(self.seeds[number], window)
+        return inpainting_job(model, known, mask, self.caption, seed, self.settings)
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         canvas = self.canvases[number]
@@ -244,7 +247,8 @@ class Inspecting(Order):
             without = [" ".join(words[:place] + words[place + 1 :]) for place in range(len(words))]
             worth = [(own(all_odds) - own(odds(caption))) / math.log(2) for caption in without]
             found["words"] = [{"word": word, "bits": _rounded(bits)} for word, bits in zip(words, worth, strict=True)]
-            looks = attention_to_words(model, self.caption, codes[0])
+            _, *behind = before_pictures(model, [self.caption])[0]
+            looks = attention_to_words(model, self.caption, codes[0], behind)
             for one, (_, shares) in zip(found["words"], looks or [], strict=False):
                 one["attention"] = _rounded(shares)
         return [(0, found)]
@@ -289,7 +293,7 @@ class Reading(Order):
         return [job_for(self.way, record, self.seed, self.settings)]
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
-        self.pointed = pointed_first(model, self.way, written, self.window)
+        self.pointed = {0: pointed_first(model, self.way, written, self.window)}
         return [(0, [("text", model.text_tokenizer.decode(written[-1].tolist()))])]
 
 

@@ -115,7 +115,7 @@ class Service:
             "model_sha256": self.fingerprint,
             "settings": asdict(order.settings),
             **made_from,
-            **pointed(order),
+            **pointed(order, place),
         }
 
     # --- pictures ----------------------------------------------------------------------------------------------------
@@ -347,9 +347,10 @@ class Service:
         return parts
 
 
-def pointed(order: Order) -> dict[str, Any]:
-    """What a record says of what the model pointed at."""
-    return {POINTED: dict(order.pointed)} if order.pointed else {}
+def pointed(order: Order, place: int = 0) -> dict[str, Any]:
+    """What a record says of what the model pointed at before a value."""
+    found = order.pointed.get(place)
+    return {POINTED: dict(found)} if found else {}
 
 
 def _seed(asked: Fields) -> int:

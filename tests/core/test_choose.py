@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
-from unitok.choose import choose, guide, keep_top_p, lane_weights, pick
+from unitok.choose import choose, entropy_factor, guide, keep_top_p, lane_weights, pick
 from unitok.sampling import SampleSettings
 
 LOGITS = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
@@ -88,6 +90,29 @@ def test_settings_shape_the_choice() -> None:
     assert shares(top_k=9) == shares()
 
 
+def test_a_temperature_by_entropy_is_that_of_the_formula() -> None:
+    """Of what is left of every distribution by itself: here they are one, so a plain temperature draws the same."""
+    for rule in ([2.5, 3.0, 0.6], [-0.5, 0.5, 1.0], [1.0, 0.2, 0.0]):
+        for cut, kept in (({}, 4), ({"top_k": 3}, 3), ({"top_p": 0.6}, 2)):
+            left = LOGITS.exp()[0, :kept] / LOGITS.exp()[0, :kept].sum()
+            factor = rule[0] * math.exp(sum(share * math.log(share) for share in left.tolist()) / rule[1]) + rule[2]
+            wanted = shares(temperature=factor / 2, top_k=kept)
+            assert shares(entropy_temperature=rule, temperature=0.5, **cut) == pytest.approx(wanted, abs=2e-3)
+    assert shares(entropy_temperature=[0.0, 1.0, 1.0]) == shares(entropy_temperature=[]) == shares()
+    some = torch.stack([torch.zeros(16), torch.arange(16.0) * 100, torch.randn(16)])
+    for one, alone in zip(entropy_factor(some, -0.5, 2.0, 0.9), some, strict=True):
+        assert torch.equal(one, entropy_factor(alone, -0.5, 2.0, 0.9))
+    sure = entropy_factor(some[:2], -0.9, 2.0, 0.9).flatten().tolist()
+    assert sure == pytest.approx([0.9 - 0.9 / 4, 0.0], abs=1e-6), "16 ids alike are e ** 2.77 ids, and one is certain"
+
+
+def test_a_temperature_by_entropy_may_come_to_nothing() -> None:
+    """Where one id is certain nothing but this id is drawn, whatever the number."""
+    logits = torch.tensor([[[0.0, 300.0, 0.0], [0.0, 0.0, 0.0]]]).repeat(1, 50, 1)
+    ids, chances = choose(logits, torch.rand(1, 100), [SampleSettings(entropy_temperature=[-1.0, 1.0, 1.0])])
+    assert (ids[0, ::2] == 1).all() and len(ids[0, 1::2].unique()) == 3 and chances.isfinite().all()
+
+
 def test_top_k_chooses_as_a_mask_would() -> None:
     """Looking at k ids alone changes no choice."""
     torch.manual_seed(0)
@@ -102,6 +127,7 @@ def test_rows_with_settings_of_their_own_choose_as_alone() -> None:
     torch.manual_seed(0)
     logits, uniform = torch.randn(4, 6, 30), torch.rand(4, 6)
     kinds = [SampleSettings(), SampleSettings(top_k=3), SampleSettings(temperature=0), SampleSettings(top_p=0.5)]
+    kinds[0].entropy_temperature, kinds[1].entropy_temperature = [1.0, 0.5, 0.2], [-0.5, 2.0, 1.0]
     ids, chances = choose(logits, uniform, kinds)
     for row, kind in enumerate(kinds):
         alone = choose(logits[row : row + 1], uniform[row : row + 1], [kind])
@@ -126,3 +152,14 @@ def test_bad_settings_name_the_option() -> None:
         UserError, match=r"2 problems:\n  --guidance is -1.*\n  --top-p is 1.5: choose a value in \(0, 1\]"
     ):
         SampleSettings(guidance=-1, top_p=1.5)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [[1.0], [1.0, 0.5, 0.5, 0.5], [1.0, 0.0, 0.5], [1.0, 1.0, -0.1], [-0.6, 1.0, 0.5], [1e4, 1.0, 0.0], [math.nan] * 3],
+)
+def test_a_rule_that_gives_no_temperature_is_refused(rule: list[float]) -> None:
+    with pytest.raises(
+        UserError, match=r"--entropy-temperature is \[.*\]: give three numbers a, b, c for a factor of a \*"
+    ):
+        SampleSettings(entropy_temperature=rule)

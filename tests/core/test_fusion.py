@@ -23,7 +23,8 @@ from unitok.model import UniTok
 from unitok.prepare import prepare
 from unitok.reader.config import FUSIONS, ReaderConfig, ReaderSettings
 from unitok.sample.documents import DocumentWriter, write_documents
-from unitok.sample.pipeline import as_read, caption, draw_codes
+from unitok.sample.pictures import as_read
+from unitok.sample.pipeline import caption, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import Document, lay_out, pack
 from unitok.trunk.fusion import FUSIONS as BUILT

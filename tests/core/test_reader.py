@@ -25,7 +25,8 @@ from unitok.reader.config import CONNECTORS, READER, ReaderConfig, ReaderSetting
 from unitok.reader.encoders import read_encoder
 from unitok.sample.best_of import reading_scores
 from unitok.sample.documents import DocumentWriter, write_documents
-from unitok.sample.pipeline import as_read, caption, caption_codes, draw_codes
+from unitok.sample.pictures import as_read
+from unitok.sample.pipeline import caption, caption_codes, draw_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import Document, pack
 from unitok.tasks import TASKS, draws_pictures, pieces, reads_pictures
@@ -258,6 +259,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "layout_to_image",
         "inpaint",
         "pointed_inpaint",
+        "pointed_text_to_image",
     ]
     assert [task for task in TASKS if draws_pictures([task])] == [
         "text_to_image",
@@ -267,6 +269,7 @@ def test_which_tasks_read_and_which_draw() -> None:
         "inpaint",
         "pointed_edit",
         "pointed_inpaint",
+        "pointed_text_to_image",
     ]
     assert [piece.modality for piece in pieces("interleaved", {"parts": [("image", 1)]})] == [PASSAGE, "image", PASSAGE]
 

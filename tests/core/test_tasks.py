@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil, floor
 
 import pytest
 import torch
 
 from tokenizers_vq.errors import UserError
+from unitok.boxes import hole_in, is_box
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
 from unitok.seeding import keyed_generator
-from unitok.tasks import documents, is_several, needs, pieces, prompt
+from unitok.tasks import documents, is_several, needs, pieces, prompt, with_holes
 
 RECORD = {"image": "picture", "question": ["what", "where"], "answer": ["a cat", "here"]}
 
@@ -79,3 +81,30 @@ def test_the_known_part_of_a_picture_is_made_in_training(make_model: Callable[..
         {"inpaint": 0},
     )
     assert all(torch.equal(one.inputs, two.inputs) for one, two in zip(again, made, strict=False))
+
+
+def test_every_other_hole_is_around_a_thing(make_model: Callable[..., UniTok]) -> None:
+    """Where boxes of things are known. All places that the hole covers a part of are hidden, and no other."""
+    layout, thing, other = make_model().layout, [0.3, 0.2, 0.55, 0.5], [0.7, 0.7, 0.99, 1.0]
+    height, width = layout.grid
+    around = {0: 0, 1: 0}
+    for row in range(400):
+        codes, hole = hole_in(layout, Draw(keyed_generator(0, "hole", 0, row)), [thing, other])
+        assert is_box(hole) and codes.shape == (layout.length,) and codes.any()
+        covered = torch.zeros(height, width, dtype=torch.bool)
+        left, top, right, bottom = hole
+        covered[floor(top * height) : ceil(bottom * height), floor(left * width) : ceil(right * width)] = True
+        if hole != [0, 0, 1, 1]:
+            assert torch.equal(codes.view(layout.grid), covered)
+        for number, box in enumerate((thing, other)):
+            margins = [(box[i] - hole[i]) * (width, height)[i] for i in (0, 1)]
+            margins += [(hole[i + 2] - box[i + 2]) * (width, height)[i] for i in (0, 1)]
+            around[number] += all(0 <= margin <= 1 for margin in margins) and hole[0] * width % 1 > 0
+        plain, _ = hole_in(layout, Draw(keyed_generator(0, "hole", 0, row)))
+        assert plain.view(layout.grid).any(1).sum() > 0
+    assert all(0.1 < count / 400 < 0.25 for count in around.values()), around
+    record = {"image": torch.zeros(layout.length, dtype=torch.int64), "caption": [1], "named": ["a cat", thing]}
+    made = with_holes("pointed_inpaint", record, Draw(keyed_generator(0, "hole", 0, 1)), make_model().modalities())
+    codes, hole = hole_in(layout, Draw(keyed_generator(0, "hole", 0, 1)), [thing])
+    assert made["hole"] == hole and torch.equal(made["known"] < 0, codes)
+    assert with_holes("edit", record, Draw(keyed_generator(0, "hole", 0, 1)), make_model().modalities()) is record

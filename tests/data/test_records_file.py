@@ -30,6 +30,7 @@ LINES: dict[str, dict[str, Any]] = {
     "inpaint": {"image": "a.png", "caption": "a red circle"},
     "pointed_question": {"image": "a.png", "question": "what colour is it", "boxes": [[0, 0, 1, 1]], "answer": "red"},
     "pointed_edit": {"source": "a.png", "instruction": "move it", "boxes": [[0, 0, 0.5, 1]], "image": "b.png"},
+    "pointed_text_to_image": {"image": "a.png", "caption": "a red circle", "named": ["a red circle", [0, 0, 1, 1]]},
     "pointed_inpaint": {"image": "a.png", "caption": "a red circle", "named": ["a red circle", [0, 0, 1, 1]]},
 }
 

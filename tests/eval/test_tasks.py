@@ -46,13 +46,14 @@ def truth(model: UniTok, task: str, records: list[Record], *_: Any, **__: Any) -
 def test_records_are_used_for_the_tasks_whose_fields_they_have(model: UniTok) -> None:
     found = [tasks_of(model, open_data(one, 32)) for one in DATA]
     caption = ["text_to_image", "image_to_text"]
-    assert found[0] == [*caption, "question", "pointed_question"]
-    assert found[1] == found[2] == [*caption, "edit", "pointed_edit"]
-    assert found[3] == [*caption, "interleaved"]
-    assert found[4] == [*caption, "ground", "describe", "ground_caption", "layout_to_image"]
+    pointed = "pointed_text_to_image"
+    assert found[0] == [*caption, "question", "pointed_question", pointed]
+    assert found[1] == found[2] == [*caption, "edit", "pointed_edit", pointed]
+    assert found[3] == [*caption, "interleaved", pointed]
+    assert found[4] == [*caption, "ground", "describe", "ground_caption", "layout_to_image", pointed]
     for several in ("questions", "groundings"):  # one question is asked at once
         found = tasks_of(model, open_data(f"shapes@val?task={several}&limit=4", 32))
-        assert set(found) <= {*caption, "ground_caption", "layout_to_image"}
+        assert set(found) <= {*caption, "ground_caption", "layout_to_image", pointed}
 
 
 def test_the_truth_scores_all_and_another_record_little(model: UniTok, monkeypatch: pytest.MonkeyPatch) -> None:

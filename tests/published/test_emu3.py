@@ -215,7 +215,7 @@ def test_known_codes_of_any_place_stay(theirs: tuple[Any, Path, Any]) -> None:
     known[0] = -1
     known[1, :11] = 3
     caption = value_of(model, CAPTIONS[0])
-    found = run(model, [inpainting_job(model, one, caption, 0, settings) for one in known])
+    found = run(model, [inpainting_job(model, one, torch.ones(2, 2).bool(), caption, 0, settings) for one in known])
     for one, (codes,) in zip(known, found, strict=True):
         assert torch.equal(codes, greedy(theirs, CAPTIONS[0], 3.0, one)), one
 

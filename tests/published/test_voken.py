@@ -132,10 +132,10 @@ def test_known_codes_stay_and_others_follow_from_them(tmp_path: Path) -> None:
     whole = magvit_greedy(w, [2.0, 3.0])
     known = whole[0].clone()
     known[6:] = -1
-    [[drawn]] = run(model, [inpainting_job(model, known, [LABELS[0]], 0, settings)])
+    [[drawn]] = run(model, [inpainting_job(model, known, torch.ones(2, 2).bool(), [LABELS[0]], 0, settings)])
     assert torch.equal(drawn, whole[0])
     known[2] = (known[2] + 1) % (PRE * POST)
-    [[drawn]] = run(model, [inpainting_job(model, known, [LABELS[0]], 0, settings)])
+    [[drawn]] = run(model, [inpainting_job(model, known, torch.ones(2, 2).bool(), [LABELS[0]], 0, settings)])
     assert torch.equal(drawn[:6], known[:6]) and not torch.equal(drawn[6:], whole[0][6:])
 
 
@@ -149,6 +149,11 @@ def test_each_sub_token_has_its_temperature_and_its_number(tmp_path: Path) -> No
     alone = [draw_codes(model, [label], settings, [n]) for n, label in enumerate((3, 0, 9, 3))]
     assert torch.equal(together, torch.cat(alone))
     assert torch.equal(together, draw_codes(model, ["3", 0, "9", 3], replace(settings, ahead=3), [0, 1, 2, 3]))
+    rows = replace(settings, row_window=1)
+    at_once = draw_codes(model, ["3", 0, "9", 3], rows, [0, 1, 2, 3])
+    assert torch.equal(at_once, torch.cat([draw_codes(model, [n], rows, [k]) for k, n in enumerate((3, 0, 9, 3))]))
+    assert not torch.equal(at_once, together)
+    assert torch.equal(together, draw_codes(model, ["3", 0, "9", 3], replace(settings, row_window=99), [0, 1, 2, 3]))
     hot = draw_codes(model, LABELS, SampleSettings(guidance=1.0, temperature=1000.0), [0, 1, 2])
     assert not torch.equal(hot % PRE, hot // PRE // (POST // PRE)), "one number would draw both alike"
     cold = SampleSettings(guidance=1.0, temperature=[0.0, 1.0])

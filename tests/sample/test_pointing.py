@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from unitok.eval.questions import has_questions
 from unitok.modalities import PASSAGE
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
+from unitok.sample.best_of import candidate_seeds, reading_scores
 from unitok.sample.document_files import read_beginnings, save_documents
 from unitok.sample.documents import DocumentWriter, write_documents
 from unitok.sample.inpainting import inpainting_job
 from unitok.sample.jobs import Job, job_for
+from unitok.sample.masks import touched
 from unitok.sample.performing import perform
-from unitok.sample.pipeline import GREEDY, answer, engine_for, run
+from unitok.sample.pipeline import GREEDY, answer, before_pictures, decoded, draw_each, engine_for, run, score_codes
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold, keyed_generator
 from unitok.tasks import Piece, documents, pieces, way
+from unitok.trunk.attention import attention_to_words
 from unitok.vocabulary import Vocabulary
 
 BOX = [0.105, 0.205, 0.505, 0.605]
@@ -57,6 +60,8 @@ def test_the_row_that_points_is_taken_where_it_was_learned() -> None:
     assert way("edit", ["edit"]) == "edit" and way("edit", ["edit", "pointed_edit"]) == "pointed_edit"
     assert way("question", ["pointed_question", "image_to_text"]) == "pointed_question"
     assert way("inpaint", ["inpaint", "pointed_inpaint", "edit"]) == "pointed_inpaint"
+    assert way("text_to_image", ["image_to_text", "pointed_text_to_image"]) == "pointed_text_to_image"
+    assert way("text_to_image", ["layout_to_image", "pointed_edit", "inpaint"]) is None
     assert way("question", ["pointed_edit", "ground"]) is None and way("image_to_text", ["ground_caption"]) is None
 
 
@@ -72,10 +77,14 @@ def test_boxes_stand_before_what_they_are_for() -> None:
     assert [piece.value for piece in pieces("pointed_edit", edit)] == ["before", "do", [BOX], "after"]
     without = pieces("pointed_edit", edit, ["text"])
     assert [piece.value for piece in without] == ["before", [], "after"], "no boxes without the instruction"
-    filled = {"known": "part", "caption": "a cat", "named": ["a cat", BOX], "image": "whole"}
+    named = ["a cat", BOX]
+    filled = {"known": "part", "hole": BOX, "caption": "a cat", "named": named, "image": "whole"}
     said = [(piece.value, piece.learned) for piece in pieces("pointed_inpaint", filled)]
-    assert said == [("part", False), ("a cat", False), (["a cat", BOX], True), ("whole", True)]
-    assert [piece.value for piece in pieces("pointed_inpaint", filled, ["text"])] == ["part", [], "whole"]
+    assert said == [("part", False), (BOX, False), ("a cat", False), (named, True), ("whole", True)]
+    assert [piece.value for piece in pieces("pointed_inpaint", filled, ["text"])] == ["part", BOX, [], "whole"]
+    said = [(piece.value, piece.learned) for piece in pieces("pointed_text_to_image", filled)]
+    assert said == [("a cat", False), (named, True), ("whole", True)]
+    assert [piece.value for piece in pieces("pointed_text_to_image", filled, ["text"])] == [[], "whole"]
     with pytest.raises(UserError, match="has no boxes, which the task pointed_edit needs"):
         pieces("pointed_edit", {**edit, "boxes": None})
 
@@ -110,20 +119,79 @@ def test_a_pointed_edit_is_drawn_as_behind_given_boxes(
     assert len(met) > 1, "the boxes follow the instruction"
 
 
-def test_a_hole_is_filled_as_behind_a_given_caption_with_boxes(make_model: Callable[..., UniTok]) -> None:
+def learned(make_model: Callable[..., UniTok], *tasks: str) -> UniTok:
+    """A model that learned these tasks, in random weights."""
     made = pointing(make_model)
-    model = UniTok(replace(made.config, tasks=("pointed_inpaint",)), made.image_tokenizer, made.text_tokenizer).eval()
-    stir(model)
+    return stir(UniTok(replace(made.config, tasks=tasks), made.image_tokenizer, made.text_tokenizer).eval())
+
+
+def test_a_hole_is_filled_as_behind_a_given_caption_with_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = learned(make_model, "pointed_inpaint")
     codes, caption = codes_for(model, 0), model.text_ids("a cat")
-    known = codes.clone()
-    known[10:50] = -1
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[5:20, 8:31] = True
+    known = codes.masked_fill(touched(mask[None], model.layout)[0], -1)
     settings = SampleSettings(guidance=2.0)
-    [[named, drawn]] = run(model, [inpainting_job(model, known, caption, 7, settings)])
+    [[named, drawn]] = run(model, [inpainting_job(model, known, mask, caption, 7, settings)])
     assert torch.equal(drawn[known >= 0], codes[known >= 0])
-    given = [Piece("image", known, False), Piece("text", caption, False), Piece("grounded", named.tolist(), False)]
-    prompts = [given, [given[0], Piece("text", [], False)]]
+    hole = Piece("box", [8 / 32, 5 / 32, 31 / 32, 20 / 32], False)
+    given = [Piece("image", known, False), hole, Piece("text", caption, False)]
+    prompts = [[*given, Piece("grounded", named.tolist(), False)]]
+    prompts += [[*given[:2], Piece("text", [], False)]]
     [[wanted]] = run(model, [Job(prompts, "image", fold(7, "turn", 1), settings, known)])
     assert torch.equal(drawn, wanted)
+
+
+def test_where_things_are_to_be_differs_from_drawing_to_drawing(make_model: Callable[..., UniTok]) -> None:
+    """Boxes of what is there already are the most likely ones; those of what is to be drawn read the seed."""
+    model = learned(make_model, "pointed_text_to_image", "pointed_edit", "image_to_text")
+    caption, settings = model.text_ids("a cat"), SampleSettings(guidance=2.0)
+    jobs = [job_for("pointed_text_to_image", {"caption": caption}, seed, settings) for seed in range(4)]
+    written = run(model, jobs)
+    assert len({str(named.tolist()) for named, _ in written}) > 1
+    [alone] = run(model, jobs[2:3])
+    assert torch.equal(alone[0], written[2][0]) and torch.equal(alone[1], written[2][1]), "no row depends on the others"
+    named, drawn = written[0]
+    prompts = [[Piece("text", caption, False), Piece("grounded", named.tolist(), False)]]
+    prompts += [[Piece("text", [], False)]]
+    [[wanted]] = run(model, [Job(prompts, "image", fold(0, "turn", 1), settings)])
+    assert torch.equal(drawn, wanted), "what guidance compares with has neither the caption nor the boxes"
+    record = {"source": codes_for(model, 0), "instruction": caption}
+    edited = run(model, [job_for("pointed_edit", record, seed, settings) for seed in range(3)])
+    assert len({str(boxes.tolist()) for boxes, _ in edited}) == 1
+
+
+def test_the_best_of_several_brings_its_own_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = learned(make_model, "pointed_text_to_image", "image_to_text")
+    settings, told = SampleSettings(guidance=2.0, best_of=3), dict[int, Sequence[torch.Tensor]]()
+    drawn = dict(draw_each(model, ["a cat", "a dog"], settings, [0, 1], tell=lambda *one: told.update([one])))
+    for place, caption in enumerate(["a cat", "a dog"]):
+        seeds, ids = candidate_seeds(place, 3), model.text_ids(caption)
+        each = run(model, [job_for("pointed_text_to_image", {"caption": ids}, seed, settings) for seed in seeds])
+        best = each[int(reading_scores(model, torch.stack([codes for _, codes in each]), ids).argmax())]
+        assert all(torch.equal(one, other) for one, other in zip(best, told[place], strict=True))
+        assert torch.equal(decoded(model, best[1][None])[0], drawn[place])
+
+
+def test_codes_are_scored_behind_the_most_likely_boxes(make_model: Callable[..., UniTok]) -> None:
+    model = learned(make_model, "pointed_text_to_image", "image_to_text")
+    seen: list[torch.Tensor] = []
+    ids, caption = model.text_ids("a cat"), "a cat"
+    greedy = replace(job_for("pointed_text_to_image", {"caption": ids}, 0, GREEDY), settings=GREEDY)
+    [[named, codes]] = run(model, [greedy])
+    assert len(named)
+    pointed = Piece("grounded", named.tolist(), False)
+    run(
+        model,
+        [Job([[Piece("text", ids, False), pointed]], "image", 0, GREEDY)],
+        watch=lambda _, one: seen.append(one[0]),
+    )
+    scores = score_codes(model, [caption], codes[None])
+    torch.testing.assert_close(scores[0], torch.cat(seen), atol=1e-4, rtol=0)
+    _, behind = before_pictures(model, [caption])[0]
+    assert torch.equal(behind.ids, model.modalities()["grounded"].given([pointed.value])[0].ids)
+    with_boxes, without = attention_to_words(model, caption, codes, [behind]), attention_to_words(model, caption, codes)
+    assert with_boxes and without and not torch.allclose(with_boxes[0][1], without[0][1])
 
 
 def test_how_far_a_picture_is_tells_nothing_of_its_boxes(make_model: Callable[..., UniTok]) -> None:

@@ -24,7 +24,8 @@ from unitok.cli.main import main
 from unitok.model import UniTok
 from unitok.sample.documents import DocumentWriter, write_documents
 from unitok.sample.inpainting import inpaint
-from unitok.sample.pipeline import GREEDY, answer, caption, codes_of, decoded, draw
+from unitok.sample.pictures import codes_of
+from unitok.sample.pipeline import GREEDY, answer, caption, decoded, draw
 from unitok.sample.serving.api import Access
 from unitok.sample.serving.guards import patient
 from unitok.sample.serving.limits import Limits

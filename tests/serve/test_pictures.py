@@ -24,7 +24,8 @@ from unitok.objectives import OBJECTIVES
 from unitok.sample.best_of import candidate_seeds
 from unitok.sample.inpainting import inpaint
 from unitok.sample.jobs import job_for
-from unitok.sample.pipeline import codes_of, decoded, draw, run, score_codes
+from unitok.sample.pictures import codes_of
+from unitok.sample.pipeline import decoded, draw, run, score_codes
 from unitok.sample.serving.fields import ImageFields
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.attention import attention_to_words

@@ -286,7 +286,7 @@ def test_a_model_that_points_fills_in_and_extends(
     told: list[dict[str, Any]] = []
     ((_, filled),) = inpaint_each(
         model, given[None], mask[None], ["a circle"], settings, [3],
-        tell=lambda written: told.append(pointed_first(model, "pointed_inpaint", written)),
+        tell=lambda _, written: told.append(pointed_first(model, "pointed_inpaint", written)),
     )  # fmt: skip
     (extended,) = extend_all(model, given, Sides(right=16), "a circle", settings, [3])
     fields, white = {"prompt": "a circle", "seed": 3, "guidance": 2}, (255 * mask).to(torch.uint8).expand(3, -1, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -168,6 +169,15 @@ def test_fewer_steps_than_are_done_are_said(tmp_path: Path, run_toy: Any, capsys
     run_toy(tmp_path / "out", steps=10)
     assert run_toy(tmp_path / "out", steps=5, resume=True).facts["steps"] == 10
     assert "is finished after 10 steps, more than run.steps 5: nothing to do" in capsys.readouterr().err
+
+
+def test_the_time_of_all_processes_counts(tmp_path: Path, run_toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        clock = itertools.count(0, 1000)
+        patch.setattr("unitok.train.loop.time.perf_counter", lambda: next(clock))
+        first = run_toy(tmp_path / "out", steps=5, save_every=5).facts["seconds"]
+    again = run_toy(tmp_path / "out", steps=10, save_every=5, resume=True).facts["seconds"]
+    assert first >= 1000 and first / 2 <= again < first + 100, "all but what came behind the last checkpoint"
 
 
 def test_unreadable_pictures_are_counted_over_a_resume(tmp_path: Path, run_toy: Any, pictures: Any) -> None:

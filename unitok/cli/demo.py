@@ -113,12 +113,11 @@ def _measure(
     from unitok.eval.questions import has_questions, measure_questions
     from unitok.eval.report import Report
     from unitok.eval.reports.output import print_report, write_report
-    from unitok.eval.tasks import measure_inpainting, measure_task, tasks_of
+    from unitok.eval.tasks import measure_inpainting, measure_task, of_captions, tasks_of
 
     from ..data.open import open_data
     from ..device import pick_device
     from ..model import UniTok
-    from ..tasks import needs
 
     device = pick_device("auto")
     model = UniTok.from_pretrained(generator, device)
@@ -134,7 +133,7 @@ def _measure(
     for exam in EXAMS if everything else ():
         records = open_data(f"shapes@val?task={exam}&limit={pictures}", model.image_tokenizer.image_size)
         for task in tasks_of(model, records):
-            if not needs([task]) <= {"caption", "image"}:
+            if not of_captions(task):
                 section = measure_task(model, task, records, seed=seed, batch_size=100)
                 sections += [replace(section, name=f"{task} ({exam})")] if section is not None else []
         filled = measure_inpainting(model, records, seed=seed, batch_size=100)

@@ -111,6 +111,7 @@ JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
     "layout_to_image": _laid_out,
     "pointed_question": _same_text("answer"),
     "pointed_edit": _edited,
+    "pointed_text_to_image": _drawn,
 }
 """Task -> its judge. A text out of nothing is never wrong: `text_only` has none."""
 

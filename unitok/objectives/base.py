@@ -205,6 +205,9 @@ class Asked:
     """(b, n, 3): where the ids stand, if elsewhere than at their places."""
     groups: torch.Tensor | None = None
     """(n,) int64: they see one another by these groups; None: all do. Known codes so come in one pass."""
+    numbers: torch.Tensor | None = None
+    """(b, n) int64, 0 or more, in place of `groups`: they also see of the passes before only positions of no higher
+    number, and what has none."""
 
 
 class Progress(NamedTuple):

@@ -17,6 +17,7 @@ from ..seeding import keyed_generator
 from ..sequence import Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_runs, hidden_places
+from .row_window import RowWindow
 from .rows import places_in_rows, with_row_ends
 from .sub_tokens import join
 
@@ -57,8 +58,9 @@ class NextToken(Objective):
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         if self.frames.row_end:
-            return RowByRow(self.name, layout, vocabulary, rows, device, vocabulary[self.frames.row_end].start)
-        return CodeByCode("next_token", layout, vocabulary, rows, device, self.sub_tokens)
+            end = vocabulary[self.frames.row_end].start
+            return RowWindow(RowByRow(self.name, layout, vocabulary, rows, device, end), end)
+        return RowWindow(CodeByCode(self.name, layout, vocabulary, rows, device, self.sub_tokens))
 
 
 class CodeByCode(Writer):
@@ -105,11 +107,10 @@ class CodeByCode(Writer):
         device, length = self.at.device, self.layout.length
         self.uniform[row] = torch.rand(self.uniform.shape[1:], generator=keyed_generator(seed, self.key)).to(device)
         order = self._order(row, seed, known)
-        self.order[row], self.order_on_host[row] = order.to(device), order.tolist()
+        self.follow(row, order.tolist(), list(range(1, length + 1)))
         self.at[row] = 0
         self.known[row] = -1
         self.codes[row] = 0
-        self.ends[row] = list(range(1, length + 1))
         self.forced.discard(row)
         if known is not None:
             self.forced.add(row)
@@ -117,6 +118,11 @@ class CodeByCode(Writer):
             self.codes[row] = self.known[row].clamp(min=0)
             drawn = (known.cpu()[order] < 0).nonzero()[:, 0] + 1
             self.ends[row] = drawn.tolist() or [length]  # nothing stands behind the last one that is drawn
+
+    def follow(self, row: int, order: list[int], ends: list[int]) -> None:
+        """The places in the order in which a row has their codes, and how many it has after each step."""
+        self.order[row] = torch.tensor(order).to(self.order.device)
+        self.order_on_host[row], self.ends[row] = order, ends
 
     def _order(self, row: int, seed: int, known: torch.Tensor | None) -> torch.Tensor:
         """(L,) int64: the places in the order in which they are written."""
@@ -132,7 +138,7 @@ class CodeByCode(Writer):
     def phase(self, row: int) -> int:
         """Rows that run equally many codes, draw from the same ids, and guess equally many more."""
         step, length = self.row(row).step, self.layout.length
-        return (self._guesses(row) * (length + 1) + self._run(row)) * len(self.spans) + self._span_at(row, step)
+        return (self._guesses(row) * (length + 1) + self._run(row)) * len(self.spans) + self.span_at(row, step)
 
     def _run(self, row: int) -> int:
         """Codes of this step: known ones, and the one that is drawn."""
@@ -153,12 +159,12 @@ class CodeByCode(Writer):
             number < state.settings.ahead
             and step + number + 1 < last
             and ends[step + number + 1] == ends[step + number] + 1
-            and self._span_at(row, step + number + 1) == self._span_at(row, step)
+            and self.span_at(row, step + number + 1) == self.span_at(row, step)
         ):
             number += 1
         return number
 
-    def _span_at(self, row: int, step: int) -> int:
+    def span_at(self, row: int, step: int) -> int:
         """The number of the ids from which a row draws in a step."""
         here = self.span_of[self.order_on_host[row][self.ends[row][step] - 1]]
         return self.spans.index((here.start, here.stop))
@@ -173,7 +179,7 @@ class CodeByCode(Writer):
         target, before = order.gather(1, at), order.gather(1, (at - 1).clamp(min=0))  # (b, n)
         ids = self.codes[index].gather(1, before) + self.vocabulary.image_start
         ids = ids.masked_fill(at == 0, self.vocabulary.boi)
-        ids_here = slice(*self.spans[self._span_at(rows[0], self.row(rows[0]).step)])
+        ids_here = slice(*self.spans[self.span_at(rows[0], self.row(rows[0]).step)])
         spans = ((ids_here, slice(run - 1, n)),)
         return self._asked(Asked(ids, self.places[target], spans, groups=groups), at, target, before)
 
@@ -183,9 +189,14 @@ class CodeByCode(Writer):
         return asked
 
     def choose(self, rows: Sequence[int], index: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        _, place = self._drawn(rows, index)
+        return self.draw(index, self._drawn(rows, index)[1], scores, list(map(self.settings, rows)))
+
+    def draw(
+        self, index: torch.Tensor, place: torch.Tensor, scores: torch.Tensor, settings: Sequence[SampleSettings]
+    ) -> torch.Tensor:
+        """Chooses the next sub-tokens of the codes at some places (b, m)."""
         numbers = self.uniform[index[:, None], len(self.chosen), place]
-        self.chosen.append(choose(scores, numbers, list(map(self.settings, rows)))[0])
+        self.chosen.append(choose(scores, numbers, settings)[0])
         return self.chosen[-1]
 
     def _drawn(self, rows: Sequence[int], index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,7 +208,7 @@ class CodeByCode(Writer):
 
     def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> Sequence[int]:
         state, guesses, at = self.row(rows[0]), self._guesses(rows[0]), index[:, None]
-        start = self.spans[self._span_at(rows[0], state.step)][0] - self.vocabulary.image_start
+        start = self.spans[self.span_at(rows[0], state.step)][0] - self.vocabulary.image_start
         drawn, place = self._drawn(rows, index)
         self.choose(rows, index, scores[0])
         chosen = join(self.chosen, self.sub_tokens) + start
@@ -236,7 +247,8 @@ class CodeByCode(Writer):
         return len(self.ends[row])
 
     def so_far(self, row: int) -> torch.Tensor:
-        left = self.order[row, self.at[row] :]
+        step = self.row(row).step
+        left = self.order[row, self.ends[row][step - 1] if step else 0 :]
         return self.codes[row].index_copy(0, left, self.known[row, left])
 
 

@@ -6,7 +6,7 @@ L = codes of a picture, T = positions, H = heads, G = key heads, D = head size
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..sequence import IGNORE, document, lay_out
+from ..sequence import IGNORE, Segment, document, lay_out
 from .native import Attention, Transformer, Turns
 from .rule import Visibility, attend
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def attention_to_words(model: UniTok, caption: str, codes: torch.Tensor) -> list[tuple[str, torch.Tensor]] | None:
+def attention_to_words(
+    model: UniTok, caption: str, codes: torch.Tensor, behind: Sequence[Segment] = ()
+) -> list[tuple[str, torch.Tensor]] | None:
     """Each word of a caption, and the share of its attention (L,) that the position which predicts a code gives to it:
     the mean over all heads of all layers. What is left of 1 goes to codes, marks and spaces.
 
@@ -34,6 +36,7 @@ def attention_to_words(model: UniTok, caption: str, codes: torch.Tensor) -> list
         model: whose codes stand behind its captions.
         caption: at most as long as the model reads.
         codes: (L,) of one picture.
+        behind: what stands between them, such as boxes.
 
     Returns:
         None where the trunk is not our own, or does not read the caption as a text.
@@ -42,12 +45,13 @@ def attention_to_words(model: UniTok, caption: str, codes: torch.Tensor) -> list
         return None
     text = model.modalities()["text"].given([caption])[0]
     image = model.objective.forced(codes[None].to(model.device), model.layout, model.vocabulary)[0]
-    batch = lay_out([[document([text, image])]], pad=model.vocabulary.pad)
+    batch = lay_out([[document([text, *behind, image])]], pad=model.vocabulary.pad)
+    before = len(text) + sum(map(len, behind))
     with watched(model.trunk) as seen:
         model.states(batch.to(model.device))
     assert image.target is not None
     here = (image.target != IGNORE).nonzero()[:, 0]
-    shares = torch.stack(seen).mean(0)[0][len(text) + here.to(seen[0].device)].cpu()  # (L, T)
+    shares = torch.stack(seen).mean(0)[0][before + here.to(seen[0].device)].cpu()  # (L, T)
 
     places = model.layout.coordinates()
     places[:, 0] += len(model.objective.frames.drawn[0])

@@ -62,6 +62,8 @@ class KVCache:
         """Slots of pictures, where some layers see these alone: see `mark`."""
         self.looked = False
         """Whether there may be such; known to the host."""
+        self.numbers = torch.full((rows, capacity), -1, device=device)
+        """Of slots whose positions were given one: see `extend`. All others have -1."""
         self.used = torch.zeros(rows, capacity, device=device, dtype=torch.bool)
         """Slots that hold something."""
         self.lengths = [0] * rows
@@ -92,9 +94,12 @@ class KVCache:
     def capacity(self) -> int:
         return self.used.shape[1]
 
-    def extend(self, rows: Sequence[int], n: int, groups: torch.Tensor | None = None) -> Visibility:
+    def extend(
+        self, rows: Sequence[int], n: int, groups: torch.Tensor | None = None, numbers: torch.Tensor | None = None
+    ) -> Visibility:
         """Takes the next n slots of these rows. The new positions see all slots in use, and one another by their groups
-        (n,); without groups, they all see one another."""
+        (n,); without groups, they all see one another. With numbers (b, n), which stay, they see of all slots in use
+        those of no higher number."""
         even = self.advance(rows, n)
         self._width = max(self.lengths[row] for row in rows)
         if isinstance(self._slots, slice) and isinstance(self._rows, slice):
@@ -106,6 +111,8 @@ class KVCache:
             self._blocks = list(zip(*(view.unbind(0) for view in views), strict=True))
         else:
             self._view(rows)
+        if numbers is not None:
+            return Visibility("sdpa", mask=self._numbered(numbers))
         if even and groups is None and not self.gaps:
             return Visibility("sdpa")
         used = self.used[self._rows, : self._width]  # (b, W)
@@ -142,15 +149,18 @@ class KVCache:
         longest = max(self.lengths[row] for row in rows)
         return min(self.capacity, max(FEWEST, 1 << (longest - 1).bit_length()))
 
-    def fixed(self, rows: Sequence[int], n: int, width: int, ends: bool = False) -> Visibility:
+    def fixed(
+        self, rows: Sequence[int], n: int, width: int, numbers: torch.Tensor | None = None, ends: bool = False
+    ) -> Visibility:
         """The n slots that `advance` gave these rows last, in a form that is the same at every step: who stands where
-        is read from tensors alone, and all see the first `width` slots, by a mask of those in use. `ends` says on the
-        host how many of them are in use at most."""
+        is read from tensors alone, and all see the first `width` slots, by a mask of those in use, and by their numbers
+        (b, n). `ends` says on the host how many slots are in use at most."""
         self._rows, self._index, self._blocks, self._width = self._every(rows), self.index(rows), None, width
         self._slots = self._on_device[self._index][:, None] + torch.arange(-n, 0, device=self.used.device)
         self._view(rows)
+        mask = self.used[self._rows, :width][:, None, None] if numbers is None else self._numbered(numbers)
         first = torch.tensor(max(self.lengths[row] for row in rows)) if ends else None
-        return Visibility("sdpa", mask=self.used[self._rows, :width][:, None, None], first=first)
+        return Visibility("sdpa", mask=mask, first=first)
 
     def _view(self, rows: Sequence[int]) -> None:
         self._among = not isinstance(self._rows, slice)
@@ -163,6 +173,11 @@ class KVCache:
         """What is common to all rows that lie in memory as these do; None: they stand at uneven distances."""
         every = self._every(rows)
         return (len(rows), every.step, self.rows, self.capacity) if isinstance(every, slice) else None
+
+    def _numbered(self, numbers: torch.Tensor) -> torch.Tensor:
+        """(b, 1, n, W) bool: what the slots taken last see, which have these numbers (b, n) from here on."""
+        there, documents = self.mark(self.numbers, numbers), self.used[self._rows, : self._width].long() - 1
+        return allowed(numbers, torch.zeros_like(numbers), there, documents)
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores (b, G, n, D) in the slots taken last; gives all keys and values of these rows, (b, G, W, D)."""
@@ -192,11 +207,13 @@ class KVCache:
             end = lengths.pop()
             self._on_device[every] -= n
             self.used[every, end - n : end] = False
+            self.numbers[every, end - n : end] = -1
         else:
             index = self.index(rows)
             self._on_device[index] -= n
             slots = self._on_device[index][:, None] + torch.arange(n, device=index.device)
             self.used[index[:, None], slots] = False
+            self.numbers[index[:, None], slots] = -1
         for row in rows:
             self.lengths[row] -= n
             assert self.lengths[row] >= 0
@@ -209,6 +226,7 @@ class KVCache:
     def clear(self, row: int) -> None:
         """Empties a row."""
         self.used[row] = False
+        self.numbers[row] = -1
         self._on_device[row] = 0
         self.lengths[row] = 0
 

@@ -64,6 +64,8 @@ class Given:
     """Port -> (b * n, ...)."""
     condition: Beside | None = None
     """Of every lane."""
+    numbers: torch.Tensor | None = None
+    """(b, n) int64: they see what has no higher number (`KVCache.numbers`); None: all that is there."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All of them, by name; of a condition the vector."""
@@ -72,6 +74,8 @@ class Given:
             found["stands"] = self.stands
         if self.condition is not None:
             found["condition"] = self.condition.vector
+        if self.numbers is not None:
+            found["numbers"] = self.numbers
         return found
 
     def cloned(self) -> Given:
@@ -79,7 +83,8 @@ class Given:
         features = {name: one.clone() for name, one in self.features.items()}
         stands = None if self.stands is None else self.stands.clone()
         condition = None if self.condition is None else Beside(self.condition.vector.clone())
-        return Given(self.ids.clone(), self.places.clone(), stands, features, condition)
+        numbers = None if self.numbers is None else self.numbers.clone()
+        return Given(self.ids.clone(), self.places.clone(), stands, features, condition, numbers)
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,15 @@ class Steps:
         their groups (n,), or all. They may be overwritten by the next pass."""
         n = given.ids.shape[1]
         if not self._may_be_fixed(given, groups):
-            return self._run(given, self.cache.extend(lanes, n, groups))
+            return self._run(given, self.cache.extend(lanes, n, groups, given.numbers))
         tensors = given.tensors()
         shapes = tuple((name, one.shape, one.dtype) for name, one in tensors.items())
         if self.capture is None:
             form = self._compiled_form(lanes, n, shapes)
             if form is None:
-                return self._run(given, self.cache.extend(lanes, n, groups))
+                return self._run(given, self.cache.extend(lanes, n, groups, given.numbers))
             self.cache.advance(lanes, n)
-            return self._run(given, self.cache.fixed(lanes, n, self.cache.capacity, ends=True), form)
+            return self._run(given, self.cache.fixed(lanes, n, self.cache.capacity, given.numbers, ends=True), form)
         self.cache.advance(lanes, n)
         width = self.cache.reach(lanes)
         key, form = (tuple(lanes), width, shapes), self._compiled_form(lanes, n, (width, shapes))
@@ -166,7 +171,7 @@ class Steps:
         return (rows, shapes) if rows is not None and self.compiled.takes((rows, shapes)) else None
 
     def _fixed(self, lanes: Sequence[int], width: int, given: Given, form: Key | None) -> torch.Tensor:
-        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width), form)
+        return self._run(given, self.cache.fixed(lanes, given.ids.shape[1], width, given.numbers), form)
 
     def _run(self, given: Given, seen: Visibility, form: Key | None = None) -> torch.Tensor:
         """One pass, compiled if its form is given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 
 from tokenizers_vq.errors import Problems
 
+from ...seeding import fold
 from ..fingerprint import digest
 from ..records import LeftOut, Record
 from . import edits, questions
 from .conditions import condition
 from .edits import edit
-from .grounding import box_of, ground
+from .grounding import box_of, ground, named_boxes
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 from .stories import story
@@ -25,6 +27,8 @@ QUESTIONS = 8
 """To one picture, where a record has several; equal ones are asked once."""
 PHRASES = 6
 """The same for phrases that boxes are asked of."""
+UNPLANNED = 0.15
+"""Share of the instructions of a planned story that are written before any box."""
 Fields = tuple[torch.Tensor, dict[str, Any]]
 
 
@@ -138,16 +142,20 @@ def _planned_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 
 def _story_with_boxes(data: ShapesDataset, scene: Scene, index: int, planned: bool) -> Fields:
-    """Behind each text stand the boxes of what it is about. In a story that is planned those of what was there before
-    stand in front of it."""
+    """Behind each thing that the first text names stands its box, behind each further text the boxes of what it is
+    about. In a story that is planned those of what was there before stand in front of it, but for a share of the texts:
+    a text that somebody else writes has none in front."""
+    draw = random.Random(fold("shapes", "planned", data.seed, data.split, index)).random
     first, *later = story(scene, data.seed, index, data.split)
     parts: list[tuple[str, Any]] = []
     before = None
     for step in (first, *later):
         things = step.scene.objects if before is None else edits.meant(edits.Edit(before, step.text), step.scene)
-        there = [thing for thing in things if planned and before is not None and thing in before.objects]
+        known = before.objects if planned and before is not None and draw() >= UNPLANNED else ()
+        there = [thing for thing in things if thing in known]
         behind = [thing for thing in things if thing not in there]
-        text = [*map(box_of, there), step.text, *map(box_of, behind)]
+        said = named_boxes(step.scene) if before is None else [step.text, *map(box_of, behind)]
+        text = [*map(box_of, there), *said]
         parts += [("text", text), ("image", data.picture(step.scene))]
         before = step.scene
     return data.picture(scene), {"parts": parts}
