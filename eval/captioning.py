@@ -9,6 +9,7 @@ import torch
 from unitok.data.records import Record, RecordDataset
 from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import noted
 from unitok.sample.pipeline import caption
 
 from .feature_network import ImageTextNetwork
@@ -70,6 +71,7 @@ def measure_captioning(
         "captions_sha256": seen.hexdigest(),
         "model_sha256": model.fingerprint(),
         "precision": precision,
+        **noted(model),
     }
     consensus = cider(written, [[text] for text in reference])
     by_words: Provenance = {**facts, "tokenization": "lower-case words without punctuation", "references": 1}

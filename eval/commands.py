@@ -38,6 +38,7 @@ def eval_generator(
     label: str | None = None,
     batch_size: int = 32,
     precision: Literal["auto", "bf16", "fp32"] = "fp32",
+    compile: bool = False,
     device: Device = "auto",
 ) -> None:
     """Measure a model: FID, KID and CLIPScore of pictures drawn from the captions of a data set, and its own captions.
@@ -71,6 +72,8 @@ def eval_generator(
         batch_size: Pictures drawn at a time; changes the speed, not the pictures.
         precision: Of the weights: fp32, bf16 (faster on large models), or auto (bf16 where the hardware has it and the
             model is large enough to gain).
+        compile: Compile the passes that draw code by code when they have come often: faster from some hundred pictures
+            on. Needs a C++ compiler, on a GPU triton (docs/speed.md).
         device: auto takes a GPU where there is one.
 
     Example:
@@ -99,7 +102,7 @@ def eval_generator(
 
     where = pick_device(device)
     loaded = UniTok.from_pretrained(str(model), where)
-    precision = prepare(loaded, precision)
+    precision = prepare(loaded, precision, compile)
     settings = settings_for(loaded, given)
     size = loaded.image_tokenizer.image_size
     dataset = open_data(with_texts(data, label=label, prompt=prompt), size)

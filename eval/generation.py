@@ -17,6 +17,7 @@ from unitok.data.records import Record, RecordDataset
 from unitok.data.shapes.checker import ATTRIBUTES, Verdict, accuracy
 from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import noted
 from unitok.sample.pipeline import draw
 from unitok.sampling import SampleSettings
 from unitok.text import CaptionEncoder
@@ -146,6 +147,7 @@ def measure_generation(
         "model_sha256": model.fingerprint(),
         "settings": str(settings),
         "precision": precision,
+        **noted(model),
     }
     joined = {name: torch.cat(parts) for name, parts in embeddings.items()}
     numbers, of_each, warnings = picture_numbers(

@@ -26,7 +26,18 @@ SPREAD = "std_over_seeds"
 INTERVAL = "interval_over_captions"
 """Key of a 95 % interval over distinct captions."""
 SUBJECT = frozenset(
-    {"model_sha256", "tokenizer_sha256", "settings", "set", "set_sha256", "label", "precision", SPREAD, INTERVAL}
+    {
+        "model_sha256",
+        "tokenizer_sha256",
+        "settings",
+        "set",
+        "set_sha256",
+        "label",
+        "precision",
+        "compiled",
+        SPREAD,
+        INTERVAL,
+    }
 )
 """Facts about what is measured, not about how: they may differ between two numbers of one table."""
 

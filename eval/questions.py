@@ -14,6 +14,7 @@ from unitok.data.records import RecordDataset
 from unitok.data.shapes.questions import KINDS_OF_QUESTION, kind_of
 from unitok.device import Precision
 from unitok.model import UniTok
+from unitok.prepare import noted
 from unitok.sample.pipeline import answer
 from unitok.tasks import way
 from unitok.text import CaptionEncoder
@@ -67,6 +68,7 @@ def measure_questions(
         "questions_sha256": hashlib.sha256("\n".join(asked).encode()).hexdigest(),
         "model_sha256": model.fingerprint(),
         "precision": precision,
+        **noted(model),
     }
     return questions_section(torch.cat(parts), asked, written, reference, facts, names)
 
