@@ -18,7 +18,7 @@ from unitok.data.shapes import questions
 from unitok.data.shapes.conditions import condition
 from unitok.data.shapes.dataset import RECORDS, ShapesDataset
 from unitok.data.shapes.edits import Edit, edit, meant
-from unitok.data.shapes.grounding import box_of, boxes_of, ground, named_boxes
+from unitok.data.shapes.grounding import box_of, boxes_of, ground
 from unitok.data.shapes.questions import answer_of
 from unitok.data.shapes.scenes import (
     BORDER,
@@ -310,7 +310,6 @@ def test_pictures_of_tasks_are_those_of_their_texts() -> None:
         assert all(words_of(one) == text for (_, one), (_, text) in zip(pointed[::2], parts[::2], strict=True))
         boxes = [[box for box in text if not isinstance(box, str)] for _, text in pointed[::2]]
         assert boxes[0] == list(map(box_of, told[0].scene.objects))
-        assert pointed[0][1] == named_boxes(told[0].scene), "a box behind each thing"
         planned = data["planned_story"][index].fields["parts"]
         assert planned[0] == pointed[0], "its caption comes from elsewhere"
         for number in (1, 2):

@@ -17,7 +17,7 @@ from ..records import LeftOut, Record
 from . import edits, questions
 from .conditions import condition
 from .edits import edit
-from .grounding import box_of, ground, named_boxes
+from .grounding import box_of, ground
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 from .stories import story
@@ -142,9 +142,8 @@ def _planned_story(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 
 def _story_with_boxes(data: ShapesDataset, scene: Scene, index: int, planned: bool) -> Fields:
-    """Behind each thing that the first text names stands its box, behind each further text the boxes of what it is
-    about. In a story that is planned those of what was there before stand in front of it, but for a share of the texts:
-    a text that somebody else writes has none in front."""
+    """Behind each text stand the boxes of what it is about. In a story that is planned those of what was there before
+    stand in front of it, but for a share of the texts: a text that somebody else writes has none in front."""
     draw = random.Random(fold("shapes", "planned", data.seed, data.split, index)).random
     first, *later = story(scene, data.seed, index, data.split)
     parts: list[tuple[str, Any]] = []
@@ -154,8 +153,7 @@ def _story_with_boxes(data: ShapesDataset, scene: Scene, index: int, planned: bo
         known = before.objects if planned and before is not None and draw() >= UNPLANNED else ()
         there = [thing for thing in things if thing in known]
         behind = [thing for thing in things if thing not in there]
-        said = named_boxes(step.scene) if before is None else [step.text, *map(box_of, behind)]
-        text = [*map(box_of, there), *said]
+        text = [*map(box_of, there), step.text, *map(box_of, behind)]
         parts += [("text", text), ("image", data.picture(step.scene))]
         before = step.scene
     return data.picture(scene), {"parts": parts}
