@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
@@ -112,18 +112,10 @@ def sample(
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
-    task, pointed = way_of(loaded, "text_to_image"), dict[int, dict[str, Any]]()
-    pictures = draw_each(
-        loaded,
-        captions_left,
-        settings,
-        seeds_left,
-        batch_size=batch_size,
-        precision=computed,
-        tell=lambda place, written: pointed.update({place: pointed_first(loaded, task, written)}),
-    )
-    for place, picture in track(pictures, "drawing", total=len(jobs), console=Console(stderr=True)):
-        folder.add(*jobs[place], picture, pointed[place])
+    task = way_of(loaded, "text_to_image")
+    drawn = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=computed)
+    for place, picture, written in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
+        folder.add(*jobs[place], picture, pointed_first(loaded, task, written))
     print(folder.finish(asked, n))
     if progress:
         first = asked[:PROGRESS_ROWS]

@@ -111,7 +111,6 @@ def inpaint(
     jobs = [job for job in asked if job not in folder.done]
     pictures, holes = (one.expand(len(jobs), *one.shape) for one in (whole, hole))
     seeds = [number for _, number in jobs]
-    pointed: dict[int, dict[str, Any]] = {}
     drawn = inpaint_each(
         loaded,
         pictures,
@@ -121,10 +120,10 @@ def inpaint(
         seeds,
         batch_size=batch_size,
         precision=computed,
-        tell=lambda place, written: pointed.update({place: pointed_first(loaded, inpainting_task(loaded), written)}),
     )
-    for place, result in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
-        folder.add(*jobs[place], result, pointed[place])
+    task = inpainting_task(loaded)
+    for place, result, written in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
+        folder.add(*jobs[place], result, pointed_first(loaded, task, written))
     print(folder.finish(asked, n, {"given": whole, "known": without(whole, hole)}))
 
 

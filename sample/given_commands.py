@@ -162,19 +162,11 @@ def draw_into(
     from .performing import pointed_first
     from .pipeline import draw_jobs
 
-    pointed: dict[int, dict[str, Any]] = {}
     left = [asked for asked in jobs if asked not in folder.done]
     wanted = [jobs[asked] for asked in left]
-    pictures = draw_jobs(
-        model,
-        wanted,
-        settings,
-        batch_size=batch_size,
-        precision=precision,
-        tell=lambda place, written: pointed.update({place: pointed_first(model, task, written)}),
-    )
-    for place, picture in track(pictures, "drawing", total=len(left), console=Console(stderr=True)):
-        folder.add(*left[place], picture, pointed[place])
+    drawn = draw_jobs(model, wanted, settings, batch_size=batch_size, precision=precision)
+    for place, picture, written in track(drawn, "drawing", total=len(left), console=Console(stderr=True)):
+        folder.add(*left[place], picture, pointed_first(model, task, written))
     return folder.finish(jobs, n)
 
 

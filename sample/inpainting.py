@@ -23,7 +23,7 @@ from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for, way_of
 from .masks import box_around, check_places, touched
 from .pictures import check_size
-from .pipeline import Tell, decoded, draw_jobs, value_of
+from .pipeline import Drawn, decoded, draw_jobs, value_of
 
 LONGEST_SIDE = 2**14
 """Pixels that a side of a picture is extended by."""
@@ -65,7 +65,7 @@ def inpaint(
     drawn = inpaint_each(
         model, pictures, masks, captions, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids
     )
-    found = dict(drawn)
+    found = {one.place: one.picture for one in drawn}
     return torch.stack([found[place] for place in range(len(captions))])
 
 
@@ -80,10 +80,8 @@ def inpaint_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
-    tell: Tell = lambda *_: None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(number of the picture, itself (3, H, W) uint8) as pictures are finished; arguments as of `inpaint`. `tell` is
-    given the number of a picture and all that is written for it, its codes last."""
+) -> Iterator[Drawn]:
+    """Pictures as they are finished; arguments as of `inpaint`."""
     known = known_codes(model, pictures, masks)
     jobs = [
         inpainting_job(model, given, mask, value_of(model, caption, text_ids), one, settings)
@@ -91,9 +89,9 @@ def inpaint_each(
         for one in candidate_seeds(seed, settings.best_of)
     ]
     best = best_fitting(model, pictures, masks, settings.best_of)
-    each = draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision, tell=tell)
-    for number, drawn in each:
-        yield number, torch.where(masks[number], drawn, pictures[number])
+    for drawn in draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision):
+        number = drawn.place
+        yield drawn._replace(picture=torch.where(masks[number], drawn.picture, pictures[number]))
 
 
 def best_fitting(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor, number: int) -> BestOf:

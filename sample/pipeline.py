@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,15 +17,23 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import IGNORE, Segment, document, lay_out
 from unitok.tasks import FIELDS, TASKS, Piece, asked, prompt
 
-from .best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
+from .best_of import NO_BEST, BestOf, Written, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
 from .jobs import GREEDY, Job, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
 from .pictures import as_read
 
 Condition = str | int | TextStates
 """A caption, the number of a class, or what the model's text encoder made of a caption."""
-Tell = Callable[[int, Sequence[torch.Tensor]], None]
-"""Is told (place of a picture, all that was written for it, its codes last)."""
+
+
+class Drawn(NamedTuple):
+    """A picture that is finished."""
+
+    place: int
+    """Of its caption or job."""
+    picture: torch.Tensor
+    """(3, H, W) uint8."""
+    written: Written
 
 
 def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
@@ -211,11 +219,10 @@ def draw_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
-    tell: Tell = lambda *_: None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its caption, picture (3, H, W) uint8) as they are finished; arguments as of `draw` and `draw_jobs`."""
+) -> Iterator[Drawn]:
+    """Pictures as they are finished; arguments as of `draw`."""
     jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
-    return draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision, tell=tell)
+    return draw_jobs(model, jobs, settings, best, batch_size=batch_size, precision=precision)
 
 
 @torch.inference_mode()
@@ -233,11 +240,9 @@ def draw_jobs(
     *,
     batch_size: int = 32,
     precision: Precision = "fp32",
-    tell: Tell = lambda *_: None,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """(place of its job, picture (3, H, W) uint8) as pictures are finished; the jobs draw by these settings. With
-    `best`, each picture is the best of several jobs, and places are those of pictures. `tell` is given the place of a
-    picture and all that its job wrote, its codes last, before it comes.
+) -> Iterator[Drawn]:
+    """Pictures as they are finished; the jobs draw by these settings. With `best`, each is the best of several jobs,
+    and places are those of pictures.
 
     Raises UserError where the best of several drawings is asked for, and nothing tells it.
     """
@@ -250,8 +255,7 @@ def draw_jobs(
         with autocast(model.device, precision):
             pictures = decoded(model, torch.stack(codes), settings.scales) if codes else ()
         for (place, written), picture in zip(chosen, pictures, strict=True):
-            tell(place, written)
-            yield place, picture
+            yield Drawn(place, picture, written)
 
 
 def draw(
@@ -283,7 +287,7 @@ def draw(
     settings = settings or SampleSettings.of(model.config)
     seeds = list(range(len(captions))) if seeds is None else seeds
     drawn = draw_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision, text_ids=text_ids)
-    found = dict(drawn)
+    found = {one.place: one.picture for one in drawn}
     return torch.stack([found[place] for place in range(len(captions))])
 
 

@@ -93,7 +93,7 @@ def test_the_best_part_of_a_picture_goes_best_with_what_is_known(
     for row, (caption, seed) in enumerate(zip(CAPTIONS, [5, 6], strict=True)):
         ids = model.text_ids(caption)
         jobs = [inpainting_job(model, known[row], masks[row], ids, one, settings) for one in candidate_seeds(seed, 4)]
-        drawn = [picture for _, picture in sorted(draw_jobs(model, jobs, settings), key=lambda one: one[0])]
+        drawn = [one.picture for one in sorted(draw_jobs(model, jobs, settings), key=lambda one: one.place)]
         off = [(one.double() - given[row].double()).abs()[:, ~masks[row]].sum().item() for one in drawn]
         assert len(set(off)) == 4, "the test needs drawings that differ"
         assert torch.equal(best[row], torch.where(masks[row], drawn[off.index(min(off))], given[row]))

@@ -22,7 +22,7 @@ from unitok.sample import inpainting
 from unitok.sample.inpainting import LONGEST_SIDE, Sides, extend, extend_all, inpaint, plan
 from unitok.sample.jobs import job_for
 from unitok.sample.masks import fit_mask, touched
-from unitok.sample.pipeline import draw, draw_codes, run
+from unitok.sample.pipeline import Drawn, draw, draw_codes, run
 from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.vocabulary import Vocabulary
@@ -86,9 +86,10 @@ def test_a_model_that_learned_it_reads_what_stands_behind_the_hole(
     monkeypatch.setattr(inpainting, "known_codes", lambda *_: known)
     drawn: list[torch.Tensor] = []
 
-    def keep(model: UniTok, jobs: list[Any], *_: Any, **__: Any) -> Iterator[tuple[int, torch.Tensor]]:
+    def keep(model: UniTok, jobs: list[Any], *_: Any, **__: Any) -> Iterator[Drawn]:
         drawn[:] = [codes for [codes] in run(model, jobs)]
-        yield from enumerate(given)
+        for place, codes in enumerate(drawn):
+            yield Drawn(place, given[place], [codes])
 
     monkeypatch.setattr(inpainting, "draw_jobs", keep)
 

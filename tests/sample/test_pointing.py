@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,14 +163,14 @@ def test_where_things_are_to_be_differs_from_drawing_to_drawing(make_model: Call
 
 def test_the_best_of_several_brings_its_own_boxes(make_model: Callable[..., UniTok]) -> None:
     model = learned(make_model, "pointed_text_to_image", "image_to_text")
-    settings, told = SampleSettings(guidance=2.0, best_of=3), dict[int, Sequence[torch.Tensor]]()
-    drawn = dict(draw_each(model, ["a cat", "a dog"], settings, [0, 1], tell=lambda *one: told.update([one])))
+    settings = SampleSettings(guidance=2.0, best_of=3)
+    drawn = {one.place: one for one in draw_each(model, ["a cat", "a dog"], settings, [0, 1])}
     for place, caption in enumerate(["a cat", "a dog"]):
         seeds, ids = candidate_seeds(place, 3), model.text_ids(caption)
         each = run(model, [job_for("pointed_text_to_image", {"caption": ids}, seed, settings) for seed in seeds])
         best = each[int(reading_scores(model, torch.stack([codes for _, codes in each]), ids).argmax())]
-        assert all(torch.equal(one, other) for one, other in zip(best, told[place], strict=True))
-        assert torch.equal(decoded(model, best[1][None])[0], drawn[place])
+        assert all(torch.equal(one, other) for one, other in zip(best, drawn[place].written, strict=True))
+        assert torch.equal(decoded(model, best[1][None])[0], drawn[place].picture)
 
 
 def test_codes_are_scored_behind_the_most_likely_boxes(make_model: Callable[..., UniTok]) -> None:

@@ -283,11 +283,8 @@ def test_a_model_that_points_fills_in_and_extends(
     model.config = replace(model.config, tasks=("pointed_inpaint",))
     settings, mask = SampleSettings(guidance=2.0), torch.zeros(32, 32, dtype=torch.bool)
     mask[8:, 8:24] = True
-    told: list[dict[str, Any]] = []
-    ((_, filled),) = inpaint_each(
-        model, given[None], mask[None], ["a circle"], settings, [3],
-        tell=lambda _, written: told.append(pointed_first(model, "pointed_inpaint", written)),
-    )  # fmt: skip
+    ((_, filled, written),) = inpaint_each(model, given[None], mask[None], ["a circle"], settings, [3])
+    told = pointed_first(model, "pointed_inpaint", written)
     (extended,) = extend_all(model, given, Sides(right=16), "a circle", settings, [3])
     fields, white = {"prompt": "a circle", "seed": 3, "guidance": 2}, (255 * mask).to(torch.uint8).expand(3, -1, -1)
     with serve(model) as (client, _):
@@ -295,7 +292,7 @@ def test_a_model_that_points_fills_in_and_extends(
         assert edited.status_code == 200, edited.text
         longer = client.post(IMAGES + "extensions", data={**fields, "right": 16}, files={"image": png(given)})
     (one,), (other,) = edited.json()["data"], longer.json()["data"]
-    assert torch.equal(pixels_of(one["b64_json"]), filled) and one["record"]["pointed"] == told[0]
+    assert torch.equal(pixels_of(one["b64_json"]), filled) and one["record"]["pointed"] == told
     assert torch.equal(pixels_of(other["b64_json"]), extended)
 
 
