@@ -24,8 +24,11 @@ if not RECIPES.is_dir():  # in a checkout they stand at the top level
     RECIPES = RECIPES.parents[1] / "recipes"
 
 DEFAULT = "next_token"
-ENCODED = 24_000
-"""Pictures that the generator learns from."""
+"""The objective of the recipe of all tasks."""
+POINTED = "pointed"
+"""The recipe where no objective is named: `next_token`, and what is drawn is pointed at first."""
+ENCODED = "shapes?task=groundings&limit=24000"
+"""What the generator learns from: pictures, captions, and a box for each thing that a caption names."""
 CONDITIONS = "shapes?task=condition"
 """What the tokenizer of all tasks learns from: pictures, outlines and label maps."""
 LANGUAGE_LR = 0.0005
@@ -36,7 +39,7 @@ EXAMS = ("edit", "condition", "story", "ground")
 
 def demo(
     out: Path = Path("runs/demo"),
-    objective: str = DEFAULT,
+    objective: str | None = None,
     tasks: Literal["drawing", "all"] = "drawing",
     trunk: str | None = None,
     pictures: int = 192,
@@ -51,7 +54,8 @@ def demo(
     Args:
         out: Folder for everything.
         objective: How the generator draws, by the recipe of that name: next_token, masked_token, next_scale,
-            random_order, maskgit or var; next_scale and var train a tokenizer with several scales for it.
+            random_order, maskgit or var; next_scale and var train a tokenizer with several scales for it. Without one:
+            next_token, which writes where each thing is to be before it draws.
         tasks: drawing: drawing and captions. all: also questions, edits, boxes, layouts, stories, outlines and label
             maps, by recipes/shapes/tasks.yaml; each is measured by its exact score.
         trunk: A language model that goes on learning in place of the recipe's trunk, hf:NAME as --trunk of
@@ -64,7 +68,7 @@ def demo(
         unitok demo --objective masked_token --out runs/demo-masked
     """
     started = time.time()
-    if objective not in OBJECTIVES:
+    if objective is not None and objective not in OBJECTIVES:
         raise UserError(f"--objective is {shown(objective)}: choose one of {', '.join(OBJECTIVES)}")
     if pictures < 4:
         raise UserError(f"--pictures is {pictures}: choose 4 or more")
@@ -73,19 +77,20 @@ def demo(
     claim_folder(out)
     recipes = RECIPES / "shapes"
     tokenizer, codes, generator = out / "tokenizer", out / "codes", out / "generator"
-    scales, everything = objective_class(objective).sets_scales, tasks == "all"
+    scales = objective is not None and objective_class(objective).sets_scales
+    everything = tasks == "all"
     first = "scales_tokenizer.yaml" if scales else "tasks_tokenizer.yaml" if everything else "tokenizer.yaml"
     seeded = ["--run.seed", seed]
     if everything:
         held_out = ["--val_data", f"{CONDITIONS.replace('shapes', 'shapes@val')}&limit=256"]
         run_step("train tokenizer", ["--config", recipes / first, "--data", CONDITIONS, *held_out, *seeded], tokenizer)
         words: list[object] = ["--config", recipes / "tasks.yaml", *seeded]
-        if objective != DEFAULT:  # which has the settings of the recipe
+        if objective not in (None, DEFAULT):  # which has the settings of the recipe
             words += ["--objective", objective, "--sampling.guidance", "null", "--sampling.top_p", "null"]
     else:
         run_step("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
-        run_step("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
-        words = ["--config", recipes / f"{objective}.yaml", *seeded, "--data", codes]
+        run_step("encode", ["--data", ENCODED, "--image_tokenizer", tokenizer], codes)
+        words = ["--config", recipes / f"{objective or POINTED}.yaml", *seeded, "--data", codes]
     if trunk is not None:
         words += ["--trunk", trunk, "--optim.lr", LANGUAGE_LR]
     run_step("train generator", [*words, "--image_tokenizer", tokenizer], generator)
