@@ -277,7 +277,7 @@ def test_records() -> None:
 
 
 def test_records_of_tasks() -> None:
-    """Caption and picture are those of the scene, a wording is another caption; the fields of the task stand beside them."""
+    """Caption and picture are those of the scene, but for a wording; the fields of the task stand beside them."""
     for split in ("train", "val"):
         plain = ShapesDataset(split=split)
         for task in RECORDS:
