@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from unitok.boxes import words_of
 from unitok.data.judging import can_judge, judge
 from unitok.data.open import open_data
 from unitok.data.shapes.dataset import ShapesDataset
+from unitok.data.shapes.grounding import box_of
 from unitok.data.shapes.scenes import Kind, Object, Scene, describe, render
 from unitok.data.shapes.wording import is_open, shows, word
 
@@ -51,8 +53,9 @@ def test_wordings_are_true_and_open(split: str) -> None:
         assert record.caption is not None and is_open(record.caption)
         assert judge("text_to_image", record, record.image)
         assert can_judge("pointed_text_to_image", record) and not can_judge("image_to_text", record)
-        named = "".join(part for part in record.fields["named"] if isinstance(part, str))
-        assert not is_open(named) and judge("text_to_image", replace(record, caption=named), record.image)
+        named = words_of(record.fields["named"])
+        assert judge("text_to_image", replace(record, caption=named), record.image)
+        assert can_judge("ground_caption", record) == (not is_open(named)), "another order is right too"
         seen |= set(record.caption.replace(",", "").split())
     assert {"an", "and", "left", "above", "small"} <= seen
 
@@ -71,7 +74,18 @@ def test_the_scenes_are_those_of_shapes() -> None:
 
 def test_every_wording_of_a_scene_comes() -> None:
     draw = random.Random(0).random
-    found = {word(SCENE, draw) for _ in range(3000)}
+    worded = [word(SCENE, draw) for _ in range(3000)]
+    found = {one.caption for one in worded}
+    assert {words_of(one.named) for one in worded} == {
+        "a small red circle and a large blue square",
+        "a large blue square and a small red circle",
+        "a small red circle left of a large blue square",
+        "a large blue square right of a small red circle",
+    }
+    boxes = {"a small red circle": box_of(SCENE.objects[1]), "a large blue square": box_of(SCENE.objects[0])}
+    for one in worded[:50]:
+        for text, box in zip(one.named[::2], one.named[1::2], strict=True):
+            assert boxes[" ".join(str(text).split()[-4:])] == box
     assert describe(SCENE) not in found and "a circle and a square" in found
     assert "a small red circle left of a large blue square" in found
     assert all(shows(PICTURE, text) for text in found)

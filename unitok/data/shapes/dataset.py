@@ -17,7 +17,7 @@ from ..records import LeftOut, Record
 from . import edits, questions
 from .conditions import condition
 from .edits import edit
-from .grounding import box_of, ground, named_boxes
+from .grounding import box_of, ground
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 from .stories import story
@@ -91,7 +91,7 @@ class ShapesDataset:
     def __getitem__(self, index: int) -> Record:
         scene = self.scene(index)
         image, fields = RECORDS[self.task](self, scene, index)
-        caption = fields.pop("caption", None) or describe(scene)
+        caption = fields.pop("caption", describe(scene))
         return Record(name=f"{self.name}:{index}", caption=caption, image=image, fields=fields)
 
     def picture(self, scene: Scene) -> torch.Tensor:
@@ -181,7 +181,7 @@ def _groundings(data: ShapesDataset, scene: Scene, index: int) -> Fields:
 
 def _wording(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     draw = random.Random(fold("shapes", "wording", data.seed, data.split, index)).random
-    return data.picture(scene), {"caption": word(scene, draw), "named": named_boxes(scene)}
+    return data.picture(scene), vars(word(scene, draw))
 
 
 def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:

@@ -6,28 +6,45 @@
     an orange circle, a square and a small green cross
 
 Every wording is true of its scene and counts its things; what it leaves out is open, or the order is not the canonical
-one. A model that learns to write the
-canonical caption before it draws (`named`) turns any wording into one that it knows.
+one. `named` says it again with nothing left out: a model that writes it before it draws decides what was open.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 import torch
 
 from .checker import read_picture, scene_of
+from .grounding import Box, box_of
 from .naming import Draw
-from .scenes import COLOURS, RELATIONS, SHAPES, SIZES, Kind, Scene, caption_order, holds, parse, relation
+from .scenes import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Kind,
+    Object,
+    Scene,
+    caption_order,
+    holds,
+    is_clear,
+    parse,
+    relation,
+)
 
 WITH_SIZE = 0.5
 """Share of things whose size is said."""
 WITH_COLOUR = 0.85
 """Share of things whose colour is said."""
 RELATED = 0.5
-"""Share of the wordings of several things that say where the first is beside the others."""
+"""Share of wordings that say where the first thing is beside the others, where this is clear."""
+_LISTS = {1: ("",), 2: ("", " and "), 3: ("", ", ", " and ")}
+"""What stands before each of so many things that are only listed."""
 
 _THING = rf"an? (?:({'|'.join(SIZES)}) )?(?:({'|'.join(COLOURS)}) )?({'|'.join(SHAPES)})"
 _RELATION = rf"({'|'.join(RELATIONS)})"
@@ -36,20 +53,30 @@ _LISTED = rf"{_THING}(?:(?:, {_THING})? and {_THING})?"
 _FORM = re.compile(f"{_SIDE_BY_SIDE}|{_LISTED}")
 
 
-def word(scene: Scene, draw: Draw) -> str:
+@dataclass(frozen=True)
+class Wording:
+    """What is said of a scene, and what is meant by it."""
+
+    caption: str
+    named: list[str | Box]
+    """The same with nothing left out, a box behind each thing."""
+
+
+def word(scene: Scene, draw: Draw) -> Wording:
     """A wording of a scene that is not its canonical caption, by `draw` (numbers from 0 to below 1)."""
-    while not is_open(text := _worded(scene, draw)):
-        pass
-    return text
+    while True:
+        things = sorted(scene.objects, key=lambda _: draw())
+        clear = all(is_clear(things[0], other) for other in things[1:])
+        between = _related(things) if draw() < RELATED and clear else _LISTS[len(things)]
+        said = [f"{link}{_said(thing.kind, draw)}" for link, thing in zip(between, things, strict=True)]
+        if is_open("".join(said)):
+            meant = [(f"{link}{thing.kind}", box_of(thing)) for link, thing in zip(between, things, strict=True)]
+            return Wording("".join(said), [part for pair in meant for part in pair])
 
 
-def _worded(scene: Scene, draw: Draw) -> str:
-    first, *others = sorted(scene.objects, key=lambda _: draw())
-    subject = _said(first.kind, draw)
-    if others and draw() < RELATED:
-        return subject + " and".join(f" {relation(first, other)} {_said(other.kind, draw)}" for other in others)
-    *between, last = [subject, *(_said(other.kind, draw) for other in others)]
-    return f"{', '.join(between)} and {last}" if between else last
+def _related(things: Sequence[Object]) -> list[str]:
+    first, *others = things
+    return ["", *(f"{' and' * (number > 0)} {relation(first, other)} " for number, other in enumerate(others))]
 
 
 def _said(kind: Kind, draw: Draw) -> str:
