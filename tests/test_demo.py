@@ -24,17 +24,14 @@ def test_each_objective_has_its_recipes(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "run_step", note)
     monkeypatch.setattr(module, "_measure", lambda *_: None)
     module.demo(tmp_path / "demo", objective=objective)
-    steps = dict(ran)
-    tokenizer, generator = steps["train tokenizer"], steps["train generator"]
+    assert [command for command, _ in ran] == ["train tokenizer", "encode", "train generator"]
+    tokenizer, encode, generator = (values for _, values in ran)
     assert bool(tokenizer["tokenizer"].scales) == (objective in ("next_scale", "var"))
     assert generator["objective"] == (objective or "next_token") and generator["optim"].muon
-    assert generator["image_tokenizer"] == tokenizer["out"]
-    if objective is None:
-        tasks = {task for source in generator["data"] for task, share in source.tasks.items() if share}
-        assert way("text_to_image", tasks) == "pointed_text_to_image" and "encode" not in steps
-    else:
-        assert steps["encode"]["image_tokenizer"] == tokenizer["out"]
-        assert Path(generator["data"]) == steps["encode"]["out"]
+    assert encode["image_tokenizer"] == generator["image_tokenizer"] == tokenizer["out"]
+    assert Path(generator["data"]) == encode["out"]
+    assert generator["tasks"].pointed_text_to_image.share == 0 or objective is None, "without one, drawing is pointed"
+    assert generator["tasks"].text_to_image.share == 0 or objective is not None
 
 
 @pytest.mark.parametrize("objective", [None, "next_token", "masked_token", "next_scale"])

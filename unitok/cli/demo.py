@@ -27,16 +27,14 @@ DEFAULT = "next_token"
 """The objective of the recipe of all tasks."""
 POINTED = "pointed"
 """The recipe where no objective is named: `next_token`, and what is drawn is pointed at first."""
-ENCODED = 24_000
-"""Pictures that a generator of one objective learns from."""
+ENCODED = "shapes?task=groundings&limit=24000"
+"""What the generator learns from: pictures, captions, and a box for each thing that a caption names."""
 CONDITIONS = "shapes?task=condition"
 """What the tokenizer of all tasks learns from: pictures, outlines and label maps."""
 LANGUAGE_LR = 0.0005
 """Learning rate of a language model: that of the recipes, for fresh weights, would overwrite what it knows."""
 EXAMS = ("edit", "condition", "story", "ground")
 """Records of `shapes` that tasks are measured on, besides captions and questions."""
-WORDING = "wording"
-"""Those whose captions are worded in many ways."""
 
 
 def demo(
@@ -83,20 +81,20 @@ def demo(
     everything = tasks == "all"
     first = "scales_tokenizer.yaml" if scales else "tasks_tokenizer.yaml" if everything else "tokenizer.yaml"
     seeded = ["--run.seed", seed]
-    maps = ["--data", CONDITIONS, "--val_data", f"{CONDITIONS.replace('shapes', 'shapes@val')}&limit=256"]
-    run_step("train tokenizer", ["--config", recipes / first, *(maps if everything else []), *seeded], tokenizer)
-    recipe = "tasks" if everything else objective or POINTED
-    words: list[object] = ["--config", recipes / f"{recipe}.yaml", *seeded]
-    if recipe == objective:  # these learn from one data set, which is encoded once
-        run_step("encode", ["--data", f"shapes?limit={ENCODED}", "--image_tokenizer", tokenizer], codes)
-        words += ["--data", codes]
-    elif objective not in (None, DEFAULT):  # which has the settings of the recipe
-        words += ["--objective", objective, "--sampling.guidance", "null", "--sampling.top_p", "null"]
+    if everything:
+        held_out = ["--val_data", f"{CONDITIONS.replace('shapes', 'shapes@val')}&limit=256"]
+        run_step("train tokenizer", ["--config", recipes / first, "--data", CONDITIONS, *held_out, *seeded], tokenizer)
+        words: list[object] = ["--config", recipes / "tasks.yaml", *seeded]
+        if objective not in (None, DEFAULT):  # which has the settings of the recipe
+            words += ["--objective", objective, "--sampling.guidance", "null", "--sampling.top_p", "null"]
+    else:
+        run_step("train tokenizer", ["--config", recipes / first, *seeded], tokenizer)
+        run_step("encode", ["--data", ENCODED, "--image_tokenizer", tokenizer], codes)
+        words = ["--config", recipes / f"{objective or POINTED}.yaml", *seeded, "--data", codes]
     if trunk is not None:
         words += ["--trunk", trunk, "--optim.lr", LANGUAGE_LR]
     run_step("train generator", [*words, "--image_tokenizer", tokenizer], generator)
-    exams = EXAMS if everything else () if objective else (WORDING,)
-    _measure(out, tokenizer, generator, pictures, seed, started, exams)
+    _measure(out, tokenizer, generator, pictures, seed, started, everything)
 
 
 def run_step(command: str, words: Sequence[object], out: Path) -> None:
@@ -111,7 +109,7 @@ def run_step(command: str, words: Sequence[object], out: Path) -> None:
 
 
 def _measure(
-    out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float, exams: Sequence[str]
+    out: Path, tokenizer: Path, generator: Path, pictures: int, seed: int, started: float, everything: bool
 ) -> None:
     from unitok.eval.captioning import measure_captioning
     from unitok.eval.generation import measure_generation
@@ -137,10 +135,10 @@ def _measure(
     ]
     if has_questions(model, held_out):
         sections.append(measure_questions(model, held_out, limit=pictures, batch_size=100))
-    for exam in exams:
+    for exam in EXAMS if everything else ():
         records = open_data(f"shapes@val?task={exam}&limit={pictures}", model.image_tokenizer.image_size)
         for task in tasks_of(model, records):
-            if exam == WORDING or not of_captions(task):
+            if not of_captions(task):
                 section = measure_task(model, task, records, seed=seed, batch_size=100)
                 sections += [replace(section, name=f"{task} ({exam})")] if section is not None else []
         filled = measure_inpainting(model, records, seed=seed, batch_size=100)
