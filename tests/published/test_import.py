@@ -10,13 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.published import PUBLISHED as TOKENIZERS
+from tokenizers_vq.published.load import released_configs
 from unitok.cli.main import main
-from unitok.importing import import_generator
+from unitok.importing import import_generator, likeness_to_families
 from unitok.model import UniTok
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
-from unitok.trunk.published import published_family
+from unitok.trunk.published import PUBLISHED, published_family
 
 from .tiny import CLASSES, SIDES, Weights, llamagen_weights, tokenizer, var_weights
 
@@ -104,7 +107,13 @@ def refused(tmp_path: Path, family: str, weights: Weights, scales: tuple[int, ..
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     weights = llamagen_weights()
-    assert "is no var: it lacks blocks.0." in refused(tmp_path, "var", weights, SIDES)
+    short = {name: one for name, one in var_weights(False).items() if not name.startswith("blocks.1.")}
+    said = refused(tmp_path, "var", {**short, "blocks.1.ada_gss": torch.zeros(1)}, SIDES)
+    assert said == (
+        "x.pt is no var: it lacks blocks.1.ada_lin.1.bias, blocks.1.ada_lin.1.weight, blocks.1.attn.mat_qkv.weight and "
+        "9 more; it has unexpected blocks.1.ada_gss (the nearest released model is var_d16.pth); give another family "
+        "or file"
+    )
     lacking = {name: one for name, one in weights.items() if name != "layers.1.ffn_norm.weight"}
     said = refused(tmp_path, "llamagen", {**lacking, "more": torch.zeros(1)}, n_head=4)
     assert said == (
@@ -130,6 +139,42 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     torch.save(weights, tmp_path / "c2i_B_384.pt")
     with pytest.raises(UserError, match=r"c2i_B_384.pt draws 24x24 codes, the image tokenizer makes 4x4: import"):
         import_generator("llamagen", tmp_path / "c2i_B_384.pt", tokenizer(), {"n_head": 4})
+
+
+def test_a_file_of_another_family_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = llamagen_weights()
+    looks = "it looks like {}; give that family, or another file"
+    for family, scales in (("var", SIDES), ("open_magvit2_ar", ()), ("chameleon", ()), ("infinity", SIDES)):
+        assert refused(tmp_path, family, weights, scales) == f"x.pt is no {family}: {looks.format('llamagen')}"
+    assert looks.format("var") in refused(tmp_path, "llamagen", var_weights(True), n_head=4)
+    images = {f"module.{name}": torch.zeros(1) for name in names_of_tokenizer("llamagen_vq")}
+    assert looks.format("llamagen_vq") in refused(tmp_path, "llamagen", images, n_head=4)
+    assert main(["import", "taming_vqgan", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith(f"x.pt is no taming_vqgan: {looks.format('llamagen_vq')}\n")
+    assert not (tmp_path / "out").exists()
+    nobody = refused(tmp_path, "var", {"a": torch.zeros(1), **var_weights(False, depth=0)}, SIDES)
+    assert "looks like" not in nobody and "it lacks blocks.0" in nobody
+
+
+def names_of_tokenizer(family: str) -> list[str]:
+    config = released_configs(family)[0]
+    with torch.device("meta"):
+        return [
+            TOKENIZERS[family].source(n, tuple(t.shape), config).name
+            for n, t in build_tokenizer(config).state_dict().items()
+        ]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_a_released_model_looks_like_its_family(family: str) -> None:
+    """Lumina-mGPT has the network of Chameleon; all others differ from each other."""
+    table = published_family(family)
+    for sizes in table.released().values():
+        shapes = table.shapes(*sizes)
+        found = likeness_to_families({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, {})
+        best = {name for name, one in found.items() if one == max(found.values())}
+        assert best == ({"chameleon", "lumina"} if family in ("chameleon", "lumina") else {family})
+        assert found[family] == 1
 
 
 @pytest.mark.parametrize(
