@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
-from ..errors import UserError, shown
+from ..errors import UserError, shown, some_of
 from ..networks.conv import fast_weights
 from . import emu3_vq, ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
-from .tensors import alike, check_family, check_numbers, misfits, some_of
+from .tensors import alike, check_family, check_numbers, misfits
 
 PUBLISHED: dict[str, Family] = {
     "taming_vqgan": taming_vqgan.FAMILY,

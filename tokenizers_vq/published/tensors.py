@@ -9,15 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, some_of
 from ..storage.weights import check_finite
 
 Shape = tuple[int, ...]
 
 LIKELY = 0.5
 """How alike names must be to those of a family, to say that a file looks like it."""
-NAMED = 3
-"""Names that a line lists."""
 
 
 def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Shape | None]) -> tuple[int, str]:
@@ -43,10 +41,6 @@ def check_numbers(path: str | Path, weights: Mapping[str, Tensor], used: Collect
     check_finite(
         {name: weights[name].float() for name in sorted(used)}, said, "fetch it again, or take an older checkpoint"
     )
-
-
-def some_of(names: list[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def alike(names: Iterable[str], known: Iterable[str]) -> float:
