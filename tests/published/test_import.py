@@ -41,15 +41,19 @@ def test_command_makes_a_model_that_commands_take(tmp_path: Path, capsys: pytest
     images, out = tmp_path / "images", tmp_path / "model"
     tokenizer(SIDES).save_pretrained(images)
     torch.save(var_weights(False), tmp_path / "var.pth")
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("settings: {patch_nums: [1, 2, 3, 4], model: {depth: 2, drop_path: 0.1}}\n")
+    settings, recipe = tmp_path / "authors.yaml", tmp_path / "recipe.yaml"
+    settings.write_text("patch_nums: [1, 2, 3, 4]\nmodel: {depth: 2, drop_path: 0.1}\n")
+    recipe.write_text(f"settings: {settings}\n")
     argv = ["import", "var", str(tmp_path / "var.pth"), "--image_tokenizer", str(images), "--out", str(out)]
-    assert main([*argv, "--config", str(settings)]) == 0
+    assert main([*argv, "--settings", str(settings)]) == 0
     said, noted = capsys.readouterr()
     assert said == f"model: {out}\n"
     assert "settings that the import does not need: depth, drop_path\n" in noted and "1x1 + 2x2 + 3x3 + 4x4" in noted
-    assert main(argv) == 0
-    assert "holds this generator already: nothing was written" in capsys.readouterr().err
+    (tmp_path / "authors.json").write_text('{\n\t"patch_nums": [1, 2, 3, 4], "depth": 2}')
+    for words in (["--settings", str(tmp_path / "authors.json")], ["--config", str(recipe)]):
+        assert main([*argv, *words]) == 0
+        said = capsys.readouterr().err
+        assert "does not need: depth" in said and "holds this generator already: nothing was written" in said
 
     drawn = tmp_path / "drawn"
     assert main(["sample", "--model", str(out), "3", "7", "--n", "2", "--out", str(drawn), "--top_k", "0"]) == 0
@@ -183,6 +187,9 @@ def test_a_released_model_looks_like_its_family(family: str) -> None:
         (["llamagen", "x.pt"], "llamagen draws codes of an image tokenizer: give its folder with --image_tokenizer"),
         (["ibq", "x.pt", "--image_tokenizer", "y"], "ibq is a tokenizer itself: leave --image_tokenizer out"),
         (["var", "x.pt", "--image_tokenizer", "y"], "no image tokenizer at y"),
+        (["var", "x.pt", "--settings", "none.yaml"], "--settings: 'none.yaml' cannot be read (No such file"),
+        (["ibq", "x.pt", "--settings", "none.json"], "--settings: cannot read none.json: No such file"),
+        (["ibq", "x.pt", "--settings", "[3]"], "--settings: '[3]' cannot be read"),
     ],
 )
 def test_nothing_is_written_for_nonsense(
