@@ -152,5 +152,5 @@ def test_a_folder_with_odd_names_is_refused(start: Path) -> None:
     values = UniTok.from_pretrained(start).config.to_json()
     assert "classes" not in values
     for names in (["a", "a"], ["1"], [" a"], [""], [f"c{number}" for number in range(CLASSES + 1)]):
-        with pytest.raises(UserError, match="names that are no numbers, one for a class"):
+        with pytest.raises(UserError, match="expected names that are no numbers, at most one for each"):
             ModelConfig.from_json({**values, "classes": names}, "config.json")

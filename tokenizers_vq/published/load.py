@@ -103,7 +103,7 @@ def likeness(weights: Mapping[str, Tensor]) -> dict[str, float]:
     """Family -> how alike the names of tensors are to those of its released tokenizers, from 0 to 1."""
     found = {}
     for family, table in PUBLISHED.items():
-        names = [name for name in table.named(weights) if not name.startswith((AVERAGE, *table.ignored))]
+        names = [name for name in table.named(dict(weights)) if not name.startswith((AVERAGE, *table.ignored))]
         found[family] = max(alike(names, known) for known in _known(family))
     return found
 
