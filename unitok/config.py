@@ -328,7 +328,8 @@ class ModelConfig:
         named = [one for one in self.classes if one == one.strip() != "" and not one.isdecimal()]
         if len(set(named)) < len(self.classes) or len(named) > dict(self.vocabulary)["text"]:
             raise UserError(
-                f"classes are {shown(self.classes)}: names that are no numbers, one for a class; restore them"
+                f"classes are {shown(self.classes)}, expected names that are no numbers, at most one for each class; "
+                "restore the file"
             )
 
     def to_json(self) -> dict[str, Any]:
