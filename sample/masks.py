@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tokenizers_vq.base import ImageTokenizer
@@ -84,6 +85,18 @@ def touched(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
         down, across = _covers(rows, height), _covers(columns, width)
         parts.append((down @ masks.float() @ across.T).flatten(1) > 0)
     return torch.cat(parts, 1)
+
+
+def in_the_middle(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(N, L) bool: the codes of one grid whose middles the masks (N, H, W) bool cover, by bicubic interpolation
+    (Show-o, arXiv:2408.12528).
+
+    >>> mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> mask[0, 1:, :5] = True
+    >>> in_the_middle(mask, Layout(((2, 2),))).tolist(), touched(mask, Layout(((2, 2),))).tolist()
+    ([[True, False, True, False]], [[True, True, True, True]])
+    """
+    return F.interpolate(masks[:, None].float(), layout.grid, mode="bicubic").flatten(1) >= 0.5
 
 
 def _covers(places: int, pixels: int) -> torch.Tensor:

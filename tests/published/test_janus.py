@@ -58,7 +58,7 @@ def test_the_most_likely_codes_are_those_of_transformers(theirs: tuple[Any, Path
 def test_texts_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
     model = import_generator("janus", theirs[1])
     ids = [20, 11, 33, 9]
-    [[segment]] = model.modalities()["text"].learned([ids], [], [False])
+    [[segment]] = model.modalities()["answer"].learned([ids], [], [False])
     hidden = model.states(lay_out([[document([segment])]], pad=model.vocabulary.pad))
     found = model.ids.scores(hidden[0], model.vocabulary.text_range)
     wanted = theirs[0](torch.tensor([[COLON, *ids]])).logits[0]

@@ -3,6 +3,7 @@ Show-o, 2408.12528)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,8 +30,9 @@ class MaskGIT(Objective):
     with what stands around it.
 
     The noise in the order falls linearly, or, if `cools_fast`, as in Show-o's code: there each pass multiplies the
-    noise of the pass before with the share of the passes that is left, and each pass fixes and hides one code at
-    least.
+    noise of the pass before with the share of the passes that is left. Each pass but the last hides one code at least,
+    and fixes one as long as others are left. What is hidden is counted off the whole picture, also where a part of it
+    is known, and there are as many passes as asked for.
     """
 
     name = "maskgit"
@@ -117,14 +119,20 @@ class ByConfidence(Writer):
         device, length, settings = self.codes.device, self.layout.length, self.row(row).at(0, 1)
         self.codes[row] = -1 if known is None else known.to(device)
         unknown = length if known is None else int((known < 0).sum())
-        steps = max(1, min(settings.steps, unknown))
-        progress = [(step + 1) / steps for step in range(steps)]
-        hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
-        noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
-        if self.cools_fast:
-            for step in range(steps - 1):
-                hidden[step] = max(1, min(hidden[step], (hidden[step - 1] if step else unknown) - 1))
-            noise = [_number(settings.temperature) * left for left in accumulate((1 - done for done in progress), mul)]
+        temperature = _number(settings.temperature)
+        if self.cools_fast and unknown:
+            progress = _progress(settings.steps)
+            hidden = [unknown]
+            # Rounded as theirs are, in float32: behind two thirds of the passes they hide one code less than half.
+            for share in torch.tensor(progress[:-1]).mul(math.pi).mul(0.5).cos().tolist():
+                hidden.append(max(1, min(int(share * length), hidden[-1] - 1)))
+            hidden = [*hidden[1:], 0]
+            noise = [temperature * left for left in accumulate((1 - done for done in progress), mul)]
+        else:
+            progress = _progress(max(1, min(settings.steps, unknown)))
+            hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
+            noise = [CHOICE_TEMPERATURE * temperature * (1 - done) for done in progress]
+        steps = len(progress)
         draws = torch.rand(
             steps, 2, length, generator=keyed_generator(seed, "masked_token")
         )  # the pictures of older models
@@ -180,6 +188,11 @@ class ByConfidence(Writer):
 
     def steps(self, row: int) -> int:
         return len(self.plan(row).still_hidden)
+
+
+def _progress(steps: int) -> list[float]:
+    """The share of so many passes that is done behind each of them."""
+    return [(step + 1) / steps for step in range(steps)]
 
 
 def _number(value: float | list[float]) -> float:
