@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.images import to_float, to_uint8
-from tokenizers_vq.layout import Layout
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
@@ -22,7 +21,7 @@ from unitok.tasks import way
 
 from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for, way_of
-from .masks import box_around, check_places, in_the_middle, touched
+from .masks import box_around, check_places, covered, drawn_anew
 from .pictures import check_size
 from .pipeline import Drawn, decoded, draw_jobs, value_of
 
@@ -147,18 +146,7 @@ def known_codes(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor) -> t
     # One at a time: convolutions round differently in another batch, and a picture must not depend on its batch.
     images = to_float(pictures).to(model.device).split(1)
     codes = torch.cat([model.image_tokenizer.encode(image) for image in images]).cpu()
-    anew = _anew(model, masks, model.layout)
-    for number, row in enumerate(anew):
-        if not row.any():
-            raise UserError(
-                f"mask {number} covers the middle of no code, so there is nothing to draw: mark more pixels"
-            )
-    return codes.masked_fill(anew, -1)
-
-
-def _anew(model: UniTok, masks: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(N, L) bool: the codes that masks (N, H, W) let be drawn anew."""
-    return (in_the_middle if model.config.trunk.fills_codes else touched)(masks, layout)
+    return codes.masked_fill(drawn_anew(model, masks), -1)
 
 
 class Sides(NamedTuple):
@@ -318,7 +306,7 @@ class CodeCanvas(Canvas):
         self._codes = torch.full(self._layout.grid, -1)
         here = slice(top // stride, top // stride + rows), slice(left // stride, left // stride + columns)
         self._codes[here] = tokenizer.encode(to_float(inside).to(model.device)).cpu().view(rows, columns)
-        self._codes[_anew(model, self._empty[None], self._layout).view_as(self._codes)] = -1
+        self._codes[covered(model, self._empty[None], self._layout).view_as(self._codes)] = -1
 
     def known(self, number: int) -> torch.Tensor:
         return self._codes[self._places(number)].flatten()

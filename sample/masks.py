@@ -11,6 +11,7 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from unitok.data.decoding import fit
+from unitok.model import UniTok
 
 WHITE = 128
 """Pixels of a mask that are at least so bright are white."""
@@ -69,6 +70,23 @@ def box_around(mask: torch.Tensor) -> list[float]:
     height, width = mask.shape
     rows, columns = mask.any(1).nonzero()[:, 0].tolist(), mask.any(0).nonzero()[:, 0].tolist()
     return [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
+
+
+def drawn_anew(model: UniTok, masks: torch.Tensor) -> torch.Tensor:
+    """(N, L) bool: the codes that masks (N, H, W) bool let be drawn anew.
+
+    Raises:
+        UserError: a mask that covers the middle of no code, where a model goes by that.
+    """
+    found = covered(model, masks, model.layout)
+    if not found.any(1).all():
+        raise UserError("the mask covers the middle of no code, so there is nothing to draw: mark more pixels")
+    return found
+
+
+def covered(model: UniTok, masks: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(N, L) bool: the codes of a layout that masks (N, H, W) bool cover, as far as a model asks for it."""
+    return (in_the_middle if model.config.trunk.fills_codes else touched)(masks, layout)
 
 
 def touched(masks: torch.Tensor, layout: Layout) -> torch.Tensor:

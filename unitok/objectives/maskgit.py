@@ -59,12 +59,16 @@ class MaskGIT(Objective):
         segments = [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
         return [framed(segment, *around) for segment in segments]
 
-    def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """As in the first pass, which draws all codes: in which pass one is fixed depends on the drawing."""
+    def forced(
+        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, known: torch.Tensor | None = None
+    ) -> list[Segment]:
+        """Unless it is said what is known, as in the first pass, which draws all codes: in which pass one is fixed
+        depends on the drawing."""
         ids, groups = vocabulary.image_ids(codes), torch.zeros(layout.length, dtype=torch.int64)
-        inputs, runs = torch.full((layout.length,), vocabulary.mask), code_runs(layout, vocabulary)
-        around = vocabulary.around(self.frames.drawn)
-        segments = [Segment(inputs, groups, layout.coordinates(), target, runs) for target in ids]
+        hidden = torch.ones_like(ids, dtype=torch.bool) if known is None else ~known
+        inputs, runs = ids.masked_fill(hidden, vocabulary.mask), code_runs(layout, vocabulary)
+        around, places = vocabulary.around(self.frames.drawn), layout.coordinates()
+        segments = [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
         return [framed(segment, *around) for segment in segments]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
