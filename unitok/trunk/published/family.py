@@ -181,7 +181,7 @@ def wording(settings: Settings, default: str) -> str:
     return value
 
 
-def talk(settings: Settings, *names: str) -> dict[str, str]:
+def talk(settings: Settings, *names: str) -> dict[str, Any]:
     """Those of the settings of these names that are given: what is said in a talk about a picture."""
     found = {name: settings[name] for name in names if name in settings}
     for name, value in found.items():
