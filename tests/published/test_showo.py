@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from unitok.sample.reading import ask
 from unitok.sampling import SampleSettings
 from unitok.sequence import lay_out, pack
 from unitok.tasks import TASKS, documents
+from unitok.tasks import asked as asked_by
 from unitok.trunk.published import published_family
 from unitok.vocabulary import Vocabulary
 
@@ -141,6 +143,19 @@ def test_the_most_likely_answers_are_those_of_the_authors(
     other = import_generator("showo", theirs[1], tokenizer(), {"caption": "what is in it?"})
     monkeypatch.setattr(other.config, "text_length", 40)
     assert caption_codes(other, codes[:1]) == [wanted(0, "what is in it?")] != captions[:1]
+
+
+def test_a_folder_of_before_goes_on_behind_the_picture_alone(model: UniTok) -> None:
+    """It lacks the id with which answers begin."""
+    before = [span for span in model.config.vocabulary if span[0] != "turn"]
+    config = replace(model.config, vocabulary=tuple(before), tasks=("text_to_image", "image_to_text"))
+    old = UniTok(config, model.image_tokenizer, model.text_tokenizer)
+    modalities = old.modalities()
+    for name in ("text", "answer"):
+        assert modalities[name].begin == old.vocabulary.bos  # type: ignore[attr-defined]
+    record = {"image": some_codes(LENGTH)[0]}
+    assert asked_by("image_to_text", record, modalities) == ("image_to_text", record)
+    assert asked_by("image_to_text", record, model.modalities())[0] == "question"
 
 
 def test_the_model_survives_its_folder_and_commands_take_it(
