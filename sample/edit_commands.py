@@ -75,7 +75,7 @@ def inpaint(
     from unitok.prepare import prepare
 
     from .inpainting import inpaint_each, inpainting_task
-    from .masks import check_places, fit_mask, mask_of_box, mask_of_picture, without
+    from .masks import check_places, drawn_anew, fit_mask, mask_of_box, mask_of_picture, without
     from .outputs import PictureFolder
     from .performing import pointed_first
 
@@ -106,6 +106,7 @@ def inpaint(
             f"what is to be drawn anew is cut off when the picture is scaled and cropped to the model's "
             f"{size[1]}x{size[0]}: crop the picture yourself, around it"
         )
+    drawn_anew(loaded, hole[None])  # one that covers no code is refused before anything is written
     folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, {"made_from": made_from})
     asked = [(caption, seed + i) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenizers_vq.errors import Problems, UserError
-from tokenizers_vq.images import to_float
+from tokenizers_vq.images import to_float, to_uint8
 from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.sampling import SampleSettings
@@ -21,7 +21,7 @@ from unitok.tasks import way
 
 from .best_of import BestOf, candidate_seeds
 from .jobs import Job, job_for, way_of
-from .masks import box_around, check_places, touched
+from .masks import box_around, check_places, covered, drawn_anew
 from .pictures import check_size
 from .pipeline import Drawn, decoded, draw_jobs, value_of
 
@@ -80,9 +80,11 @@ def inpaint_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
+    known: torch.Tensor | None = None,
 ) -> Iterator[Drawn]:
-    """Pictures as they are finished; arguments as of `inpaint`."""
-    known = known_codes(model, pictures, masks)
+    """Pictures as they are finished; arguments as of `inpaint`. `known`: the codes (N, L), -1 where they are drawn;
+    default: those of the pictures."""
+    known = known_codes(model, pictures, masks) if known is None else known
     jobs = [
         inpainting_job(model, given, mask, value_of(model, caption, text_ids), one, settings)
         for caption, seed, given, mask in zip(captions, seeds, known, masks, strict=True)
@@ -144,7 +146,7 @@ def known_codes(model: UniTok, pictures: torch.Tensor, masks: torch.Tensor) -> t
     # One at a time: convolutions round differently in another batch, and a picture must not depend on its batch.
     images = to_float(pictures).to(model.device).split(1)
     codes = torch.cat([model.image_tokenizer.encode(image) for image in images]).cpu()
-    return codes.masked_fill(touched(masks, model.layout), -1)
+    return codes.masked_fill(drawn_anew(model, masks), -1)
 
 
 class Sides(NamedTuple):
@@ -207,21 +209,23 @@ def extend_all(
         UserError: a picture smaller than the model's, sides that are negative, all zero or too long, a tokenizer whose
             codes have no place, a caption that is too long, or logits that are not finite.
     """
-    canvases = [Canvas(model, picture, Sides(*sides)) for _ in seeds]
+    settings = settings or SampleSettings.of(model.config)
+    canvases = [canvas_of(model, picture, Sides(*sides)) for _ in seeds]
     for number in range(len(canvases[0].windows) if canvases else 0):
-        known, holes = zip(*(canvas.window(number) for canvas in canvases), strict=True)
-        drawn = inpaint(
+        pixels, holes = zip(*(canvas.window(number) for canvas in canvases), strict=True)
+        drawn = inpaint_each(
             model,
-            torch.stack(known),
+            torch.stack(pixels),
             torch.stack(holes),
             [caption] * len(seeds),
             settings,
             [window_seed(seed, number) for seed in seeds],
             batch_size=batch_size,
             precision=precision,
+            known=torch.stack([canvas.known(number) for canvas in canvases]),
         )
-        for canvas, window in zip(canvases, drawn, strict=True):
-            canvas.put(number, window)
+        for one in drawn:
+            canvases[one.place].put(number, one.picture, one.written[-1])
     return torch.stack([canvas.picture for canvas in canvases])
 
 
@@ -244,6 +248,7 @@ class Canvas:
 
     def __init__(self, model: UniTok, picture: torch.Tensor, sides: Sides) -> None:
         check_places(model.image_tokenizer)
+        self._model = model
         self.windows, around = plan(model, picture.shape[1:], sides)
         """In the order in which they are drawn."""
         self._size = model.image_tokenizer.image_size
@@ -253,6 +258,8 @@ class Canvas:
         self._pixels = F.pad(picture[None].float(), border, mode="replicate")[0].to(torch.uint8)
         self._empty = torch.ones(self._pixels.shape[1:], dtype=torch.bool)
         self._empty[around.top : around.top + height, around.left : around.left + width] = False
+        self._corner = around.left, around.top
+        """Of the picture: its first column and row."""
         top, left = around.top - sides.top, around.left - sides.left
         self._shown = (
             ...,
@@ -265,8 +272,13 @@ class Canvas:
         here = self._here(number)
         return self._pixels[here], self._empty[here]
 
-    def put(self, number: int, drawn: torch.Tensor) -> None:
-        """Keeps what was drawn in a window (3, H, W) uint8 where nothing was known."""
+    def known(self, number: int) -> torch.Tensor:
+        """The codes (L,) of a window, -1 where they are to be drawn."""
+        pixels, empty = self.window(number)
+        return known_codes(self._model, pixels[None], empty[None])[0]
+
+    def put(self, number: int, drawn: torch.Tensor, codes: torch.Tensor) -> None:
+        """Keeps what was drawn in a window, (3, H, W) uint8 with codes (L,), where nothing was known."""
         here = self._here(number)
         self._pixels[here] = torch.where(self._empty[here], drawn, self._pixels[here])
         self._empty[here] = False
@@ -279,6 +291,50 @@ class Canvas:
     def _here(self, number: int) -> tuple[Any, ...]:
         (top, left), (rows, columns) = self.windows[number], self._size
         return (..., slice(top, top + rows), slice(left, left + columns))
+
+
+class CodeCanvas(Canvas):
+    """A canvas of codes: those of the whole picture, and those that were drawn. It is decoded as one."""
+
+    def __init__(self, model: UniTok, picture: torch.Tensor, sides: Sides) -> None:
+        super().__init__(model, picture, sides)
+        self._drawn = self._empty.clone()
+        tokenizer, (left, top) = model.image_tokenizer, self._corner
+        stride, (rows, columns) = tokenizer.stride, (-(-side // tokenizer.stride) for side in picture.shape[1:])
+        inside = self._pixels[None, :, top : top + rows * stride, left : left + columns * stride]
+        self._layout = tokenizer.layout_for(*self._pixels.shape[1:])
+        self._codes = torch.full(self._layout.grid, -1)
+        here = slice(top // stride, top // stride + rows), slice(left // stride, left // stride + columns)
+        self._codes[here] = tokenizer.encode(to_float(inside).to(model.device)).cpu().view(rows, columns)
+        self._codes[covered(model, self._empty[None], self._layout).view_as(self._codes)] = -1
+
+    def known(self, number: int) -> torch.Tensor:
+        return self._codes[self._places(number)].flatten()
+
+    def put(self, number: int, drawn: torch.Tensor, codes: torch.Tensor) -> None:
+        super().put(number, drawn, codes)
+        here = self._places(number)
+        self._codes[here] = codes.cpu().view_as(self._codes[here])
+
+    @property
+    def picture(self) -> torch.Tensor:
+        """(3, H', W') uint8 so far."""
+        if (self._codes < 0).any():
+            return super().picture
+        codes = self._codes.flatten()[None].to(self._model.device)
+        decoded = to_uint8(self._model.image_tokenizer.decode(codes, self._layout))[0].cpu()
+        return torch.where(self._drawn, decoded, self._pixels)[self._shown]
+
+    def _places(self, number: int) -> tuple[slice, slice]:
+        """The codes of a window."""
+        stride, (top, left) = self._model.image_tokenizer.stride, self.windows[number]
+        rows, columns = self._model.layout.grid
+        return slice(top // stride, top // stride + rows), slice(left // stride, left // stride + columns)
+
+
+def canvas_of(model: UniTok, picture: torch.Tensor, sides: Sides) -> Canvas:
+    """The canvas by which a model draws around a picture; arguments as of `Canvas`."""
+    return (CodeCanvas if model.config.trunk.fills_codes else Canvas)(model, picture, sides)
 
 
 def plan(model: UniTok, size: Sequence[int], sides: Sides) -> tuple[list[Window], Sides]:

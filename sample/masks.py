@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from unitok.data.decoding import fit
+from unitok.model import UniTok
 
 WHITE = 128
 """Pixels of a mask that are at least so bright are white."""
@@ -70,6 +72,23 @@ def box_around(mask: torch.Tensor) -> list[float]:
     return [columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height]
 
 
+def drawn_anew(model: UniTok, masks: torch.Tensor) -> torch.Tensor:
+    """(N, L) bool: the codes that masks (N, H, W) bool let be drawn anew.
+
+    Raises:
+        UserError: a mask that covers the middle of no code, where a model goes by that.
+    """
+    found = covered(model, masks, model.layout)
+    if not found.any(1).all():
+        raise UserError("the mask covers the middle of no code, so there is nothing to draw: mark more pixels")
+    return found
+
+
+def covered(model: UniTok, masks: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(N, L) bool: the codes of a layout that masks (N, H, W) bool cover, as far as a model asks for it."""
+    return (in_the_middle if model.config.trunk.fills_codes else touched)(masks, layout)
+
+
 def touched(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
     """(N, L) bool: the codes whose places cover any pixel of the masks (N, H, W) bool.
 
@@ -84,6 +103,18 @@ def touched(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
         down, across = _covers(rows, height), _covers(columns, width)
         parts.append((down @ masks.float() @ across.T).flatten(1) > 0)
     return torch.cat(parts, 1)
+
+
+def in_the_middle(masks: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(N, L) bool: the codes of one grid whose middles the masks (N, H, W) bool cover, by bicubic interpolation
+    (Show-o, arXiv:2408.12528).
+
+    >>> mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    >>> mask[0, 1:, :5] = True
+    >>> in_the_middle(mask, Layout(((2, 2),))).tolist(), touched(mask, Layout(((2, 2),))).tolist()
+    ([[True, False, True, False]], [[True, True, True, True]])
+    """
+    return F.interpolate(masks[:, None].float(), layout.grid, mode="bicubic").flatten(1) >= 0.5
 
 
 def _covers(places: int, pixels: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from tokenizers_vq.errors import UserError
 from unitok.boxes import Box, GroundedTextModality, uncropped, words_of
 from unitok.data.records import Record
 from unitok.device import Precision
+from unitok.modalities import TEXTS
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
@@ -127,7 +128,7 @@ def _shown(model: UniTok, modality: str) -> Callable[[torch.Tensor], Any]:
     reader = model.modalities()[modality]
     if modality == "image":
         return lambda codes: decoded(model, codes[None])[0]
-    if modality == "text":
+    if modality in TEXTS:
         return lambda ids: model.text_tokenizer.decode(ids.tolist())
     if isinstance(reader, GroundedTextModality):
         return lambda ids: reader.parts(ids.tolist(), model.text_tokenizer.decode)

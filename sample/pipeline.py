@@ -86,25 +86,42 @@ def value_of(model: UniTok, condition: Condition, text_ids: Callable[[str], list
 
 @torch.inference_mode()
 def score_codes(
-    model: UniTok, conditions: Sequence[Condition], codes: torch.Tensor, *, batch_size: int = 32
+    model: UniTok,
+    conditions: Sequence[Condition],
+    codes: torch.Tensor,
+    known: torch.Tensor | None = None,
+    *,
+    batch_size: int = 32,
 ) -> torch.Tensor:
     """Logits (B, L, V) float32 of all V image codes where each of the codes (B, L) stands: as the model has them when
     this code is drawn behind those that are drawn before it, without guidance. Where codes are chosen bit by bit,
     (B, L, D, 2): those of both values of each of D bits, the first counting most.
 
     A model that points first has them behind the boxes that it finds most likely for the caption. Where the model draws
-    all codes in every pass (`maskgit`), they are those of the first. Where a code has G
-    sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token behind those before it,
-    and minus infinity where a sub-token has fewer than n values.
+    all codes in every pass (`maskgit`), they are those of the first. A model that draws pass by pass (`maskgit`,
+    `masked_token`) also has them where some codes are `known`, (B, L) bool: in a pass that draws all others.
+
+    Where a code has G sub-tokens (`unitok.objectives.sub_tokens`), they are (B, L, G, n): those of each sub-token
+    behind those before it, and minus infinity where a sub-token has fewer than n values.
 
     Raises:
-        UserError: codes or conditions that the model does not have.
+        UserError: codes or conditions that the model does not have; known codes of a model that has no such passes.
     """
+    if known is not None and not model.objective.passes:
+        raise UserError(
+            f"this model draws by {model.config.objective}, where what is known of a code is what is drawn before it: "
+            "leave known out"
+        )
+    if known is not None and (known.shape != codes.shape or known.dtype != torch.bool):
+        raise UserError(
+            f"known is {known.dtype} of {tuple(known.shape)}: give bool of {tuple(codes.shape)}, as codes are"
+        )
     place = {tuple(one): number for number, one in enumerate(model.objective.places(model.layout).tolist())}
     ids = model.vocabulary.image_range
     scores = torch.zeros(*codes.shape, *model.ids.shape(ids))
     for part in parts(len(codes), batch_size):
-        images = model.objective.forced(codes[part].cpu(), model.layout, model.vocabulary)
+        given = None if known is None else known[part].cpu()
+        images = model.objective.forced(codes[part].cpu(), model.layout, model.vocabulary, given)
         before = before_pictures(model, conditions[part])
         rows = [[*first, image] for first, image in zip(before, images, strict=True)]
         batch = lay_out([[document(row)] for row in rows], pad=model.vocabulary.pad)

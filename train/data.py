@@ -15,6 +15,7 @@ from unitok.data.loader import read_in_order
 from unitok.data.mixture import Mixture
 from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset, ShardedDataset, each_caption
+from unitok.modalities import TEXTS
 from unitok.model import TEXT_TOKENIZER
 from unitok.tasks import FIELDS, is_several, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
@@ -97,7 +98,7 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
             values = {"caption": record.caption, **record.fields}
             texts: list[str] = []
             for field, modality in FIELDS.items():
-                if field in fields and modality == "text" and values.get(field):
+                if field in fields and modality in TEXTS and values.get(field):
                     texts += values[field] if is_several(field, values[field]) else [values[field]]
             grounded = [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
             grounded += [values["named"]] if "named" in fields and values.get("named") else []
@@ -105,7 +106,7 @@ def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterat
             found = found or bool(texts)
             yield from texts
     if not found:
-        wanted = " or ".join(field for field in FIELDS if field in fields and FIELDS[field] == "text") or "text"
+        wanted = " or ".join(field for field in FIELDS if field in fields and FIELDS[field] in TEXTS) or "text"
         raise UserError(f"{dataset.name}: none of the {count} records looked at has a {wanted} that can be used")
 
 

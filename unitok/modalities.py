@@ -22,6 +22,10 @@ from .vocabulary import FRAMELESS, Asking, Frames, Vocabulary
 
 PASSAGE = "passage"
 """The modality of the texts of a document of texts and images."""
+ANSWER = "answer"
+"""The modality of the answers to questions."""
+TEXTS = ("text", ANSWER)
+"""The modalities whose values are a text."""
 
 
 class Modality(Protocol):
@@ -90,6 +94,8 @@ class TextModality:
     asking: Asking | None = None
     left_out: str = ""
     """All as of `TrunkConfig`."""
+    answers: bool = False
+    """Whether they answer what `asking` puts into words: they begin with the last of these, and a space."""
 
     @property
     def replaces(self) -> bool:
@@ -99,13 +105,14 @@ class TextModality:
     @property
     def begin(self) -> int:
         """Id at the begin of a text that is learned or written."""
-        return self.vocabulary[self.frames.begin].start
+        return self.vocabulary[self.asking.begin if self.answers and self.asking else self.frames.begin].start
 
     def asked(self, question: str | list[int]) -> Bare:
         """A question in the words of the model, which has such."""
         assert self.asking is not None
+        marks, _ = self.vocabulary.around((self.asking.marks, ()))
         before, behind = (self.encode(part) for part in self.asking.question.split("{}"))
-        return Bare([*before, *self.ids(question), *behind])
+        return Bare([*marks, *before, *self.ids(question), *behind])
 
     def read(self, value: str | list[int]) -> list[int]:
         """The ids of a text that is given, in the wording of the model."""
@@ -144,7 +151,7 @@ class TextModality:
         return ((can_stand, len(target)),)
 
     def ids(self, value: str | list[int]) -> list[int]:
-        return self.encode(value) if isinstance(value, str) else value
+        return self.encode(f" {value}" if self.answers and value else value) if isinstance(value, str) else value
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         spans = (self.vocabulary.text_range,)

@@ -24,7 +24,7 @@ from tokenizers_vq.storage.weights import build_empty, read_weights, write_weigh
 from .boxes import with_boxes
 from .conditions import STATES, AttendedModality, Classes, ClassModality, StatesModality, caption_ports
 from .config import ALIKE, HEAD, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig, name_of_format_1
-from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
+from .modalities import ANSWER, PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective, objective_class
 from .objectives.base import Objective
 from .objectives.sub_tokens import SubTokenPort
@@ -243,9 +243,9 @@ class UniTok(Tunable):
         if isinstance(port, AttendedPort):
             return AttendedModality(self.vocabulary, self.caption_states, 0, *port.left_out.shape)
         if trunk.captions == "text":
-            length = self.config.text_length
-            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking, trunk.left_out
-            return TextModality(self.vocabulary, encode, length, *how)
+            asking = trunk.asking and trunk.asking.known_to(self.vocabulary)
+            how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, asking, trunk.left_out
+            return TextModality(self.vocabulary, encode, self.config.text_length, *how)
         return ClassModality(self.vocabulary, self.classes)
 
     @property
@@ -390,9 +390,10 @@ def modalities(
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
     texts = captions or TextModality(vocabulary, encode, text_length)
     asking = texts.asking if isinstance(texts, TextModality) else None
-    opening = () if asking is None else tuple(encode(asking.before))
+    opening = tuple(encode(asking.before)) if asking else ()
     found: dict[str, Modality] = {
         "text": texts,
+        ANSWER: replace(texts, answers=True) if isinstance(texts, TextModality) else texts,
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }

@@ -16,7 +16,7 @@ import torch
 from tokenizers_vq.errors import UserError
 
 from .boxes import hole_in, is_box
-from .modalities import PASSAGE, ImageModality, Modality, TextModality, codes_in
+from .modalities import ANSWER, PASSAGE, TEXTS, ImageModality, Modality, TextModality, codes_in
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -77,6 +77,7 @@ TASKS: dict[str, tuple[Part, ...]] = {
 }
 FIELDS = {
     **dict.fromkeys(("caption", "question", "answer", "instruction", "phrase", "description"), "text"),
+    "answer": ANSWER,
     **dict.fromkeys(("image", "source", "known"), "image"),
     **dict.fromkeys(("boxes", "box", "hole"), "box"),
     "named": "grounded",
@@ -211,7 +212,7 @@ def _in_order(
 
 def is_several(field: str, value: Any) -> bool:
     """Whether a field holds several values; a list of numbers is one text as ids, or one box."""
-    if not isinstance(value, list) or not value or FIELDS.get(field) not in ("text", "image", "box"):
+    if not isinstance(value, list) or not value or FIELDS.get(field) not in (*TEXTS, "image", "box"):
         return False
     first = value[0]
     if field == "boxes":  # one value is a list already

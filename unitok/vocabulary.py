@@ -42,7 +42,7 @@ class Frames(NamedTuple):
     read_in_order: bool = False
     """Whether each code of a picture that is read sees those before it alone."""
     begin: str = "bos"
-    """Span of the begin of a text that is learned or written."""
+    """Span of the begin of a text that is learned or written, if it is no answer (`Asking.begin`)."""
     row_end: str = ""
     """Span whose first id stands behind each row of a picture that is drawn code by code, but the last; empty: none."""
 
@@ -56,10 +56,17 @@ class Asking(NamedTuple):
     before: str
     """Stands before the picture, in front of the last mark of its frame."""
     question: str
-    """What a question is put into, in place of {}; what the text begins with that is written (`Frames.begin`) is not
-    part of it."""
+    """What a question is put into, in place of {}, without `begin`."""
+    begin: str
+    """Span of the last of these words: an answer begins with it."""
     tasks: Mapping[str, str]
     """Task -> the question by which it is done."""
+    marks: tuple[str, ...] = ()
+    """Spans whose first ids stand before the words."""
+
+    def known_to(self, vocabulary: Vocabulary) -> Asking | None:
+        """None where the vocabulary lacks an id of it: the model was imported before its family was asked in words."""
+        return self if self.begin in vocabulary else None
 
 
 @dataclass(frozen=True)

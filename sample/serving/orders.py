@@ -21,7 +21,7 @@ from unitok.trunk.attention import attention_to_words
 
 from ..best_of import NO_BEST, BestOf, best_read, candidate_seeds, check_best_of
 from ..documents import DocumentWriter, Part, told
-from ..inpainting import Canvas, Sides, best_fitting, inpainting_job, inpainting_task, known_codes, window_seed
+from ..inpainting import Sides, best_fitting, canvas_of, inpainting_job, inpainting_task, known_codes, window_seed
 from ..jobs import Job, job_for, rooms_of, way_of
 from ..performing import pointed_first
 from ..pictures import as_read, codes_of
@@ -189,19 +189,19 @@ class Extending(_FromPictures):
         return self.sides.top + height + self.sides.bottom, self.sides.left + width + self.sides.right
 
     def _jobs(self, model: UniTok, seeds: Sequence[int]) -> list[Job]:
-        self.canvases = [Canvas(model, self.picture, self.sides) for _ in seeds]
+        self.canvases = [canvas_of(model, self.picture, self.sides) for _ in seeds]
         self.drawn = [0] * len(seeds)
         return [self._job(model, number) for number in range(len(seeds))]
 
     def _job(self, model: UniTok, number: int) -> Job:
-        window, (picture, mask) = self.drawn[number], self.canvases[number].window(self.drawn[number])
-        (known,) = known_codes(model, picture[None], mask[None])
+        window, canvas = self.drawn[number], self.canvases[number]
+        known, (_, mask) = canvas.known(window), canvas.window(window)
         seed = window_seed(self.seeds[number], window)
         return inpainting_job(model, known, mask, self.caption, seed, self.settings)
 
     def finished(self, model: UniTok, number: int, written: Sequence[torch.Tensor]) -> Finished:
         canvas = self.canvases[number]
-        canvas.put(self.drawn[number], decode_one(model.image_tokenizer, written[-1]))
+        canvas.put(self.drawn[number], decode_one(model.image_tokenizer, written[-1]), written[-1])
         self.drawn[number] += 1
         return [(number, canvas.picture)] if self.drawn[number] == len(canvas.windows) else []
 

@@ -231,7 +231,7 @@ def test_old_models_keep_their_steps_and_learn_no_texts_with_boxes(
     """A folder with 256 locations opens as it is."""
     grown(make_model(), ("location", 256)).save_pretrained(tmp_path / "model")
     model = UniTok.from_pretrained(tmp_path / "model")
-    assert model.modalities().keys() == {"text", "passage", "image", "box"}
+    assert model.modalities().keys() == {"text", "answer", "passage", "image", "box"}
     boxes = model.modalities()["box"]
     assert isinstance(boxes, BoxModality)
     assert boxes.ids([0, 0, 1, 1])[-1] == model.vocabulary.size - 1 == model.vocabulary["location"].start + 255

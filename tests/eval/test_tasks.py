@@ -18,6 +18,7 @@ from unitok.data.open import open_data
 from unitok.data.records import Record
 from unitok.eval import tasks as scored
 from unitok.eval.tasks import TITLES, measure_inpainting, measure_task, tasks_of
+from unitok.modalities import TEXTS
 from unitok.model import UniTok
 from unitok.sample.performing import perform
 from unitok.tasks import FIELDS, TASKS, ends_in
@@ -141,4 +142,4 @@ def test_bad_input(
 
 def test_every_scored_task_has_a_title() -> None:
     assert TITLES.keys() == JUDGES.keys()
-    assert set(FIELDS.values()) == {"text", "image", "box", "grounded"}, "a new modality needs a way to be shown"
+    assert set(FIELDS.values()) == {*TEXTS, "image", "box", "grounded"}, "a new modality needs a way to be shown"

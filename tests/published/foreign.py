@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
+from torch import Tensor, nn
 
 from unitok.model import UniTok
+from unitok.objectives.base import Draw
 from unitok.sample.pipeline import draw_codes
 from unitok.sampling import SampleSettings
+from unitok.sequence import pack
+from unitok.tasks import TASKS, documents
 
 CODES, SIDE, TEXTS = 50, 4, 120
 WORDS = 40
@@ -45,6 +48,25 @@ def stirred(model: nn.Module, seed: int = 1) -> Any:
         else:
             weight.copy_(noise / weight[0].numel() ** 0.5)
     return model.eval()
+
+
+def loss_among(whole: Tensor, logits: Tensor, ids: Tensor | list[int]) -> Tensor:
+    """A mean loss over all ids, without what it says of ids that cannot stand there: the loss among `ids`. `logits`
+    (n, V) are those of its targets."""
+    others = -logits.log_softmax(-1)[:, ids].logsumexp(-1).mean()
+    assert others > 0.01
+    return whole - others
+
+
+def mean_losses(model: UniTok, tasks: Sequence[str], records: Sequence[Any], dropped: float = 0.0) -> dict[str, Tensor]:
+    """Task -> the mean loss of a training step, a record for each task of the list."""
+    draws = [Draw(torch.Generator().manual_seed(row)) for row in range(len(tasks))]
+    numbers = {task: list(TASKS).index(task) for task in tasks}
+    made = documents(tasks, records, draws, model.modalities(), {"text": dropped}, numbers)
+    batch = pack(made, pad=model.vocabulary.pad)
+    losses, counts = model.train()(batch), torch.bincount(batch.tasks, minlength=len(TASKS))
+    model.eval()
+    return {task: losses[number] / counts[number] for task, number in numbers.items()}
 
 
 def survives(model: UniTok, captions: Sequence[str], folder: Path) -> None:

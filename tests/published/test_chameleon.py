@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import ChameleonConfig, ChameleonForConditionalGeneration
 
 from tokenizers_vq.errors import UserError
@@ -22,7 +23,7 @@ from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
 from .chameleon_model import chameleon, image_tokenizer, scored, spelled
-from .foreign import CODES, SIDE, WORDS, survives, text_tokenizer
+from .foreign import CODES, SIDE, WORDS, loss_among, mean_losses, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
 from .test_start import trains_on
 from .tiny import tokenizer
@@ -111,6 +112,33 @@ def test_captions_have_the_logits_and_ids_of_transformers(
         ):
             row.append(chosen)
         assert written == model.text_tokenizer.decode(row)
+
+
+def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path]) -> None:
+    """Over codes by the scores of its head, for its own loss hides codes; over captions its own loss. What they say of
+    ids that cannot stand there is taken off."""
+    model, codes = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH)
+    tasks = ["text_to_image"] * 3 + ["image_to_text"] * 3
+    records = [{"image": one, "caption": text} for one, text in zip(codes, CAPTIONS, strict=True)] * 2
+    size = model.text_tokenizer.size
+    with torch.no_grad():
+        found = mean_losses(model, tasks, records)
+        scores, losses, answers, learned = [], [], [], 0
+        for one, text in zip(codes, CAPTIONS, strict=True):
+            begin = prompt(model, text)
+            scores.append(scored(theirs[0], [*begin, *IDS[one[:-1]].tolist()])[len(begin) - 1 :])
+            picture, caption = [0, BOI, *IDS[one].tolist(), EOI], [*model.text_tokenizer.encode(text), 2]
+            labels = torch.tensor([[*[-100] * len(picture), *caption]])
+            out = theirs[0](torch.tensor([[*picture, *caption]]), labels=labels)
+            losses.append(out.loss * len(caption))
+            answers.append(out.logits[0, len(picture) - 1 : -1])
+            learned += len(caption)
+    wanted = cross_entropy(torch.cat(scores), IDS[codes].flatten())
+    wanted = loss_among(wanted, torch.cat(scores), IDS)
+    torch.testing.assert_close(found["text_to_image"], wanted, atol=1e-5, rtol=0)
+    others = [place for place in range(size) if place not in IDS.tolist()]
+    wanted = loss_among(sum(losses) / learned, torch.cat(answers), others)
+    torch.testing.assert_close(found["image_to_text"], wanted, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

@@ -23,12 +23,10 @@ from unitok import prepare as prepare_module
 from unitok.conditions import TextStates
 from unitok.importing import import_generator
 from unitok.model import UniTok
-from unitok.objectives.base import Draw
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
-from unitok.sequence import pack
-from unitok.tasks import documents
 
+from .foreign import mean_losses
 from .tiny import CLASSES, CODES, SIDES, Weights, llamagen_weights, tokenizer, var_weights
 
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 0.0}
@@ -135,11 +133,9 @@ def agrees_with_greedy(model: UniTok, conditions: list[Any], run: Callable[..., 
     assert len({tuple(codes.flatten().tolist()) for codes in found}) == 5, "each setting draws something else"
 
 
-@torch.inference_mode()
-def test_llamagen_captions(tmp_path: Path) -> None:
-    """Captions of other lengths: the authors pad them in front to 120 states, and hide the padding."""
-    w = llamagen_weights(caption=12)
-    model = imported(tmp_path, "llamagen", {f"module.{name}": one for name, one in w.items()}, tokenizer(), n_head=4)
+def captioned(w: Weights) -> tuple[list[TextStates], Callable[..., Tensor]]:
+    """Captions of other lengths, and the logits (B, n + 1, V) of codes (B, n) behind them, or behind what stands for
+    captions that are left out."""
     random = torch.Generator().manual_seed(5)
     features, lengths = torch.randn(3, 120, 12, generator=random), [1, 7, 120]
     mask = torch.arange(120) >= 120 - torch.tensor(lengths)[:, None]
@@ -151,7 +147,15 @@ def test_llamagen_captions(tmp_path: Path) -> None:
         prefix = F.gelu(hidden, approximate="tanh") @ w["cls_embedding.cap_proj.fc2.weight"].T
         return llamagen(w, prefix, codes, 4, 4, mask)
 
-    captions = [TextStates.of(*pair) for pair in zip(features, mask, strict=True)]
+    return [TextStates.of(*pair) for pair in zip(features, mask, strict=True)], run
+
+
+@torch.inference_mode()
+def test_llamagen_captions(tmp_path: Path) -> None:
+    """Captions of other lengths: the authors pad them in front to 120 states, and hide the padding."""
+    w = llamagen_weights(caption=12)
+    model = imported(tmp_path, "llamagen", {f"module.{name}": one for name, one in w.items()}, tokenizer(), n_head=4)
+    captions, run = captioned(w)
     scores = score_codes(model, captions, some_codes(16))
     torch.testing.assert_close(scores, run(some_codes(16)[:, :-1], True), atol=1e-4, rtol=0)
     scores = score_codes(model, [one.left_out() for one in captions], some_codes(16))
@@ -167,18 +171,26 @@ def some_codes(length: int) -> Tensor:
     return torch.randint(CODES, (3, length), generator=torch.Generator().manual_seed(3))
 
 
-def some_loss(model: UniTok, codes: Tensor, labels: list[int]) -> Tensor:
-    """The mean loss of a training step."""
-    records = [{"caption": str(label), "image": one} for label, one in zip(labels, codes, strict=True)]
-    draws = [Draw(torch.Generator())] * len(labels)
-    made = documents(["text_to_image"] * len(labels), records, draws, model.modalities(), {}, {"text_to_image": 0})
-    return model.train()(pack(made, pad=model.vocabulary.pad))[0] / codes.numel()
+def some_loss(model: UniTok, codes: Tensor, captions: list[Any], dropped: float = 0.0) -> Tensor:
+    """The mean loss of a training step; a number is a class."""
+    texts = [str(one) if isinstance(one, int) else one for one in captions]
+    records = [{"caption": text, "image": one} for text, one in zip(texts, codes, strict=True)]
+    return mean_losses(model, ["text_to_image"] * len(codes), records, dropped)["text_to_image"]
 
 
-def losses_agree(model: UniTok, w: Weights, codes: Tensor, name: str, ours: Tensor, run: Callable[[], Tensor]) -> None:
+def losses_agree(
+    model: UniTok,
+    w: Weights,
+    codes: Tensor,
+    name: str,
+    ours: Tensor,
+    run: Callable[[], Tensor],
+    captions: list[Any] | None = None,
+    dropped: float = 0.0,
+) -> None:
     """The loss, and the gradient of one of the weights."""
     w[name].requires_grad_()
-    loss = some_loss(model, codes, LABELS)
+    loss = some_loss(model, codes, captions or LABELS, dropped)
     wanted = F.cross_entropy(run().flatten(0, 1), codes.flatten())
     torch.testing.assert_close(loss, wanted, atol=1e-5, rtol=0)
     loss.backward()
@@ -192,6 +204,16 @@ def test_a_training_step_of_llamagen_has_the_authors_loss(tmp_path: Path) -> Non
     model = imported(tmp_path, "llamagen", w, tokenizer(), n_head=4)
     name, ours = "layers.0.attention.wqkv.weight", model.get_parameter("trunk.blocks.0.attention.qkv.weight")
     losses_agree(model, w, codes, name, ours, lambda: llamagen(w, classes_of(w, LABELS), codes[:, :-1], 4, 4))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_training_step_of_llamagen_with_captions_has_the_authors_loss(dropped: bool, tmp_path: Path) -> None:
+    """Also where captions are left out: the authors have states in their place, and hide as many as before."""
+    w, codes = llamagen_weights(caption=12), some_codes(16)
+    model = imported(tmp_path, "llamagen", w, tokenizer(), n_head=4)
+    captions, run = captioned(w)
+    name, ours = "cls_embedding.cap_proj.fc1.weight", model.get_parameter("ports.caption.enter.weight")
+    losses_agree(model, w, codes, name, ours, lambda: run(codes[:, :-1], not dropped), captions, float(dropped))
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -301,6 +323,8 @@ def test_var(shared: bool, tmp_path: Path) -> None:
     codes = some_codes(30)
     wanted = var(w, LABELS, var_inputs(images, codes))
     torch.testing.assert_close(score_codes(model, LABELS, codes), wanted, atol=1e-4, rtol=0)
+    wanted = var(w, [CLASSES] * 3, var_inputs(images, codes))
+    torch.testing.assert_close(score_codes(model, [""] * 3, codes), wanted, atol=1e-4, rtol=0)
     for scale in (0.0, 1.0, 2.0):
         settings = SampleSettings(guidance=1 + scale, guidance_rises=True, **GREEDY)
         assert torch.equal(draw_codes(model, LABELS, settings, [0, 1, 2]), var_greedy(w, images, LABELS, scale)), scale

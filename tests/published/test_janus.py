@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from unitok.importing import import_generator
 from unitok.modalities import Picture
@@ -19,7 +20,7 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
 from unitok.tasks import documents
 
-from .foreign import SIDE
+from .foreign import SIDE, loss_among, mean_losses
 from .janus_model import CAPTION, COLON, forced, greedy, ids_of, prompt, said, seen, tiny_janus, words_of
 from .test_generators import GREEDY, some_codes
 
@@ -58,7 +59,7 @@ def test_the_most_likely_codes_are_those_of_transformers(theirs: tuple[Any, Path
 def test_texts_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
     model = import_generator("janus", theirs[1])
     ids = [20, 11, 33, 9]
-    [[segment]] = model.modalities()["text"].learned([ids], [], [False])
+    [[segment]] = model.modalities()["answer"].learned([ids], [], [False])
     hidden = model.states(lay_out([[document([segment])]], pad=model.vocabulary.pad))
     found = model.ids.scores(hidden[0], model.vocabulary.text_range)
     wanted = theirs[0](torch.tensor([[COLON, *ids]])).logits[0]
@@ -94,6 +95,38 @@ def test_answers_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> No
         others = [place for place in range(size) if place != 2]
         torch.testing.assert_close(found[:, others], wanted[:, others], atol=1e-4, rtol=0)
         torch.testing.assert_close(found[:, size], wanted[:, 2], atol=1e-4, rtol=0)
+
+
+def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path]) -> None:
+    """Over codes behind a caption or behind the padding in its place, and over answers and captions. Its own loss over
+    texts takes all ids for likely; what it says of ids that no token has is taken off."""
+    model, codes, pictures = import_generator("janus", theirs[1]), some_codes(SIDE * SIDE), some_pictures(2)
+    captions, answers = (CAPTION, "w5", ""), ("w1 w2 w9", "w4")
+    drawn = [{"caption": text, "image": one} for text, one in zip(captions, codes, strict=True)]
+    read = [
+        {"image": Picture(one), "question": "w5 w6", "answer": text, "caption": text}
+        for one, text in zip(pictures, answers, strict=True)
+    ]
+    with torch.no_grad():
+        for dropped in (0.0, 1.0):
+            found = mean_losses(model, ["text_to_image"] * 3, drawn, dropped)["text_to_image"]
+            scores = []
+            for text, one in zip(captions, codes, strict=True):
+                ids = ids_of(model, text)
+                ids = [ids[0], *[3] * (len(ids) - 2), ids[-1]] if dropped else ids
+                scores.append(forced(theirs[0], ids, one))
+            torch.testing.assert_close(found, cross_entropy(torch.cat(scores), codes.flatten()), atol=1e-5, rtol=0)
+        for task, question in (("question", "w5 w6"), ("image_to_text", "Describe the image.")):
+            found, losses, logits = mean_losses(model, [task] * 2, read)[task], [], []
+            for one, text in zip(pictures, answers, strict=True):
+                begin, learned = prompt(model, question), [*model.text_tokenizer.encode(text), 2]
+                labels = torch.tensor([[*[-100] * len(begin), *learned]])
+                out = theirs[0](torch.tensor([[*begin, *learned]]), pixel_values=seen(one), labels=labels)
+                losses.append(out.loss * len(learned))
+                logits.append(out.logits[0, len(begin) - 1 : -1])
+            whole = sum(losses) / sum(map(len, logits))
+            wanted = loss_among(whole, torch.cat(logits), [*range(model.text_tokenizer.size)])
+            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

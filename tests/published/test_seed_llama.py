@@ -27,7 +27,7 @@ from unitok.sequence import lay_out
 from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
-from .foreign import CODES, TEXTS, WORDS, stirred, survives, text_tokenizer
+from .foreign import CODES, TEXTS, WORDS, loss_among, mean_losses, stirred, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
 from .tiny import tokenizer
 
@@ -161,6 +161,31 @@ def test_captions_have_the_logits_and_ids_of_transformers(
                 break
             row.append(chosen)
         assert written == model.text_tokenizer.decode(row)
+
+
+def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path], model: UniTok) -> None:
+    """Over codes behind captions, and over captions behind pictures. It takes all ids for likely; what it says of those
+    that cannot stand there is taken off."""
+    codes, words = some_codes(LENGTH), model.text_tokenizer
+    tasks = ["text_to_image"] * 3 + ["image_to_text"] * 3
+    records = [{"image": one, "caption": text} for one, text in zip(codes, CAPTIONS, strict=True)] * 2
+    rows = [([*prompt(model, text)], (FIRST + one).tolist()) for one, text in zip(codes, CAPTIONS, strict=True)]
+    rows += [
+        ([BOS, BOI, *(FIRST + one).tolist(), EOI], [*words.encode(text), EOS])
+        for one, text in zip(codes, CAPTIONS, strict=True)
+    ]
+    with torch.no_grad():
+        found = mean_losses(model, tasks, records)
+        for task, can_stand in (("text_to_image", range(FIRST, BOI)), ("image_to_text", range(FIRST))):
+            mine = [row for row, one in zip(rows, tasks, strict=True) if one == task]
+            longest = max(len(begin) + len(learned) for begin, learned in mine)
+            ids, labels = torch.zeros(3, longest, dtype=torch.int64), torch.full((3, longest), -100)
+            for row, (begin, learned) in enumerate(mine):
+                ids[row, : len(begin) + len(learned)] = torch.tensor([*begin, *learned])
+                labels[row, len(begin) : len(begin) + len(learned)] = torch.tensor(learned)
+            out = theirs[0](ids, labels=labels)  # nothing sees the filler behind it
+            logits = out.logits[:, :-1][labels[:, 1:] >= 0]
+            torch.testing.assert_close(found[task], loss_among(out.loss, logits, [*can_stand]), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()

@@ -19,9 +19,10 @@ from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES, get_objective
 from unitok.objectives.base import Draw
 from unitok.objectives.masked_token import PASSES
+from unitok.objectives.orders import known_first, spread_order
 from unitok.sample.engine import Engine
 from unitok.sample.jobs import Job, Turn, job_for
-from unitok.sample.pipeline import caption, draw, draw_codes, run
+from unitok.sample.pipeline import caption, draw, draw_codes, run, score_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
 from unitok.tasks import Piece, documents
@@ -201,6 +202,38 @@ def test_known_codes_stay(make_model: Callable[..., UniTok], objective: str) -> 
         assert torch.equal(first[kept], whole[kept]) and torch.equal(second[kept], other[kept])
         assert not torch.equal(first[~kept], second[~kept])
     assert torch.equal(inpaint(whole), whole), "nothing is left to draw"
+
+
+@pytest.mark.parametrize("objective", ["maskgit", "masked_token"])
+def test_known_codes_score_all_others_as_a_pass_that_draws_them(
+    make_model: Callable[..., UniTok], objective: str
+) -> None:
+    """Of each row others are known, of one none, of one all."""
+    model = make_model(objective)
+    codes = draw_codes(model, CAPTIONS, SampleSettings(guidance=1, steps=4), [0, 1, 2])
+    known = torch.rand(codes.shape, generator=torch.Generator().manual_seed(0)) < torch.tensor([[0.3], [0.0], [0.8]])
+    found = score_codes(model, CAPTIONS, codes, known, batch_size=2)
+    assert found.shape == (*codes.shape, model.vocabulary.codebook_size)
+    for row, text in enumerate(CAPTIONS):
+        record, given = {"caption": model.text_ids(text)}, torch.where(known[row], codes[row], -1)
+        met: list[torch.Tensor] = []
+        engine = Engine(model, 1, 300, watch=lambda _, logits, met=met: met.append(logits[0]))  # type: ignore[misc]
+        engine.add(job_for("text_to_image", record, 0, SampleSettings(guidance=1, steps=1), known=given))
+        while engine.busy:
+            engine.step()
+        drawn = known_first(spread_order(model.layout), known[row])[known[row].sum() :]
+        at = {"maskgit": torch.arange(model.layout.length), "masked_token": drawn}[objective]
+        torch.testing.assert_close(found[row, at], met[-1], atol=1e-4, rtol=1e-4)
+    everything = torch.ones_like(known)
+    assert score_codes(model, CAPTIONS, codes, everything).isfinite().all()
+
+
+def test_known_codes_that_cannot_be_are_told(make_model: Callable[..., UniTok]) -> None:
+    codes = torch.zeros(1, 64, dtype=torch.int64)
+    with pytest.raises(UserError, match="draws by next_token, where what is known of a code is what is drawn before"):
+        score_codes(make_model("next_token"), ["a"], codes, codes > 0)
+    with pytest.raises(UserError, match=r"known is torch.bool of \(64,\): give bool of \(1, 64\), as codes are"):
+        score_codes(make_model("maskgit"), ["a"], codes, codes[0] > 0)
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))

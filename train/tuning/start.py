@@ -139,10 +139,11 @@ class ReaderStart:
 
 def _ids_are_known(model: UniTok) -> bool:
     """Whether all that a model with a language model reads and writes as ids is its texts."""
+    from unitok.modalities import TEXTS
     from unitok.tasks import draws_pictures, modalities_of
 
     tasks = model.config.tasks
-    return model.reader is not None and not draws_pictures(tasks) and modalities_of(tasks) <= {"text", "image"}
+    return model.reader is not None and not draws_pictures(tasks) and modalities_of(tasks) <= {*TEXTS, "image"}
 
 
 Beginning = Start | LanguageStart | ReaderStart

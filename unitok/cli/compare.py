@@ -153,6 +153,7 @@ def _words(config: Path, folder: Path, steps: int | None = None) -> list[str]:
 def _plan(config: Path, folder: Path, positions: int) -> Plan:
     """Reads a configuration and counts how many steps the compute allows."""
     from tokenizers_vq.base import load_tokenizer
+    from unitok.modalities import TEXTS
     from unitok.tasks import Piece, needs, pieces
     from unitok.text import load_text_tokenizer, train_bpe
     from unitok.train.data import open_sources
@@ -174,11 +175,11 @@ def _plan(config: Path, folder: Path, positions: int) -> Plan:
                 raise UserError(f"{part.name}: none of the first {COUNTED} records has what the task {task} needs")
             rows.append((share, [pieces(task, one) for one in able]))
     if values["text_tokenizer"] is None:
-        said = dict.fromkeys(p.value for _, some in rows for one in some for p in one if p.modality == "text")
+        said = dict.fromkeys(p.value for _, some in rows for one in some for p in one if p.modality in TEXTS)
         texts = train_bpe(said, values["text_vocabulary"])
     else:
         texts = load_text_tokenizer(values["text_tokenizer"])
-    sizes = {"text": lambda text: 1 + len(texts.encode(text)), "image": lambda _: images.layout.length}
+    sizes = {"image": lambda _: images.layout.length, **dict.fromkeys(TEXTS, lambda text: 1 + len(texts.encode(text)))}
     length = sum(
         share * sum(sizes.get(piece.modality, len)(piece.value) for one in some for piece in one) / len(some)
         for share, some in rows

@@ -167,8 +167,11 @@ class Objective(ABC):
         """Codes (B, L) of images that are learned; image b draws whatever is random from `draws[b]` alone, by settings
         that are settled. Without them nothing of what an image is continued from is hidden or changed."""
 
-    def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """Codes (B, L) of images with each predicted as it is when they are drawn, from those that are drawn before."""
+    def forced(
+        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, known: torch.Tensor | None = None
+    ) -> list[Segment]:
+        """Codes (B, L) of images with each predicted as it is when they are drawn, from those that are drawn before.
+        Where images are drawn in `passes` it may be said which are known, (B, L) bool, when all others are drawn."""
         return self.learned(codes, layout, vocabulary, [Draw(torch.Generator().manual_seed(0))] * len(codes))
 
     def given(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:

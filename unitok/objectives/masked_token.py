@@ -19,10 +19,10 @@ from tokenizers_vq.layout import Layout
 from ..choose import choose
 from ..config import ObjectiveSettings, PortConfig
 from ..seeding import keyed_generator
-from ..sequence import Segment
+from ..sequence import IGNORE, Segment
 from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Objective, Writer, code_spans, hidden_places, runs_in_order
-from .orders import order_in_drawing, order_in_training, pass_sizes, spread_order
+from .orders import known_first, order_in_drawing, order_in_training, pass_sizes, spread_order
 
 PORT = "target"
 """Where the number of the place comes in that is predicted."""
@@ -54,26 +54,54 @@ class MaskedToken(Objective):
         settings: ObjectiveSettings | None = None,
     ) -> list[Segment]:
         home, length = spread_order(layout), layout.length
-        ids, places = vocabulary.image_ids(codes), layout.coordinates()
+        ids = vocabulary.image_ids(codes)
         carried = ids
         if settings is not None and settings.code_dropout:
             carried = ids.masked_fill(hidden_places(length, settings.code_dropout, draws), vocabulary.mask)
-        earlier, _, groups = _passes(tuple(pass_sizes(length, PASSES)))
-        nothing = earlier < 0
-        segments = []
+        sizes, segments = tuple(pass_sizes(length, PASSES)), []
         for row, draw in enumerate(draws):
             order = home if settings is None else order_in_training(home, draw, settings, ALWAYS_PERMUTED)
-            before = order[earlier.clamp(min=0)]
-            inputs = carried[row, before].masked_fill(nothing, vocabulary.mask)
-            inputs[0] = vocabulary.boi
-            runs = runs_in_order(layout, vocabulary, order)
-            here = places[order]
-            stands = torch.where(nothing[:, None], here, places[before])
-            segments.append(Segment(inputs, groups, here, ids[row, order], runs, order, PORT, stands=stands))
+            segments.append(_in_passes(ids[row], carried[row], order, sizes, layout, vocabulary))
+        return segments
+
+    def forced(
+        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, known: torch.Tensor | None = None
+    ) -> list[Segment]:
+        """Known codes come first, as in drawing, each from those of the passes before it; then all others in one
+        pass."""
+        if known is None:
+            return super().forced(codes, layout, vocabulary)
+        home, segments = spread_order(layout), []
+        for ids, given in zip(vocabulary.image_ids(codes), known, strict=True):
+            number = int(given.sum())
+            sizes = [*_first_passes(layout.length, number), layout.length - number]
+            order = known_first(home, given)
+            segments.append(_in_passes(ids, ids, order, tuple(filter(None, sizes)), layout, vocabulary))
         return segments
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         return PassByPass(layout, vocabulary, rows, device)
+
+
+def _in_passes(
+    ids: torch.Tensor,
+    carried: torch.Tensor,
+    order: torch.Tensor,
+    sizes: tuple[int, ...],
+    layout: Layout,
+    vocabulary: Vocabulary,
+) -> Segment:
+    """Codes of an image, as ids (L,), in passes of these sizes; `carried` (L,) is seen of them."""
+    earlier, target, groups = _passes(sizes)
+    nothing, places = earlier < 0, layout.coordinates()
+    before, looks = order[earlier.clamp(min=0)], order[target]
+    inputs = carried[before].masked_fill(nothing, vocabulary.mask)
+    inputs[0] = vocabulary.boi
+    here = places[looks]
+    stands = torch.where(nothing[:, None], here, places[before])
+    wanted = ids[looks].masked_fill(target == earlier, IGNORE)
+    runs = runs_in_order(layout, vocabulary, looks)
+    return Segment(inputs, groups, here, wanted, runs, looks, PORT, stands=stands)
 
 
 @lru_cache(maxsize=256)

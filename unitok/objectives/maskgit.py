@@ -3,6 +3,7 @@ Show-o, 2408.12528)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,8 +30,9 @@ class MaskGIT(Objective):
     with what stands around it.
 
     The noise in the order falls linearly, or, if `cools_fast`, as in Show-o's code: there each pass multiplies the
-    noise of the pass before with the share of the passes that is left, and each pass fixes and hides one code at
-    least.
+    noise of the pass before with the share of the passes that is left. Each pass but the last hides one code at least,
+    and fixes one as long as others are left. What is hidden is counted off the whole picture, also where a part of it
+    is known, and there are as many passes as asked for.
     """
 
     name = "maskgit"
@@ -57,12 +59,16 @@ class MaskGIT(Objective):
         segments = [Segment(inputs[row], groups, places, targets[row], runs) for row in range(len(ids))]
         return [framed(segment, *around) for segment in segments]
 
-    def forced(self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary) -> list[Segment]:
-        """As in the first pass, which draws all codes: in which pass one is fixed depends on the drawing."""
+    def forced(
+        self, codes: torch.Tensor, layout: Layout, vocabulary: Vocabulary, known: torch.Tensor | None = None
+    ) -> list[Segment]:
+        """Unless it is said what is known, as in the first pass, which draws all codes: in which pass one is fixed
+        depends on the drawing."""
         ids, groups = vocabulary.image_ids(codes), torch.zeros(layout.length, dtype=torch.int64)
-        inputs, runs = torch.full((layout.length,), vocabulary.mask), code_runs(layout, vocabulary)
-        around = vocabulary.around(self.frames.drawn)
-        segments = [Segment(inputs, groups, layout.coordinates(), target, runs) for target in ids]
+        hidden = torch.ones_like(ids, dtype=torch.bool) if known is None else ~known
+        inputs, runs = ids.masked_fill(hidden, vocabulary.mask), code_runs(layout, vocabulary)
+        around, places = vocabulary.around(self.frames.drawn), layout.coordinates()
+        segments = [Segment(inputs[row], groups, places, ids[row], runs) for row in range(len(ids))]
         return [framed(segment, *around) for segment in segments]
 
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
@@ -117,14 +123,20 @@ class ByConfidence(Writer):
         device, length, settings = self.codes.device, self.layout.length, self.row(row).at(0, 1)
         self.codes[row] = -1 if known is None else known.to(device)
         unknown = length if known is None else int((known < 0).sum())
-        steps = max(1, min(settings.steps, unknown))
-        progress = [(step + 1) / steps for step in range(steps)]
-        hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
-        noise = [CHOICE_TEMPERATURE * _number(settings.temperature) * (1 - done) for done in progress]
-        if self.cools_fast:
-            for step in range(steps - 1):
-                hidden[step] = max(1, min(hidden[step], (hidden[step - 1] if step else unknown) - 1))
-            noise = [_number(settings.temperature) * left for left in accumulate((1 - done for done in progress), mul)]
+        temperature = _number(settings.temperature)
+        if self.cools_fast and unknown:
+            progress = _progress(settings.steps)
+            hidden = [unknown]
+            # Rounded as theirs are, in float32: behind two thirds of the passes they hide one code less than half.
+            for share in torch.tensor(progress[:-1]).mul(math.pi).mul(0.5).cos().tolist():
+                hidden.append(max(1, min(int(share * length), hidden[-1] - 1)))
+            hidden = [*hidden[1:], 0]
+            noise = [temperature * left for left in accumulate((1 - done for done in progress), mul)]
+        else:
+            progress = _progress(max(1, min(settings.steps, unknown)))
+            hidden = [0 if done == 1 else int(mask_share(done) * unknown) for done in progress]
+            noise = [CHOICE_TEMPERATURE * temperature * (1 - done) for done in progress]
+        steps = len(progress)
         draws = torch.rand(
             steps, 2, length, generator=keyed_generator(seed, "masked_token")
         )  # the pictures of older models
@@ -180,6 +192,11 @@ class ByConfidence(Writer):
 
     def steps(self, row: int) -> int:
         return len(self.plan(row).still_hidden)
+
+
+def _progress(steps: int) -> list[float]:
+    """The share of so many passes that is done behind each of them."""
+    return [(step + 1) / steps for step in range(steps)]
 
 
 def _number(value: float | list[float]) -> float:

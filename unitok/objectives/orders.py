@@ -32,7 +32,12 @@ def order_in_drawing(
     codes (L,), -1 for the others, come first, for all others to see them."""
     if settings.random_order:
         order = torch.randperm(len(order), generator=keyed_generator(seed, key, "order"))
-    return order if known is None else order[(known.cpu()[order] < 0).long().argsort(stable=True)]
+    return order if known is None else known_first(order, known.cpu() >= 0)
+
+
+def known_first(order: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """An order (L,) with the places first that are known, (L,) bool."""
+    return order[(~known[order]).long().argsort(stable=True)]
 
 
 @cache

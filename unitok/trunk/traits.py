@@ -35,6 +35,9 @@ class Traits:
     """Whether captions are cleaned before they are encoded (`unitok/text_encoder/cleaning.py`)."""
     cools_fast: ClassVar[bool] = False
     """MaskGIT: see `MaskGIT`."""
+    fills_codes: ClassVar[bool] = False
+    """Whether parts of pictures are filled in as in Show-o's code: a code is drawn anew where the mask covers its
+    middle, and a larger canvas goes on from the codes that it has, not from its pixels."""
 
     @property
     def sub_tokens(self) -> tuple[int, ...]:

@@ -181,6 +181,15 @@ def wording(settings: Settings, default: str) -> str:
     return value
 
 
+def talk(settings: Settings, *names: str) -> dict[str, Any]:
+    """Those of the settings of these names that are given: what is said in a talk about a picture."""
+    found = {name: settings[name] for name in names if name in settings}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise UserError(f"setting {name} is {shown(value)}: give a text")
+    return found
+
+
 def layers(shapes: Mapping[str, Shape], start: str) -> int:
     """How many layers the names that begin with `start` and a number count."""
     numbers = [name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)]

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizers_vq.base import ImageTokenizer
-from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.published.load import tokenizer_of
 
 from ...text import TextTokenizer
 from ...vocabulary import FRAMELESS, Asking, Frames, Vocabulary
 from . import PublishedTrunk, janus_reading, llama
-from .family import Family, Settings, Shape, Weights, closed, id_of, rows, text_spans, whole, wording
+from .family import Family, Settings, Shape, Weights, closed, id_of, rows, talk, text_spans, whole, wording
 
 WORDING = "<|User|>: {}\n\n<|Assistant|>:"
 START, IMAGES, ALIGN = "model.language_model.", "model.vqmodel.", "model.generation_aligner."
 LAYERS = ("fc1", "hidden_layers.0")
 TURN = ":"
 """The last token before an answer."""
-READ = Frames(read=(("bos", "boi"), ("eoi",)), read_in_order=True, begin="turn")
+READ = Frames(read=(("bos", "boi"), ("eoi",)), read_in_order=True)
 NARROW = 8
 """Size of the authors' vectors of codes."""
 RENAMED = (
@@ -83,14 +83,15 @@ class JanusTrunk(llama.LlamaTrunk):
 
     @property
     def frames(self) -> Frames:  # type: ignore[override]
-        """A text that is written goes on behind the last character of the assistant's begin of a turn."""
         return READ if self.reads else FRAMELESS
 
     @property
     def asking(self) -> Asking | None:  # type: ignore[override]
+        if not self.reads:
+            return None
         before, behind = self.wording.split("{}")
         question = f"\n{{}}{behind.removesuffix(TURN)}"
-        return Asking(f"{self.system}{before}", question, {"image_to_text": self.caption}) if self.reads else None
+        return Asking(f"{self.system}{before}", question, "turn", {"image_to_text": self.caption})
 
 
 class _JanusFamily(Family):
@@ -146,12 +147,8 @@ class _JanusFamily(Family):
 
     def read(self, shapes: Mapping[str, Shape], settings: Settings, layout: Layout) -> tuple[JanusTrunk, int, int]:
         table = shapes[f"{START}embed_tokens.weight"]
-        talk = {name: settings[name] for name in ("system", "caption") if name in settings}
-        for name, value in talk.items():
-            if not isinstance(value, str):
-                raise UserError(f"setting {name} is {shown(value)}: give a text")
         sizes = llama.sizes(shapes, START, settings, max(1, table[1] // 128), 1e-6)
-        found = JanusTrunk(**sizes, wording=wording(settings, WORDING), **talk)
+        found = JanusTrunk(**sizes, wording=wording(settings, WORDING), **talk(settings, "system", "caption"))
         return found, table[0], shapes["model.generation_head.vision_head.weight"][0]
 
     def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:

@@ -19,13 +19,13 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 
 from ...text import TextTokenizer
-from ...vocabulary import Frames, Vocabulary
+from ...vocabulary import Asking, Frames, Vocabulary
 from ..base import Trunk
 from ..cache import KVCache
 from ..native import rotate
 from ..rule import Visibility, attend
 from . import PublishedTrunk
-from .family import Family, Settings, Shape, Weights, closed, id_of, layers, number, rows, text_spans, whole
+from .family import Family, Settings, Shape, Weights, closed, id_of, layers, number, rows, talk, text_spans, whole
 from .llama import InLine, Turn
 
 START = "showo."
@@ -33,6 +33,8 @@ TEXTS, ADDED = 50295, 10
 """Ids of phi-1.5's texts, and of what the authors put behind them: padding, marks, then the codes, then the mask."""
 MARKS = {"pad": 0, "boi": 1, "eoi": 2, "t2i": 5, "mmu": 6}
 """Span -> its place among these."""
+TURN = ":"
+"""The last token before an answer."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ class ShowoTrunk(PublishedTrunk):
     head_bias = True
     in_line = True
     cools_fast = True
+    fills_codes = True
     frames = Frames((("t2i",), ("eos",)), (("boi",), ("eoi",)), (("mmu", "boi"), ("eoi",)))
     side: int = 16
     """Codes along a side of the picture."""
@@ -51,6 +54,12 @@ class ShowoTrunk(PublishedTrunk):
     rope_base: float = 10_000.0
     eps: float = 1e-5
     """Of the norms."""
+    caption: str = "Please describe this image in detail."
+    """The question by which it writes a caption."""
+
+    @property
+    def asking(self) -> Asking:  # type: ignore[override]
+        return Asking("", "USER: \n{} ASSISTANT", "turn", {"image_to_text": self.caption}, marks=("bos",))
 
     @property
     def captions(self) -> Literal["text", "class", "states"]:
@@ -104,13 +113,15 @@ class _ShowoFamily(Family):
     config = ShowoTrunk
     objective = "maskgit"
     tokenizer = "showo_magvitv2"
-    settings = frozenset(["llm_vocab_size", "partial_rotary_factor", "rope_theta", "layer_norm_eps", "text_tokenizer"])
+    settings = frozenset(
+        ["llm_vocab_size", "partial_rotary_factor", "rope_theta", "layer_norm_eps", "text_tokenizer", "caption"]
+    )
     ignored = ("rotary_emb.inv_freq",)
     files = ("pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin")
-    tasks = ("text_to_image", "image_to_text")
+    tasks = ("text_to_image", "image_to_text", "question")
     text_length = 128
-    tokens: ClassVar[Mapping[str, str]] = {"eos": "<|endoftext|>"}
-    spans = ("eoi", "t2i", "mmu")
+    tokens: ClassVar[Mapping[str, str]] = {"eos": "<|endoftext|>", "turn": TURN}
+    spans = ("eoi", "t2i", "mmu", "turn")
 
     def released(self) -> dict[str, tuple[PublishedTrunk, int, int]]:
         sizes = {"show-o": 16, "show-o-512x512": 32}
@@ -139,6 +150,7 @@ class _ShowoFamily(Family):
             turning=int(head[0] * number(settings, "partial_rotary_factor", 0.5)) // 2 * 2,
             rope_base=number(settings, "rope_theta", 10_000.0),
             eps=number(settings, "layer_norm_eps", 1e-5),
+            **talk(settings, "caption"),
         )
         texts = whole(settings, "llm_vocab_size", TEXTS)
         return found, texts, table[0] - texts - ADDED - 1
@@ -198,7 +210,7 @@ class _ShowoFamily(Family):
         """Span -> its rows of a table of all the authors' ids."""
         added = len(table) - 1 - vocabulary.codebook_size - ADDED
         end = self.tokens["eos"]  # a text begins with it too
-        found = text_spans(table, {"eos": end, "bos": end}, texts)
+        found = text_spans(table, {"eos": end, "bos": end, "turn": self.tokens["turn"]}, texts)
         found |= {span: table[added + place : added + place + 1] for span, place in MARKS.items()}
         return found | {"image": table[added + ADDED : -1], "mask": table[-1:]}
 
