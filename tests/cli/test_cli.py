@@ -154,6 +154,20 @@ def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
         assert "stages" in written or learned == written["tasks"].keys()
 
 
+def test_a_name_in_place_of_a_trunk_may_be_a_language_model(tmp_path: Path) -> None:
+    name, told = "train generator", "; or hf:gpt9, for a model of others"
+    (tmp_path / "a.yaml").write_text("trunk: gpt9")
+    for words, message in (
+        (["--trunk", "gpt9"], "trunk is 'gpt9': give a YAML file with its options, or single options such as"),
+        (["--config", str(tmp_path / "a.yaml")], "a.yaml is 'gpt9': it holds options, trunk.width, "),
+    ):
+        with pytest.raises(UserError) as caught:
+            arguments.parse(name, COMMANDS[name], ["--data", "shapes", "--out", "x", *words])
+        assert message in str(caught.value) and str(caught.value).endswith(told)
+    with pytest.raises(UserError, match=r"options such as --tokenizer.NAME(\n|$)"):
+        arguments.parse("train tokenizer", COMMANDS["train tokenizer"], ["--tokenizer", "x"])
+
+
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"unitok {__version__}\n"

@@ -16,12 +16,13 @@ PARTS = ("config.json", "model.safetensors", "adapter.safetensors", "image_token
 
 
 @contextmanager
-def from_hub(told: Callable[[Exception], str]) -> Iterator[None]:
-    """Whatever fails inside is one UserError, in the words that `told` has for it; the hub's own words on every retry
-    are kept off the screen."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
+def from_hub(told: Callable[[Exception], str], quiet: Sequence[str] = ("huggingface_hub",)) -> Iterator[None]:
+    """Whatever fails inside is one UserError, in the words that `told` has for it; the own words of the packages in
+    `quiet`, such as the hub's on every retry, are kept off the screen."""
+    loggers = [logging.getLogger(name) for name in quiet]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except UserError:
@@ -29,7 +30,17 @@ def from_hub(told: Callable[[Exception], str]) -> Iterator[None]:
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
         raise UserError(told(error)) from error
     finally:
-        hub.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def why(error: Exception) -> str:
+    """Why nothing was fetched, in a few words."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return "the hub cannot be reached, and the cache has no copy"
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 
 
 def local_folder(name: str | Path) -> Path:
@@ -60,10 +71,7 @@ def fetched(name: str, files: Sequence[str], revision: str | None = None) -> Pat
 
     start = f"{inside}/" if inside else ""
     with from_hub(
-        lambda error: (
-            f"{name} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
-            "name and network, or give a local folder"
-        )
+        lambda error: f"{name} could not be fetched ({why(error)}): check name and network, or give a local folder"
     ):
         patterns = [f"{start}{one}" for one in files]
         found = snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=patterns)
