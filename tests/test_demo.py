@@ -1,5 +1,4 @@
-"""What `unitok demo` runs: real commands with real recipes, for every objective. Once the
-run itself, by shorter recipes."""
+"""What `unitok demo` runs: real commands and recipes, for every objective. Once the run itself, by short recipes."""
 
 from __future__ import annotations
 

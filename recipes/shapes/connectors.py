@@ -96,9 +96,14 @@ def look(model: Path) -> dict[str, Any]:
 
 def measure(way: str, options: argparse.Namespace, images: Path) -> dict[str, Any]:
     """Trains a model that reads pictures in one way, if it is not there yet, and gives its numbers."""
-    model, tasks, looked = options.out / way, options.out / f"{way}-tasks", options.out / f"{way}-look.json"
+    model, looked = options.out / way, options.out / f"{way}-look.json"
+    tasks = options.out / f"{way}-tasks-{options.limit}"
     words = ["generator", "--config", str(HERE / "reading.yaml"), "--run.steps", str(options.steps)]
     about = train([*words, "--image_tokenizer", str(images), *WAYS[way]], model, options.out / "logs" / f"{way}.log")
+    if about["steps"] != options.steps:
+        raise SystemExit(
+            f"{model} was trained for {about['steps']} steps: choose another folder, or --steps {about['steps']}"
+        )
     if not (tasks / "report.json").exists():
         words = ["eval", "tasks", f"shapes@val?limit={options.limit}", "--model", str(model), "--out", str(tasks)]
         run(words, options.out / "logs" / f"{way}-tasks.log")
