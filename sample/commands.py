@@ -53,7 +53,7 @@ def sample(
         device: auto takes a GPU where there is one.
 
     Example:
-        unitok sample --model runs/demo/generator "a small red circle left of a large blue square" --n 4
+        unitok sample --model runs/demo/generator "a large blue square right of a small red circle" --n 4
     """
     given = SampleSettings.given(sampling)
     problems = Problems()

@@ -7,9 +7,12 @@ without a traceback, and leaves with exit code 2; anything else is a bug and kee
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Sequence
 
 SHOWN = 8
 """Problems that are told; of more, the number."""
+NAMED = 3
+"""Names that a line lists."""
 
 
 class UserError(ValueError):
@@ -57,6 +60,15 @@ def shown(value: object) -> str:
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'"
     """
     return _SHORT.repr(value)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names for a message: the first ones, and how many more there are.
+
+    >>> some_of(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 _SHORT = reprlib.Repr()

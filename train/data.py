@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tokenizers_vq.errors import UserError
+from tokenizers_vq.errors import UserError, some_of
 from unitok.boxes import strings_of
+from unitok.conditions import Classes
 from unitok.config import TasksConfig
 from unitok.data.loader import read_in_order
 from unitok.data.mixture import Mixture
 from unitok.data.open import open_data
-from unitok.data.records import Record, RecordDataset, ShardedDataset
+from unitok.data.records import Record, RecordDataset, ShardedDataset, each_caption
 from unitok.model import TEXT_TOKENIZER
 from unitok.tasks import FIELDS, is_several, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
@@ -58,6 +60,24 @@ def text_tokenizer_for(
     pairs = zip(dataset.parts, dataset.sources, strict=True)
     texts = (text for part, source in pairs for text in read_texts(part, needs(source.tasks), run.workers or 0))
     return train_bpe(texts, vocabulary)
+
+
+def named_classes(classes: Classes, dataset: RecordDataset, validation: Sequence[RecordDataset], says: bool) -> Classes:
+    """The classes of a model with names for those of the training data, as a run begins. `says`: this process tells.
+
+    Raises:
+        UserError: captions that are no classes, and cannot become such.
+    """
+    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
+    named = classes.with_names_of(one or "" for part in parts for one in each_caption(part))
+    for data in validation:
+        for caption in each_caption(data):
+            named(caption or "")
+    first, new = len(classes.names), named.names[len(classes.names) :]
+    if new and says:
+        shown = some_of([f"{name} is {number}" for number, name in enumerate(new, start=first)])
+        print(f"classes: the data name {len(new)} of the model's {classes.number}: {shown}", file=sys.stderr)
+    return named
 
 
 def text_fingerprint(tokenizer: TextTokenizer) -> str:

@@ -31,10 +31,11 @@ from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
 from .config import RunConfig
+from .data import named_classes
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
-from .tuning.start import Beginning
+from .tuning.start import Beginning, Start
 
 GRID_PICTURES = 16
 EXAMINED = 32
@@ -64,6 +65,9 @@ class GeneratorTrainee:
             check_codes_fit(data, image_tokenizer, config.image_tokenizer)
         if config.reader is not None:
             check_pictures(dataset, validation)
+        if isinstance(start, Start) and config.trunk.captions == "class":
+            named = named_classes(start.model.classes, dataset, validation, world.is_main)
+            config = replace(config, classes=named.names)
         self._world, self._tasks, self._precision, self._compiled = world, tasks, run.precision, run.compile
         self._adapter: Adapter | None = None
         self.parts = tuple(TASKS)

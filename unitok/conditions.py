@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.errors import UserError, shown, some_of
 
 from .config import PortConfig
 from .objectives.base import Draw, Writer
@@ -75,6 +75,59 @@ class _GivenOnly:
 
     def value(self, written: torch.Tensor) -> Any:
         return written
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Captions of a model of classes to the ids of their classes: a caption is the number of a class, or its name."""
+
+    number: int
+    names: tuple[str, ...] = ()
+    """Of the first classes; the others have none."""
+
+    def __call__(self, caption: str) -> list[int]:
+        """The id (1,) of a class; (0,) of an empty caption. Raises UserError for what is neither number nor name.
+
+        >>> Classes(10, ("cat", "dog"))(" dog"), Classes(1000)("207"), Classes(1000)("")
+        ([1], [207], [])
+        """
+        text = caption.strip()
+        if text in self.names:
+            return [self.names.index(text)]
+        if text and not (text.isdecimal() and len(text) < 10 and int(text) < self.number):
+            known = f"one of {some_of([*self.names])}, or " if self.names else ""
+            raise UserError(
+                f"the caption {shown(caption)} is no class of this model: give {known}a number from 0 to "
+                f"{self.number - 1}"
+            )
+        return [int(text)] if text else []
+
+    def with_names_of(self, captions: Iterable[str]) -> Classes:
+        """The same with names for what the captions of data call classes. If all are numbers or known, nothing is new.
+        New names are numbered in sorted order, from 0 on, or behind those that the model has.
+
+        Raises:
+            UserError: numbers that are no classes, numbers beside new names, or more names than classes.
+        """
+        known, numbers, new = {"", *self.names}, set[str](), set[str]()
+        for caption in captions:
+            text = caption.strip()
+            if text not in known:
+                (numbers if text.isdecimal() else new).add(text)
+            if new and numbers:
+                raise UserError(
+                    f"the captions {shown(min(numbers))} and {shown(min(new))} are a number and a name of a class: "
+                    "give numbers alone, or names alone"
+                )
+            if len(self.names) + len(new) > self.number:
+                raise UserError(
+                    f"{len(new)} captions of the data, such as {shown(min(new))}, are names of no class yet, and the "
+                    f"model has {self.number - len(self.names)} classes without a name: give as captions what is to be "
+                    "a class, as in 'pictures/?caption=label' for the names of folders"
+                )
+        for one in numbers:
+            self(one)
+        return Classes(self.number, (*self.names, *sorted(new)))
 
 
 class ClassModality(_GivenOnly):
@@ -144,20 +197,6 @@ def check_states(value: object, most: int, size: int) -> None:
             f"a caption has {value.length} states of {value.states.shape[1]} numbers, this model takes up to {most} of "
             f"{size}"
         )
-
-
-def class_ids(caption: str, classes: int) -> list[int]:
-    """The ids (1,) of a class whose number is the caption; (0,) of an empty one. Raises UserError for other captions.
-
-    >>> class_ids(" 207", 1000), class_ids("", 1000)
-    ([207], [])
-    """
-    text = caption.strip()
-    if text and not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < classes):
-        raise UserError(
-            f"the caption {shown(caption)} is no class of this model: give a number from 0 to {classes - 1}"
-        )
-    return [int(text)] if text else []
 
 
 def caption_ports(captions: str, size: int) -> dict[str, PortConfig]:

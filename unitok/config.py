@@ -305,6 +305,8 @@ class ModelConfig:
     """How pictures that are given are read; None: as codes."""
     text_encoder: TextEncoderConfig | None = None
     """What makes states of captions, where the model reads such; None: they come ready."""
+    classes: tuple[str, ...] = ()
+    """Names of the first classes, where captions are such; a class without one goes by its number."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -323,11 +325,17 @@ class ModelConfig:
             problems.check(self.trunk.attention != "flex", f"{fusion}, and trunk.attention is flex: choose sdpa")
         problems.raise_if_any()
         Vocabulary(self.vocabulary)
+        named = [one for one in self.classes if one == one.strip() != "" and not one.isdecimal()]
+        if len(set(named)) < len(self.classes) or len(named) > dict(self.vocabulary)["text"]:
+            raise UserError(
+                f"classes are {shown(self.classes)}, expected names that are no numbers, at most one for each class; "
+                "restore the file"
+            )
 
     def to_json(self) -> dict[str, Any]:
         data = {"format": FORMAT, "family": "unitok", **asdict(self)}
-        for name in ("reader", "text_encoder"):  # without one the fingerprint is that of a model from before
-            if data[name] is None:
+        for name in ("reader", "text_encoder", "classes"):  # without one the fingerprint is that of a model from before
+            if not data[name]:
                 del data[name]
         if self.reader is not None:
             data["reader"] = self.reader.to_json()

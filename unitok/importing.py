@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.published.load import likeness
 from tokenizers_vq.published.read import beside, locate, read_weights
-from tokenizers_vq.published.tensors import check_numbers, misfits
+from tokenizers_vq.published.tensors import alike, check_family, check_numbers, misfits
 from tokenizers_vq.storage.files import read_json
 from tokenizers_vq.storage.weights import build_empty
 
@@ -24,7 +26,7 @@ from .ports import ATTENDED, STATES
 from .reader.config import READER
 from .text import FILE as TEXT_FILE
 from .text import TextTokenizer, load_text_tokenizer, number_tokenizer
-from .trunk.published import PublishedTrunk, published_family
+from .trunk.published import PUBLISHED, PublishedTrunk, published_family
 from .trunk.published.family import Family, Settings, Weights, flat
 from .vocabulary import Vocabulary
 
@@ -69,6 +71,24 @@ def import_generator(
     file = locate(str(path), table.files)
     read = read_weights(file, table.wrappers)
     given = _settings(table, str(path), file, settings or {})
+    try:
+        return _imported(family, path, file, read, given, image_tokenizer, text_encoder)
+    except UserError:
+        check_family(path, family, likeness_to_families(read, given))
+        raise
+
+
+def _imported(
+    family: str,
+    path: str | Path,
+    file: Path,
+    read: Weights,
+    given: Settings,
+    image_tokenizer: ImageTokenizer | None,
+    text_encoder: str | None,
+) -> UniTok:
+    """The model in the tensors of a file; the rest as of `import_generator`."""
+    table = published_family(family)
     named = table.named({name: one for name, one in read.items() if not name.endswith(table.ignored)}, given)
     if image_tokenizer is None:
         image_tokenizer = table.image_tokenizer(named, given, str(path))
@@ -201,6 +221,22 @@ def _check_codebook(book: Tensor | None, image_tokenizer: ImageTokenizer, where:
     own = image_tokenizer.code_vectors()[0]
     if own.shape != book.shape or (own - book.float()).abs().max() > NEARLY * own.abs().max():
         raise UserError(f"{where} holds the codebook of another image tokenizer: give the one of the model")
+
+
+def likeness_to_families(weights: Weights, settings: Settings) -> dict[str, float]:
+    """Family -> how alike the names of a file's tensors are to those of its released models, from 0 to 1. Families of
+    tokenizers are among them."""
+    empty = {name: tensor.to("meta") for name, tensor in weights.items()}
+    found = likeness(empty)
+    for family in PUBLISHED:
+        table = published_family(family)
+        with suppress(UserError, LookupError, RuntimeError):  # which are not what this family has under its names
+            names = table.named(
+                {name: one for name, one in empty.items() if not name.endswith(table.ignored)}, settings
+            )
+            own = [name for name in names if not name.startswith(table.left_out)]
+            found[family] = max(alike(own, table.shapes(*sizes)) for sizes in table.released().values())
+    return found
 
 
 def _nearest(table: Family, weights: Weights, complaint: str) -> str:

@@ -22,13 +22,13 @@ from tokenizers_vq.storage.hub import local_folder
 from tokenizers_vq.storage.weights import build_empty, read_weights, write_weights
 
 from .boxes import with_boxes
-from .conditions import STATES, AttendedModality, ClassModality, StatesModality, caption_ports, class_ids
+from .conditions import STATES, AttendedModality, Classes, ClassModality, StatesModality, caption_ports
 from .config import ALIKE, HEAD, ModelConfig, ObjectiveSettings, PortConfig, TrunkConfig, name_of_format_1
 from .modalities import PASSAGE, ImageModality, Modality, PassageModality, TextModality
 from .objectives import get_objective, objective_class
 from .objectives.base import Objective
 from .objectives.sub_tokens import SubTokenPort
-from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports, vectors_of_codes
+from .ports import AttendedPort, IdPort, StatesPort, add_features, build_ports, said, vectors_of_codes
 from .reader.config import READER
 from .reader.port import ReaderPort
 from .sequence import Conditions, PackedBatch
@@ -87,8 +87,8 @@ class UniTok(Tunable):
         own = {name: port for name, port in config.ports.items() if port.kind not in ALIKE}
         if own != ports:
             raise UserError(
-                f"the model takes {_said(own)} beside its ids, its objective and tokenizer make "
-                f"{_said(ports)}: use the tokenizer it was trained with"
+                f"the model takes {said(own)} beside its ids, its objective and tokenizer make "
+                f"{said(ports)}: use the tokenizer it was trained with"
             )
         self.text_tokenizer = text_tokenizer
         self.ids = self._id_port(waves, image_tokenizer)
@@ -246,7 +246,12 @@ class UniTok(Tunable):
             length = self.config.text_length
             how = trunk.wording, trunk.padded, trunk.keeps_wording, trunk.frames, trunk.asking, trunk.left_out
             return TextModality(self.vocabulary, encode, length, *how)
-        return ClassModality(self.vocabulary, encode)
+        return ClassModality(self.vocabulary, self.classes)
+
+    @property
+    def classes(self) -> Classes:
+        """How captions are read, where they are classes."""
+        return Classes(self.text_tokenizer.size, self.config.classes)
 
     @property
     def _states_port(self) -> StatesPort | AttendedPort | None:
@@ -264,6 +269,8 @@ class UniTok(Tunable):
 
     def too_long(self, caption: str) -> bool:
         """Whether a caption of data is cut before it is read."""
+        if self.config.trunk.captions == "class":
+            return False
         texts = CaptionEncoder(self.text_tokenizer, self.config.text_length) if self._states_port is None else None
         return (texts or self.caption_states).too_long(caption)
 
@@ -282,7 +289,7 @@ class UniTok(Tunable):
         if self._states_port is not None:
             raise UserError("this model reads states of a text encoder: a caption has no ids")
         if self.config.trunk.captions == "class":
-            return class_ids(caption, self.text_tokenizer.size)
+            return self.classes(caption)
         ids = self.text_tokenizer.encode(caption)
         if len(ids) > self.config.text_length:
             start = caption if len(caption) < 40 else caption[:37] + "..."
@@ -335,15 +342,12 @@ class UniTok(Tunable):
         folder = local_folder(name)
         if is_adapter(folder):
             return open_adapter(folder).to(device)
-        problems = Problems()
-        problems.check(folder.is_dir(), f"model folder {folder} does not exist")
-        problems.raise_if_any()
-        for name_of_part in (CONFIG, WEIGHTS, IMAGE_TOKENIZER, TEXT_TOKENIZER):
-            problems.check(
-                part(folder, name_of_part).exists(),
-                f"model folder {folder} has no {name_of_part}: is it a finished generator?",
-            )
-        problems.raise_if_any()
+        if not folder.is_dir():
+            raise UserError(f"model folder {folder} does not exist")
+        parts = CONFIG, WEIGHTS, IMAGE_TOKENIZER, TEXT_TOKENIZER
+        lacking = next((one for one in parts if not part(folder, one).exists()), None)
+        if lacking is not None:
+            raise UserError(f"model folder {folder} has no {lacking}: is it a finished generator?")
         return read_stable(part(folder, CONFIG), lambda: cls._load(folder)).to(device)
 
     @classmethod
@@ -393,7 +397,3 @@ def modalities(
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
     return found | with_boxes(vocabulary, encode, text_length)
-
-
-def _said(ports: Mapping[str, PortConfig]) -> str:
-    return ", ".join(f"{name} ({port.kind} {port.size})" for name, port in ports.items()) or "nothing"

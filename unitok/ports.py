@@ -377,3 +377,8 @@ def add_features(
             # A batch without such features: every process of a run must have a gradient for every weight.
             x = x + port.idle().to(x.dtype)
     return x
+
+
+def said(ports: Mapping[str, PortConfig]) -> str:
+    """Ports for a message."""
+    return ", ".join(f"{name} ({port.kind} {port.size})" for name, port in ports.items()) or "nothing"

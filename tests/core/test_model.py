@@ -257,7 +257,10 @@ def test_a_vocabulary_that_is_none_is_refused(
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda folder: spoil_config(folder, family="gpt"), "is not a unitok model: family is 'gpt'"),
         (lambda folder: spoil_config(folder, format=99), "has format 99, this unitok reads up to 4"),
-        (lambda folder: spoil_config(folder, colour="red"), "has an unknown key .colour.: known are image_tokenizer"),
+        (
+            lambda folder: spoil_config(folder, colour="red"),
+            "has an unknown key .colour.: known are classes, image_tokenizer",
+        ),
         (lambda folder: spoil_span(folder, "image", 7), "the model knows 7 image codes"),
         (lambda folder: spoil_span(folder, "text", 7), "the model knows 7 text ids"),
         (lambda folder: spoil_config(folder, image_tokenizer="0" * 64), "is not the tokenizer this model was trained"),

@@ -24,6 +24,7 @@ from unitok.trunk.published import published_family
 from .chameleon_model import chameleon, image_tokenizer, scored, spelled
 from .foreign import CODES, SIDE, WORDS, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
+from .test_start import trains_on
 from .tiny import tokenizer
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -133,6 +134,7 @@ def test_the_command_makes_a_model_that_draws(folder: Path, tmp_path: Path, caps
     pictures = sorted((drawn / "pictures").glob("*.png"))
     assert len(pictures) == 4
     assert main(["caption", "--model", str(out), str(pictures[0])]) == 0
+    trains_on(out, drawn / "pictures", tmp_path / "tuned", "--tasks.text_only.share", "0")
 
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])

@@ -29,6 +29,7 @@ from unitok.trunk.published import published_family
 
 from .foreign import CODES, SIDE, TEXTS, stirred, survives, text_tokenizer
 from .test_generators import GREEDY, some_codes
+from .test_start import DRAW_ALONE, trains_on
 
 PIXELS = 16
 LENGTH = SIDE * SIDE
@@ -246,6 +247,7 @@ def test_a_folder_survives_and_commands_take_it(theirs: tuple[Any, Path, Any], t
     assert made.config.trunk.wording == f"{{}}{START}{SIDE}*{SIDE}" and made.config.sampling["guidance"] == 3.0
     assert main(["sample", "--model", str(tmp_path / "model"), "w5 w3", "--out", str(tmp_path / "drawn")]) == 0
     assert list((tmp_path / "drawn" / "pictures").glob("*.png"))
+    trains_on(tmp_path / "model", tmp_path / "drawn" / "pictures", tmp_path / "tuned", *DRAW_ALONE)
 
 
 def test_names_of_today_and_files_that_do_not_fit(theirs: tuple[Any, Path, Any], tmp_path: Path) -> None:

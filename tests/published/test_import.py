@@ -10,13 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.published import PUBLISHED as TOKENIZERS
+from tokenizers_vq.published.load import released_configs
 from unitok.cli.main import main
-from unitok.importing import import_generator
+from unitok.importing import import_generator, likeness_to_families
 from unitok.model import UniTok
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
-from unitok.trunk.published import published_family
+from unitok.trunk.published import PUBLISHED, published_family
 
 from .tiny import CLASSES, SIDES, Weights, llamagen_weights, tokenizer, var_weights
 
@@ -38,15 +41,19 @@ def test_command_makes_a_model_that_commands_take(tmp_path: Path, capsys: pytest
     images, out = tmp_path / "images", tmp_path / "model"
     tokenizer(SIDES).save_pretrained(images)
     torch.save(var_weights(False), tmp_path / "var.pth")
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("settings: {patch_nums: [1, 2, 3, 4], model: {depth: 2, drop_path: 0.1}}\n")
+    settings, recipe = tmp_path / "authors.yaml", tmp_path / "recipe.yaml"
+    settings.write_text("patch_nums: [1, 2, 3, 4]\nmodel: {depth: 2, drop_path: 0.1}\n")
+    recipe.write_text(f"settings: {settings}\n")
     argv = ["import", "var", str(tmp_path / "var.pth"), "--image_tokenizer", str(images), "--out", str(out)]
-    assert main([*argv, "--config", str(settings)]) == 0
+    assert main([*argv, "--settings", str(settings)]) == 0
     said, noted = capsys.readouterr()
     assert said == f"model: {out}\n"
     assert "settings that the import does not need: depth, drop_path\n" in noted and "1x1 + 2x2 + 3x3 + 4x4" in noted
-    assert main(argv) == 0
-    assert "holds this generator already: nothing was written" in capsys.readouterr().err
+    (tmp_path / "authors.json").write_text('{\n\t"patch_nums": [1, 2, 3, 4], "depth": 2}')
+    for words in (["--settings", str(tmp_path / "authors.json")], ["--config", str(recipe)]):
+        assert main([*argv, *words]) == 0
+        said = capsys.readouterr().err
+        assert "does not need: depth" in said and "holds this generator already: nothing was written" in said
 
     drawn = tmp_path / "drawn"
     assert main(["sample", "--model", str(out), "3", "7", "--n", "2", "--out", str(drawn), "--top_k", "0"]) == 0
@@ -104,7 +111,13 @@ def refused(tmp_path: Path, family: str, weights: Weights, scales: tuple[int, ..
 
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     weights = llamagen_weights()
-    assert "is no var: it lacks blocks.0." in refused(tmp_path, "var", weights, SIDES)
+    short = {name: one for name, one in var_weights(False).items() if not name.startswith("blocks.1.")}
+    said = refused(tmp_path, "var", {**short, "blocks.1.ada_gss": torch.zeros(1)}, SIDES)
+    assert said == (
+        "x.pt is no var: it lacks blocks.1.ada_lin.1.bias, blocks.1.ada_lin.1.weight, blocks.1.attn.mat_qkv.weight and "
+        "9 more; it has unexpected blocks.1.ada_gss (the nearest released model is var_d16.pth); give another family "
+        "or file"
+    )
     lacking = {name: one for name, one in weights.items() if name != "layers.1.ffn_norm.weight"}
     said = refused(tmp_path, "llamagen", {**lacking, "more": torch.zeros(1)}, n_head=4)
     assert said == (
@@ -132,12 +145,51 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
         import_generator("llamagen", tmp_path / "c2i_B_384.pt", tokenizer(), {"n_head": 4})
 
 
+def test_a_file_of_another_family_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = llamagen_weights()
+    looks = "it looks like {}; give that family, or another file"
+    for family, scales in (("var", SIDES), ("open_magvit2_ar", ()), ("chameleon", ()), ("infinity", SIDES)):
+        assert refused(tmp_path, family, weights, scales) == f"x.pt is no {family}: {looks.format('llamagen')}"
+    assert looks.format("var") in refused(tmp_path, "llamagen", var_weights(True), n_head=4)
+    images = {f"module.{name}": torch.zeros(1) for name in names_of_tokenizer("llamagen_vq")}
+    assert looks.format("llamagen_vq") in refused(tmp_path, "llamagen", images, n_head=4)
+    assert main(["import", "taming_vqgan", str(tmp_path / "x.pt"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.endswith(f"x.pt is no taming_vqgan: {looks.format('llamagen_vq')}\n")
+    assert not (tmp_path / "out").exists()
+    nobody = refused(tmp_path, "var", {"a": torch.zeros(1), **var_weights(False, depth=0)}, SIDES)
+    assert "looks like" not in nobody and "it lacks blocks.0" in nobody
+
+
+def names_of_tokenizer(family: str) -> list[str]:
+    config = released_configs(family)[0]
+    with torch.device("meta"):
+        return [
+            TOKENIZERS[family].source(n, tuple(t.shape), config).name
+            for n, t in build_tokenizer(config).state_dict().items()
+        ]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_a_released_model_looks_like_its_family(family: str) -> None:
+    """Lumina-mGPT has the network of Chameleon; all others differ from each other."""
+    table = published_family(family)
+    for sizes in table.released().values():
+        shapes = table.shapes(*sizes)
+        found = likeness_to_families({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, {})
+        best = {name for name, one in found.items() if one == max(found.values())}
+        assert best == ({"chameleon", "lumina"} if family in ("chameleon", "lumina") else {family})
+        assert found[family] == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["llamagen", "x.pt"], "llamagen draws codes of an image tokenizer: give its folder with --image_tokenizer"),
         (["ibq", "x.pt", "--image_tokenizer", "y"], "ibq is a tokenizer itself: leave --image_tokenizer out"),
         (["var", "x.pt", "--image_tokenizer", "y"], "no image tokenizer at y"),
+        (["var", "x.pt", "--settings", "none.yaml"], "--settings: 'none.yaml' cannot be read (No such file"),
+        (["ibq", "x.pt", "--settings", "none.json"], "--settings: cannot read none.json: No such file"),
+        (["ibq", "x.pt", "--settings", "[3]"], "--settings: '[3]' cannot be read"),
     ],
 )
 def test_nothing_is_written_for_nonsense(

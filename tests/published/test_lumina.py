@@ -23,6 +23,7 @@ from unitok.tasks import documents
 from .chameleon_model import chameleon, image_tokenizer, scored, spelled
 from .foreign import CODES, survives, text_tokenizer
 from .test_generators import GREEDY
+from .test_start import DRAW_ALONE, trains_on
 
 BREAK, TURN, ROW_END = "<racm3:break>", "<reserved08706>", "<reserved08799>"
 SIZES = ("<reserved08801>", "<reserved08802>", "<reserved08803>")
@@ -123,6 +124,7 @@ def test_commands_and_folders(theirs: tuple[Any, Path, Any], tmp_path: Path) -> 
     words = ["--model", str(out), "w5 w3", "--n", "2", "--negative", "w9", "--out", str(tmp_path / "drawn")]
     assert main(["sample", *words]) == 0
     assert len(list((tmp_path / "drawn" / "pictures").glob("*.png"))) == 2
+    trains_on(out, tmp_path / "drawn" / "pictures", tmp_path / "tuned", *DRAW_ALONE)
 
 
 def test_sizes_that_cannot_be_said_are_told(theirs: tuple[Any, Path, Any]) -> None:

@@ -27,6 +27,7 @@ from unitok.trunk.published import published_family
 
 from .foreign import CODES, SIDE, stirred, survives, text_tokenizer
 from .test_generators import some_codes
+from .test_start import trains_on
 from .tiny import SIDES, tokenizer
 
 LENGTH = SIDE * SIDE
@@ -177,9 +178,13 @@ def test_captions_have_the_logits_and_ids_of_the_authors(
 
 
 def test_the_model_survives_its_folder_and_commands_take_it(
-    model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    theirs: tuple[Any, Path], model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    survives(model, CAPTIONS, tmp_path / "model")
+    survives(model, CAPTIONS, tmp_path / "again")
+    tokenizer().save_pretrained(tmp_path / "images")
+    words = ["--image_tokenizer", str(tmp_path / "images"), "--out", str(tmp_path / "model")]
+    assert main(["import", "showo", str(theirs[1]), *words]) == 0
+    assert UniTok.from_pretrained(tmp_path / "model").fingerprint() == model.fingerprint()
     words = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "drawn")]
     assert main(["sample", CAPTIONS[0], "--n", "1", *words]) == 0
     records = [json.loads(line) for line in (tmp_path / "drawn/pictures/metadata.jsonl").read_text().splitlines()]
@@ -187,6 +192,7 @@ def test_the_model_survives_its_folder_and_commands_take_it(
     capsys.readouterr()
     picture = next((tmp_path / "drawn" / "pictures").glob("*.png"))
     assert main(["caption", "--model", str(tmp_path / "model"), str(picture)]) == 0
+    trains_on(tmp_path / "model", picture.parent, tmp_path / "tuned", "--tasks.text_only.share", "0")
 
 
 def test_a_training_step_reaches_every_weight(theirs: tuple[Any, Path]) -> None:

@@ -30,6 +30,16 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
     return dict(UniTok.from_pretrained(folder).state_dict())
 
 
+def trains_on(model: Path, data: Path, out: Path, *words: str) -> None:
+    """The command trains a model on, all of its trunk and nothing of its image tokenizer."""
+    assert train(out, "--init", str(model), "--data", str(data), *words, steps=2, lr="1e-3") == 0
+    before, after = state(model), state(out)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {name for name in before if name.startswith("trunk.")} <= changed
+    assert not any(name.startswith("image_tokenizer.") for name in changed)
+
+
 def test_a_published_model_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(var_weights(False), tmp_path / "x.pt")
     import_generator("var", tmp_path / "x.pt", tokenizer(SIDES)).save_pretrained(tmp_path / "start")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from torch import Tensor
 
 from ..base import ImageTokenizer, build_tokenizer
 from ..config import TokenizerConfig
-from ..errors import UserError, shown
+from ..errors import UserError, shown, some_of
 from ..networks.conv import fast_weights
 from . import emu3_vq, ibq, infinity_vae, llamagen_vq, open_magvit2, seed, showo_magvitv2, taming_vqgan, var_vae
 from .family import Family, Settings, Shape, Source
 from .read import locate, read_weights
-from .tensors import check_numbers, misfits, some_of
+from .tensors import alike, check_family, check_numbers, misfits
 
 PUBLISHED: dict[str, Family] = {
     "taming_vqgan": taming_vqgan.FAMILY,
@@ -57,7 +58,11 @@ def load_published(family: str, path: str | Path, /, **config: Any) -> ImageToke
     config, second = _without_files(table, config)
     _attempts(table, config)  # settings that cannot be used are told before anything is fetched
     weights = read_weights(locate(str(path), table.files), table.wrappers)
-    return tokenizer_of(family, weights, path, config, _elsewhere(table, weights, path, second))
+    try:
+        return tokenizer_of(family, weights, path, config, _elsewhere(table, weights, path, second))
+    except UserError:
+        check_family(path, family, likeness(weights))
+        raise
 
 
 def tokenizer_of(
@@ -92,6 +97,22 @@ def tokenizer_of(
         f"{path} is no {family} of these settings: {closest[1]}; give another family, or the settings that the model "
         "was trained with"
     )
+
+
+def likeness(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """Family -> how alike the names of tensors are to those of its released tokenizers, from 0 to 1."""
+    found = {}
+    for family, table in PUBLISHED.items():
+        names = [name for name in table.named(dict(weights)) if not name.startswith((AVERAGE, *table.ignored))]
+        found[family] = max(alike(names, known) for known in _known(family))
+    return found
+
+
+@cache
+def _known(family: str) -> tuple[frozenset[str], ...]:
+    """The names of the tensors of each released tokenizer of a family."""
+    sources = [_sources(PUBLISHED[family], config) for config in released_configs(family)]
+    return tuple({frozenset(source.name for source in some.values()) for some in sources})
 
 
 def _without_files(table: Family, config: Settings) -> tuple[dict[str, Any], dict[str, Any]]:

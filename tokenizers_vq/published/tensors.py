@@ -3,15 +3,19 @@ numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, some_of
 from ..storage.weights import check_finite
 
 Shape = tuple[int, ...]
+
+LIKELY = 0.5
+"""How alike names must be to those of a family, to say that a file looks like it."""
 
 
 def misfits(weights: Mapping[str, Tensor], shapes: Mapping[str, Shape | None]) -> tuple[int, str]:
@@ -39,5 +43,19 @@ def check_numbers(path: str | Path, weights: Mapping[str, Tensor], used: Collect
     )
 
 
-def some_of(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+def alike(names: Iterable[str], known: Iterable[str]) -> float:
+    """How alike two lists of names are, from 0 to 1, whatever the numbers in them: the share of all that both have.
+
+    >>> alike(["a.0.b", "a.7.b", "c"], ["a.12.b", "d"])
+    0.3333333333333333
+    """
+    ours, theirs = ({re.sub(r"\d+", "0", name) for name in part} for part in (names, known))
+    return len(ours & theirs) / max(1, len(ours | theirs))
+
+
+def check_family(path: str | Path, family: str, likeness: Mapping[str, float]) -> None:
+    """Raises UserError for a file whose names are more alike to those of another family than to those of this one.
+    `likeness` is that of families to the file, by their names."""
+    best = max(likeness, key=lambda one: likeness[one])
+    if likeness[best] > max(LIKELY, likeness.get(family, 0.0)):
+        raise UserError(f"{path} is no {family}: it looks like {best}; give that family, or another file")

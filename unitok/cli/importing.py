@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokenizers_vq.errors import UserError
-from tokenizers_vq.storage.files import is_ours_alone
+from tokenizers_vq.errors import UserError, shown
+from tokenizers_vq.storage.files import is_ours_alone, read_json
 
 from ..lock import LOCK_FILE
 from ..trunk.published import PUBLISHED
+from .yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from tokenizers_vq.base import ImageTokenizer
@@ -50,7 +51,7 @@ def import_published(
     file: str,
     out: Path,
     image_tokenizer: Path | None = None,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | Path | None = None,
     text_encoder: str | None = None,
 ) -> None:
     """Turn a published checkpoint into a folder like any other: a tokenizer for --image_tokenizer and --tokenizer, or a
@@ -67,8 +68,8 @@ def import_published(
         out: New folder for the tokenizer or the generator.
         image_tokenizer: Of a generator: folder of the tokenizer that it was trained with, imported before; not needed
             where the file holds it (janus, emu3).
-        settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; their own
-            configuration of the model may be given as it is.
+        settings: What the file does not say, under its authors' names, as in '{"image_size": 512}'; or a YAML or JSON
+            file with it, such as their own configuration of the model as it is.
         text_encoder: Of a generator that reads captions as states (infinity, llamagen of captions): folder of the text
             encoder, or hf:owner/name. The model keeps its name and digest, not its weights.
 
@@ -79,6 +80,7 @@ def import_published(
         unitok import janus hf:deepseek-community/Janus-Pro-1B --out runs/janus_pro_1b
     """
     check_free(out)
+    settings = _read_settings(settings) if isinstance(settings, Path) else settings
     odd = [name for name in settings or {} if not isinstance(name, str)]
     if odd:
         raise UserError(f"--settings has the name {odd[0]!r}: give settings under their authors' names")
@@ -90,6 +92,17 @@ def import_published(
         raise UserError(f"{family} is a tokenizer, and reads no captions: leave --text_encoder out")
     else:
         _import_tokenizer(family, file, out, settings or {})
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a file. Raises UserError where it cannot be read, or holds something else."""
+    try:
+        found = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--settings: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"--settings {path} holds {shown(found)}: give a file of settings by their names")
+    return found
 
 
 def _import_tokenizer(family: str, file: str, out: Path, settings: dict[str, Any]) -> None:

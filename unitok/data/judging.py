@@ -17,6 +17,7 @@ from .shapes.edits import edit_verdict, kind_of_edit
 from .shapes.grounding import boxes_right, layout_verdict
 from .shapes.scenes import Scene, parse
 from .shapes.stories import story_verdict
+from .shapes.wording import is_open, shows
 
 MAPS = {"draw the outlines": outline_verdict, "draw the labels": label_map_verdict}
 PAINT = "paint "
@@ -36,14 +37,19 @@ def judge(task: str, record: Record, written: Any) -> bool | None:
 
 def _same_text(field: str) -> Callable[[Record, Any], bool]:
     def same(record: Record, written: str) -> bool:
-        right = record.caption if field == "caption" else record.fields[field]
-        return written.split() == (right or "").split()
+        return written.split() == record.fields[field].split()
 
     return same
 
 
 def _drawn(record: Record, picture: torch.Tensor) -> bool | None:
-    return check(picture, record.caption).all if record.caption and parse(record.caption) else None
+    if not record.caption:
+        return None
+    return check(picture, record.caption).all if parse(record.caption) else shows(picture, record.caption)
+
+
+def _captioned(record: Record, written: str) -> bool | None:
+    return None if is_open(record.caption or "") else written.split() == (record.caption or "").split()
 
 
 def _edited(record: Record, picture: torch.Tensor) -> bool | None:
@@ -68,8 +74,10 @@ def _grounded(record: Record, boxes: Sequence[Sequence[float]]) -> bool:
     return boxes_right(boxes, record.fields["boxes"])
 
 
-def _named(record: Record, written: Grounded) -> bool:
+def _named(record: Record, written: Grounded) -> bool | None:
     right: Grounded = record.fields["named"]
+    if is_open(words_of(right)):
+        return None
     return _words(written) == _words(right) and boxes_right(_boxes(written), _boxes(right))
 
 
@@ -101,7 +109,7 @@ def _told(record: Record, parts: Sequence[tuple[str, Any]]) -> bool | None:
 
 JUDGES: dict[str, Callable[[Record, Any], bool | None]] = {
     "text_to_image": _drawn,
-    "image_to_text": _same_text("caption"),
+    "image_to_text": _captioned,
     "question": _same_text("answer"),
     "edit": _edited,
     "ground": _grounded,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 from tokenizers_vq.errors import UserError
@@ -15,7 +15,7 @@ from tokenizers_vq.errors import UserError
 from .addresses.cache import is_remote
 from .decoding import MAX_PIXELS
 from .fingerprint import digest
-from .records import CaptionsWanted, LeftOut, Record, RecordDataset, ShardedDataset
+from .records import CaptionsWanted, LeftOut, Record, RecordDataset, ShardedDataset, each_caption
 from .spec import CODES_INDEX, PART_KEYS, TEXT_KEYS, DataSpec, parse_spec
 
 _REASONS = 3  # reasons that the opening line names; a long line is not read
@@ -112,6 +112,9 @@ class FirstRecords:
             raise IndexError(f"{self.name} has {self.count} records, index is {index}")
         return self.dataset[index]
 
+    def each_caption(self) -> Iterator[str | None]:
+        return islice(each_caption(self.dataset), self.count)
+
     def fingerprint(self) -> str:
         return digest([self.count, self.dataset.fingerprint()], 0, lambda _: b"")
 
@@ -155,6 +158,10 @@ class PartOfRecords:
         if self.held_out:
             return self.dataset[(index + 1) * self.number - 1]
         return self.dataset[index + index // (self.number - 1)]
+
+    def each_caption(self) -> Iterator[str | None]:
+        numbered = enumerate(each_caption(self.dataset), start=1)
+        return islice((one for place, one in numbered if (place % self.number == 0) == self.held_out), self.count)
 
     def fingerprint(self) -> str:
         return digest([self.number, self.held_out, self.dataset.fingerprint()], 0, lambda _: b"")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -92,6 +92,23 @@ class ShardedDataset(RecordDataset, Protocol):
     def prefetch(self, shards: Sequence[int]) -> None:
         """Begins to bring these shards, in this order; returns at once."""
         ...
+
+
+@runtime_checkable
+class Captioned(RecordDataset, Protocol):
+    """A data set that tells captions without reading pictures."""
+
+    def each_caption(self) -> Iterator[str | None]:
+        """Of every record, in order; None where there is none that can be used."""
+        ...
+
+
+def each_caption(dataset: RecordDataset) -> Iterator[str | None]:
+    """The caption of every record, in order; None where there is none. Of some data sets their records must be read
+    for it. Data without end give as many as their length says."""
+    if isinstance(dataset, Captioned):
+        return dataset.each_caption()
+    return (dataset[index].caption for index in range(len(dataset)))
 
 
 @dataclass

@@ -138,6 +138,10 @@ class PictureDataset:
             except CaptionError as error:
                 yield error
 
+    def each_caption(self) -> Iterator[str | None]:
+        """See `Captioned`."""
+        return (one if isinstance(one, str) else None for one in self.first_captions(len(self)))
+
     def _text(self, template: Captions, row: Mapping[str, Any]) -> str | None:
         classes = {column: self._label(column, row[column]) for column in template.columns if column in self._labels}
         return template.render({**row, **classes})

@@ -54,6 +54,7 @@ FIELDS = {
     "planned_story": {"parts"},
     "ground": {"phrase", "boxes", "description", "box", "named"},
     "groundings": {"phrase", "boxes", "description", "box", "named"},
+    "wording": {"named"},
     "condition": {"source", "instruction", "boxes"},
 }
 TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
@@ -276,14 +277,14 @@ def test_records() -> None:
 
 
 def test_records_of_tasks() -> None:
-    """Caption and picture are those of the scene; the fields of the task stand beside them."""
+    """Caption and picture are those of the scene, but for a wording; the fields of the task stand beside them."""
     for split in ("train", "val"):
         plain = ShapesDataset(split=split)
         for task in RECORDS:
             data = ShapesDataset(split=split, task=task)
             for index in range(20):
                 record, again = data[index], data[index]
-                assert record.caption == plain[index].caption and record.image is not None
+                assert (record.caption == plain[index].caption) == (task != "wording") and record.image is not None
                 if task != "condition":
                     assert torch.equal(record.image, data.picture(data.scene(index)))
                 assert repr(record.fields) == repr(again.fields)
@@ -346,7 +347,7 @@ def test_an_unknown_task_is_refused_in_one_line() -> None:
         open_data("shapes?task=paint", 32)
     assert str(caught.value) == (
         "shapes: task is 'paint': choose one of question, questions, edit, story, pointed_story, planned_story, "
-        "ground, groundings, condition, as in shapes?task=edit"
+        "ground, groundings, wording, condition, as in shapes?task=edit"
     )
     assert len(open_data("shapes@val?task=story&limit=60", 32)) == 60
 

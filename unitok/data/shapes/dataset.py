@@ -21,6 +21,7 @@ from .grounding import box_of, ground
 from .questions import ask
 from .scenes import MIN_SIZE, SPLITS, TRAIN_LENGTH, VAL_LENGTH, Scene, describe, render, sample_scene
 from .stories import story
+from .wording import word
 
 DEFAULT = "question"
 QUESTIONS = 8
@@ -90,7 +91,8 @@ class ShapesDataset:
     def __getitem__(self, index: int) -> Record:
         scene = self.scene(index)
         image, fields = RECORDS[self.task](self, scene, index)
-        return Record(name=f"{self.name}:{index}", caption=describe(scene), image=image, fields=fields)
+        caption = fields.pop("caption", describe(scene))
+        return Record(name=f"{self.name}:{index}", caption=caption, image=image, fields=fields)
 
     def picture(self, scene: Scene) -> torch.Tensor:
         """(3, size, size) uint8."""
@@ -177,6 +179,11 @@ def _groundings(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     }
 
 
+def _wording(data: ShapesDataset, scene: Scene, index: int) -> Fields:
+    draw = random.Random(fold("shapes", "wording", data.seed, data.split, index)).random
+    return data.picture(scene), vars(word(scene, draw))
+
+
 def _condition(data: ShapesDataset, scene: Scene, index: int) -> Fields:
     made = condition(scene, data.seed, index, data.size)
     return _tensor(made.target), {"source": _tensor(made.source), "instruction": made.instruction, "boxes": []}
@@ -191,10 +198,11 @@ RECORDS: dict[str, Callable[[ShapesDataset, Scene, int], Fields]] = {
     "planned_story": _planned_story,
     "ground": _ground,
     "groundings": _groundings,
+    "wording": _wording,
     "condition": _condition,
 }
-"""Picture and further fields of a record, for each value of `task`; a picture is that of the scene but for "condition",
-where it is what the instruction asks for."""
+"""Picture and further fields of a record, for each value of `task`. A picture is that of the scene but for "condition",
+where it is what the instruction asks for; a caption that is not the scene's own stands among the fields."""
 
 
 def _tensor(picture: np.ndarray) -> torch.Tensor:
