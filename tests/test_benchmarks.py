@@ -127,3 +127,21 @@ def test_peers_are_compared_only_where_there_is_one(
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(ROOM / "peers"), run_name="__main__")
         assert left.value.code == 2 and "nothing to compare: give the checkout" in capsys.readouterr().err
+
+
+def test_the_comparison_of_connectors_knows_its_options() -> None:
+    """Each way to read a picture is a run of its recipe; a table has a row for each."""
+    from unitok.cli.arguments import parse
+    from unitok.cli.commands import COMMANDS
+
+    script = ROOM.parent / "recipes" / "shapes" / "connectors.py"
+    module, name = runpy.run_path(str(script)), "train generator"
+    read = set()
+    for words in module["WAYS"].values():
+        values = parse(name, COMMANDS[name], ["--config", str(script.with_name("reading.yaml")), *words])[1]
+        read.add((values["reader"].encoder, values["reader"].connector, values["reader"].fusion))
+    assert len(read) == len(module["WAYS"]) == 7
+    part = {"exact": 0.5, "interval": [0.4, 0.6], "loss": 1.0, "seconds_a_picture": 0.004}
+    found = {"positions": 16, "parameters": 1000, "seconds_a_step": 0.2, "captions": part, "questions": part}
+    *_, row = module["table"]({"mlp": found}).splitlines()
+    assert row == "| `mlp` | 16 | 1,000 | 50.0 % (40 to 60) | 50.0 % (40 to 60) | 1.00, 1.00 | 4.0, 4.0 | 0.20 |"

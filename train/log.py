@@ -161,6 +161,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
 
 
+def log_stage(path: Path, step: int, stage: str) -> None:
+    """Says in a log.jsonl, once, that a stage, such as "1 of 3", has ended after `step` steps."""
+    entry = {"kind": "stage", "step": step, "stage": stage}
+    if not any(entry.items() <= one.items() for one in read_log(path)):
+        with path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({**entry, "time": round(time.time(), 3)}) + "\n")
+
+
 def _drop_after(path: Path, step: int) -> None:
     kept = [entry for entry in read_log(path) if entry["step"] <= step]
     if path.exists():

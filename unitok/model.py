@@ -367,12 +367,12 @@ class UniTok(Tunable):
             )
         model = build_empty(lambda: cls(config, images, texts), str(where))
         advice = "weights and configuration are of different models, or damaged: restore both"
-        if data.get("format") == 1:
-            state = {name_of_format_1(name): tensor for name, tensor in model._state().items()}
-            given = read_weights(part(folder, WEIGHTS), state, advice)
-            given = {name: given[name_of_format_1(name)] for name in model._state()}
-        else:
-            given = read_weights(part(folder, WEIGHTS), model._state(), advice)
+        if model.reader is not None:
+            model.reader.check_width(part(folder, WEIGHTS), advice)
+        old, own = data.get("format") == 1, model._state()
+        named = {name_of_format_1(name) if old else name: name for name in own}
+        given = read_weights(part(folder, WEIGHTS), {name: own[new] for name, new in named.items()}, advice)
+        given = {named[name]: tensor for name, tensor in given.items()}
         model.load_state_dict(given, strict=False)  # the image tokenizer has its weights
         return model.eval()
 

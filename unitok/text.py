@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.storage.files import parse_json, read_bytes
-from tokenizers_vq.storage.hub import from_hub
+from tokenizers_vq.storage.hub import from_hub, why
 from tokenizers_vq.storage.schema import read_value
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def load_text_tokenizer(name_or_path: str | Path) -> TextTokenizer:
     with from_hub(
         lambda error: (
             f"text tokenizer {name_or_path!r} is no local folder and could not be fetched "
-            f"({' '.join(str(error).split())[:200]}): give a folder with {FILE}, or leave it out to train one on the "
+            f"({why(error)}): give a folder with {FILE}, or leave it out to train one on the "
             "captions"
         )
     ):

@@ -22,6 +22,7 @@ from unitok.cli import arguments
 from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
 from unitok.data.mixture import Source, slots_of
+from unitok.train.tuning.stages import planned
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -115,12 +116,17 @@ def test_recipes_are_accepted(recipe: Path) -> None:
     written = yaml.safe_load(recipe.read_text())
     for group, value in written.items():
         if group in ("optim", "run", "sampling"):
-            assert {key: getattr(values[group], key) for key in value} == value
+            given = {key: getattr(values[group], key) for key in value}
+            assert {key: list(one) if isinstance(one, tuple) else one for key, one in given.items()} == value
         elif group == "generators":
             assert [str(path) for path in values[group]] == value
             assert all((RECIPES.parent / path).is_file() for path in value)
         elif group == "data" and isinstance(value, list):
             assert [(one.data, one.share, one.tasks) for one in values[group]] == [tuple(one.values()) for one in value]
+        elif group == "stages":
+            assert values[group] == value
+            common = {name: value for name, value in values.items() if name != "stages"}
+            assert len(planned(common, value)) == len(value), "every value of a stage can be"
         elif not isinstance(value, dict):
             assert str(values[group]) == str(value)
 
@@ -128,19 +134,38 @@ def test_recipes_are_accepted(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
 def test_every_task_of_a_recipe_has_a_record_in_each_step(recipe: Path) -> None:
     written = yaml.safe_load(recipe.read_text())
-    sources = written.get("data")
-    if not isinstance(sources, list):
-        return
-    tasks = [
-        {task: one["share"] * share / sum(one["tasks"].values()) for task, share in one["tasks"].items()}
-        for one in sources
-    ]
-    slots = slots_of([Source(1, True, tasks=one) for one in tasks], written["run"]["batch_size"])
-    for number, one in enumerate(tasks):
-        for task, share in one.items():
-            count = sum((slot.source, slot.task) == (number, task) for slot in slots)
-            assert count == pytest.approx(share * len(slots), abs=1.2), "of its share"
-    assert {task for one in tasks for task in one} == written["tasks"].keys()
+    for stage in written.get("stages", [{}]):
+        sources = {**written, **stage}.get("data")
+        if not isinstance(sources, list):
+            continue
+        shares = [one.get("share", 1) for one in sources]
+        tasks = [
+            {task: whole / sum(shares) * share / sum(one["tasks"].values()) for task, share in one["tasks"].items()}
+            for one, whole in zip(sources, shares, strict=True)
+        ]
+        batch_size = {**written["run"], **stage.get("run", {})}["batch_size"]
+        slots = slots_of([Source(1, True, tasks=one) for one in tasks], batch_size)
+        for number, one in enumerate(tasks):
+            for task, share in one.items():
+                count = sum((slot.source, slot.task) == (number, task) for slot in slots)
+                assert count and count == pytest.approx(share * len(slots), abs=2), "of its share"
+        learned = {task for one in tasks for task in one}
+        assert learned <= written["tasks"].keys()
+        assert "stages" in written or learned == written["tasks"].keys()
+
+
+def test_a_name_in_place_of_a_trunk_may_be_a_language_model(tmp_path: Path) -> None:
+    name, told = "train generator", "; or hf:gpt9, for a model of others"
+    (tmp_path / "a.yaml").write_text("trunk: gpt9")
+    for words, message in (
+        (["--trunk", "gpt9"], "trunk is 'gpt9': give a YAML file with its options, or single options such as"),
+        (["--config", str(tmp_path / "a.yaml")], "a.yaml is 'gpt9': it holds options, trunk.width, "),
+    ):
+        with pytest.raises(UserError) as caught:
+            arguments.parse(name, COMMANDS[name], ["--data", "shapes", "--out", "x", *words])
+        assert message in str(caught.value) and str(caught.value).endswith(told)
+    with pytest.raises(UserError, match=r"options such as --tokenizer.NAME(\n|$)"):
+        arguments.parse("train tokenizer", COMMANDS["train tokenizer"], ["--tokenizer", "x"])
 
 
 def test_version_and_groups(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,11 @@ def test_bad_input(folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeyp
     assert "no file" in refused(tmp_path / "none.gguf") and "no file" in refused(tmp_path / "none.json")
     assert "no folder" in refused(tmp_path / "none")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "is no local folder and could not be fetched" in refused("owner/none")
+    assert refused("owner/none") == (
+        "language model owner/none is no local folder and could not be fetched (the hub cannot be reached, and the "
+        "cache has no copy): check name and network, or give a folder with config.json, model.safetensors and "
+        "tokenizer.json"
+    )
 
     language = read_language_model(f"hf:{folder}")
     larger = dataclasses.replace(language, texts=word_tokenizer([*WORDS, *map(str, range(20))]))

@@ -291,7 +291,10 @@ def test_settings_that_cannot_be(given: dict[str, Any], message: str) -> None:
 
 
 def test_encoders_that_cannot_be_read(
-    make_model: Callable[..., UniTok], save_vision: Callable[[str, Path], str], tmp_path: Path
+    make_model: Callable[..., UniTok],
+    save_vision: Callable[[str, Path], str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     images = make_model().image_tokenizer
 
@@ -307,6 +310,22 @@ def test_encoders_that_cannot_be_read(
     save_vision("siglip", tmp_path / "siglip")
     (tmp_path / "siglip" / "model.safetensors").unlink()
     refused(tmp_path / "siglip", "is neither a folder with a CLIP, SigLIP or DINOv2 model")
+    for kind, where in (("dinov2", lambda values: values), ("clip", lambda values: values["vision_config"])):
+        save_vision(kind, tmp_path / kind)
+        whole = json.loads((tmp_path / kind / "config.json").read_text())
+        for change, message in (
+            (
+                {"hidden_size": 64},
+                f"reader.encoder {tmp_path / kind} is 32 wide by its weights and 64 by its config.json",
+            ),
+            ({"num_hidden_layers": 3}, "has weights that are not those of its config.json (no encoder.layer"),
+        ):
+            values = json.loads(json.dumps(whole))
+            where(values).update(change)
+            (tmp_path / kind / "config.json").write_text(json.dumps(values))
+            capfd.readouterr()
+            refused(tmp_path / kind, message)
+            assert capfd.readouterr().err == "", "transformers says nothing beside it"
     config, encoder = read_encoder(ReaderSettings(encoder=f"hf:{tmp_path / 'siglip' / 'config.json'}"), images)
     assert encoder(torch.zeros(1, 3, 32, 32)).shape == (1, 9, 32) and config.vision is not None
 
@@ -333,8 +352,10 @@ def test_folders_whose_reader_does_not_fit(
     refused(lambda reader: reader["vision"].update(mean=[1.0]), "reader.vision does not describe a vision")
     refused(lambda reader: reader["vision"]["config"].update(patch_size=0), "reader.vision does not describe a vision")
     refused(lambda reader: reader["vision"]["config"].update(hidden_size="x"), "reader.vision does not describe a vis")
-    refused(lambda reader: reader["vision"]["config"].update(hidden_size=64), "weights and configuration")
-    refused(lambda reader: reader.update(encoder="embedded", vision=None), "weights and configuration")
+    refused(
+        lambda reader: reader["vision"]["config"].update(hidden_size=64), "for an encoder 32 wide, and .* is 64 wide"
+    )
+    refused(lambda reader: reader.update(encoder="embedded", vision=None), "encoder 32 wide, and .* is 160 wide: wei")
 
 
 def test_a_reader_is_an_entry_in_the_registries() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from language_models import MARKS, model_on, save
+from language_recipes import RUN, run_recipe
 
 from tokenizers_vq.images import save_png
 from unitok.cli.main import main
@@ -18,32 +18,11 @@ from unitok.sequence import document, lay_out
 from unitok.trunk.fusion import part_of_fusion
 from unitok.trunk.hf.reading import read_language_model
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "language"
-RUN: dict[str, Any] = {
-    "steps": 4,
-    "batch_size": 8,
-    "save_every": 2,
-    "log_every": 1,
-    "device": "cpu",
-    "precision": "fp32",
-}
-
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("language")
     return folder, save("llama", folder, max_position_embeddings=512)
-
-
-def run(recipe: str, out: Path, images: Path, *words: str, **changed: Any) -> int:
-    """A recipe with a small encoder, some steps long."""
-    values = yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text())
-    reader = {**values["reader"], "encoder": "embedded"} | {"queries": 4, "depth": 1}
-    values |= {"data": "shapes", "val_data": None, "text_length": 16, "image_tokenizer": str(images)}
-    values |= {"reader": reader, "run": RUN, "optim": {"lr": 0.01, "warmup_steps": 1}, "out": str(out), **changed}
-    path = out.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
-    return main(["train", "generator", "--config", str(path), *words])
 
 
 @pytest.mark.parametrize("recipe", ["flamingo", "cogvlm"])
@@ -56,7 +35,7 @@ def test_a_frozen_language_model_learns_to_read_pictures_and_speaks_as_before(
 ) -> None:
     folder, theirs = language
     out = tmp_path / "out"
-    assert run(recipe, out, tiny_tokenizer_folder, trunk=f"hf:{folder}") == 0
+    assert run_recipe(recipe, out, tiny_tokenizer_folder, trunk=f"hf:{folder}") == 0
     model, before = UniTok.from_pretrained(out), model_on(read_language_model(f"hf:{folder}"), "next_token")
     own = {name: weight for name, weight in model.state_dict().items() if name.startswith("trunk.")}
     alone = {name for name in own if part_of_fusion(name)}
@@ -87,11 +66,11 @@ def test_a_resumed_run_is_an_unbroken_one(
     language: tuple[Path, Any], tmp_path: Path, tiny_tokenizer_folder: Path
 ) -> None:
     out, trunk = tmp_path / "out", f"hf:{language[0]}"
-    assert run("cogvlm", out, tiny_tokenizer_folder, trunk=trunk) == 0
+    assert run_recipe("cogvlm", out, tiny_tokenizer_folder, trunk=trunk) == 0
     whole = UniTok.from_pretrained(out).fingerprint()
     shutil.rmtree(out / "checkpoints" / "step-00000004")
     (out / "model.safetensors").unlink()
-    assert run("cogvlm", out, tiny_tokenizer_folder, "--resume", trunk=trunk) == 0
+    assert run_recipe("cogvlm", out, tiny_tokenizer_folder, "--resume", trunk=trunk) == 0
     assert UniTok.from_pretrained(out).fingerprint() == whole
 
 
@@ -102,7 +81,7 @@ def test_what_is_new_has_to_be_trained(
 
     def refused(recipe: str, message: str, **changed: Any) -> None:
         capsys.readouterr()
-        assert run(recipe, tmp_path / "no", tiny_tokenizer_folder, **changed) == 2
+        assert run_recipe(recipe, tmp_path / "no", tiny_tokenizer_folder, **changed) == 2
         assert message in " ".join(capsys.readouterr().err.split())
 
     new = "is new to the language model: name it in --trainable too, as in"
@@ -113,8 +92,8 @@ def test_what_is_new_has_to_be_trained(
     refused("cogvlm", f"{new} 'ids.*'", trunk=trunk, tasks=drawing)
     out = tmp_path / "plain"
     own = {"trunk": {"width": 32, "depth": 1, "heads": 2}, "text_vocabulary": 300, "reader": None, "trainable": None}
-    assert run("cogvlm", out, tiny_tokenizer_folder, **own, tasks=drawing, run={**RUN, "steps": 1}) == 0
+    assert run_recipe("cogvlm", out, tiny_tokenizer_folder, **own, tasks=drawing, run={**RUN, "steps": 1}) == 0
     start: dict[str, Any] = {"init": str(out), "image_tokenizer": None, "trunk": None, "text_length": None}
     message = "is new to the model in --init, whole or in part, and would not be learned: name 'trunk.*.gated.*' in"
     refused("flamingo", message, **start, trainable="ports.*")
-    assert run("flamingo", tmp_path / "yes", tiny_tokenizer_folder, **start, run={**RUN, "steps": 1}) == 0
+    assert run_recipe("flamingo", tmp_path / "yes", tiny_tokenizer_folder, **start, run={**RUN, "steps": 1}) == 0

@@ -15,6 +15,7 @@ from unitok.cli.arguments import parse
 from unitok.cli.commands import COMMANDS
 from unitok.config import TrunkConfig
 from unitok.model import UniTok
+from unitok.train.log import read_log
 
 STAGES: list[dict[str, Any]] = [
     {"run": {"steps": 3}},
@@ -45,6 +46,10 @@ def test_stages_follow_one_another_and_are_resumed(
     first, second, third = (UniTok.from_pretrained(whole / f"stage{number}") for number in (1, 2, 3))
     assert {name.split(".")[0] for name in changed(first, second)} == {"trunk"}
     assert (whole / "stage3/adapter.safetensors").exists() and changed(second, third)
+    ends = [
+        [one for one in read_log(whole / f"stage{number}/log.jsonl") if one["kind"] == "stage"] for number in (1, 2)
+    ]
+    assert [(one["step"], one["stage"]) for (one,) in ends] == [(3, "1 of 3"), (4, "2 of 3")]
     settings = json.loads((whole / "stage2/run.json").read_text())["settings"]
     assert settings["optim"]["lr"] == 1e-3 and settings["optim"]["warmup_steps"] == 1, "the rest is the recipe's"
     assert settings["data"][0]["data"] == "shapes?seed=1" and settings["run"]["batch_size"] == 4
@@ -58,6 +63,9 @@ def test_stages_follow_one_another_and_are_resumed(
     assert "stage1 is finished after 3 steps: nothing to do" in said and "going on from" in said
     for number, model in ((2, second), (3, third)):
         assert UniTok.from_pretrained(killed / f"stage{number}").fingerprint() == model.fingerprint()
+    for number in (1, 2, 3):
+        kinds = [one["kind"] for one in read_log(killed / f"stage{number}/log.jsonl")]
+        assert kinds.count("stage") == 1 and kinds[-1] == "stage", "once, also where it was finished before"
     with pytest.raises(UserError, match="already holds stages: add --resume"):
         staged(killed)
 

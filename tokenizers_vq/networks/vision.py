@@ -109,12 +109,14 @@ def load_vision(source: str, option: str = "tokenizer.vision") -> VisionTower:
     """
     import transformers  # heavy, and only needed here
 
+    transformers.utils.logging.disable_progress_bar()  # it comes in between what a command says
     with from_hub(
         lambda error: (
             f"{option} {source} is neither a folder with a CLIP, SigLIP or DINOv2 model (config.json, "
             "model.safetensors, preprocessor_config.json) nor one of the hub that can be fetched from here "
             f"({type(error).__name__}): fetch it on a machine with a network and give its folder"
-        )
+        ),
+        quiet=("huggingface_hub", "transformers"),  # which has a table of tensors for what is said below
     ):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in TOWERS:
@@ -125,7 +127,9 @@ def load_vision(source: str, option: str = "tokenizer.vision") -> VisionTower:
             pixels: dict[str, Any] = {"size": {"height": model.config.image_size, "width": model.config.image_size}}
             pixels |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_center_crop": False}
         else:
-            model = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+            how: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, loaded = kind.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **how)
+            _check_loaded(f"{option} {source}", model.config.hidden_size, loaded)
             pixels, _ = transformers.BaseImageProcessor.get_image_processor_dict(source)
     return VisionTower(
         model,
@@ -138,6 +142,23 @@ def load_vision(source: str, option: str = "tokenizer.vision") -> VisionTower:
             "text_width": _text_width(config),
         },
     )
+
+
+def _check_loaded(what: str, width: int, loaded: dict[str, Any]) -> None:
+    """Raises UserError for weights that are not those of a configuration: transformers would go on with random ones."""
+    wrong = sorted((name, *map(tuple, shapes)) for name, *shapes in loaded["mismatched_keys"])
+    for name, given, expected in wrong:
+        if "norm" in name and expected == (width,):
+            raise UserError(
+                f"{what} is {given[0]} wide by its weights and {width} by its config.json: fetch both again"
+            )
+    told = [f"{name} {given} instead of {expected}" for name, given, expected in wrong]
+    told += [f"no {name}" for name in sorted(loaded["missing_keys"])]
+    if told:
+        raise UserError(
+            f"{what} has weights that are not those of its config.json ({told[0]}; {len(told)} in all): "
+            "fetch both again"
+        )
 
 
 def _types() -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..storage.files import parse_json, read_bytes
 from ..storage.foreign import read_tensors
-from ..storage.hub import from_hub
+from ..storage.hub import from_hub, why
 
 INDEX = ".index.json"
 """End of the name of the list that says which of several files holds which tensor."""
@@ -46,7 +46,7 @@ def locate(path: str, usual: tuple[str, ...] = ()) -> Path:
     repository = f"{owner}/{name}"
     with from_hub(
         lambda error: (
-            f"{path} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): "
+            f"{path} could not be fetched ({why(error)}): "
             "check name and network, or download the file and give its path"
         )
     ):
@@ -71,11 +71,7 @@ def beside(path: str, file: Path, name: str) -> Path:
 
         owner, model, *inside = path.removeprefix("hf:").split("/")
         with (
-            from_hub(
-                lambda error: (
-                    f"{name} of {path} could not be fetched ({' '.join(str(error).split())[:200]}): check network"
-                )
-            ),
+            from_hub(lambda error: f"{name} of {path} could not be fetched ({why(error)}): check network"),
             suppress(RemoteEntryNotFoundError),
         ):
             hf_hub_download(f"{owner}/{model}", "/".join([*inside[:-1], name]))

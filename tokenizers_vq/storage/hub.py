@@ -23,12 +23,13 @@ REPOSITORY = re.compile(
 
 
 @contextmanager
-def from_hub(told: Callable[[Exception], str]) -> Iterator[None]:
+def from_hub(told: Callable[[Exception], str], quiet: Sequence[str] = ("huggingface_hub",)) -> Iterator[None]:
     """Whatever fails inside is one UserError, in the words that `told` has for it, or that files are kept from this
-    user; the hub's own words on every retry are kept off the screen."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.CRITICAL)
+    user; the own words of the packages in `quiet`, such as the hub's on every retry, are kept off the screen."""
+    loggers = [logging.getLogger(name) for name in quiet]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     except UserError:
@@ -36,7 +37,8 @@ def from_hub(told: Callable[[Exception], str]) -> Iterator[None]:
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, and those of its own parts
         raise UserError(_kept_from_us(error) or told(error)) from error
     finally:
-        hub.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _kept_from_us(error: BaseException | None) -> str | None:
@@ -72,6 +74,15 @@ def _page(address: str) -> str:
     return found[1] + found[2] if found else address
 
 
+def why(error: Exception) -> str:
+    """Why nothing was fetched, in a few words."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return "the hub cannot be reached, and the cache has no copy"
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+
+
 def local_folder(name: str | Path) -> Path:
     """The folder of a model or a tokenizer; one of the hub, `hf:owner/name` or `hf:owner/name/folder`, is fetched into
     the user's cache.
@@ -100,10 +111,7 @@ def fetched(name: str, files: Sequence[str], revision: str | None = None) -> Pat
 
     start = f"{inside}/" if inside else ""
     with from_hub(
-        lambda error: (
-            f"{name} could not be fetched ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
-            "name and network, or give a local folder"
-        )
+        lambda error: f"{name} could not be fetched ({why(error)}): check name and network, or give a local folder"
     ):
         patterns = [f"{start}{one}" for one in files]
         found = snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=patterns)

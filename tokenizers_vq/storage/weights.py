@@ -56,8 +56,12 @@ def read_weights(path: Path, wanted: Mapping[str, Tensor], advice: str) -> dict[
     return tensors
 
 
-def check_fits(path: Path, wanted: Mapping[str, Tensor], advice: str) -> None:
-    """Compares the header of a file with what a model wants. Raises UserError that lists what does not fit."""
+def read_header(path: Path, advice: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Name -> (shape, dtype) of the tensors of a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     given: dict[str, tuple[tuple[int, ...], Any]] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -66,6 +70,12 @@ def check_fits(path: Path, wanted: Mapping[str, Tensor], advice: str) -> None:
                 given[name] = (tuple(view.get_shape()), _DTYPES.get(view.get_dtype(), view.get_dtype()))
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error, advice) from error
+    return given
+
+
+def check_fits(path: Path, wanted: Mapping[str, Tensor], advice: str) -> None:
+    """Compares the header of a file with what a model wants. Raises UserError that lists what does not fit."""
+    given = read_header(path, advice)
     missing, foreign = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
     both = sorted(wanted.keys() & given.keys())
     shapes = [

@@ -2,7 +2,8 @@
 
 out/stage1, out/stage2, ...     as any run; the last one is the model
 
-Nothing else is written, so a stage is resumed as any run is, and one that is finished is found finished.
+Nothing else is written, so a stage is resumed as any run is, and one that is finished is found finished. The last line
+of its log.jsonl says that it has ended.
 """
 
 from __future__ import annotations
@@ -68,13 +69,18 @@ def run_stages(train: Callable[..., None], common: Arguments, stages: list[dict[
     _check_folder(out, plan[0]["out"], common["resume"])
     if len(plan) > 1:
         _check_ahead(plan)
+    from ..folder import RunFolder
+    from ..log import log_stage
+
     main = int(os.environ.get("RANK", "0")) == 0
     for number, arguments in enumerate(plan, start=1):
+        stage, steps = f"{number} of {len(plan)}", arguments["run"].steps
         if main:
-            print(f"stage {number} of {len(plan)}: {arguments['out']}", file=sys.stderr)
+            print(f"stage {stage}: {arguments['out']}", file=sys.stderr)
         train(**arguments)
         if main:
-            print(f"stage {number} of {len(plan)} ends after {arguments['run'].steps} steps", file=sys.stderr)
+            log_stage(RunFolder(arguments["out"]).log, steps, stage)
+            print(f"stage {stage} ends after {steps} steps", file=sys.stderr)
 
 
 def planned(common: Arguments, stages: list[dict[str, Any]]) -> list[Arguments]:

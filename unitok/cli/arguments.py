@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import json
@@ -16,13 +17,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from tokenizers_vq.errors import SHOWN, Problems, UserError, shown
 
 from .commands import Command
+from .messages import error_key, one_line, type_names
 from .values import text_problem, value_problems
 from .yaml_file import check_value, read_yaml
 
@@ -49,6 +51,12 @@ def parse(name: str, command: Command, argv: list[str]) -> tuple[Callable[..., o
     return line.function, line.parse(argv)
 
 
+@functools.cache  # before they are changed for a command line
+def _hints(function: Callable[..., object]) -> dict[str, Any]:
+    """Types of a function. Given text, jsonargparse would also run TYPE_CHECKING imports, which may be of torch."""
+    return get_type_hints(function)
+
+
 def load(path: str) -> Any:
     """The object called "module:name"."""
     module, _, name = path.partition(":")
@@ -62,8 +70,9 @@ class _CommandLine:
         self.name = name
         self.command = command
         self.function: Callable[..., object] = load(command.function)
-        # Given text, jsonargparse would also run the module's TYPE_CHECKING imports, which may be of torch.
-        self.function.__annotations__ = get_type_hints(self.function)
+        hints = _hints(self.function)
+        self.function.__annotations__ = dict(hints)
+        self.of_others = ""
         self.files: dict[str, dict[str, Any] | UserError] = {}
         """What the files of `--config` say, each read once: it may be a pipe."""
         if command.presets is not None:
@@ -71,7 +80,8 @@ class _CommandLine:
             registry, parameter = load(command.presets[0]), command.presets[1]
             default = inspect.signature(self.function).parameters["preset"].default
             preset = next((name for name in self._named("preset", argv) if name in registry), default)
-            named = next(self._named(parameter, argv), "").startswith("hf:")  # a model of others, with its own sizes
+            self.of_others = parameter if str in get_args(hints[parameter]) else ""  # as hf:NAME, with its own sizes
+            named = bool(self.of_others) and next(self._named(parameter, argv), "").startswith("hf:")
             self.function.__annotations__[parameter] = str if named else type(registry[preset]())
         self.parameters = inspect.signature(self.function).parameters
         self.choices: tuple[type, ...] = tuple(load(choice) for choice in command.choices)
@@ -213,6 +223,7 @@ class _CommandLine:
         for key, value in _walk(values, self.groups):
             if key in self.groups:
                 allowed = ", ".join(name for name in self.types if name.startswith(f"{key}."))
+                allowed += self._or_named(key, value)
                 self._note(f"{key} in {path} is {shown(value)}: it holds options, {allowed}")
             elif value == "":
                 self._note(f"{key} in {path} is empty: give it a value, or remove the line")
@@ -264,8 +275,9 @@ class _CommandLine:
                     if not printing:
                         self._note_missing(missing[1].split(", "), dropped)
                     break
-                self._note(_one_line(message, self.choices))
-                key = _error_key(message)
+                key = error_key(message)
+                value = next((option.value for option in kept if option.key == key), None)
+                self._note(one_line(message, self.choices) + self._or_named(key, value))
                 wrong = {option.key for option in kept if option.key == key or option.key.startswith(f"{key}.")}
                 if not wrong:  # it came from a file, which is read as a whole
                     break
@@ -308,6 +320,10 @@ class _CommandLine:
             what = " and ".join(key.upper() if key in self.command.positional else f"--{key}" for key in lacking)
             self._note(f"{what} missing: `unitok {self.name} --help` explains and gives an example")
 
+    def _or_named(self, key: str, value: Any) -> str:
+        """What else a text may have meant that was given for a group."""
+        return f"; or hf:{value}, for a model of others" if key == self.of_others and isinstance(value, str) else ""
+
     def _note(self, message: str) -> None:
         self.problems.check(False, message)
 
@@ -331,7 +347,7 @@ class _HelpFormatter(DefaultHelpFormatter):
         return "\n".join(f"{indent}{line}" for line in text.splitlines())
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return super()._split_lines(_type_names(text), width)
+        return super()._split_lines(type_names(text), width)
 
 
 def _split_docstring(function: Callable[..., object]) -> tuple[str, str]:
@@ -360,41 +376,3 @@ def _group_values(config: Any, choices: tuple[type, ...]) -> Any:
     if not dataclasses.is_dataclass(config) or isinstance(config, choices):
         return config
     return {field.name: _group_values(getattr(config, field.name), choices) for field in dataclasses.fields(config)}
-
-
-def _error_key(message: str) -> str:
-    """The dotted name of the option that jsonargparse complains about; it names each level apart."""
-    return ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-
-
-def _one_line(message: str, choices: tuple[type, ...]) -> str:
-    """jsonargparse's message in the project's form: what was wrong, the value, what is allowed."""
-    key = _error_key(message)
-    alternatives = {kind.__name__: kind for choice in choices for kind in _descendants(choice)}
-    if match := re.search(r"class_path '(?:[^']*\.)?(\w+)'[\s\S]*Option '(\w+)' is not accepted", message):
-        allowed = ", ".join(field.name for field in dataclasses.fields(alternatives[match[1]]))
-        return f"{key}: {match[1]} has no option {match[2]!r}: choose from {allowed}"
-    if match := re.search(r"(?:dot import path string: |Not a valid subclass of \w+\. Got value: )(\S+)", message):
-        return f"{key} is {shown(match[1])}: choose one of {', '.join(alternatives)}"
-    if match := re.search(r"Expected an? ([\s\S]*?)\. Got value: ([\s\S]*)", message):
-        return f"{key} is {shown(match[2])}: expected {_type_names(match[1])}"
-    if match := re.search(r"Subtypes: \[(.*)\][\s\S]*Given value: ([\s\S]*)", message):
-        kinds = re.sub(r", (?![^\[]*\])", " or ", match[1])
-        return f"{key} is {shown(match[2])}: expected {_type_names(kinds)}"
-    if match := re.search(r"Unable to load config ['\"](.*?)['\"]", message):
-        return f"{key} is {shown(match[1])}: give a YAML file with its options, or single options such as --{key}.NAME"
-    return " ".join(message.split())[:300]
-
-
-def _descendants(kind: type[Any]) -> Iterator[type[Any]]:
-    for child in kind.__subclasses__():
-        if not child.__name__.startswith("_"):
-            yield child
-        yield from _descendants(child)
-
-
-def _type_names(text: str) -> str:
-    """Type names for people: `<class 'pathlib.Path'>` becomes Path."""
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    text = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"one of \1", text)
-    return re.sub(r"^(?:tuple|list)$", "a list such as [1, 2]", text).replace("NoneType", "null")

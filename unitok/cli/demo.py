@@ -72,6 +72,8 @@ def demo(
         raise UserError(f"--objective is {shown(objective)}: choose one of {', '.join(OBJECTIVES)}")
     if pictures < 4:
         raise UserError(f"--pictures is {pictures}: choose 4 or more")
+    if trunk is not None:
+        _check_trunk(trunk)
     from unitok.eval.reports.output import claim_folder
 
     claim_folder(out)
@@ -95,6 +97,15 @@ def demo(
         words += ["--trunk", trunk, "--optim.lr", LANGUAGE_LR]
     run_step("train generator", [*words, "--image_tokenizer", tokenizer], generator)
     _measure(out, tokenizer, generator, pictures, seed, started, everything)
+
+
+def _check_trunk(trunk: str) -> None:
+    """Raises UserError for a language model that cannot be read, before minutes are spent on the steps before it."""
+    if not trunk.startswith("hf:"):
+        raise UserError(f"--trunk is {shown(trunk)}: give a language model, as hf:{trunk}")
+    from ..trunk.hf.reading import read_language_model
+
+    read_language_model(trunk)
 
 
 def run_step(command: str, words: Sequence[object], out: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers_vq.base import ImageTokenizer, load_tokenizer
 from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.storage.files import part
-from tokenizers_vq.storage.hub import from_hub
+from tokenizers_vq.storage.hub import from_hub, why
 
 from ..model import CONFIG, IMAGE_TOKENIZER, TEXT_TOKENIZER, WEIGHTS, UniTok
 from ..tuning.adapter import is_adapter
@@ -52,7 +52,7 @@ def send(name: str, files: dict[str, Path], private: bool, message: str) -> str:
 
     with from_hub(
         lambda error: (
-            f"{name} could not be sent ({next(iter(str(error).splitlines()), '') or type(error).__name__}): check "
+            f"{name} could not be sent ({why(error)}): check "
             "name, network and token (hf auth login, or HF_TOKEN with the right to write)"
         )
     ):

@@ -132,7 +132,7 @@ def _read_hub(config: ReaderConfig, name: str, tokenizer: ImageTokenizer) -> tup
         raise UserError(f"{OPTION} {HF}{name} has no {' and no '.join(lacking)}: give the folder of a vision model")
     if path.suffix == ".json" and not path.is_file():
         raise UserError(f"{OPTION} {HF}{name} is not there: give the config.json of a vision model")
-    tower = load_vision(name, f"{OPTION} {HF}".strip())
+    tower = load_vision(name, OPTION)
     return replace(config, vision=tower.description), Hub(tower)
 
 

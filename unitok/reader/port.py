@@ -6,6 +6,7 @@ The pictures of a batch are encoded together, once, inside the model: so an enco
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from tokenizers_vq.layout import Layout
+from tokenizers_vq.storage.weights import read_header
 
-from .config import ReaderConfig
+from .config import READER, ReaderConfig
 from .connectors import CONNECTORS
 from .encoders import ENCODERS
 
@@ -42,6 +44,17 @@ class ReaderPort(nn.Module):
             )
         self.encoder = ENCODERS[config.encoder](config, tokenizer).eval().requires_grad_(False)
         self.connector = CONNECTORS[config.connector](config, self.encoder.length, self.encoder.width, width)
+
+    def check_width(self, path: Path, advice: str) -> None:
+        """Raises UserError where the connector in a model's file of weights reads an encoder of another width."""
+        given = read_header(path, advice)
+        for name, tensor in self.connector.state_dict().items():
+            shape, _ = given.get(f"ports.{READER}.connector.{name}", ((), None))
+            if shape and tensor.shape[-1] == self.encoder.width != shape[-1]:
+                raise UserError(
+                    f"{path} has a connector for an encoder {shape[-1]} wide, and that of config.json is "
+                    f"{self.encoder.width} wide: {advice}"
+                )
 
     @property
     def length(self) -> int:

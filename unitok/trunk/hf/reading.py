@@ -22,7 +22,7 @@ from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.published.read import locate, read_weights
 from tokenizers_vq.published.tensors import check_numbers, misfits
 from tokenizers_vq.storage.files import read_json
-from tokenizers_vq.storage.hub import from_hub
+from tokenizers_vq.storage.hub import from_hub, why
 
 from ...config import ModelConfig
 from ...model import CONFIG, HEAD, UniTok
@@ -210,8 +210,7 @@ def _fetch(name: str, files: Sequence[str] = (CONFIG, TOKENIZER, INDEX, "model*.
     with from_hub(
         lambda error: (
             f"language model {name} is no local folder and could not be fetched "
-            f"({next(iter(str(error).splitlines()), '') or type(error).__name__}): check name and network, or give a "
-            f"folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
+            f"({why(error)}): check name and network, or give a folder with {CONFIG}, {WEIGHTS} and {TOKENIZER}"
         )
     ):
         return Path(snapshot_download(name, allow_patterns=list(files)))
