@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -152,6 +153,7 @@ def join(
     timeout_minutes: float = 60,
     again: str = RESUME,
     slow: str = SLOW,
+    refusal: UserError | None = None,
 ) -> Iterator[World]:
     """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down.
 
@@ -160,6 +162,7 @@ def join(
         threads: that torch computes with on a CPU.
         timeout_minutes: how long a process waits for the others.
         again, slow: what to do where one was lost, and what else where they took longer.
+        refusal: what this process has found wrong before. It is said once, and all leave.
 
     Raises:
         UserError: a process waited `timeout_minutes` for the others, or lost one; the message names both sides. Or
@@ -182,7 +185,7 @@ def join(
             raise UserError(
                 f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
             )
-        world.device = world.together(lambda: pick_device(device, local_rank))
+        world.device = world.together(partial(_device, device, local_rank, refusal))
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
         yield world
@@ -204,6 +207,18 @@ def join(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _device(device: str, local_rank: int, refusal: UserError | None) -> torch.device:
+    if refusal is not None:
+        raise refusal
+    return pick_device(device, local_rank)
+
+
+def leave_together(refusal: UserError) -> None:
+    """Meets the others, who come here too or to `join`, to say once what is wrong. Does not return."""
+    with join(refusal=refusal):
+        pass
 
 
 @contextmanager
