@@ -9,6 +9,7 @@ others go on.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -180,6 +181,9 @@ def join(
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
     try:
         gpus = device != "cpu" and torch.cuda.is_available()
+        if gpus:  # torch's flight recorder: where a collective hangs, each process writes what the last ones were
+            os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+            os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=timeout_minutes))
         if dist.get_world_size() != size:
             raise UserError(
