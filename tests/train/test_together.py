@@ -5,6 +5,9 @@ The processes are forked, and do several things one after another: torch is impo
 
 from __future__ import annotations
 
+import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from safetensors.torch import load_file
 
 from tokenizers_vq.images import save_png
 from unitok.cli.main import main
+from unitok.train.checkpoint import all_checkpoints
+from unitok.train.generator import GeneratorTrainee
 from unitok.train.log import read_log
 from unitok.train.parallel import shards  # noqa: F401 (before the processes are forked)
 
@@ -52,7 +57,7 @@ def ends_with(expected: int, words: Callable[[int], list[str]]) -> Work:
 
 @pytest.mark.timeout(300)
 def test_what_is_wrong_is_said_by_one_process(
-    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     images = {"image_tokenizer": str(tiny_tokenizer_folder)}
     tokenizer = ["train", "tokenizer", "--data", "shapes", "--preset", "debug", "--trainable", "decoder.*", "--out"]
@@ -134,3 +139,49 @@ def test_shards_of_whatever_a_model_is_made_of(
     assert codes == [0, 0] and said.count("training on 2 x cpu, fsdp") == 5, said
     for kind in kinds:
         alike(tmp_path / f"{kind}-one", tmp_path / f"{kind}-two", 1e-4, 1e-4)
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_and_a_loss_of_one_process_concern_all(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM to the second process in its third step: both save together, and go on to what one process learns. A loss
+    that is not finite in the second process alone: it says so, and both end."""
+    values = {"image_tokenizer": str(tiny_tokenizer_folder), "run": {**SMALL["run"], "steps": 4}}
+    one, words, broken = (written(tmp_path / f"{name}.yaml", **values) for name in ("one", "two", "broken"))
+    sharded = [*words, "--run.parallel", "fsdp"]
+    prepare, loss = GeneratorTrainee.prepare, GeneratorTrainee.loss
+
+    def and_stop(self: GeneratorTrainee, records: Any, step: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(self, records, step)
+
+    def not_finite(self: GeneratorTrainee, forward: Any, data: Any, totals: torch.Tensor, last: bool) -> Any:
+        value, sums = loss(self, forward, data, totals, last)
+        return value * math.nan, sums
+
+    def changed(name: str, change: Any, work: Work) -> Work:
+        def changed_in_the_second(rank: int) -> int:
+            with pytest.MonkeyPatch.context() as patch:
+                if rank == 1:
+                    patch.setattr(GeneratorTrainee, name, change)
+                return int(work(rank))
+
+        return changed_in_the_second
+
+    assert main(one) == 0
+    capfd.readouterr()
+    codes = pair(
+        changed("prepare", and_stop, ends_with(143, lambda rank: sharded)),
+        lambda rank: 0 if len(all_checkpoints(tmp_path / "two" / "checkpoints")) == 1 else 91,
+        ends_with(0, lambda rank: [*sharded, "--resume"]),
+        changed("loss", not_finite, ends_with(2, lambda rank: broken)),
+    )
+    said = capfd.readouterr().err
+    assert codes == [0, 0], said
+    assert said.count("stopped by a signal after step 2 of 4, saved in") == 1
+    assert (
+        said.count("error: step 1: the loss is nan; the weights are still those of step 0") == said.count("error:") == 1
+    )
+    alike(tmp_path / "one", tmp_path / "two", 1e-5, 1e-5)
