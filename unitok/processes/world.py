@@ -9,6 +9,7 @@ others go on.
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from tokenizers_vq.errors import UserError
 
@@ -184,11 +186,9 @@ def join(
         if gpus:  # torch's flight recorder: where a collective hangs, each process writes what the last ones were
             os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
             os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=timeout_minutes))
-        if dist.get_world_size() != size:
-            raise UserError(
-                f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
-            )
+        backend, timeout = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(minutes=timeout_minutes)
+        store = _keys_of_a_meeting(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         world.device = world.together(partial(_device, device, local_rank, refusal))
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
@@ -211,6 +211,21 @@ def join(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_STORES: dict[tuple[str | None, str | None], tuple[dist.Store, Iterator[int]]] = {}
+"""Address -> where the processes find each other, and the numbers of their meetings."""
+
+
+def _keys_of_a_meeting(timeout: timedelta) -> dist.Store:
+    """Where the processes leave their addresses. They meet several times, as in stages, so the store is kept, and each
+    meeting has keys of its own: who comes early would take those of the last one for new."""
+    place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if place not in _STORES:
+        _STORES[place] = next(rendezvous("env://", timeout=timeout))[0], itertools.count()
+    store, numbers = _STORES[place]
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"meeting {next(numbers)}", store)
 
 
 def _device(device: str, local_rank: int, refusal: UserError | None) -> torch.device:
