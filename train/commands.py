@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
@@ -247,7 +247,7 @@ def train_generator(
             drawn = world.together(lambda: SampleSettings.of(own, SampleSettings.given(sampling)))
             images = start.image_tokenizer
         else:
-            network = begun.language.trunk if isinstance(begun, LanguageStart) else trunk
+            network = begun.language.trunk if isinstance(begun, LanguageStart) else cast("TrunkConfig", trunk)
             images = world.together(lambda: load_tokenizer(_given(image_tokenizer), image_size=image_size))
         if begun is not None:
             settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
