@@ -228,11 +228,11 @@ def train_generator(
     from unitok.processes.world import join
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
-    from .described import described
     from .folder import RunFolder
     from .generator import GeneratorTrainee
     from .log import print_parameters, print_result
     from .loop import train
+    from .tuning.described import described
 
     folder = RunFolder(out, resume)
     with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
