@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from tokenizers_vq.config import config_to_dict
 from tokenizers_vq.config_base import TokenizerConfig
 from tokenizers_vq.errors import Problems, UserError
 from tokenizers_vq.losses.adversarial_config import AdversarialConfig
 from tokenizers_vq.losses.config import LossConfig
-from unitok.config import CODES, ModelConfig, ObjectiveSettings, PortConfig, TasksConfig, TrunkConfig
+from unitok.config import ObjectiveSettings, TasksConfig, TrunkConfig
 from unitok.data.records import CaptionsWanted
+from unitok.processes import refused_together
 from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings, SampleSettings
 from unitok.trunk.hf import HFTrunk
@@ -26,7 +27,7 @@ from .tuning.start import (
     LanguageStart,
     ReaderStart,
     Start,
-    check_reader,
+    begin_from,
     check_start,
     check_tokenizer_start,
     given_patterns,
@@ -80,14 +81,14 @@ def train_tokenizer(
         unitok train tokenizer --data shapes --val_data shapes@val --preset shapes --out runs/tokenizer
     """
     settings = _settings(locals()) | {"tokenizer": config_to_dict(tokenizer)}
-    patterns = given_patterns(trainable, init)
-    if init is not None:
-        check_tokenizer_start(tokenizer)
+    with refused_together():
+        patterns = given_patterns(trainable, init)
+        if init is not None:
+            check_tokenizer_start(tokenizer)
     if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["adversarial"]
     if losses.perceptual is None:
         settings["losses"] = {name: value for name, value in settings["losses"].items() if "perceptual" not in name}
-    from tokenizers_vq.base import load_tokenizer
     from unitok.data.open import open_data
     from unitok.device import check_memory
     from unitok.processes.world import join
@@ -95,14 +96,13 @@ def train_tokenizer(
     from .folder import RunFolder
     from .log import print_parameters, print_result
     from .loop import train
-    from .tokenizer import TokenizerTrainee, parameters_of
+    from .tokenizer import TokenizerTrainee, parameters_of, tokenizer_to_train
 
     folder = RunFolder(out, resume)
     with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         pictures = world.from_main(lambda: run.micro_batch_for(world.size))
-        start = world.together(lambda: load_tokenizer(init)) if init is not None else None
+        start = world.together(lambda: tokenizer_to_train(init)) if init is not None else None
         if start is not None:
-            start.check_pixels()
             tokenizer = start.config
             settings |= {"init": start.fingerprint(), "tokenizer": config_to_dict(tokenizer), "trainable": patterns}
         captions: CaptionsWanted = "optional" if tokenizer.text_tower else False
@@ -110,10 +110,14 @@ def train_tokenizer(
             lambda: [open_data(one, tokenizer.size, captions=captions) if one else None for one in (data, val_data)]
         )
         height, width = tokenizer.size
-        check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
-        trainee = TokenizerTrainee(
-            tokenizer, losses, adversarial, augment, _given(dataset), validation, run, world, start, patterns
-        )
+
+        def built() -> TokenizerTrainee:
+            check_memory(parameters_of(tokenizer), pictures * 3 * height * width, "a tokenizer")
+            return TokenizerTrainee(
+                tokenizer, losses, adversarial, augment, _given(dataset), validation, run, world, start, patterns
+            )
+
+        trainee = world.together(built)
         parts = [*trainee.tokenizer.named_children()]
         if trainee.adversarial is not None:
             parts += trainee.adversarial.named_children()
@@ -195,133 +199,97 @@ def train_generator(
     if stages is not None:
         return run_stages(train_generator, locals(), stages)
     settings = _settings(locals())
-    patterns = given_patterns(trainable, init, trunk, reader)
-    settings["trainable"] = patterns or None
     if lora.rank is None:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["lora"]
-    elif init is None:
-        raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
     if not code_vectors:
         del settings["code_vectors"]
     if reader.encoder is None:
         del settings["reader"]
-    from unitok.objectives import chosen_objective, get_objective, objective_class
+    with refused_together():
+        patterns = given_patterns(trainable, init, trunk, reader)
+        settings["trainable"] = patterns or None
+        if init is not None:
+            check_start(settings)
+            drawn = SampleSettings(**SampleSettings.given(sampling))
+        elif lora.rank is not None:
+            raise UserError("lora.rank tunes a model that has learned: give its folder with --init")
+        elif image_tokenizer is None:
+            raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
+        else:
+            from unitok.objectives import chosen_objective
 
-    if init is None and image_tokenizer is None:
-        raise UserError("a generator draws codes of an image tokenizer: give its folder with --image_tokenizer")
-    if init is None:
-        kind = chosen_objective(objective)
-        objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
-    else:
-        check_start(settings)
-        drawn = SampleSettings(**SampleSettings.given(sampling))
+            kind = chosen_objective(objective)
+            objective_settings, drawn = kind.settled(objective_settings), kind.drawn(sampling)
     from tokenizers_vq.base import load_tokenizer
-    from unitok.boxes import LOCATION, SPANS, WAVES
     from unitok.data.mixture import slots_of
     from unitok.data.open import open_data
     from unitok.device import check_memory
+    from unitok.objectives import objective_class
     from unitok.processes.world import join
-    from unitok.sample.masks import check_places
-    from unitok.tasks import TASKS, modalities_of, way
-    from unitok.vocabulary import Vocabulary
 
     from .data import open_sources, text_fingerprint, text_tokenizer_for
     from .folder import RunFolder
     from .generator import GeneratorTrainee
     from .log import print_parameters, print_result
     from .loop import train
+    from .tuning.described import described
 
     folder = RunFolder(out, resume)
     with join(run.device, run.threads, run.timeout_minutes) as world, folder.held(world):
         world.from_main(lambda: run.micro_batch_for(world.size))  # said before anything is read, and once
-        start = None
-        begun: Start | LanguageStart | None = None
+        begun = world.together(lambda: begin_from(init, trunk, patterns, lora, reader))
+        start = begun.model if isinstance(begun, Start) else None
         network: TrunkConfig | HFTrunk | PublishedTrunk
-        if init is not None:
-            begun = world.together(lambda: Start.of(init, patterns, lora))
-            start = begun.model
-            network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
-            if network.state_width:
-                world.together(start.caption_states.encoder)
-            objective_settings = settled(objective_settings, objective_class(objective), network)
-            drawn = SampleSettings.of(start.config, SampleSettings.given(sampling))
-        elif isinstance(trunk, str):
-            begun = world.together(lambda: LanguageStart.of(trunk, patterns))
-            network = begun.language.trunk
-        else:
-            network = trunk
-        check_reader(reader, begun if isinstance(begun, Start) else None, lora)
-        if begun is not None:
-            settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
         if start is not None:
+            network, objective, text_length = start.config.trunk, start.config.objective, start.config.text_length
+            own, given = start.config, objective_settings
+            objective_settings = world.together(lambda: settled(given, objective_class(objective), own.trunk))
+            drawn = world.together(lambda: SampleSettings.of(own, SampleSettings.given(sampling)))
             images = start.image_tokenizer
         else:
+            network = begun.language.trunk if isinstance(begun, LanguageStart) else cast("TrunkConfig", trunk)
             images = world.together(lambda: load_tokenizer(_given(image_tokenizer), image_size=image_size))
+        if begun is not None:
+            settings |= {"init": begun.fingerprint, "trunk": _as_plain(network), "objective": objective}
         settings |= {"objective_settings": _as_plain(objective_settings), "sampling": _as_plain(drawn)}
+        if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
+            drawn = dataclasses.replace(drawn, guidance=1.0)
         dataset = world.together(lambda: open_sources(data, tasks, images.image_size))
-        wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
         validation = world.together(
             lambda: [open_data(one, images.image_size, captions="optional") for one in _listed(val_data)]
         )
-        fingerprint = images.fingerprint()
-        if start is not None:
-            texts, vocabulary, ports = start.text_tokenizer, start.vocabulary, dict(start.config.ports)
-        else:
-            own = begun.language.texts if isinstance(begun, LanguageStart) and text_tokenizer is None else None
-            texts = own or world.from_main(
-                lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
-            )
-            ports = get_objective(objective, images).ports(images.layout)
-            if code_vectors:
-                ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
-            vocabulary = Vocabulary.of(texts.size, images.codebook_size)
-        if way("inpaint", wanted) is not None:
-            check_places(images)
-        used = modalities_of(wanted)
-        spans = {name: size for modality, own in SPANS.items() if modality in used for name, size in own.items()}
-        for name, size in spans.items():
-            if name == LOCATION and name not in vocabulary:
-                ports[name] = PortConfig("waves", WAVES)
-            vocabulary = vocabulary if name in vocabulary else vocabulary.grown(name, size)
-        before = set() if start is None else set(start.config.tasks)
-        if network.captions != TrunkConfig.captions and not wanted <= before:
-            raise UserError(
-                f"a model whose captions are no texts learns {', '.join(sorted(before))} alone: set the shares of "
-                f"{', '.join(sorted(wanted - before))} to 0, as in --tasks.{min(wanted - before)}.share 0"
-            )
-        if tasks.caption_dropout == 0 and start is None:  # an empty caption means nothing to a model that never saw one
-            drawn = dataclasses.replace(drawn, guidance=1.0)
-        beginning: Beginning | None = begun
+        texts = start.text_tokenizer if start is not None else None
+        if isinstance(begun, LanguageStart) and text_tokenizer is None:
+            texts = begun.language.texts
+        texts = texts or world.from_main(
+            lambda: text_tokenizer_for(dataset, text_tokenizer, text_vocabulary, folder.newest, run)
+        )
         seen = None if start is None else start.config.reader
+        beginning: Beginning | None = begun
         if reader.encoder is not None:
-            seen, beginning = ReaderStart.of(reader, images, begun, patterns)
+            seen, beginning = world.together(lambda: ReaderStart.of(reader, images, begun, patterns))
             settings |= {"reader": seen.to_json(), "encoder": beginning.encoder.fingerprint()}
-        config = ModelConfig(
-            network,
-            objective,
-            vocabulary.spans,
-            text_length,
-            fingerprint,
-            ports,
-            tuple(task for task in TASKS if task in wanted | before),
-            dataclasses.asdict(drawn),
-            seen,
-            None if start is None else start.config.text_encoder,
-        )
-        if not isinstance(network, PublishedTrunk):
-            counts = network.parameters(vocabulary.size, sum(port.vectors for port in config.ports.values()))
-            del counts["total"]
-        else:
-            counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
-        print_parameters(counts, world.is_main)
-        scored = sum(network.sub_tokens) or dict(vocabulary.spans)["image"]
-        logits = run.micro_batch_for(world.size) * images.layout.length * scored
-        check_memory(sum(counts.values()), logits, "a generator")
         # What the paths stand for decides whether a run can be resumed, not the paths.
-        settings |= {"image_tokenizer": fingerprint, "text_tokenizer": text_fingerprint(texts)}
-        trainee = GeneratorTrainee(
-            config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
-        )
+        settings |= {"image_tokenizer": images.fingerprint(), "text_tokenizer": text_fingerprint(texts)}
+
+        def built() -> GeneratorTrainee:
+            wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
+            config = described(start, network, objective, images, texts, wanted, drawn, text_length, code_vectors, seen)
+            if isinstance(network, PublishedTrunk):
+                counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
+            else:
+                ids, vectors = dict(config.vocabulary), sum(port.vectors for port in config.ports.values())
+                counts = network.parameters(sum(ids.values()), vectors)
+                del counts["total"]
+            print_parameters(counts, world.is_main)
+            scored = sum(network.sub_tokens) or dict(config.vocabulary)["image"]
+            logits = run.micro_batch_for(world.size) * images.layout.length * scored
+            check_memory(sum(counts.values()), logits, "a generator")
+            return GeneratorTrainee(
+                config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
+            )
+
+        trainee = world.together(built)
         start = begun = beginning = None  # its weights have been taken over, and need not be held twice
         facts = train(trainee, dataset, folder, settings, optim, run, world)
         if world.is_main:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -152,12 +153,14 @@ class GeneratorTrainee:
             "losses": sums.detach(),
             "counts": data.counts,
             "tokens": torch.tensor(float(data.tokens)),
+            "places": torch.tensor(float(data.places)),
             "pictures": torch.tensor(float(data.pictures)),
         }
 
     def summarise(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         numbers = self._means(sums)
-        return {**numbers, "images/s": float(sums["pictures"]), "tokens/s": float(sums["tokens"])}
+        numbers |= {"images/s": float(sums["pictures"]), "tokens/s": float(sums["tokens"])}
+        return {**numbers, "padding": 1 - float(sums["tokens"] / sums["places"])}
 
     def _means(self, sums: dict[str, torch.Tensor]) -> dict[str, float]:
         rows = zip(self.parts, sums["losses"].tolist(), sums["counts"].tolist(), strict=True)
@@ -217,7 +220,7 @@ class GeneratorTrainee:
         for task, records in self._examined.items():
             mine = records[: max(1, pictures)][self._world.rank :: self._world.size]
             with self._drawing():
-                written = perform(self.unitok, task, mine, precision=self._precision)
+                written = self._world.together(partial(perform, self.unitok, task, mine, precision=self._precision))
             verdicts = [judge(task, record, value) for record, value in zip(mine, written, strict=True)]
             known = [verdict for verdict in verdicts if verdict is not None]
             found[task] = torch.tensor([sum(known), len(known)], dtype=torch.double)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -198,15 +199,24 @@ def plot_losses(log: Path, path: Path) -> None:
 
 
 class Speed:
-    """Seconds of training since the last question, pauses left out."""
+    """Seconds of training since the last question, pauses left out, and how many of them this process waited."""
 
     def __init__(self) -> None:
         self._since = time.perf_counter()
+        self.waited = 0.0
 
     def lap(self) -> float:
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
+        self.waited = 0.0
         return max(seconds, 1e-9)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what stands still until the other processes have come."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
 
     def pause(self) -> _Pause:
         return _Pause(self)

@@ -10,7 +10,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenizers_vq.errors import UserError
 from unitok.data.loader import BadPictures, make_loader
-from unitok.data.records import RecordBatch, RecordDataset
+from unitok.data.records import RecordDataset
 from unitok.device import autocast, keep_freed_memory, return_freed_memory
 from unitok.processes.world import World
 from unitok.seeding import fold
 
+from .before_step import agree, load_step
 from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about
 from .config import OptimConfig, RunConfig
 from .folder import DATA, RunFolder, environment, flatten
@@ -35,7 +34,7 @@ from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, 
 from .parallel.choice import spread
 from .parallel.replicas import Replicas
 from .signals import StopRequest
-from .trainee import MicroBatch, Trainee
+from .trainee import Trainee
 
 RETURN_EVERY = 100
 """Steps on a CPU between two returns of freed memory, which cost a fraction of a step each."""
@@ -102,9 +101,9 @@ def train(
     if run.compile:
         parallel.compile()
     parallel.start()
-    bad = BadPictures(len(dataset), run.max_bad, dataset.left_out)
+    bad = world.together(lambda: BadPictures(len(dataset), run.max_bad, dataset.left_out))
     bad.reasons.update(unreadable)
-    guard = Guard(state.optimizers, late=world.device.type == "cuda" and isinstance(parallel, Replicas))
+    guard = Guard(state.optimizers, world, late=world.device.type == "cuda" and isinstance(parallel, Replicas))
 
     world.wait()  # nobody writes before everybody has looked
     started = time.perf_counter()
@@ -163,8 +162,8 @@ def train(
             # load
             if not model.training:
                 learners.train()
-            micros, error = _load(trainee, batches, bad, micro_batches, step)
-            totals, stopping, usable = _agree(trainee, micros, error, stop, world)
+            micros, error = load_step(trainee, batches, bad, micro_batches, step)
+            totals, stopping, usable = agree(trainee, micros, error, stop, world, speed)
             if stopping:
                 if newest is None or newest.name != checkpoint_name(step):
                     save_now()
@@ -178,14 +177,17 @@ def train(
             else:
                 # loss, backward
                 losses = []
-                for index, micro in enumerate(micros):
-                    last = index == len(micros) - 1
+                passes = micro_batches if parallel.in_step else len(micros)
+                for index in range(passes):
+                    last, counts = index == passes - 1, index < len(micros)
+                    micro = micros[index if counts else 0]  # one without a readable picture: a pass that counts nothing
                     with parallel.exchanging(last), autocast(world.device, run.precision):
                         loss, sums = trainee.loss(parallel.forward, micro.data, totals, last)
                         # Gradients are averaged over processes; the loss is a share of the whole step's.
-                        (loss * world.size).backward()
-                    losses.append(loss.detach())
-                    _add(state.sums, sums)
+                        (loss * (world.size if counts else 0)).backward()
+                    if counts:
+                        losses.append(loss.detach())
+                        _add(state.sums, sums)
                 # guard, clip
                 longest = optim.clip or float("inf")
                 norm = parallel.clip(weights, longest)
@@ -261,46 +263,6 @@ def recompute_activations(model: nn.Module) -> None:
             module.checkpointing = True  # type: ignore[assignment]
 
 
-def _load(
-    trainee: Trainee, batches: Iterator[RecordBatch], bad: BadPictures, micro_batches: int, step: int
-) -> tuple[list[MicroBatch], UserError | None]:
-    """This process's share of the step, and what keeps it from having one; micro-batches without a readable picture are
-    left out."""
-    micros = []
-    try:
-        for _ in range(micro_batches):
-            records = next(batches)
-            bad.note(records.problems)
-            if records.names:
-                micros.append(trainee.prepare(records, step))
-    except UserError as error:
-        return [], error
-    return micros, None
-
-
-def _agree(
-    trainee: Trainee, micros: list[MicroBatch], error: UserError | None, stop: StopRequest, world: World
-) -> tuple[torch.Tensor, int, bool]:
-    """What all processes must know before a step: (totals of the loss's parts, signal to stop or 0, step is usable).
-
-    Raises:
-        UserError: the error of the first process that has one; all others leave with the same exit code.
-    """
-    counts = torch.stack([micro.counts for micro in micros]).sum(0) if micros else torch.zeros(len(trainee.parts))
-    one_hot = torch.zeros(65)
-    one_hot[stop.signal or 0] = 1
-    failed = torch.zeros(world.size)
-    failed[world.rank] = float(error is not None)
-    mine = torch.cat([counts.double(), one_hot.double(), torch.tensor([float(not micros)], dtype=torch.double), failed])
-    counts, one_hot, without, failed = world.sum(mine).split([len(trainee.parts), 65, 1, world.size])
-    if failed.any():
-        if error is not None and not failed[: world.rank].any():
-            raise error
-        raise SystemExit(2)
-    totals = counts.clamp(min=1).float()
-    return totals.to(world.device, non_blocking=True), int(one_hot.nonzero().max()), bool(without == 0)
-
-
 def _union(met: list[dict[int, tuple[str, str]]]) -> dict[str, tuple[str, str]]:
     """The unreadable pictures that the processes have met, by number, for JSON."""
     return {str(index): reason for index, reason in sorted({k: v for part in met for k, v in part.items()}.items())}
@@ -321,14 +283,17 @@ def _interval(trainee: Trainee, state: TrainState, world: World, speed: Speed) -
     """The numbers since the last log entry; starts the next interval."""
     if not state.sums:
         return {}
-    sums = world.sum_all(state.sums)
-    state.sums.clear()
+    waited = speed.waited  # a time, which does not go into checkpoints
     seconds = speed.lap()
+    sums = world.sum_all({**state.sums, "waited": torch.tensor(waited / seconds / world.size)})
+    state.sums.clear()
     steps = sums["step.count"]
     numbers = {"loss": float(sums["step.loss"] / steps)}
     for name, value in trainee.summarise(sums).items():
         numbers[name] = value / seconds if name.endswith("/s") else value
     numbers["grad_norm"] = float(sums["step.grad_norm"] / steps)
+    if world.size > 1:
+        numbers["waiting"] = float(sums["waited"])
     return numbers
 
 

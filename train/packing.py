@@ -29,6 +29,8 @@ class TaskBatch:
     """(tasks,) float64, stays on the CPU: targets per task."""
     tokens: int
     """Positions that are no padding."""
+    places: int
+    """Positions with the padding."""
     pictures: int
 
     def to(self, device: torch.device) -> TaskBatch:
@@ -36,7 +38,7 @@ class TaskBatch:
             return self
         # Only pinned memory travels without making the CPU wait for the GPU.
         batch = self.batch.map(torch.Tensor.pin_memory).to(device)
-        return TaskBatch(batch, self.counts, self.tokens, self.pictures)
+        return TaskBatch(batch, self.counts, self.tokens, self.places, self.pictures)
 
 
 @dataclass
@@ -82,6 +84,7 @@ class Packer:
             batch=batch,
             counts=torch.bincount(batch.tasks, minlength=len(TASKS)).double(),
             tokens=int((batch.documents >= 0).sum()),
+            places=batch.documents.numel(),
             pictures=len(records.names),
         )
 

@@ -64,11 +64,11 @@ class Validation:
         self._batches: list[RecordBatch] | None = None
 
     def batches(self, pictures: int) -> list[RecordBatch]:
-        """This process's share of the first `pictures` records."""
+        """This process's share of the first `pictures` records. All processes come here."""
         if pictures < self._pictures:
-            return self._read(pictures)
+            return self._world.together(lambda: self._read(pictures))
         if self._batches is None:
-            self._batches = self._read(self._pictures)
+            self._batches = self._world.together(lambda: self._read(self._pictures))
         return self._batches
 
     def _read(self, pictures: int) -> list[RecordBatch]:

@@ -67,6 +67,13 @@ def parameters_of(config: TokenizerConfig) -> int:
     return sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
 
 
+def tokenizer_to_train(folder: Path) -> ImageTokenizer:
+    """The tokenizer of --init. Raises UserError: it cannot be read, or has no pixels to learn from."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.check_pixels()
+    return tokenizer
+
+
 class TokenizerTrainee:
     """What the engine needs to train a tokenizer. Every part of the loss is a mean over pictures of equal size."""
 

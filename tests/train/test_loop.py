@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(
     from unitok.train import loop
 
     guard = loop.Guard
-    monkeypatch.setattr(loop, "Guard", lambda optimizer, late: guard(optimizer, late=wanted))
+    monkeypatch.setattr(loop, "Guard", lambda optimizers, world, late: guard(optimizers, world, late=wanted))
     wanted = late
     good = run_toy(tmp_path / "good", steps=20)
     place = next(i for i, name in enumerate(good.toy.seen) if name.startswith("3:"))

@@ -203,6 +203,8 @@ def test_shards_divide_what_is_kept_and_cost_traffic() -> None:
     ddp, fsdp = sums.ways(2, 8)
     assert sums.traffic(counts, ddp, 2, 4) == (0, 4 * counts.learned)  # half of a sum of float32, twice
     assert sums.traffic(counts, fsdp, 2, 2)[0] == 2 * sums.traffic(counts, fsdp, 2, 1)[0]
+    once, twice = (sums.traffic(counts, sums.ways(64, 8)[2], 2, micro_batches) for micro_batches in (1, 2))
+    assert twice == (2 * once[0], once[1]), "between groups gradients travel once a step"
 
 
 def test_time_follows_the_slower_link() -> None:

@@ -130,19 +130,26 @@ def test_muon_and_groups_of_shards(tmp_path: Path, tiny_tokenizer_folder: Path) 
 def test_four_processes_train_as_one(
     tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With whole copies; in two groups of two, each with a copy in shards."""
+    """With whole copies; in two groups of two, each with a copy in shards, in micro-batches. What the groups saved is
+    opened by two processes, and what those saved by one."""
 
     def run(way: str, *more: str) -> list[str]:
-        return unmeasured(tmp_path / way, tiny_tokenizer_folder, "--run.steps", "2", *more)
+        return unmeasured(tmp_path / way, tiny_tokenizer_folder, "--run.steps", "3", "--run.save_every", "1", *more)
 
     assert main(run("one")) == 0
-    groups = run("fsdp", "--run.parallel", "fsdp", "--run.shard_within", "2")
+    groups = run("fsdp", "--run.parallel", "fsdp", "--run.shard_within", "2", "--run.micro_batch", "1")
     codes = several(4, lambda rank: main(run("ddp")), lambda rank: main(groups))
     said = capfd.readouterr().err
     assert codes == [0, 0, 0, 0], said
     for way in ("ddp", "fsdp"):
         assert said.count(f"training on 4 x cpu, {way}") == 1
-        assert_equal_runs(tmp_path / "one", tmp_path / way, 2, val=False)
+        assert_equal_runs(tmp_path / "one", tmp_path / way, 3, val=False)
+    resumed_at(tmp_path / "fsdp", tmp_path / "two", 1)
+    assert pair(lambda rank: main(run("two", "--run.parallel", "fsdp", "--resume"))) == [0, 0]
+    resumed_at(tmp_path / "two", tmp_path / "last", 2)
+    assert main(run("last", "--resume")) == 0
+    for way in ("two", "last"):
+        assert_equal_runs(tmp_path / "one", tmp_path / way, 3, val=False)
     newest = all_checkpoints(tmp_path / "fsdp" / "checkpoints")[-1]
     written = [load_file(path) for path in (newest / "model").iterdir()]
     held = sum(weight.numel() for shard in written for weight in shard.values())

@@ -21,6 +21,9 @@ from ..trainee import Trainee
 class Replicas:
     """What the engine needs of a model that every process holds. `Shards` answers the same."""
 
+    in_step = False
+    """Whether every micro-batch is a pass of all processes."""
+
     def __init__(self, trainee: Trainee, world: World) -> None:
         self.model = trainee.model
         """What optimizers, averages and checkpoints see."""

@@ -13,13 +13,13 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tokenizers_vq.errors import UserError
 from unitok.device import autocast
@@ -41,6 +41,7 @@ class Shards:
     """
 
     name = "fsdp"
+    in_step = True
 
     def __init__(self, trainee: Trainee, run: RunConfig, world: World) -> None:
         if not trainee.blocks:
@@ -76,7 +77,9 @@ class Shards:
         return self.model
 
     def exchanging(self, last: bool) -> AbstractContextManager[object]:
-        """Gradients travel in every micro-batch: put off, they would be held whole, as large as the whole model."""
+        """Gradients travel within a group in every micro-batch: put off, they would be held whole, as large as the
+        whole model. Between groups they travel once a step."""
+        cast("FSDPModule", self.model).set_requires_all_reduce(last)
         return nullcontext()
 
     def clip(self, weights: list[nn.Parameter], longest: float) -> torch.Tensor:

@@ -127,7 +127,7 @@ def traffic(counts: Counts, way: Way, item: int, micro_batches: int) -> tuple[fl
         return 0.0, copies * 4 * counts.learned
     gathers = 2.0 * item * (counts.blocks + counts.still) + 4.0 * counts.outside  # of blocks forward and backward
     inside = ring * micro_batches * (gathers + 4.0 * counts.learned)
-    return inside, copies * micro_batches * 4 * counts.learned / way.shared
+    return inside, copies * 4 * counts.learned / way.shared  # between copies once a step
 
 
 def sending(counts: Counts, way: Way, item: int, micro_batches: int, links: Links) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from tokenizers_vq.errors import Problems, UserError, shown
 from tokenizers_vq.storage.files import is_ours_alone
 from tokenizers_vq.storage.schema import read_value
 from unitok.config import ObjectiveSettings, TasksConfig, small
+from unitok.processes import refused_together
 from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings
 from unitok.tuning.config import LoraConfig, as_patterns
@@ -65,10 +66,11 @@ def run_stages(train: Callable[..., None], common: Arguments, stages: list[dict[
         UserError: a folder that holds other things; a stage that cannot be run, before the first one is.
     """
     out: Path = common["out"]
-    plan = planned(common, stages)
-    _check_folder(out, plan[0]["out"], common["resume"])
-    if len(plan) > 1:
-        _check_ahead(plan)
+    with refused_together():
+        plan = planned(common, stages)
+        _check_folder(out, plan[0]["out"], common["resume"])
+        if len(plan) > 1:
+            _check_ahead(plan)
     from ..folder import RunFolder
     from ..log import log_stage
 

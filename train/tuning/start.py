@@ -149,6 +149,23 @@ def _ids_are_known(model: UniTok) -> bool:
 Beginning = Start | LanguageStart | ReaderStart
 
 
+def begin_from(
+    init: Path | None, trunk: object, trainable: list[str], lora: LoraConfig, reader: ReaderSettings
+) -> Start | LanguageStart | None:
+    """What --init or --trunk hf:NAME names, read; None where all of the model is fresh.
+
+    Raises:
+        UserError: it cannot be read, or does not go with `reader`.
+    """
+    if init is None:
+        return LanguageStart.of(trunk, trainable) if isinstance(trunk, str) else None
+    start = Start.of(init, trainable, lora)
+    check_reader(reader, start, lora)
+    if start.model.config.trunk.state_width:
+        start.model.caption_states.encoder()
+    return start
+
+
 def thaw(model: UniTok, patterns: Sequence[str]) -> None:
     """Lets the weights of an encoder of pictures learn that patterns name, by its own name: no wider one means them."""
     for name, weight in model.named_parameters():
@@ -156,9 +173,9 @@ def thaw(model: UniTok, patterns: Sequence[str]) -> None:
         weight.requires_grad_(weight.requires_grad or any(fnmatchcase(name, pattern) for pattern in named))
 
 
-def check_reader(reader: ReaderSettings, start: Start | None, lora: LoraConfig) -> None:
+def check_reader(reader: ReaderSettings, start: Start, lora: LoraConfig) -> None:
     """Raises UserError for a reader that a model which is started from cannot get."""
-    if reader.encoder is None or start is None:
+    if reader.encoder is None:
         return
     if start.model.reader is not None:
         raise UserError("--reader.encoder: the model in --init has a reader already, which is kept: leave it out")

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -122,18 +122,13 @@ def run(name: str, words: Sequence[str]) -> None:
     from tokenizers_vq.storage.digests import unverified
 
     from ..lock import only_writer
-    from ..processes import can_meet, places
+    from ..processes import refused_together
     from .arguments import parse
 
     command = COMMANDS[name]
     rest = [word for word in words if word not in ("--no_verify", "--no-verify")]
-    try:
+    with refused_together() if command.meets else nullcontext():
         function, values = parse(name, command, rest)
-    except UserError:
-        # All processes have been given the same words, and the first one says what is wrong with them.
-        if command.meets and places()[0] > 0 and can_meet() and "--config" not in rest:
-            raise SystemExit(2) from None
-        raise
     with ExitStack() as stack:
         if len(rest) < len(words):
             stack.enter_context(unverified())

@@ -9,16 +9,20 @@ others go on.
 
 from __future__ import annotations
 
+import itertools
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from tokenizers_vq.errors import UserError
 
@@ -152,6 +156,7 @@ def join(
     timeout_minutes: float = 60,
     again: str = RESUME,
     slow: str = SLOW,
+    refusal: UserError | None = None,
 ) -> Iterator[World]:
     """Enters the run: sets up the process group that torchrun announces in the environment, and takes it down.
 
@@ -160,6 +165,7 @@ def join(
         threads: that torch computes with on a CPU.
         timeout_minutes: how long a process waits for the others.
         again, slow: what to do where one was lost, and what else where they took longer.
+        refusal: what this process has found wrong before. It is said once, and all leave.
 
     Raises:
         UserError: a process waited `timeout_minutes` for the others, or lost one; the message names both sides. Or
@@ -177,12 +183,13 @@ def join(
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
     try:
         gpus = device != "cpu" and torch.cuda.is_available()
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(minutes=timeout_minutes))
-        if dist.get_world_size() != size:
-            raise UserError(
-                f"torchrun announced WORLD_SIZE {size}, but {dist.get_world_size()} processes met: start again"
-            )
-        world.device = world.together(lambda: pick_device(device, local_rank))
+        if gpus:  # torch's flight recorder: where a collective hangs, each process writes what the last ones were
+            os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+            os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        backend, timeout = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(minutes=timeout_minutes)
+        store = _keys_of_a_meeting(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        world.device = world.together(partial(_device, device, local_rank, refusal))
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
         yield world
@@ -204,6 +211,33 @@ def join(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+_STORES: dict[tuple[str | None, str | None], tuple[dist.Store, Iterator[int]]] = {}
+"""Address -> where the processes find each other, and the numbers of their meetings."""
+
+
+def _keys_of_a_meeting(timeout: timedelta) -> dist.Store:
+    """Where the processes leave their addresses. They meet several times, as in stages, so the store is kept, and each
+    meeting has keys of its own: who comes early would take those of the last one for new."""
+    place = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if place not in _STORES:
+        _STORES[place] = next(rendezvous("env://", timeout=timeout))[0], itertools.count()
+    store, numbers = _STORES[place]
+    store.set_timeout(timeout)
+    return dist.PrefixStore(f"meeting {next(numbers)}", store)
+
+
+def _device(device: str, local_rank: int, refusal: UserError | None) -> torch.device:
+    if refusal is not None:
+        raise refusal
+    return pick_device(device, local_rank)
+
+
+def leave_together(refusal: UserError) -> None:
+    """Meets the others, who come here too or to `join`, to say once what is wrong. Does not return."""
+    with join(refusal=refusal):
+        pass
 
 
 @contextmanager

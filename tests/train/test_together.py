@@ -1,0 +1,188 @@
+"""What several processes do as one: say once what is wrong, and train the same model in shards, whatever it is made of.
+
+The processes are forked, and do several things one after another: torch is imported once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from language_models import save
+from processes import Work, pair
+from safetensors.torch import load_file
+
+from tokenizers_vq.images import save_png
+from unitok.cli.main import main
+from unitok.train.checkpoint import all_checkpoints
+from unitok.train.generator import GeneratorTrainee
+from unitok.train.log import read_log
+from unitok.train.parallel import shards  # noqa: F401 (before the processes are forked)
+
+SMALL: dict[str, Any] = {
+    "data": "shapes",
+    "trunk": {"width": 32, "depth": 2, "heads": 2},
+    "text_vocabulary": 300,
+    "optim": {"lr": 2e-3, "warmup_steps": 2},
+    "run": {"steps": 2, "batch_size": 8, "log_every": 1, "device": "cpu", "precision": "fp32", "threads": 1},
+}
+GENERATOR = ["train", "generator", "--config"]
+
+
+def written(path: Path, **values: Any) -> list[str]:
+    """The words of a run, from a file."""
+    path.write_text(yaml.safe_dump({**SMALL, "out": str(path.with_suffix("")), **values}))
+    return [*GENERATOR, str(path)]
+
+
+def ends_with(expected: int, words: Callable[[int], list[str]]) -> Work:
+    """A command that ends so in every process; the next one follows."""
+
+    def work(rank: int) -> int:
+        try:
+            code = main(words(rank))
+        except SystemExit as end:
+            code = int(str(end.code))
+        return 0 if code == expected else 90
+
+    return work
+
+
+@pytest.mark.timeout(300)
+def test_what_is_wrong_is_said_by_one_process(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = {"image_tokenizer": str(tiny_tokenizer_folder)}
+    tokenizer = ["train", "tokenizer", "--data", "shapes", "--preset", "debug", "--trainable", "decoder.*", "--out"]
+    cases: list[tuple[str, list[str]]] = [
+        ("stage 2 has an unknown key 'lr'", written(tmp_path / "a.yaml", **images, stages=[{}, {"lr": 3}])),
+        ("--trainable 'trnk.*' matches", written(tmp_path / "b.yaml", **images, stages=[{}, {"trainable": "trnk.*"}])),
+        ("lora.rank tunes a model that has learned", written(tmp_path / "c.yaml", **images, lora={"rank": 4})),
+        ("draws codes of an image tokenizer: give its folder", written(tmp_path / "d.yaml")),
+        ("model that has learned: give its folder", written(tmp_path / "e.yaml", **images, trainable="trunk.*")),
+        ("nowhere", written(tmp_path / "f.yaml", **images, reader={"encoder": f"hf:{tmp_path}/nowhere"})),
+        ("run.steps is 0: choose 1 or more", written(tmp_path / "g.yaml", run={"steps": 0})),
+        ("run.batch_size is 'x'", [*written(tmp_path / "h.yaml"), "--run.batch_size", "x"]),
+        ("part of a model that has learned", [*tokenizer, str(tmp_path / "j")]),
+    ]
+    (tmp_path / "other.yaml").write_text("no such: 1\n")
+    works = [ends_with(2, lambda rank, words=words: words) for _, words in cases]
+    good = written(tmp_path / "k.yaml", **images)
+    works.append(ends_with(2, lambda rank: [good, [*GENERATOR, str(tmp_path / "other.yaml")]][rank]))
+    cases.append(("no such", []))
+    capfd.readouterr()
+    codes = pair(*works, timeout=250)
+    said = capfd.readouterr().err
+    assert codes == [0, 0] and "Traceback" not in said, said
+    lines = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(lines) == len(cases), said
+    for line, (message, _) in zip(lines, cases, strict=True):
+        assert message in line
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()], "nothing is left behind"
+
+
+def alike(one: Path, other: Path, losses: float, weights: float) -> None:
+    """Two runs have the same losses, to a relative difference, and weights that differ by no more."""
+    mine, theirs = ([e["loss"] for e in read_log(out / "log.jsonl") if e["kind"] == "train"] for out in (one, other))
+    assert mine and mine == pytest.approx(theirs, rel=losses)
+    name = "model.safetensors" if (one / "model.safetensors").exists() else "adapter.safetensors"
+    a, b = (load_file(out / name) for out in (one, other))
+    assert a.keys() == b.keys()
+    assert max(float((a[name] - b[name]).abs().max()) for name in a) <= weights
+
+
+def leaves_out(folder: Path, number: int) -> str:
+    """Captioned pictures, of which every fifth is torn."""
+    folder.mkdir()
+    for index in range(number):
+        draw = torch.Generator().manual_seed(index)
+        save_png(folder / f"{index:02}.png", torch.randint(256, (3, 32, 32), generator=draw).to(torch.uint8))
+        (folder / f"{index:02}.txt").write_text(f"picture {index}")
+        if index % 5 == 0:
+            (folder / f"{index:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    return str(folder)
+
+
+@pytest.mark.timeout(300)
+def test_shards_of_whatever_a_model_is_made_of(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A language model that reads pictures, stages and a LoRA, bf16, micro-batches without a picture: two processes in
+    shards against one."""
+    images = {"image_tokenizer": str(tiny_tokenizer_folder)}
+    save("llama", tmp_path / "llama", tie_word_embeddings=False, max_position_embeddings=2048)
+    torn = {"data": leaves_out(tmp_path / "torn", 20), "objective": "masked_token"}
+    steps = SMALL["run"]
+    near = {"bf16-{}": (1e-3, 6e-3)}  # two steps of AdamW, if a gradient near zero points the other way
+    kinds: dict[str, dict[str, Any]] = {
+        "llama": {"trunk": f"hf:{tmp_path}/llama", "reader": {"encoder": "latents", "connector": "mlp"}},
+        "stages": {"stages": [{"run": {"steps": 1}}, {"lora": {"rank": 2}, "run": {"steps": 2}}]},
+        "bf16": {"run": {**steps, "precision": "bf16"}},
+        "torn": {**torn, "run": {**steps, "steps": 3, "micro_batch": 1, "max_bad": 0.5}},
+    }
+
+    def run(kind: str, processes: str, *more: str) -> list[str]:
+        return [*written(tmp_path / f"{kind}-{processes}.yaml", **images, **kinds[kind]), *more]
+
+    for kind in kinds:
+        assert main(run(kind, "one")) == 0
+    capfd.readouterr()
+    works = [ends_with(0, lambda rank, kind=kind: run(kind, "two", "--run.parallel", "fsdp")) for kind in kinds]
+    codes = pair(*works)
+    said = capfd.readouterr().err
+    assert codes == [0, 0] and said.count("training on 2 x cpu, fsdp") == 5, said
+    for place in ("llama-{}", "stages-{}/stage1", "stages-{}/stage2", "bf16-{}", "torn-{}"):
+        alike(*(tmp_path / place.format(processes) for processes in ("one", "two")), *near.get(place, (1e-5, 1e-5)))
+
+
+@pytest.mark.timeout(300)
+def test_a_signal_and_a_loss_of_one_process_concern_all(
+    tmp_path: Path, tiny_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM to the second process in its third step: both save together, and go on to what one process learns. A loss
+    that is not finite in the second process alone: it says so, and both end."""
+    values = {"image_tokenizer": str(tiny_tokenizer_folder), "run": {**SMALL["run"], "steps": 4}}
+    one, words, broken = (written(tmp_path / f"{name}.yaml", **values) for name in ("one", "two", "broken"))
+    sharded = [*words, "--run.parallel", "fsdp"]
+    prepare, loss = GeneratorTrainee.prepare, GeneratorTrainee.loss
+
+    def and_stop(self: GeneratorTrainee, records: Any, step: int) -> Any:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(self, records, step)
+
+    def not_finite(self: GeneratorTrainee, forward: Any, data: Any, totals: torch.Tensor, last: bool) -> Any:
+        value, sums = loss(self, forward, data, totals, last)
+        return value * math.nan, sums
+
+    def changed(name: str, change: Any, work: Work) -> Work:
+        def changed_in_the_second(rank: int) -> int:
+            with pytest.MonkeyPatch.context() as patch:
+                if rank == 1:
+                    patch.setattr(GeneratorTrainee, name, change)
+                return int(work(rank))
+
+        return changed_in_the_second
+
+    assert main(one) == 0
+    capfd.readouterr()
+    codes = pair(
+        changed("prepare", and_stop, ends_with(143, lambda rank: sharded)),
+        lambda rank: 0 if len(all_checkpoints(tmp_path / "two" / "checkpoints")) == 1 else 91,
+        ends_with(0, lambda rank: [*sharded, "--resume"]),
+        changed("loss", not_finite, ends_with(2, lambda rank: broken)),
+    )
+    said = capfd.readouterr().err
+    assert codes == [0, 0], said
+    assert said.count("stopped by a signal after step 2 of 4, saved in") == 1
+    assert (
+        said.count("error: step 1: the loss is nan; the weights are still those of step 0") == said.count("error:") == 1
+    )
+    alike(tmp_path / "one", tmp_path / "two", 1e-5, 1e-5)
