@@ -17,6 +17,7 @@ from unitok.data.loader import read_in_order
 from unitok.data.mixture import Slot
 from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset
+from unitok.modalities import TEXTS
 from unitok.model import UniTok
 from unitok.sample.inpainting import inpaint
 from unitok.sample.performing import perform
@@ -114,4 +115,4 @@ def assert_of_its_kind(value: Any, task: str) -> None:
     elif FIELDS[ends_in(task)] == "image":
         assert value.shape == (3, 32, 32) and value.dtype == torch.uint8
     else:
-        assert isinstance(value, str if FIELDS[ends_in(task)] == "text" else list)
+        assert isinstance(value, str if FIELDS[ends_in(task)] in TEXTS else list)
