@@ -20,7 +20,8 @@ class Guard:
     On a GPU (`late`) the fused optimizer is told on the device to leave the weights alone, and the number is read one
     step later: the CPU never waits for the GPU.
 
-    Of several processes all know at once, for the gradient is everyone's; the first whose loss is not finite says so.
+    Of several processes all know at once: a loss that is not finite makes the gradient so, which is everyone's. The
+    first process with such a loss says so.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer], world: World, late: bool) -> None:

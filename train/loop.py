@@ -183,8 +183,9 @@ def train(
                     micro = micros[index if counts else 0]  # one without a readable picture: a pass that counts nothing
                     with parallel.exchanging(last), autocast(world.device, run.precision):
                         loss, sums = trainee.loss(parallel.forward, micro.data, totals, last)
-                        # Gradients are averaged over processes; the loss is a share of the whole step's.
-                        (loss * (world.size if counts else 0)).backward()
+                        # Gradients are averaged over processes; the loss is a share of the whole step's. One that is
+                        # not finite makes the gradient so, which all processes see.
+                        (loss * ((world.size if counts else 0) + 0 * loss.detach())).backward()
                     if counts:
                         losses.append(loss.detach())
                         _add(state.sums, sums)

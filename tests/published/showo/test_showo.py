@@ -30,7 +30,10 @@ from unitok.tasks import asked as asked_by
 from unitok.trunk.published import published_family
 from unitok.vocabulary import Vocabulary
 
-from .foreign import CODES, loss_among, survives
+from ..foreign import CODES, loss_among, survives
+from ..test_generators import some_codes
+from ..test_start import trains_on
+from ..tiny import SIDES, tokenizer
 from .showo_model import (
     CAPTION,
     CAPTIONS,
@@ -45,22 +48,7 @@ from .showo_model import (
     passes,
     reading,
     said,
-    tiny_showo,
 )
-from .test_generators import some_codes
-from .test_start import trains_on
-from .tiny import SIDES, tokenizer
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    folder = tmp_path_factory.mktemp("showo")
-    return tiny_showo(folder), folder
-
-
-@pytest.fixture(scope="module")
-def model(theirs: tuple[Any, Path]) -> UniTok:
-    return import_generator("showo", theirs[1], tokenizer())
 
 
 @torch.inference_mode()

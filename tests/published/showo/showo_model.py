@@ -15,7 +15,7 @@ from transformers import PhiConfig, PhiForCausalLM
 
 from unitok.seeding import keyed_generator
 
-from .foreign import CODES, SIDE, stirred
+from ..foreign import CODES, SIDE, stirred
 
 LENGTH = SIDE * SIDE
 P = 300

@@ -15,31 +15,18 @@ from torch import Tensor
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float, to_uint8
 from unitok.cli.main import main
-from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.sample.inpainting import Sides, canvas_of, extend_all, inpaint, inpaint_each, known_codes, window_seed
 from unitok.sampling import SampleSettings
 
-from .foreign import SIDE
-from .showo_model import CAPTIONS, passes, tiny_showo
-from .tiny import tokenizer
+from ..foreign import SIDE
+from .showo_model import CAPTIONS, passes
 
 STEPS, SCALE = 5, 1.75
 SETTINGS = SampleSettings(guidance=1 + SCALE, steps=STEPS)
 PIXELS = 16
 TAPS = torch.tensor([-0.09375, 0.59375, 0.59375, -0.09375])
 """Weights of the four pixels around the middle of a code, by bicubic interpolation."""
-
-
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    folder = tmp_path_factory.mktemp("showo")
-    return tiny_showo(folder), folder
-
-
-@pytest.fixture(scope="module")
-def model(theirs: tuple[Any, Path]) -> UniTok:
-    return import_generator("showo", theirs[1], tokenizer())
 
 
 def pictures(number: int) -> Tensor:
