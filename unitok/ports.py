@@ -196,6 +196,13 @@ class IdPort(nn.Module):
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         """Cross-entropies (N,) float32 over the ids that can stand there, from states (N, C) and targets (N,) among
         them. Of a code of bits, the mean over its bits."""
+        n = len(targets)
+        if learns_on_cpu(hidden) and (more := -n % 64):  # few different shapes, see `sequence.pack`
+            hidden = F.pad(hidden, (0, 0, 0, more))
+            targets = F.pad(targets, (0, more), value=(ids[0] if isinstance(ids, tuple) else ids).start)
+        return self._losses(hidden, targets, ids)[:n]
+
+    def _losses(self, hidden: torch.Tensor, targets: torch.Tensor, ids: Ids) -> torch.Tensor:
         if ids == self.bits:
             scores = self.scores(hidden, self.bits).unflatten(-1, (-1, 2))  # (N, bits, 2)
             bits = to_bits(targets - self.bits.start, scores.shape[1])

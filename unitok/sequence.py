@@ -237,8 +237,8 @@ class PackedBatch:
 
 
 def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
-    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document. One
-    that attends to states has a row to itself."""
+    """Puts documents into as few rows as first-fit gives, longest first; rows are as long as the longest document, and
+    a little more if need be. One that attends to states has a row to itself."""
     length = max(len(document) for document in documents)
     rows: list[list[Document]] = []
     free: list[int] = []
@@ -252,12 +252,19 @@ def pack(documents: Sequence[Document], *, pad: int) -> PackedBatch:
         else:
             rows[place].append(item)
             free[place] -= n
-    return lay_out(rows, pad=pad)
+    return lay_out(rows, pad=pad, length=_rounded(length))
 
 
-def lay_out(rows: Sequence[Sequence[Document]], *, pad: int) -> PackedBatch:
-    """Rows of documents, side by side in the order given, padded behind to the longest row."""
-    shape = (len(rows), max(sum(len(item) for item in row) for row in rows))
+def _rounded(length: int) -> int:
+    """At most a sixteenth more, so that the batches of a training have few different shapes: what multiplies a shape
+    on a CPU is made when it is first met."""
+    step = 2 ** max(0, (length // 16).bit_length() - 1)
+    return -(-length // step) * step
+
+
+def lay_out(rows: Sequence[Sequence[Document]], *, pad: int, length: int = 0) -> PackedBatch:
+    """Rows of documents, side by side in the order given, padded behind to the longest row, and to a length."""
+    shape = (len(rows), max(length, *(sum(len(item) for item in row) for row in rows)))
     inputs, targets = torch.full(shape, pad), torch.full(shape, IGNORE)
     groups, documents = torch.zeros(shape, dtype=torch.int64), torch.full(shape, -1)
     until, places = torch.full(shape, FOREVER), torch.zeros(*shape, 3)

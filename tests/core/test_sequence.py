@@ -206,6 +206,12 @@ def test_first_fit_puts_short_documents_together() -> None:
     assert pack([short, long, short], pad=24).documents.tolist()[1] == [0, 0, 0, 1, 1, 1, -1, -1, -1]
 
 
+def test_batches_of_like_lengths_have_few_shapes() -> None:
+    """What multiplies a shape on a CPU is made when the shape is first met."""
+    lengths = {pack([document([text_segment([1] * n, VOCABULARY)])], pad=24).inputs.shape[1] for n in range(400, 460)}
+    assert len(lengths) <= 5 and max(lengths) <= 461 * 17 / 16
+
+
 def test_bad_settings_are_reported_together() -> None:
     with pytest.raises(UserError, match=r"2 problems:\n  trunk.depth is 0.*\n  trunk.width is 30"):
         TrunkConfig(width=30, depth=0, heads=2)
