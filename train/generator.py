@@ -94,6 +94,7 @@ class GeneratorTrainee:
             vocabulary.pad,
             fold(run.seed, "tasks"),
             run.steps,
+            tasks.box_noise,
         )
         self._clean = modalities(*arguments, captions=captions, seen=seen)
         micro_batch = run.micro_batch_for(world.size)
@@ -198,6 +199,7 @@ class GeneratorTrainee:
                             self._packer,
                             modalities=self._clean,
                             dropout={},
+                            noise=0.0,
                             slots=[Slot(0, task)] * (1 + max(key.slot for key in able.keys)),
                             seed=fold("validation", number),
                         )

@@ -61,6 +61,8 @@ class Packer:
     seed: int
     steps: int = 1
     """Of the whole run."""
+    noise: float = 0.0
+    """Of boxes that are given."""
 
     def __call__(self, records: RecordBatch) -> RecordBatch:
         """Adds the packed batch to records whose pictures are codes; others stay as they are."""
@@ -78,7 +80,7 @@ class Packer:
         ]
         values = [fields_of(records, row) for row in range(len(records.keys))]
         tasks, weights = [slot.task for slot in slots], [slot.weight for slot in slots]
-        made = documents(tasks, values, draws, self.modalities, self.dropout, NUMBERS, weights)
+        made = documents(tasks, values, draws, self.modalities, self.dropout, NUMBERS, weights, self.noise)
         batch = pack(made, pad=self.pad)
         return TaskBatch(
             batch=batch,

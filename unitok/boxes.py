@@ -65,6 +65,17 @@ def cropped(box: Box, window: Box) -> list[float] | None:
     return None if gone or any(sides[i + 2] < 0 or sides[i] > 1 for i in (0, 1)) else kept
 
 
+def rough(value: Any, share: float, draw: Draw) -> Any:
+    """A value whose boxes are as a person would draw them: each side is moved by up to a share of the box's width or
+    height, at most a half."""
+    if not is_box(value):
+        return [rough(one, share, draw) for one in value] if isinstance(value, list | tuple) else value
+    width, height = value[2] - value[0], value[3] - value[1]
+    moves = (share * (2 * torch.rand(4, generator=draw.generator) - 1)).tolist()
+    moved = zip(value, moves, (width, height, width, height), strict=True)
+    return [min(max(side + move * size, 0.0), 1.0) for side, move, size in moved]
+
+
 def uncropped(box: Box, window: Box) -> list[float]:
     """The inverse of `cropped`."""
     left, top, right, bottom = window

@@ -189,6 +189,9 @@ class TasksConfig:
     image_dropout: float = 0.0
     """Share of records whose source picture is left out, for guidance over pictures (InstructPix2Pix,
     arXiv:2211.09800)."""
+    box_noise: float = 0.2
+    """In every other record the sides of boxes that are given move by up to this share of a box's size, for people draw
+    boxes roughly."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -204,13 +207,13 @@ class TasksConfig:
         for name in ("caption_dropout", "image_dropout"):
             value = getattr(self, name)
             problems.check(0 <= value <= 1, f"tasks.{name} is {value}: choose a value from 0 to 1")
+        problems.check(0 <= self.box_noise <= 0.5, f"tasks.box_noise is {self.box_noise}: choose a value from 0 to 0.5")
         problems.raise_if_any()
 
     def items(self) -> list[tuple[str, TaskConfig]]:
         """(name, settings) of every task, in the order of the task ids."""
-        return [
-            (f.name, getattr(self, f.name)) for f in fields(self) if f.name not in ("caption_dropout", "image_dropout")
-        ]
+        values = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return [(name, value) for name, value in values if isinstance(value, TaskConfig)]
 
     def shares(self) -> dict[str, float]:
         """The tasks that take part, and their shares."""

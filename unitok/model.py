@@ -393,7 +393,7 @@ def modalities(
     opening = tuple(encode(asking.before)) if asking else ()
     found: dict[str, Modality] = {
         "text": texts,
-        ANSWER: replace(texts, answers=True) if isinstance(texts, TextModality) else texts,
+        ANSWER: replace(texts, answers=True) if isinstance(texts, TextModality) and asking else texts,
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }

@@ -15,7 +15,7 @@ import torch
 
 from tokenizers_vq.errors import UserError
 
-from .boxes import hole_in, is_box
+from .boxes import SPANS, hole_in, is_box, rough
 from .modalities import ANSWER, PASSAGE, TEXTS, ImageModality, Modality, TextModality, codes_in
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
@@ -90,6 +90,8 @@ WITH_HOLES = {"known": "image", "hole": "image"}
 it, and the box around the hole."""
 OBJECTS = "named"
 """Field whose boxes are around things that holes may be made for."""
+EXACT = 0.5
+"""Share of records whose given boxes stay as they are."""
 DROPS = ("text", "image")
 """Conditions in the order in which guidance leaves them out."""
 
@@ -265,6 +267,19 @@ def _joined(before: Any, value: Any) -> Any:
     return [*([before] if isinstance(before, str) else before), *([f" {value}"] if isinstance(value, str) else value)]
 
 
+def roughly(task: str, record: Mapping[str, Any], draw: Draw, noise: float) -> Mapping[str, Any]:
+    """The record, in every other case with the boxes that its task is given moved, see `boxes.rough`: a model that only
+    saw boxes of things as they are takes their exact sides for a sign of what is in them."""
+    parts = TASKS[task]
+    given = {part.field for part in parts if FIELDS.get(part.field) in SPANS} - {
+        part.field for part in parts if part.learned
+    }
+    fields = given & record.keys()
+    if not noise or not fields or torch.rand((), generator=draw.generator) < EXACT:
+        return record
+    return {**record, **{field: rough(record[field], noise, draw) for field in sorted(fields)}}
+
+
 def with_holes(
     task: str, record: Mapping[str, Any], draw: Draw, modalities: Mapping[str, Modality]
 ) -> Mapping[str, Any]:
@@ -323,6 +338,7 @@ def documents(
     dropout: Mapping[str, float],
     numbers: Mapping[str, int],
     weights: Sequence[float] | None = None,
+    noise: float = 0.0,
 ) -> list[Document]:
     """One document for each record.
 
@@ -334,6 +350,7 @@ def documents(
         dropout: condition -> share of the records that it is left out of.
         numbers: task -> its number in the documents.
         weights: of each record's losses.
+        noise: how far the sides of given boxes move, see `roughly`.
 
     Raises:
         UserError: a record lacks a field of its task.
@@ -345,7 +362,8 @@ def documents(
         without = {drop for drop, roll in rolls.items() if roll < dropout.get(drop, 0.0)}
         if "text" in without:
             record = _read(task, record, modalities)
-        made_of = pieces(task, with_holes(task, record, draw, modalities), without)
+        record = with_holes(task, roughly(task, record, draw, noise), draw, modalities)
+        made_of = pieces(task, record, without)
         parts.append(_without_texts(made_of, draw, dropout.get("text", 0.0)))
     made: dict[tuple[int, int], list[Segment]] = {}
     for name, modality in modalities.items():

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from small_models import stir
 
 from tokenizers_vq.errors import UserError
-from unitok.boxes import MOST_BOXES, BoxModality, GroundedTextModality, cropped, is_box, uncropped
+from unitok.boxes import MOST_BOXES, BoxModality, GroundedTextModality, cropped, is_box, rough, uncropped
 from unitok.config import PortConfig
 from unitok.model import UniTok
 from unitok.objectives.base import Draw, Writer
 from unitok.ports import IdPort
 from unitok.sampling import SampleSettings
 from unitok.sequence import document, lay_out
+from unitok.tasks import roughly
 from unitok.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(text_size=20, codebook_size=16).grown("location", 50).grown("box", 1)
@@ -64,6 +65,29 @@ def test_a_window_crops_boxes_and_back() -> None:
     assert cropped([0.0, 0.0, 1.0, 1.0], window) == [0, 0, 1, 1]
     for gone in ([0.0, 0.0, 0.2, 1.0], [0.0, 0.0, 0.25, 1.0], [0.8, 0.0, 0.8, 1.0]):
         assert cropped(gone, window) is None
+
+
+def test_given_boxes_are_moved_as_people_draw_them() -> None:
+    draw = Draw(torch.Generator().manual_seed(0))
+    moved = [rough(NAMED, 0.2, draw) for _ in range(200)]
+    assert all([one[0], one[2]] == ["abc", "de"] and all(map(is_box, (one[1], *one[3:]))) for one in moved)
+    sides = torch.tensor([one[1] for one in moved]) - torch.tensor(NAMED[1])
+    most = 0.2 * torch.tensor([0.4, 0.8, 0.4, 0.8])
+    assert bool((sides.abs() <= most + 1e-6).all()) and bool((sides.abs().amax(0) > 0.9 * most).all())
+    assert all(one[4] == NAMED[4] for one in moved), "a point stays a point"
+    assert all(one[3][0] == 0.0 or 0 < one[3][0] <= 0.05 for one in moved), "the picture ends there"
+
+
+def test_only_boxes_that_are_given_are_moved_and_half_of_them() -> None:
+    record = {"named": NAMED, "caption": "abcde", "box": [0.1, 0.2, 0.5, 0.6]}
+    draw = Draw(torch.Generator().manual_seed(0))
+    for task, field, other in (("layout_to_image", "named", "box"), ("describe", "box", "named")):
+        found = [roughly(task, record, draw, 0.1) for _ in range(400)]
+        assert 160 < sum(one[field] != record[field] for one in found) < 240
+        assert all(one[other] == record[other] for one in found)
+        assert roughly(task, record, draw, 0.0) is record
+    for task in ("ground_caption", "pointed_text_to_image", "pointed_inpaint", "text_to_image", "interleaved"):
+        assert all(roughly(task, record, draw, 0.1) is record for _ in range(9)), "what is learned stays as it is"
 
 
 def test_a_text_with_boxes_becomes_ids_and_returns() -> None:

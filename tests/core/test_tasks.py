@@ -49,6 +49,12 @@ def test_as_many_answers_as_questions() -> None:
         pieces("question", {**RECORD, "answer": ["a cat"]})
 
 
+def test_answers_are_plain_texts_but_of_models_that_are_asked_in_words(make_model: Callable[..., UniTok]) -> None:
+    """These write a space between the last word of the question and the answer."""
+    found = make_model().modalities()
+    assert found["answer"] == found["text"]
+
+
 def test_the_known_part_of_a_picture_is_made_in_training(make_model: Callable[..., UniTok]) -> None:
     """Holes of all sizes, inside and around; codes that are hidden there are learned all the same."""
     assert needs(["inpaint"]) == {"image", "caption"}
