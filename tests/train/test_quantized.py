@@ -235,7 +235,7 @@ def test_two_processes_learn_what_one_does(base: Path, tmp_path: Path) -> None:
 def test_what_is_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "generator", "--data", "shapes", "--init", str(base), "--out", str(tmp_path / "no")]
     for more, message in (
-        (["--lora.quantize", "nf4"], "lora.quantize is nf4, and without adapters the weights themselves would learn"),
+        (["--lora.quantize", "nf4"], "lora.quantize is nf4, but without adapters all weights learn: give --lora.rank"),
         (["--lora.quantize", "nf3", "--lora.rank", "2"], "lora.quantize"),
     ):
         assert main([*words, *more]) == 2

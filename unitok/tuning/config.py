@@ -45,7 +45,7 @@ class LoraConfig:
         problems.check(bool(as_patterns(self.targets)), "lora.targets names nothing: leave it out for all of the trunk")
         problems.check(
             self.quantize is None or self.rank is not None,
-            f"lora.quantize is {self.quantize}, and without adapters the weights themselves would learn: give --lora.rank",
+            f"lora.quantize is {self.quantize}, but without adapters all weights learn: give --lora.rank",
         )
         problems.raise_if_any()
 
