@@ -148,7 +148,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x.to(dtype), unpack(held, shape, dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight = ctx.unpack(ctx.saved_tensors, ctx.shape, ctx.dtype)
         found = gradient.to(ctx.dtype) @ weight
         return found.to(ctx.given), None, None, None, *(None for _ in ctx.saved_tensors)
