@@ -122,7 +122,8 @@ class Quantized(nn.Module):
         """Names of its tensors."""
         self.bias = layer.bias
         self._modules.update(layer._modules)
-        self._forward_hooks.update(layer._forward_hooks)
+        for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+            setattr(self, hooks, getattr(layer, hooks))  # themselves, for an adapter's handle looks for them
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x)
