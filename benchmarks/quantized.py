@@ -78,7 +78,7 @@ def measure(name: str, text: Path, steps: int, rank: int, rows: int, device: str
             value.backward()
             optimizers[kind].step()
             optimizers[kind].zero_grad()
-            found[str(kind)]["losses"].append(float(value))  # waits for the device
+            found[str(kind)]["losses"].append(value.item())  # waits for the device
             found[str(kind)]["seconds"].append(clock() - started)
     with torch.no_grad():
         for kind, model in models.items():

@@ -150,9 +150,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight = ctx.unpack(ctx.saved_tensors, ctx.shape, ctx.dtype)
-        found = gradient.to(ctx.dtype) @ weight
-        return found.to(ctx.given), None, None, None, *(None for _ in ctx.saved_tensors)
+        held = ctx.saved_tensors  # asked for once: where activations are made again, they are given once
+        found = gradient.to(ctx.dtype) @ ctx.unpack(held, ctx.shape, ctx.dtype)
+        return found.to(ctx.given), None, None, None, *(None for _ in held)
 
 
 def frozen_maps(trunk: nn.Module, learned: Collection[str]) -> list[str]:
