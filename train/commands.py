@@ -284,7 +284,7 @@ def train_generator(
             print_parameters(counts, world.is_main)
             scored = sum(network.sub_tokens) or dict(config.vocabulary)["image"]
             logits = run.micro_batch_for(world.size) * images.layout.length * scored
-            check_memory(sum(counts.values()), logits, "a generator")
+            check_memory(sum(counts.values()), logits, "a generator", frozen=lora.rank is not None or bool(patterns))
             return GeneratorTrainee(
                 config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
             )

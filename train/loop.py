@@ -23,6 +23,7 @@ from unitok.data.records import RecordDataset
 from unitok.device import autocast, keep_freed_memory, return_freed_memory
 from unitok.processes.world import World
 from unitok.seeding import fold
+from unitok.tuning.quantized import held_in_few_bits
 
 from .before_step import agree, load_step
 from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about
@@ -338,8 +339,11 @@ def _announce(
     trained, still = (
         sum(w.numel() for w in model.parameters() if w.requires_grad is learns) for learns in (True, False)
     )
-    if still:
-        log.say(f"{trained:,} of {trained + still:,} parameters are trained")
+    numbers, size = held_in_few_bits(model)
+    if still or numbers:
+        log.say(f"{trained:,} of {trained + still + numbers:,} parameters are trained")
+    if numbers:
+        log.say(f"{numbers:,} of them are held in {size / 1e6:,.1f} MB")
     if newest:
         log.say(f"going on from {newest}")
         steps = flatten(read_about(newest)["settings"]).get("run.steps", run.steps)

@@ -32,15 +32,16 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def check_memory(parameters: int, numbers: int, what: str) -> None:
+def check_memory(parameters: int, numbers: int, what: str, frozen: bool = False) -> None:
     """Raises UserError when training cannot fit into the memory of this machine and its GPUs, by a low estimate.
 
     Args:
         parameters: each is held four times in fp32: itself, its gradient and the two averages of the optimizer.
         numbers: of one batch, in fp32.
         what: what is trained, for the message.
+        frozen: most parameters do not learn, and are held once.
     """
-    needed = 16 * parameters + 4 * numbers
+    needed = (4 if frozen else 16) * parameters + 4 * numbers
     has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     has += sum(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
     if needed > has:

@@ -33,6 +33,7 @@ from unitok.train.tuning.start import thaw
 from unitok.trunk.published import PUBLISHED, published_family
 from unitok.tuning.adapter import tune
 from unitok.tuning.config import NO_LORA, LoraConfig
+from unitok.tuning.quantized import held_in_few_bits
 
 ROWS, TOKENS = 8, 12
 ALONE = Way("one", 1, 1)
@@ -102,7 +103,14 @@ def test_checkpointing(native: Path) -> None:
     assert near(found, handed_out(model)) and found < 0.9 * planned(wanted(native))
 
 
-@pytest.mark.parametrize(("trainable", "lora"), [(["trunk.blocks.1.*"], NO_LORA), (["ids.*"], LoraConfig(rank=4))])
+@pytest.mark.parametrize(
+    ("trainable", "lora"),
+    [
+        (["trunk.blocks.1.*"], NO_LORA),
+        (["ids.*"], LoraConfig(rank=4)),
+        (["ids.*"], LoraConfig(rank=4, quantize="int8")),
+    ],
+)
 def test_parts_and_adapters(native: Path, trainable: list[str], lora: LoraConfig) -> None:
     model = UniTok.from_pretrained(native)
     tune(model, model, trainable, lora)
@@ -110,6 +118,7 @@ def test_parts_and_adapters(native: Path, trainable: list[str], lora: LoraConfig
     counts = sums.count(build(asked))
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     assert counts.learned == sum(weight.numel() for weight in learned) < 0.6 * counts.all
+    assert (counts.packed, counts.packed_bytes) == held_in_few_bits(model)
     assert near(planned(asked), handed_out(model))
 
 

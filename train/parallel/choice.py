@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unitok.processes.world import World
+from unitok.tuning.quantized import held_in_few_bits
 
 from ..config import OptimConfig, RunConfig
 from ..trainee import Trainee
@@ -46,7 +47,7 @@ def spread(trainee: Trainee, optim: OptimConfig, run: RunConfig, world: World) -
 def kept(model: torch.nn.Module, optim: OptimConfig) -> int:
     """Bytes that a whole model keeps through a training: itself, and of what learns the gradient, AdamW's two moments
     and the average, all in float32."""
-    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    held = sum(weight.numel() * weight.element_size() for weight in model.parameters()) + held_in_few_bits(model)[1]
     learned = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return held + learned * (12 + (4 if optim.ema else 0))
 

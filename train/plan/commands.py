@@ -137,7 +137,10 @@ def plan(
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in draw.items())
     print(f"\ndrawing {pictures} pictures side by side: {sums.total(draw) / 1e9:.2f} GB ({parts})")
     if gpus > 1:
-        print(f"fsdp evaluates, draws and saves with the whole model: {4 * counts.all / 1e9:.2f} GB beside the shards")
+        print(
+            f"fsdp evaluates, draws and saves with the whole model: {4 * (counts.all - counts.packed) / 1e9:.2f} GB "
+            "beside the shards"
+        )
     reaches = f"reaches {tflops:g} TFLOP/s in a step" if measured is None else f"takes {measured:g} tokens/s alone"
     spread = f"; a GPU sends {link_gb:g} GB/s in its machine of {per_machine} and {network_gb:g} GB/s to others; "
     spread += "sending and computing overlap"
@@ -150,6 +153,8 @@ def plan(
 def _say_model(model: UniTok, counts: Counts, length: int, caption_tokens: int) -> None:
     trunk = model.config.trunk
     learned = "" if counts.learned == counts.all else f", {counts.learned / 1e6:.1f} M of them learn"
+    if counts.packed:
+        learned += f", {counts.packed / 1e6:.1f} M are held in {counts.packed_bytes / 1e9:.2f} GB"
     print(
         f"model: {counts.all / 1e6:.1f} M parameters with its image tokenizer{learned} (width {trunk.width}, depth "
         f"{trunk.depth}, heads {trunk.heads}, {model.config.objective})"

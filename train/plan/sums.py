@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unitok.model import UniTok
+from unitok.tuning.quantized import held_in_few_bits
 
 from .passes import Pass
 
@@ -25,6 +26,10 @@ class Counts:
     """Of the blocks, that stay as they are."""
     still_outside: int
     """The image tokenizer among them."""
+    packed: int = 0
+    """Of the blocks, that stay as they are and are held in few bits."""
+    packed_bytes: int = 0
+    """Of these: each GPU has all of them."""
 
     @property
     def learned(self) -> int:
@@ -32,7 +37,7 @@ class Counts:
 
     @property
     def all(self) -> int:
-        return self.learned + self.still + self.still_outside
+        return self.learned + self.still + self.still_outside + self.packed
 
 
 def count(model: UniTok) -> Counts:
@@ -48,6 +53,7 @@ def count(model: UniTok) -> Counts:
         learned,
         sum(one.numel() for one in inside) - blocks,
         sum(one.numel() for one in outside) - learned,
+        *held_in_few_bits(model),
     )
 
 
@@ -85,7 +91,7 @@ def training(counts: Counts, held: Pass, way: Way, how: Training) -> dict[str, f
     learned = counts.learned / way.shared
     whole = way.shared == 1
     needs = {
-        "weights": 4.0 * (learned + counts.still / way.shared + counts.still_outside),
+        "weights": 4.0 * (learned + counts.still / way.shared + counts.still_outside) + counts.packed_bytes,
         "gradients": 4.0 * learned,
         "moments": (8.0 * counts.learned - (4.0 * counts.matrices if how.muon else 0.0)) / way.shared,
         "average": 4.0 * learned if how.ema else 0.0,

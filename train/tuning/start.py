@@ -59,8 +59,10 @@ class Start:
         model.start_from(self.model)
         thaw(model, self.trainable)
         targets = tune(model, self.model, self.trainable, self.lora)
-        rank = self.lora.rank
-        return None if rank is None else Adapter(str(self.folder), self.fingerprint, rank, self.lora.alpha, targets)
+        lora = self.lora
+        if lora.rank is None:
+            return None
+        return Adapter(str(self.folder), self.fingerprint, lora.rank, lora.alpha, targets, lora.quantize)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,6 +30,7 @@ from ..reader.config import READER
 from ..trunk.fusion import part_of_fusion
 from .config import MOST_RANK, LoraConfig, as_patterns
 from .lora import add_lora, linear_maps, lora_targets, merge_lora
+from .quantized import quantize, rounded
 
 WEIGHTS = "adapter.safetensors"
 FAMILY, FORMAT = "unitok_adapter", 1
@@ -49,6 +50,8 @@ class Adapter:
     alpha: float
     targets: list[str]
     """The linear maps of the trunk that have one."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """What the base's linear maps were held in while it was learned: see `quantized.py`."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -75,6 +78,8 @@ def tune(model: UniTok, start: UniTok, patterns: Sequence[str], lora: LoraConfig
         if not patterns:
             model.requires_grad_(False)
         add_lora(model.trunk, targets, lora.rank, lora.alpha)
+        if lora.quantize is not None:
+            quantize(model.trunk, lora.quantize)
         freeze_the_rest(model, set(trainable_names(model)))
     fresh = _unlike(model.state_dict(), start.state_dict()) - set(trainable_names(model)) - _encoder(model)
     if fresh:
@@ -119,6 +124,8 @@ def save_adapter(model: UniTok, adapter: Adapter, folder: Path) -> None:
         write_weights(tuned_tensors(model), draft / WEIGHTS)
         trained = sorted(name for name in tuned_tensors(model) if not _is_thin(name, adapter))
         values = {"format": FORMAT, "family": FAMILY, **asdict(adapter), "trained": trained}
+        if adapter.quantize is None:  # then the folder is one as from before
+            del values["quantize"]
         values["model"] = model.config.to_json()
         write_json(draft / CONFIG, with_digests(values, draft, CONFIG, WEIGHTS))
 
@@ -187,6 +194,8 @@ def _open(folder: Path, base: Path | None, depth: int) -> UniTok:
     if wrong or thin or not grown <= set(trained) <= state.keys():
         raise UserError(foreign)
     model.start_from(start)
+    if adapter.quantize is not None:
+        rounded(model.trunk, adapter.quantize, {name.removeprefix("trunk.") for name in trained})
     add_lora(model.trunk, adapter.targets, adapter.rank, adapter.alpha)
     state = model.state_dict()
     wanted = {name: tensor for name, tensor in state.items() if name in trained or _is_thin(name, adapter)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tokenizers_vq.errors import Problems
 
@@ -32,12 +33,20 @@ class LoraConfig:
     targets: str | list[str] = "trunk.*"
     """Names of the linear maps of the trunk that get one, as those of --trainable: 'trunk.*attention*'."""
 
+    quantize: Literal["nf4", "int8"] | None = None
+    """Hold the linear maps of --init that do not learn in 4 bits (nf4) or 8 (int8) while adapters are trained, which
+    saves memory and costs time (QLoRA, arXiv:2305.14314). nf4 needs the extra [bitsandbytes]."""
+
     def __post_init__(self) -> None:
         problems = Problems()
         if self.rank is not None:
             problems.check_range("lora.rank", self.rank, 1, MOST_RANK)
         problems.check(0 < self.alpha <= 10**6, f"lora.alpha is {self.alpha}: choose a value above 0")
         problems.check(bool(as_patterns(self.targets)), "lora.targets names nothing: leave it out for all of the trunk")
+        problems.check(
+            self.quantize is None or self.rank is not None,
+            f"lora.quantize is {self.quantize}, but without adapters all weights learn: give --lora.rank",
+        )
         problems.raise_if_any()
 
 
