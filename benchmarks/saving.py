@@ -1,6 +1,6 @@
 """What a save costs the training: while it waits (`--run.async_save false`), and from a copy, written beside it.
 
-    python benchmarks/saving.py                                     # about 160 M parameters, 5 GB of memory
+    python benchmarks/saving.py                                     # about 100 M parameters, 4 GB of memory
     python benchmarks/saving.py --width 64 --depth 2 --rounds 1     # seconds, a try
 
 Both ways in turns in one process, one thread, with the checkpoint and the model folder that a training writes. `stands`
@@ -111,7 +111,7 @@ def measure(given: argparse.Namespace, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a folder on the disk that is to be measured; null = a temporary one")
     given = parser.parse_args()

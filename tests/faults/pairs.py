@@ -1,5 +1,5 @@
-"""A run of two processes that share one model: at some time one of them is killed, asked to stop, or hangs; then the same
-command again."""
+"""A run of two processes that share one model: at some time one of them is killed, asked to stop, or hangs; then the
+same command again."""
 
 from __future__ import annotations
 
