@@ -34,7 +34,6 @@ SMALL: dict[str, Any] = {
     "run": {"steps": 2, "batch_size": 8, "log_every": 1, "device": "cpu", "precision": "fp32", "threads": 1},
 }
 GENERATOR = ["train", "generator", "--config"]
-DRAWING = {"image_to_text": {"share": 0}, "text_only": {"share": 0}}
 
 
 def written(path: Path, **values: Any) -> list[str]:
@@ -187,33 +186,3 @@ def test_a_signal_and_a_loss_of_one_process_concern_all(
         said.count("error: step 1: the loss is inf; the weights are still those of step 0") == said.count("error:") == 1
     )
     alike(tmp_path / "one", tmp_path / "two", 1e-5, 1e-5)
-
-
-@pytest.mark.timeout(300)
-def test_compiled_blocks_train_the_same(
-    tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whole copies and shards, their graphs traced forward and backward (what follows, the code of kernels, is left
-    out: it knows nothing of processes, and takes a minute)."""
-    from torch._dynamo.utils import counters
-
-    plain = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="aot_eager"))
-    monkeypatch.setattr(GeneratorTrainee, "draw", lambda self, path: None)
-
-    def run(name: str, *more: str) -> Work:
-        words = written(tmp_path / f"{name}.yaml", image_tokenizer=str(tiny_tokenizer_folder), tasks=DRAWING)
-
-        def work(rank: int) -> int:
-            torch._dynamo.reset()
-            counters.clear()
-            code = main([*words, *more])
-            compiled = counters["stats"]["unique_graphs"] > 0
-            return code if compiled == ("--run.compile" in more) else 90
-
-        return work
-
-    compiled = ["--run.compile", "true", "--run.parallel"]
-    assert pair(run("plain"), run("copies", *compiled, "ddp"), run("shards", *compiled, "fsdp")) == [0, 0]
-    alike(tmp_path / "copies", tmp_path / "plain", 1e-6, 1e-5)
-    alike(tmp_path / "shards", tmp_path / "plain", 1e-6, 1e-5)

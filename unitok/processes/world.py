@@ -149,7 +149,7 @@ class World:
         """The same processes for another thread of each: messages of two threads must not travel in one group. All
         processes come here."""
         group = dist.new_group(backend="gloo", timeout=self.timeout) if self.meets else None
-        return replace(self, device=torch.device("cpu"), group=group)
+        return replace(self, device=torch.device("cpu"), group=cast("dist.ProcessGroup | None", group))
 
     def part(self) -> None:
         """Takes leave of the others, when all have come here: from now on each works for itself."""
