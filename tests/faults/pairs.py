@@ -40,10 +40,17 @@ class Pair:
         self.seconds = time.monotonic() - started
         self.wanted = _contents(folder / "out")
 
-    def run(self, folder: Path, *more: str, strike: Strike | None = None, timeout: float = 900) -> list[int]:
+    def run(
+        self,
+        folder: Path,
+        *more: str,
+        strike: Strike | None = None,
+        minutes: float = 10,
+        timeout: float = 900,
+    ) -> list[int]:
+        """`minutes`: how long one process waits for the other."""
         folder.mkdir(parents=True, exist_ok=True)
-        # Whoever waits for a process that died before the two had met is told so by the clock alone.
-        words = [*self.trial.train_generator(4), "--run.parallel", "fsdp", "--run.timeout_minutes", "1"]
+        words = [*self.trial.train_generator(4), "--run.parallel", "fsdp", "--run.timeout_minutes", str(minutes)]
         words += ["--out", "out", *more]
 
         def work(rank: int) -> int:
@@ -54,17 +61,18 @@ class Pair:
             with said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 return main(words)
 
-        # Who hangs says so after that minute. The harness waits longer, for a busy machine is only slow.
+        # The harness waits longer than the processes, for a busy machine is only slow.
         return pair(work, timeout=timeout, strike=strike)
 
     def killed(self, strike: Strike, folder: Path) -> list[str]:
         """The other process must have ended by itself, in one line."""
-        code = self.run(folder, strike=strike)[1 - strike.rank]
+        # Whoever waits for a process that died before the two had met is told so by the clock alone.
+        code = self.run(folder, strike=strike, minutes=1)[1 - strike.rank]
         return self._again(folder, [] if code in (0, 2) else [f"the other process ended with {code}"])
 
     def asked_to_stop(self, strike: Strike, folder: Path) -> list[str]:
         """Both save and leave in time. A process that has not begun to train dies of the signal."""
-        codes = self.run(folder, strike=strike, timeout=GRACE)
+        codes = self.run(folder, strike=strike, minutes=1, timeout=GRACE)
         mine, other = codes[strike.rank], codes[1 - strike.rank]
         stopped = 128 + signal.SIGTERM
         held = (mine, other) in [(0, 0), (stopped, stopped)] or (mine == -signal.SIGTERM and other in (0, 2))
@@ -72,7 +80,7 @@ class Pair:
 
     def hangs(self, strike: Strike, folder: Path) -> list[str]:
         """The other process says its rank and where it stands."""
-        code = self.run(folder, "--run.timeout_minutes", str(PATIENCE), strike=strike)[1 - strike.rank]
+        code = self.run(folder, strike=strike, minutes=PATIENCE)[1 - strike.rank]
         said = (folder / "said.txt").read_text()
         told = f"process {1 - strike.rank} of 2 waited {PATIENCE:g} minutes for the others at " in said
         fell = [] if code == 0 or (code == 2 and told) else [f"the other process ended with {code}: {said[-300:]}"]
