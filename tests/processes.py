@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,14 +17,25 @@ import torch
 Work = Callable[[int], Any]
 
 
-def pair(*works: Work, timeout: float = 250, kill: tuple[int, float] | None = None) -> list[int]:
+@dataclass(frozen=True)
+class Strike:
+    """A signal to one of the processes."""
+
+    rank: int
+    after: float
+    """Seconds since all were started."""
+    number: int = signal.SIGKILL
+
+
+def pair(*works: Work, timeout: float = 250, strike: Strike | None = None) -> list[int]:
     """`several` of two."""
-    return several(2, *works, timeout=timeout, kill=kill)
+    return several(2, *works, timeout=timeout, strike=strike)
 
 
-def several(size: int, *works: Work, timeout: float = 250, kill: tuple[int, float] | None = None) -> list[int]:
+def several(size: int, *works: Work, timeout: float = 250, strike: Strike | None = None) -> list[int]:
     """Runs functions of the rank, one after another, in processes that can `join`; gives their exit codes. What a
-    function returns is its exit code. `kill`: (rank, seconds after which it is killed)."""
+    function returns is its exit code. Who has not ended after `timeout` seconds, counted from the strike, is killed; so
+    is one that a strike has stopped, when the others have ended."""
     ports = [_free_port() for _ in works]
 
     def run(rank: int) -> None:
@@ -39,11 +51,15 @@ def several(size: int, *works: Work, timeout: float = 250, kill: tuple[int, floa
     processes = [multiprocessing.get_context("fork").Process(target=run, args=(rank,)) for rank in range(size)]
     for process in processes:
         process.start()
-    if kill is not None:
-        time.sleep(kill[1])
-        os.kill(processes[kill[0]].pid or 0, signal.SIGKILL)
-    for process in processes:
-        process.join(timeout)
+    struck = None
+    if strike is not None:
+        time.sleep(strike.after)
+        struck = processes[strike.rank]
+        os.kill(struck.pid or 0, strike.number)
+    end = time.monotonic() + timeout
+    for process in sorted(processes, key=lambda process: process is struck):
+        stopped = strike is not None and process is struck and strike.number == signal.SIGSTOP
+        process.join(0 if stopped else max(0.0, end - time.monotonic()))
         if process.is_alive():
             process.kill()
             process.join()

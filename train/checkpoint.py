@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -57,13 +57,25 @@ class TrainState:
         return {**parts, "optimizer": _moments(self.model, self.optimizers)}
 
 
+class Saved(Protocol):
+    """What is written of a state: itself, or a copy of it."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def sums(self) -> dict[str, torch.Tensor]: ...
+
+    def parts(self) -> dict[str, dict[str, torch.Tensor]]: ...
+
+
 Write = Callable[[Path, dict[str, dict[str, torch.Tensor]]], dict[str, str]]
 """Writes the parts of a state into a folder, and gives the digests of its files."""
 
 
 def save(
     folder: Path,
-    state: TrainState,
+    state: Saved,
     about: dict[str, Any],
     keep: int,
     fill: Callable[[Path], None] | None = None,

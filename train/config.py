@@ -137,6 +137,9 @@ class RunConfig:
     """Steps between two picture grids; 0 = only at the end."""
     save_every: int = 1000
     """Steps between two checkpoints; 0 = only at the end."""
+    async_save: bool = True
+    """Train on while a checkpoint is written, from a copy of weights, moments and averages in the host's memory. Where
+    it has no room for one, and with false, the training waits."""
     keep: int = 2
     """Checkpoints to keep."""
     eval_pictures: int = 512
@@ -192,6 +195,7 @@ FREE_ON_RESUME = frozenset(
     | {f"run.{name}" for name in ("steps", "workers", "device", "compile", "checkpointing", "threads", "micro_batch")}
     | {f"run.{name}_every" for name in ("log", "eval", "sample", "save")}
     | {f"sampling.{item.name}" for item in fields(SampleSettings)}
-    | {f"run.{name}" for name in ("keep", "eval_pictures", "max_bad", "parallel", "shard_within", "timeout_minutes")}
+    | {f"run.{name}" for name in ("keep", "async_save", "eval_pictures", "max_bad", "parallel", "shard_within")}
+    | {"run.timeout_minutes"}
 )
 """Settings that a resumed run may change, for they do not alter what is learned. (`steps` stretches the schedule.)"""

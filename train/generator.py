@@ -248,11 +248,15 @@ class GeneratorTrainee:
         scale = max(1, 128 // pictures.shape[-1])
         save_grid(path, pictures, columns=8, labels=self._shown, scale=scale)
 
-    def export(self, folder: Path) -> None:
+    @property
+    def exports_all(self) -> bool:
+        return self._adapter is None
+
+    def export(self, folder: Path, model: UniTok) -> None:
         if self._adapter is None:
-            self.unitok.save_pretrained(folder)
+            model.save_pretrained(folder)
         else:
-            save_adapter(self.unitok, self._adapter.seen_from(folder), folder)
+            save_adapter(model, self._adapter.seen_from(folder), folder)
 
     def keep(self, folder: Path) -> None:
         self.unitok.text_tokenizer.save(folder / TEXT_TOKENIZER)

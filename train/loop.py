@@ -26,7 +26,7 @@ from unitok.seeding import fold
 from unitok.tuning.quantized import held_in_few_bits
 
 from .before_step import agree, load_step
-from .checkpoint import TrainState, checkpoint_name, keep_newest, load, read_about
+from .checkpoint import TrainState, keep_newest, load, read_about
 from .config import OptimConfig, RunConfig
 from .folder import DATA, RunFolder, environment, flatten
 from .guard import Guard
@@ -34,6 +34,7 @@ from .log import RunLog, Speed, plot_losses
 from .optim import AveragedWeights, build_opponent_optimizer, build_optimizers, learning_rate
 from .parallel.choice import spread
 from .parallel.replicas import Replicas
+from .saving.saver import Saver
 from .signals import StopRequest
 from .trainee import Trainee
 
@@ -81,11 +82,13 @@ def train(
         opponent_weights = list(opponent.network.parameters())
         learners = nn.ModuleDict({"model": model, "opponent": opponent.network})
     state = TrainState(learners, AveragedWeights(model, optim.ema), optimizers, step=0, sums={})
+    resumed_at: int | None = None
     numbers: dict[str, Any] = {}
     unreadable: dict[int, tuple[str, str]] = {}
     before = 0.0  # seconds of earlier processes, up to their last checkpoint
     if newest:
         about = world.together(lambda: load(newest, state))
+        resumed_at = state.step
         state.sums = {name: total / world.size for name, total in state.sums.items()}  # those of all processes
         numbers, before = about["numbers"], about["seconds"]
         unreadable = {int(index): (name, reason) for index, (name, reason) in about["unreadable"].items()}
@@ -116,7 +119,11 @@ def train(
         folder.open()
         folder.describe(settings, **facts, processes=world.size, finished=False)
 
-    with RunLog(folder if world.is_main else None, run.steps, state.step) as log, StopRequest() as stop:
+    with (
+        RunLog(folder if world.is_main else None, run.steps, state.step) as log,
+        StopRequest() as stop,
+        Saver(trainee, parallel, folder, run, world, log.say, resumed_at) as saver,
+    ):
         _announce(log, folder, model, newest, run, world, parallel.name, why)
         batches = make_loader(
             dataset,
@@ -137,24 +144,19 @@ def train(
         def taken() -> float:
             return round(before + time.perf_counter() - started, 1)
 
-        def export_now() -> None:
-            with parallel.showing(state.average):
-                world.from_main(lambda: trainee.export(folder.path))
-
-        def save_now() -> None:
+        def save_now(last: bool) -> None:
             world.doing = f"the checkpoint of step {state.step}"
             guard.settle()
             met = world.gather(bad.reasons)
             about = {"settings": settings, "numbers": _plain(numbers), "unreadable": _union(met), **environment()}
             about["seconds"] = taken()
             whole = replace(state, sums=world.sum_all(state.sums) if state.sums else {})
-            parallel.save(folder.checkpoints, whole, about, run.keep, trainee.keep)
-            export_now()
+            saver.save(whole, about, last)
 
         if state.step >= run.steps:  # killed between the last checkpoint and the end
             if world.is_main:
                 keep_newest(folder.checkpoints, state.step, run.keep)
-            export_now()
+            saver.export(state)
         while state.step < run.steps:
             step = state.step
             world.doing = f"step {step + 1}"
@@ -164,10 +166,12 @@ def train(
             if not model.training:
                 learners.train()
             micros, error = load_step(trainee, batches, bad, micro_batches, step)
-            totals, stopping, usable = agree(trainee, micros, error, stop, world, speed)
+            totals, stopping, usable = agree(trainee, micros, error or saver.error, stop, world, speed)
             if stopping:
-                if newest is None or newest.name != checkpoint_name(step):
-                    save_now()
+                if saver.newest == step:
+                    saver.wait()
+                else:
+                    save_now(last=True)
                 log.say(
                     f"stopped by a signal after step {step} of {run.steps}, saved in {folder.path}:"
                     " repeat the command with --resume to go on"
@@ -245,7 +249,7 @@ def train(
                     log.picture(step, path)
             if _due(step, run.save_every, run.steps):
                 with speed.pause():
-                    save_now()
+                    save_now(last=step == run.steps)
 
         guard.settle()
         facts |= {"processes": world.size, "steps": state.step, "seconds": taken(), "numbers": _plain(numbers)}

@@ -261,8 +261,10 @@ class TokenizerTrainee:
         scale = max(1, 96 // width)
         save_grid(path, torch.cat([self._shown, copies]), columns=len(copies), scale=scale)
 
-    def export(self, folder: Path) -> None:
-        self.tokenizer.save_pretrained(folder)
+    exports_all = True
+
+    def export(self, folder: Path, model: ImageTokenizer) -> None:
+        model.save_pretrained(folder)
 
     def keep(self, folder: Path) -> None:
         """Nothing: the command line says all of it."""

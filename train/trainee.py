@@ -95,12 +95,18 @@ class Trainee(Protocol):
         """Writes the picture grid."""
         ...
 
-    def export(self, folder: Path) -> None:
-        """Writes the finished model directory."""
+    @property
+    def exports_all(self) -> bool:
+        """Whether `export` writes weights that do not learn, too."""
+        ...
+
+    def export(self, folder: Path, model: Any) -> None:
+        """Writes the finished model directory, of `model` or a copy of it with other weights. It may be called by
+        another thread than the one that trains."""
         ...
 
     def keep(self, folder: Path) -> None:
-        """Writes into a checkpoint what a resumed run needs besides the state that the engine saves."""
+        """Writes into a checkpoint what a resumed run needs besides the state that the engine saves. By any thread."""
         ...
 
     def exported(self, folder: Path) -> bool:

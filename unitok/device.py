@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import AbstractContextManager, nullcontext
+import resource
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -103,3 +105,35 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def resident_memory() -> int:
+    """Bytes of the host's memory that this process has now; 0 where the system does not say."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0
+
+
+CONTROL = Path("/sys/fs/cgroup")
+"""Where Linux says what a container or a job may use (cgroup v2)."""
+
+
+def free_memory() -> int | None:
+    """Bytes of the host's memory that can still be had: of the machine, and of each control group that this process is
+    in, the least of them. None where the system does not say."""
+    found = []
+    with suppress(OSError, ValueError):
+        found.append(_table("/proc/meminfo")["MemAvailable:"] * 1024)
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+        for group in (CONTROL / path, *(CONTROL / path).parents):
+            limit = group / "memory.max"
+            if group.is_relative_to(CONTROL) and limit.exists() and limit.read_text().strip() != "max":
+                cached = _table(group / "memory.stat")["inactive_file"]  # which the system gives away when asked
+                found.append(int(limit.read_text()) - int((group / "memory.current").read_text()) + cached)
+    return min(found, default=None)
+
+
+def _table(path: str | Path) -> dict[str, int]:
+    lines = (line.split() for line in Path(path).read_text().splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1}

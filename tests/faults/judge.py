@@ -14,8 +14,10 @@ LINES = 15
 MEMORY = 2000
 """Megabytes that a command may take at these sizes."""
 LITTER = re.compile(r"\..*\.tmp|\.incoming|\.lock|\.saving.*")
-PASSING = re.compile(r"seconds|time|created|command|peak_memory_gb|hardware|waiting|.*/s|.*_seconds|seconds_.*")
-"""Keys of JSON whose values may differ between two runs that are equal."""
+PASSING = re.compile(
+    r"seconds|time|created|command|peak_memory_gb|hardware|waiting|.*/s|.*_seconds|seconds_.*|timeout_minutes"
+)
+"""Keys of JSON whose values may differ between two runs that are equal. (Not all cases of `pairs` wait as long.)"""
 UNCOMPARED = re.compile(r"tensorboard/.*|report\.html")
 """Files of TensorBoard bear times in their names; the page of a report shows the times of report.json."""
 

@@ -1,24 +1,32 @@
-"""A run of two processes that share one model: one of them is killed at some time; then the same command again."""
+"""A run of two processes that share one model: at some time one of them is killed, asked to stop, or hangs; then the
+same command again."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from processes import pair
+from processes import Strike, pair
 from safetensors.torch import load_file
 
 from . import judge
 from .trial import Case, Trial
 
 TIMES = 20
-"""Moments that the whole trial tries."""
+"""Moments of kills that the whole trial tries."""
+OTHERS = 6
+"""Moments of each other kind."""
+GRACE = 120.0
+"""Seconds from a request to stop to a kill, as the script for SLURM in docs/scale.md asks for."""
+PATIENCE = 0.2
+"""Minutes that a process waits for one that hangs."""
 
 
 class Pair:
@@ -32,11 +40,18 @@ class Pair:
         self.seconds = time.monotonic() - started
         self.wanted = _contents(folder / "out")
 
-    def run(self, folder: Path, *more: str, kill: tuple[int, float] | None = None) -> list[int]:
+    def run(
+        self,
+        folder: Path,
+        *more: str,
+        strike: Strike | None = None,
+        minutes: float = 10,
+        timeout: float = 900,
+    ) -> list[int]:
+        """`minutes`: how long one process waits for the other."""
         folder.mkdir(parents=True, exist_ok=True)
-        words = [*self.trial.train_generator(4), "--run.parallel", "fsdp", "--out", "out", *more]
-        # Whoever waits for a process that died before the two had met is told so by the clock alone.
-        words += ["--run.timeout_minutes", "1"]
+        words = [*self.trial.train_generator(4), "--run.parallel", "fsdp", "--run.timeout_minutes", str(minutes)]
+        words += ["--out", "out", *more]
 
         def work(rank: int) -> int:
             from unitok.cli.main import main
@@ -46,13 +61,33 @@ class Pair:
             with said, contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
                 return main(words)
 
-        # Who hangs says so after that minute. The harness waits longer, for a busy machine is only slow.
-        return pair(work, timeout=900, kill=kill)
+        # The harness waits longer than the processes, for a busy machine is only slow.
+        return pair(work, timeout=timeout, strike=strike)
 
-    def case(self, rank: int, after: float, folder: Path) -> list[str]:
-        """Dies, is run again; the other process must have ended by itself, in one line."""
-        codes = self.run(folder, kill=(rank, after))
-        fell = [] if codes[1 - rank] in (0, 2) else [f"the other process ended with {codes[1 - rank]}"]
+    def killed(self, strike: Strike, folder: Path) -> list[str]:
+        """The other process must have ended by itself, in one line."""
+        # Whoever waits for a process that died before the two had met is told so by the clock alone.
+        code = self.run(folder, strike=strike, minutes=1)[1 - strike.rank]
+        return self._again(folder, [] if code in (0, 2) else [f"the other process ended with {code}"])
+
+    def asked_to_stop(self, strike: Strike, folder: Path) -> list[str]:
+        """Both save and leave in time. A process that has not begun to train dies of the signal."""
+        codes = self.run(folder, strike=strike, minutes=1, timeout=GRACE)
+        mine, other = codes[strike.rank], codes[1 - strike.rank]
+        stopped = 128 + signal.SIGTERM
+        held = (mine, other) in [(0, 0), (stopped, stopped)] or (mine == -signal.SIGTERM and other in (0, 2))
+        return self._again(folder, [] if held else [f"the processes ended with {codes}"])
+
+    def hangs(self, strike: Strike, folder: Path) -> list[str]:
+        """The other process says its rank and where it stands."""
+        code = self.run(folder, strike=strike, minutes=PATIENCE)[1 - strike.rank]
+        said = (folder / "said.txt").read_text()
+        told = f"process {1 - strike.rank} of 2 waited {PATIENCE:g} minutes for the others at " in said
+        fell = [] if code == 0 or (code == 2 and told) else [f"the other process ended with {code}: {said[-300:]}"]
+        return self._again(folder, fell)
+
+    def _again(self, folder: Path, fell: list[str]) -> list[str]:
+        """What is wrong after the same command has been run to its end."""
         again = ["--resume"] if (folder / "out").exists() else []
         codes = self.run(folder, *again)
         said = (folder / "said.txt").read_text()
@@ -77,6 +112,12 @@ def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Cas
     import unitok.train.parallel.shards  # noqa: F401 (before the processes are forked)
 
     runs = Pair(trial)
-    for _ in range(max(1, round(TIMES * share))):
-        rank, after = draw.randrange(2), draw.uniform(0, runs.seconds)
-        yield Case(f"pair: process {rank} after {after:.2f} s", partial(runs.case, rank, after))
+    kinds = [
+        ("is killed", signal.SIGKILL, runs.killed, TIMES),
+        ("is asked to stop", signal.SIGTERM, runs.asked_to_stop, OTHERS),
+        ("hangs", signal.SIGSTOP, runs.hangs, OTHERS),
+    ]
+    for what, number, case, times in kinds:
+        for _ in range(max(1, round(times * share))):
+            strike = Strike(draw.randrange(2), draw.uniform(0, runs.seconds), number)
+            yield Case(f"pair: process {strike.rank} {what} after {strike.after:.2f} s", partial(case, strike))

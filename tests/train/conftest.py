@@ -103,8 +103,10 @@ class Toy:
 
         Image.new("RGB", (8, 8)).save(path)
 
-    def export(self, folder: Path) -> None:
-        torch.save(self.model.state_dict(), folder / "model.pt")
+    exports_all = True
+
+    def export(self, folder: Path, model: nn.Module) -> None:
+        torch.save(model.state_dict(), folder / "model.pt")
 
     def keep(self, folder: Path) -> None:
         (folder / "kept.txt").write_text("what a resumed run needs")

@@ -129,10 +129,10 @@ def test_a_run_that_died_before_its_end_gets_its_model(
     crashing = toy_class()
     export = crashing.export
 
-    def crash(folder: Path) -> None:
+    def crash(folder: Path, model: Any) -> None:
         last = (folder / "checkpoints" / "step-00000006").exists()
         if not last or moment != "before the export":
-            export(folder)
+            export(folder, model)
         if last:
             raise Crash
 

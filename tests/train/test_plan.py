@@ -206,6 +206,8 @@ def test_shards_divide_what_is_kept_and_cost_traffic() -> None:
     for name in ("gradients", "moments", "average"):
         assert shards[name] == whole[name] / 64 and both[name] == whole[name] / 8
     assert whole["moments"] == 8 * counts.learned and whole["copies of weights"] == 100 not in shards.values()
+    assert sums.copied(counts, sums.ways(64, 8)[0], whole) == 16 * counts.learned, "weights, moments, averages"
+    assert sums.copied(counts, sums.ways(64, 8)[1], shards) == counts.learned / 4 + 4 * (counts.learned + counts.still)
     assert sums.training(counts, held, ALONE, Training(2, ema=False))["average"] == 0
     assert sums.training(counts, held, ALONE, Training(2, muon=True))["moments"] < whole["moments"]
     assert sums.traffic(counts, ALONE, 2, 1) == (0, 0)
@@ -233,6 +235,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], native: Path) -> None:
     assert main([*words, "--gpus", "2", "--micro_batch", "2"]) == 0
     said = capsys.readouterr().out
     assert "step: 8 pictures, 2 micro-batches of 2 on each of 2 GPUs" in said and "assumed:" in said
+    assert re.search(r"memory of the host for the copy .*: ddp 0\.\d\d, fsdp 0\.\d\d\n", said)
     assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 97 positions" in said
     assert main([*words, "--gpus", "4", "--measured", "50", "--link_gb", "1e6", "--lora.rank", "2"]) == 0
     said = capsys.readouterr().out

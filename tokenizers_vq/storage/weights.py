@@ -161,8 +161,13 @@ def each_once(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once: those that share their memory have several names, and a file holds one."""
     seen: set[tuple[int, torch.Size]] = set()
     for name, tensor in tensors.items():
-        # A tensor that is spread over processes has no address: it is the same where the object is.
-        place = (tensor.data_ptr() or id(tensor), tensor.shape)
+        place = place_of(tensor)
         if tensor.numel() == 0 or place not in seen:
             seen.add(place)
             yield name, tensor
+
+
+def place_of(tensor: Tensor) -> tuple[int, torch.Size]:
+    """What tensors that share their memory have in common, unless they are empty."""
+    # A tensor that is spread over processes has no address: it is the same where the object is.
+    return tensor.data_ptr() or id(tensor), tensor.shape

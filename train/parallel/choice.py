@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -18,11 +18,14 @@ from .replicas import Replicas
 if TYPE_CHECKING:
     from .shards import Shards
 
+Parallel: TypeAlias = "Replicas | Shards"
+"""How the processes of a run hold its model."""
+
 ROOM = 0.5
 """Share of a device's memory that weights, gradients and optimizer may take; activations need the rest."""
 
 
-def spread(trainee: Trainee, optim: OptimConfig, run: RunConfig, world: World) -> tuple[Replicas | Shards, str]:
+def spread(trainee: Trainee, optim: OptimConfig, run: RunConfig, world: World) -> tuple[Parallel, str]:
     """The model as the processes hold it, and why where `run.parallel` is auto and chooses shards. One process holds it
     whole, whatever is asked for.
 

@@ -45,7 +45,8 @@ def write_shards(folder: Path | None, parts: Mapping[str, Mapping[str, Tensor]],
         world.together(partial(check_finite, local(tensors), f"{name} is not written", why))
         try:
             # As an error of its own an OSError of one process arrives in all of them.
-            dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(place / name), save_distributed=True))
+            writer = HuggingFaceStorageWriter(str(place / name), save_distributed=True)
+            dcp.save(dict(tensors), storage_writer=writer, process_group=world.group)
         except CheckpointException as error:
             rank, (cause, _) = min(error.failures.items())
             if world.rank != rank:

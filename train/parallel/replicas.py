@@ -13,9 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from unitok.processes.world import World
 
-from ..checkpoint import TrainState, save
+from ..checkpoint import Saved, TrainState, save
 from ..optim import AveragedWeights
+from ..saving.copies import Copies, Snapshot, shadow
 from ..trainee import Trainee
+from .tensors import size
 
 
 class Replicas:
@@ -61,8 +63,28 @@ class Replicas:
         """While entered, the trainee's model has the averages. All processes come here."""
         return average.in_place()
 
+    def to_copy(self, state: TrainState) -> int:
+        """Bytes of what `copied` copies in this process."""
+        return sum(size(tensors) for tensors in _copied_parts(state).values()) if self._world.is_main else 0
+
+    def copied(self, state: TrainState, copies: Copies) -> Snapshot:
+        """The state in the host's memory, for `save`, and the model with its averages. All processes come here."""
+        if not self._world.is_main:
+            return Snapshot(state.step, state.sums, {}, None)
+        tensors = {part: copies.take(part, live) for part, live in _copied_parts(state).items()}
+        shown = shadow(self.model, tensors.pop(SHOWN) if SHOWN in tensors else tensors["average"])
+        return Snapshot(state.step, state.sums, tensors, shown)
+
     def save(
-        self, folder: Path, state: TrainState, about: dict[str, Any], keep: int, fill: Callable[[Path], None]
+        self, world: World, folder: Path, state: Saved, about: dict[str, Any], keep: int, fill: Callable[[Path], None]
     ) -> None:
-        """Writes a checkpoint (see `checkpoint.save`). All processes come here."""
-        self._world.from_main(lambda: save(folder, state, about, keep, fill))
+        """Writes a checkpoint (see `checkpoint.save`). All processes come here; they speak through `world`."""
+        world.from_main(lambda: save(folder, state, about, keep, fill))
+
+
+SHOWN = "shown"
+
+
+def _copied_parts(state: TrainState) -> dict[str, dict[str, torch.Tensor]]:
+    parts = state.parts()
+    return parts if "average" in parts else {**parts, SHOWN: state.average.tensors}

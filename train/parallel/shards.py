@@ -22,15 +22,17 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.storage.weights import each_once
 from unitok.device import autocast
 from unitok.processes.world import World
 
-from ..checkpoint import TrainState, save
+from ..checkpoint import Saved, TrainState, save
 from ..config import RunConfig
-from ..optim import AveragedWeights
+from ..optim import AveragedWeights, learning_tensors
+from ..saving.copies import Copies, Snapshot, shadow
 from ..trainee import Trainee
 from .files import write_shards
-from .tensors import is_shard, whole
+from .tensors import is_shard, size, whole
 
 
 class Shards:
@@ -49,7 +51,7 @@ class Shards:
         within = run.shard_within or world.size
         if world.size % within:
             raise UserError(f"run.shard_within is {within}: choose a divisor of the number of processes ({world.size})")
-        self._world, self._whole = world, trainee.model
+        self._world, self._whole, self._exports_all = world, trainee.model, trainee.exports_all
         self.model, blocks = _twin(trainee.model, trainee.blocks)
         self._blocks = blocks
         inside = {weight for block in blocks for weight in block.parameters()}
@@ -94,15 +96,35 @@ class Shards:
             finally:
                 self._empty()
 
+    def to_copy(self, state: TrainState) -> int:
+        found = self._exported(self.model.state_dict()).values() if self._world.is_main else ()
+        exported = sum(whole.numel() * whole.element_size() for whole in found)
+        return exported + sum(size(tensors) for tensors in state.parts().values())
+
+    def copied(self, state: TrainState, copies: Copies) -> Snapshot:
+        """Every process copies its shards, the first one the whole model with its averages too."""
+        tensors = {part: copies.take(part, live) for part, live in state.parts().items()}
+        model = None
+        with self.showing(state.average):
+            if self._world.is_main:
+                model = shadow(self._whole, copies.take("shown", self._exported(self._whole.state_dict())))
+        return Snapshot(state.step, state.sums, tensors, model)
+
     def save(
-        self, folder: Path, state: TrainState, about: dict[str, Any], keep: int, fill: Callable[[Path], None]
+        self, world: World, folder: Path, state: Saved, about: dict[str, Any], keep: int, fill: Callable[[Path], None]
     ) -> None:
         def write(draft: Path | None, parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, str]:
-            return write_shards(draft, parts, self._world)
+            return write_shards(draft, parts, world)
 
-        if not self._world.is_main:
+        if not world.is_main:
             write(None, state.parts())
-        self._world.from_main(lambda: save(folder, state, about, keep, fill, write))
+        world.from_main(lambda: save(folder, state, about, keep, fill, write))
+
+    def _exported(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """Those of the tensors of a model that the export needs and that change or are in shards."""
+        learned, shards = learning_tensors(self.model), self.model.state_dict()
+        kept = {name for name in shards if name in learned or (self._exports_all and is_shard(shards[name]))}
+        return {name: tensor for name, tensor in each_once(tensors) if name in kept}
 
     @torch.no_grad()
     def _fill(self) -> None:

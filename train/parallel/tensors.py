@@ -19,9 +19,19 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
+def own(tensor: Any) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if is_shard(tensor) else tensor
+
+
 def local(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """What this process holds of tensors."""
-    return {name: one.to_local() if is_shard(one) else one for name, one in tensors.items()}
+    return {name: own(one) for name, one in tensors.items()}
+
+
+def size(tensors: Mapping[str, Any]) -> int:
+    """Bytes that this process holds of tensors."""
+    return sum(one.numel() * one.element_size() for one in local(tensors).values())
 
 
 @torch.no_grad()

@@ -136,6 +136,8 @@ def plan(
     draw = sums.drawing(built, counts, length, pictures, how.item)
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in draw.items())
     print(f"\ndrawing {pictures} pictures side by side: {sums.total(draw) / 1e9:.2f} GB ({parts})")
+    copies = ", ".join(f"{way.name} {sums.copied(counts, way, needs[way]) / 1e9:.2f}" for way in ways)
+    print(f"memory of the host for the copy that run.async_save writes, GB of the first process: {copies}")
     if gpus > 1:
         print(
             f"fsdp evaluates, draws and saves with the whole model: {4 * (counts.all - counts.packed) / 1e9:.2f} GB "

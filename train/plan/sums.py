@@ -104,6 +104,13 @@ def training(counts: Counts, held: Pass, way: Way, how: Training) -> dict[str, f
     return needs | {"activations": held.kept - held.copies, "passing": held.passing}
 
 
+def copied(counts: Counts, way: Way, needs: Mapping[str, float]) -> float:
+    """Bytes of the host's memory that the first process takes for what is written while the training goes on: a copy of
+    what changes, of which `training` needs so much, and of a model in shards the whole one besides."""
+    changes = 4.0 * counts.learned / way.shared + needs["moments"] + needs["average"]
+    return changes if way.shared == 1 else changes + 4.0 * (counts.learned + counts.still)
+
+
 def drawing(
     model: UniTok, counts: Counts, positions: int, pictures: int, item: int, lanes: int = 2
 ) -> dict[str, float]:

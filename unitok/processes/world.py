@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,10 @@ class World:
     """What this process is at, for the message when the others do not answer."""
     apart: bool = False
     """Whether it speaks to no other, although there are some."""
+    group: dist.ProcessGroup | None = None
+    """What it speaks to the others through; None is the group that all processes have."""
+    timeout: timedelta | None = None
+    """How long it waits for the others."""
 
     @property
     def is_main(self) -> bool:
@@ -61,7 +65,7 @@ class World:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in place."""
         if self.meets:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def sum_all(self, sums: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -85,7 +89,7 @@ class World:
         if not self.meets:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def from_main(self, make: Callable[[], T]) -> T:
@@ -99,9 +103,9 @@ class World:
                 values = [make(), True]
             except UserError:
                 with suppress(RuntimeError):  # they may have left already
-                    dist.broadcast_object_list(values)
+                    dist.broadcast_object_list(values, group=self.group)
                 raise
-        dist.broadcast_object_list(values)
+        dist.broadcast_object_list(values, group=self.group)
         if not values[1]:
             raise SystemExit(2)
         return values[0]
@@ -139,7 +143,13 @@ class World:
     def wait(self) -> None:
         """Until every process has come here."""
         if self.meets:
-            dist.barrier()
+            dist.barrier(group=self.group)
+
+    def beside(self) -> World:
+        """The same processes for another thread of each: messages of two threads must not travel in one group. All
+        processes come here."""
+        group = dist.new_group(backend="gloo", timeout=self.timeout) if self.meets else None
+        return replace(self, device=torch.device("cpu"), group=cast("dist.ProcessGroup | None", group))
 
     def part(self) -> None:
         """Takes leave of the others, when all have come here: from now on each works for itself."""
@@ -177,7 +187,8 @@ def join(
     if size == 1:
         yield World(pick_device(device, local_rank))
         return
-    world = World(torch.device("cpu"), rank, size)
+    timeout = timedelta(minutes=timeout_minutes)
+    world = World(torch.device("cpu"), rank, size, timeout=timeout)
     # Gradients of 1x1 convolutions come in either of two equal memory orders; DDP copies a few kilobytes and warns.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
@@ -186,8 +197,7 @@ def join(
         if gpus:  # torch's flight recorder: where a collective hangs, each process writes what the last ones were
             os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
             os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
-        backend, timeout = "cpu:gloo,cuda:nccl" if gpus else "gloo", timedelta(minutes=timeout_minutes)
-        store = _keys_of_a_meeting(timeout)
+        backend, store = "cpu:gloo,cuda:nccl" if gpus else "gloo", _keys_of_a_meeting(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         world.device = world.together(partial(_device, device, local_rank, refusal))
         if world.device.type == "cuda":

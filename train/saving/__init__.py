@@ -1,0 +1,1 @@
+"""How a run saves: while it trains on, from copies (`saver.py`, `copies.py`)."""
