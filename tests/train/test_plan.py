@@ -22,10 +22,12 @@ from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.reader.encoders import read_encoder
+from unitok.sample.pipeline import draw
 from unitok.train.config import OptimConfig
 from unitok.train.loop import recompute_activations
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.train.plan import sums
+from unitok.train.plan.drawing import drawing
 from unitok.train.plan.model import Wanted, batch_of, build
 from unitok.train.plan.passes import Pass, measure, products
 from unitok.train.plan.sums import Links, Training, Way
@@ -54,7 +56,8 @@ def planned(asked: Wanted, task: str = "text_to_image", checkpointing: bool = Fa
 def handed_out(model: UniTok, task: str = "text_to_image", bf16: bool = False) -> int:
     """The most bytes that torch's allocator has handed out at once in two steps of two micro-batches each."""
     batch = batch_of(model, task, ROWS, TOKENS)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+
+    def train() -> None:
         trained = copy.deepcopy(model).train()
         optimizers, average = build_optimizers(trained, OptimConfig()), AveragedWeights(trained, 0.999)
         for step in range(2):
@@ -65,12 +68,27 @@ def handed_out(model: UniTok, task: str = "text_to_image", bf16: bool = False) -
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             average.update(step)
+
+    return most_of(train)
+
+
+def most_of(work: Callable[[], object]) -> int:
+    """The most bytes that torch's allocator has handed out at once for a work, beside what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
     found = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
     now = most = 0
     for event in sorted((one for one in found if one.name() == "[memory]"), key=lambda one: one.start_ns()):
         now += event.nbytes()
         most = max(most, now)
     return most
+
+
+def handed_out_to_draw(model: UniTok, pictures: int) -> int:
+    """The most bytes that torch's allocator has handed out at once where so many pictures are drawn side by side."""
+    return most_of(
+        lambda: draw(copy.deepcopy(model), [*map(str, range(pictures))], text_ids=lambda n: [int(n)] * TOKENS)
+    )
 
 
 def near(found: float, wanted: float) -> bool:
@@ -86,6 +104,18 @@ def native(make_model: Any, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_training_takes_what_was_planned(native: Path, bf16: bool) -> None:
     assert near(planned(wanted(native), bf16=bf16), handed_out(UniTok.from_pretrained(native), bf16=bf16))
+
+
+@pytest.mark.parametrize("objective", ["next_token", "maskgit", "var"])
+def test_drawing_takes_what_was_planned(objective: str, make_model: Any, tmp_path: Path) -> None:
+    """Weights, cache, and what the fullest pass or the decoder holds on top."""
+    made = make_model(objective, width=96)
+    made.save_pretrained(tmp_path / "model")
+    model = build(wanted(tmp_path / "model"))
+    batch_of(model, "text_to_image", 1, TOKENS)
+    found = drawing(model, sums.count(model), 6, TOKENS)
+    assert near(sums.total(found), handed_out_to_draw(made, 6)) and found["activations"] > 0.1 * found["cache"]
+    assert sums.total(drawing(model, sums.count(model), 2, TOKENS)) < sums.total(found)
 
 
 @pytest.mark.parametrize("objective", ["masked_token", "next_scale"])

@@ -1,0 +1,104 @@
+"""Bytes of a model that draws: its passes are run by the engine over tensors without memory, and so are the prompts and
+the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from tokenizers_vq.images import to_uint8
+from unitok.model import UniTok
+from unitok.sample.engine import Engine
+from unitok.sample.jobs import job_for, prompts_needed, rooms_of, way_of
+from unitok.sample.prompts import document_of
+from unitok.sampling import SampleSettings
+from unitok.sequence import PackedBatch, lay_out
+from unitok.tasks import Piece
+from unitok.trunk.base import Beside
+
+from .model import caption_of
+from .passes import Held, embody, in_precision
+from .sums import Counts
+
+MOST_STEPS = 64
+"""Of a picture, that are followed to the last; of one with more, which draw few codes each, the first two."""
+
+
+def drawing(
+    model: UniTok, counts: Counts, pictures: int, caption_tokens: int, bf16: bool = False, gpu: bool = False
+) -> dict[str, float]:
+    """Bytes of a device that draws so many pictures side by side, by the model's own settings, by what they are for.
+    The model has its first tensors."""
+    settings, task = SampleSettings.of(model.config), way_of(model, "text_to_image")
+    record = {"caption": caption_of(model, caption_tokens)}
+    jobs = [job_for(task, record, seed, settings) for seed in range(pictures)]
+    compared = [jobs[0].prompts[which] for which in prompts_needed(jobs[0])]
+    room = sum(rooms_of(model, jobs[0]))
+    with_all = document_of(compared[0], model.modalities())
+    laid_out = lay_out([[with_all]] * (pictures + len(compared) - 1), pad=model.vocabulary.pad)
+    held, fake = _Answering(), FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.no_grad():
+        embody(model, "cpu")
+        held.leave_out([*model.parameters(), *model.buffers()])
+        prompts = laid_out.map(fake.from_tensor)
+        prompts.map(held.leave_out_one)
+        with held, in_precision("cpu", bf16):
+            engine = _Engine(model, pictures * len(compared), room, prompts)
+            cache = held.now
+            for job in jobs:
+                engine.add(job)
+            engine.step()
+            steps = engine.writers[jobs[0].modality].steps(min(engine.running)) if engine.running else 1
+            for _ in range(1, steps if steps <= MOST_STEPS else 2):
+                engine.step()
+            _decode(model, pictures, gpu)
+    weights = 4.0 * counts.all + (2.0 * counts.all if bf16 else 0.0)
+    return {"weights": weights, "cache": float(cache), "activations": float(held.most - cache)}
+
+
+class _Answering(Held):
+    """Tensors without memory say of themselves that all is well: a number is 1, and what is asked is true."""
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return super().__torch_dispatch__(function, types, args, kwargs)
+        except DataDependentOutputException:
+            return 1
+
+
+class _Engine(Engine):
+    """An engine that encodes prompts, one for each row, which are laid out already."""
+
+    def __init__(self, model: UniTok, lanes: int, room: int, prompts: PackedBatch) -> None:
+        super().__init__(model, lanes, room)
+        self._given = prompts
+
+    def _fill(self, prompts: list[tuple[list[Piece], int]]) -> None:
+        given, (rows, length) = self._given, self._given.inputs.shape
+        cache, condition = self.model.trunk.cache(rows, length), self.model.embedded(given.conditions)
+        cache.extend(range(rows), length)
+        if length:
+            seen = given.visibility()
+            self.model.hidden(given.inputs, given.places, seen, cache, given.features, given.stands, condition)
+        self._encoded = [cache.held(row, 0, length) for row in range(rows)]
+        for number, (_, lane) in enumerate(prompts):
+            row = number % rows
+            self.cache.copy(lane, self._encoded[row])
+            if condition is not None:
+                here = slice(row, row + 1)
+                states, shown = (None if one is None else one[here] for one in condition[1:])
+                self.conditions[lane] = Beside(condition.vector[here, :1], states, shown)
+
+
+def _decode(model: UniTok, pictures: int, gpu: bool) -> Tensor:
+    """Codes to pictures: on a CPU one after the other."""
+    images = model.image_tokenizer
+    codes = torch.zeros(pictures, images.layout.length, dtype=torch.int64)
+    parts = [images._decode(part, images.layout).float() for part in codes.split(pictures if gpu else 1)]
+    return to_uint8(parts[0] if len(parts) == 1 else torch.cat(parts))
