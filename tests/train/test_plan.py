@@ -4,7 +4,6 @@ refuses."""
 from __future__ import annotations
 
 import copy
-import gc
 import math
 import re
 from collections.abc import Callable
@@ -15,21 +14,18 @@ from typing import Any
 import language_models
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.profiler import ProfilerActivity, profile
+from planning import most_of, near, wanted
 
 from unitok.cli.main import main
 from unitok.config import TRUNK_PRESETS
 from unitok.importing import import_generator
 from unitok.model import UniTok
-from unitok.reader.config import NO_READER, ReaderSettings
+from unitok.reader.config import ReaderSettings
 from unitok.reader.encoders import read_encoder
-from unitok.sample.pipeline import draw
 from unitok.train.config import OptimConfig
 from unitok.train.loop import recompute_activations
 from unitok.train.optim import AveragedWeights, build_optimizers
 from unitok.train.plan import sums
-from unitok.train.plan.drawing import drawing
 from unitok.train.plan.model import Wanted, batch_of, build
 from unitok.train.plan.passes import Pass, measure, products
 from unitok.train.plan.sums import Links, Training, Way
@@ -39,14 +35,7 @@ from unitok.tuning.adapter import tune
 from unitok.tuning.config import NO_LORA, LoraConfig
 
 ROWS, TOKENS = 8, 12
-OWN = ["next_token", "random_order", "masked_token", "maskgit", "next_scale", "var"]
-"""Objectives of our own models."""
 ALONE = Way("one", 1, 1)
-
-
-def wanted(model: object, **more: Any) -> Wanted:
-    given = {"tokenizer": None, "objective": "next_token", "text_vocabulary": None, "reader": NO_READER}
-    return Wanted(str(model), **{**given, "trainable": [], "lora": NO_LORA, **more})
 
 
 def planned(asked: Wanted, task: str = "text_to_image", checkpointing: bool = False, bf16: bool = False) -> float:
@@ -76,27 +65,6 @@ def handed_out(model: UniTok, task: str = "text_to_image", bf16: bool = False) -
     return most_of(train)
 
 
-def most_of(work: Callable[[], object]) -> int:
-    """The most bytes that torch's allocator has handed out at once for a work, beside what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        work()
-    found = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    now = most = 0
-    for event in sorted((one for one in found if one.name() == "[memory]"), key=lambda one: one.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
-
-
-def draw_some(model: UniTok, pictures: int) -> torch.Tensor:
-    """So many pictures, side by side."""
-    return draw(model, [*map(str, range(pictures))], text_ids=lambda caption: [int(caption)] * TOKENS)
-
-
-def near(found: float, wanted: float) -> bool:
-    return abs(found - wanted) <= 0.1 * wanted
-
-
 @pytest.fixture
 def native(make_model: Any, tmp_path: Path) -> Path:
     make_model("next_token", width=128, depth=3).save_pretrained(tmp_path / "model")
@@ -106,25 +74,6 @@ def native(make_model: Any, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("bf16", [False, True])
 def test_a_training_takes_what_was_planned(native: Path, bf16: bool) -> None:
     assert near(planned(wanted(native), bf16=bf16), handed_out(UniTok.from_pretrained(native), bf16=bf16))
-
-
-@pytest.mark.parametrize("objective", OWN)
-def test_drawing_takes_what_was_planned(objective: str, make_model: Any, tmp_path: Path) -> None:
-    """Weights, cache, and what the fullest pass or the decoder holds on top. What is drawn behind a plan, in the same
-    process, is what was drawn before, for the plan leaves no tensor without content behind."""
-    made = make_model(objective, width=96)
-    made.save_pretrained(tmp_path / "model")
-    before = draw_some(made, 2)
-    model = build(wanted(tmp_path / "model"))
-    batch_of(model, "text_to_image", 1, TOKENS)
-    found = drawing(model, sums.count(model), 6, TOKENS)
-    assert sums.total(drawing(model, sums.count(model), 2, TOKENS)) < sums.total(found)
-    assert near(sums.total(found), most_of(lambda: draw_some(copy.deepcopy(made), 6)))
-    assert found["activations"] > 0.1 * found["cache"]
-    del model
-    gc.collect()
-    assert not [one for one in gc.get_objects() if type(one) is FakeTensor]
-    assert torch.equal(draw_some(made, 2), before)
 
 
 @pytest.mark.parametrize("objective", ["masked_token", "next_scale"])
