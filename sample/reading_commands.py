@@ -18,7 +18,7 @@ def ask(
     picture: Path,
     questions: list[str],
     model: Path,
-    also: list[Path] | None = None,
+    also: Path | list[Path] | None = None,
     out: Path | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -38,7 +38,7 @@ def ask(
         picture: Picture file.
         questions: What to ask about it.
         model: Folder of a model that learned to answer (--tasks.question.share), or hf:owner/name.
-        also: Further picture files, which are read behind the first: each question is about all of them.
+        also: A further picture file, or [several], read behind the first: each question is about all of them.
         out: Folder for the answers as a file of records (NAME.jsonl: image, question, answer and, of a model that
             points, boxes), the picture beside it, and the picture with the boxes drawn on it (NAME-boxes.png), each
             with the number of its question.
@@ -58,7 +58,7 @@ def ask(
     problems = Problems()
     problems.check(bool(questions), 'nothing to ask: give questions, as in unitok ask cat.png --model DIR "what is it"')
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
-    pictures = [picture, *(also or ())]
+    pictures = [picture, *(also if isinstance(also, list) else [also] if also else [])]
     for one in pictures:
         _check_files(one, out, problems)
     problems.check(out is None or not also, "--out holds records of one picture each: leave it out with --also")

@@ -226,7 +226,8 @@ def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
         import_generator("chameleon", folder, tokenizer())
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    text_tokenizer(tmp_path, SPECIALS, ["<racm3:break>", "<eoss>", *map(spelled, range(CODES - 1))])
+    names = ["<racm3:break>", "<eoss>", *map(spelled, range(CODES - 1)), "<reserved08706>"]
+    text_tokenizer(tmp_path, SPECIALS, names)
     with pytest.raises(UserError, match="has no token of code 49, such as IMGIMGAZ of code 0"):
         import_generator("chameleon", tmp_path, image_tokenizer())
     with pytest.raises(UserError, match="rope_scaling of the configuration is 'linear': only plain rotary positions"):

@@ -108,10 +108,11 @@ def test_the_command_asks_about_several_pictures(
     for name, one in zip("ab", pictures, strict=True):
         save_png(tmp_path / f"{name}.png", one)
     argv = ["ask", str(tmp_path / "a.png"), "w3 w7", "--model", str(tmp_path / "model")]
-    more = ["--also", str(tmp_path / "b.png")]
-    capsys.readouterr()
-    assert main([*argv, *more]) == 0
-    assert capsys.readouterr().out == f"w3 w7\t{ask(model, pictures, ['w3 w7'])[0]}\n"
+    more, several = ["--also", str(tmp_path / "b.png")], ["--also", f'["{tmp_path / "b.png"}", "{tmp_path / "a.png"}"]']
+    for words, given in ((more, pictures), (several, pictures[[0, 1, 0]])):
+        capsys.readouterr()
+        assert main([*argv, *words]) == 0
+        assert capsys.readouterr().out == f"w3 w7\t{ask(model, given, ['w3 w7'])[0]}\n"
     assert main([*argv, *more, "--out", str(tmp_path / "out")]) == 2
     assert "--out holds records of one picture each: leave it out with --also" in capsys.readouterr().err
     assert main([*argv, "--also", str(tmp_path / "c.png")]) == 2

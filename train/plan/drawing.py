@@ -25,8 +25,8 @@ from .passes import Held, embody, in_precision
 from .sums import Counts
 
 MOST_STEPS = 48
-"""Of a picture, that are followed to the last, such as the 37 of ten maps; of one with more, which draw few codes each
-or all codes each, the first two."""
+"""Passes of a picture that are all followed, such as the 37 of ten maps. Where there are more, each draws few codes, or
+all of them."""
 
 
 def drawing(
@@ -52,10 +52,7 @@ def drawing(
             cache = held.now
             for job in jobs:
                 engine.add(job)
-            engine.step()
-            steps = engine.writers[jobs[0].modality].steps(min(engine.running)) if engine.running else 1
-            for _ in range(1, steps if steps <= MOST_STEPS else 2):
-                engine.step()
+            _draw(engine, jobs[0].modality)
             if not model.image_tokenizer.no_pixels:
                 _decode(model, pictures, gpu)
     weights = 4.0 * counts.all + (2.0 * counts.all if bf16 else 0.0)
@@ -96,6 +93,22 @@ class _Engine(Engine):
                 here = slice(row, row + 1)
                 states, shown = (None if one is None else one[here] for one in condition[1:])
                 self.conditions[lane] = Beside(condition.vector[here, :1], states, shown)
+
+
+def _draw(engine: Engine, modality: str) -> None:
+    """All passes, or of many two at the begin and one at the end, which sees what those between would have stored."""
+    engine.step()
+    row, cache = min(engine.running, default=None), engine.cache
+    steps = 1 if row is None else engine.writers[modality].steps(row)
+    if row is None or steps <= MOST_STEPS:
+        for _ in range(1, steps):
+            engine.step()
+        return
+    before = cache.lengths[row]
+    engine.step()
+    lanes = [lane for state in engine.running.values() for lane in state.running]
+    cache.advance(lanes, (steps - 3) * (cache.lengths[row] - before))
+    engine.step()
 
 
 def _decode(model: UniTok, pictures: int, gpu: bool) -> Tensor:
