@@ -187,7 +187,8 @@ def asked(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modalit
     question = record.get("question")
     if question is None or task != QUESTIONS:
         return task, record
-    several, pictures = is_several("question", question), record.get("image")
+    several = is_several("question", question)
+    pictures: Any = record.get("image")
     found = [texts.asked(one) for one in (question if several else [question])]
     if not several and is_several("image", pictures):
         pictures = [pictures[0], *map(Further, pictures[1:])]

@@ -9,7 +9,7 @@ nothing. For a prompt that is a text, both are the same: one scale is left.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -83,9 +83,8 @@ class ChameleonFamily(Family):
         return weights[BOOK]
 
     def released(self) -> dict[str, tuple[PublishedTrunk, int, int]]:
-        same = {"eps": 1e-5, "head_norms": True, "talks": True}
-        small = ChameleonTrunk(4096, 32, 32, 11008, **same)
-        large = ChameleonTrunk(8192, 48, 64, 22016, kv_heads=8, norms_behind=True, **same)
+        small = ChameleonTrunk(4096, 32, 32, 11008, eps=1e-5, head_norms=True, talks=True)
+        large = replace(small, width=8192, depth=48, heads=64, inner=22016, kv_heads=8, norms_behind=True)
         return {"chameleon-7b": (small, 65536, 8192), "chameleon-30b": (large, 65536, 8192)}
 
     def grids(self, config: PublishedTrunk) -> tuple[tuple[int, int], ...]:
