@@ -4,6 +4,7 @@ the decoder."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from tokenizers_vq.images import to_uint8
 from unitok.model import UniTok
 from unitok.sample.engine import Engine
-from unitok.sample.jobs import job_for, prompts_needed, rooms_of, way_of
+from unitok.sample.jobs import job_for, prompts_needed, rooms_of
 from unitok.sample.prompts import document_of
 from unitok.sampling import SampleSettings
 from unitok.sequence import PackedBatch, lay_out
@@ -21,22 +22,21 @@ from unitok.tasks import Piece
 from unitok.trunk.base import Beside
 
 from .model import caption_of
-from .passes import Held, embody, in_precision
+from .passes import FusedAttention, Held, embody, in_precision
 from .sums import Counts
 
 MOST_STEPS = 48
-"""Passes of a picture that are all followed, such as the 37 of ten maps. Where there are more, each draws few codes, or
-all of them."""
+"""Passes of a picture that are all followed, such as the 37 of ten maps. Where there are more, each draws few codes."""
 
 
 def drawing(
     model: UniTok, counts: Counts, pictures: int, caption_tokens: int, bf16: bool = False, gpu: bool = False
 ) -> dict[str, float]:
     """Bytes of a device that draws so many pictures side by side, by the model's own settings, by what they are for.
-    The model has its first tensors."""
-    settings, task = SampleSettings.of(model.config), way_of(model, "text_to_image")
+    The model has its first tensors. Boxes that it writes first are left out."""
+    settings = SampleSettings.of(model.config)
     record = {"caption": caption_of(model, caption_tokens)}
-    jobs = [job_for(task, record, seed, settings) for seed in range(pictures)]
+    jobs = [job_for("text_to_image", record, seed, settings) for seed in range(pictures)]
     compared = [jobs[0].prompts[which] for which in prompts_needed(jobs[0])]
     room = sum(rooms_of(model, jobs[0]))
     with_all = document_of(compared[0], model.modalities())
@@ -47,7 +47,7 @@ def drawing(
         held.leave_out([*model.parameters(), *model.buffers()])
         prompts = laid_out.map(fake.from_tensor)
         prompts.map(held.leave_out_one)
-        with held, in_precision("cpu", bf16):
+        with held, FusedAttention() if gpu else nullcontext(), in_precision("cpu", bf16):
             engine = _Engine(model, pictures * len(compared), room, prompts)
             cache = held.now
             for job in jobs:
@@ -96,19 +96,23 @@ class _Engine(Engine):
 
 
 def _draw(engine: Engine, modality: str) -> None:
-    """All passes, or of many two at the begin and one at the end, which sees what those between would have stored."""
+    """All passes. Of those that give back what they ran two, and of many two at the begin and one at the end, which
+    sees what those between would have stored."""
     engine.step()
-    row, cache = min(engine.running, default=None), engine.cache
-    steps = 1 if row is None else engine.writers[modality].steps(row)
-    if row is None or steps <= MOST_STEPS:
-        for _ in range(1, steps):
-            engine.step()
+    if not engine.running:
         return
-    before = cache.lengths[row]
+    row, cache = min(engine.running), engine.cache
+    steps, before = engine.writers[modality].steps(row), cache.lengths[row]
     engine.step()
-    lanes = [lane for state in engine.running.values() for lane in state.running]
-    cache.advance(lanes, (steps - 3) * (cache.lengths[row] - before))
-    engine.step()
+    grown = cache.lengths[row] - before
+    if not engine.running or not grown:
+        return
+    if steps > MOST_STEPS:
+        lanes = [lane for state in engine.running.values() for lane in state.running]
+        cache.advance(lanes, (steps - 3) * grown)
+        steps = 3
+    for _ in range(2, steps):
+        engine.step()
 
 
 def _decode(model: UniTok, pictures: int, gpu: bool) -> Tensor:
