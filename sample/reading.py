@@ -13,7 +13,7 @@ from unitok.device import Precision
 from unitok.model import UniTok
 from unitok.prepare import computing
 from unitok.sampling import SampleSettings
-from unitok.tasks import FIELDS, QUESTIONS, asked, ends_in, modalities_of, way
+from unitok.tasks import FIELDS, QUESTIONS, TASKS, asked, ends_in, modalities_of, way
 
 from .jobs import job_for, way_of
 from .performing import pointed_first
@@ -56,10 +56,11 @@ def ask(
     batch_size: int = 32,
     precision: Precision = "fp32",
 ) -> list[str]:
-    """Answers to several questions about one picture (3, H, W) uint8 of the model's size, which is read once.
+    """Answers to several questions about one picture (3, H, W) uint8 of the model's size, or about several (N, 3, H, W)
+    at once, which are read once.
 
     Raises:
-        UserError: a question that is too long.
+        UserError: a question that is too long; several pictures for a model that points first.
     """
     told = answers(model, picture, questions, settings, seeds, batch_size=batch_size, precision=precision)
     return [one.text for one in told]
@@ -79,9 +80,12 @@ def answers(
     """As `ask`, with what the model pointed at first."""
     seeds = range(len(questions)) if seeds is None else seeds
     ids = [model.text_ids(question) for question in questions]
-    (image,) = as_read(model, picture[None])
     modalities, task = model.modalities(), way_of(model, QUESTIONS)
+    if picture.ndim > 3 and sum(part.learned for part in TASKS[task]) > 1:
+        raise UserError("this model points before it answers, and does not say in which picture: ask about one")
+    pictures = as_read(model, picture if picture.ndim > 3 else picture[None])
     with computing(model, precision):
+        image = pictures if len(pictures) > 1 else pictures[0]
         records = [asked(QUESTIONS, {"image": image, "question": question}, modalities)[1] for question in ids]
         jobs = [job_for(task, record, seed, settings) for record, seed in zip(records, seeds, strict=True)]
         written = run(model, jobs, batch_size=batch_size)

@@ -18,6 +18,7 @@ def ask(
     picture: Path,
     questions: list[str],
     model: Path,
+    also: Path | list[Path] | None = None,
     out: Path | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
@@ -37,6 +38,7 @@ def ask(
         picture: Picture file.
         questions: What to ask about it.
         model: Folder of a model that learned to answer (--tasks.question.share), or hf:owner/name.
+        also: A further picture file, or [several], read behind the first: each question is about all of them.
         out: Folder for the answers as a file of records (NAME.jsonl: image, question, answer and, of a model that
             points, boxes), the picture beside it, and the picture with the boxes drawn on it (NAME-boxes.png), each
             with the number of its question.
@@ -51,12 +53,18 @@ def ask(
 
     Example:
         unitok ask cat.png --model runs/demo/generator "what colour is the circle" "how many squares are there"
+        unitok ask cat.png --model runs/chameleon "what do these pictures have in common" --also dog.png
     """
     problems = Problems()
     problems.check(bool(questions), 'nothing to ask: give questions, as in unitok ask cat.png --model DIR "what is it"')
     problems.check(batch_size >= 1, f"--batch-size is {batch_size}: choose 1 or more")
-    _check_files(picture, out, problems)
+    pictures = [picture, *(also if isinstance(also, list) else [also] if also else [])]
+    for one in pictures:
+        _check_files(one, out, problems)
+    problems.check(out is None or not also, "--out holds records of one picture each: leave it out with --also")
     problems.raise_if_any()
+
+    import torch
 
     from unitok.boxes import uncropped
     from unitok.device import pick_device
@@ -71,9 +79,10 @@ def ask(
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     prepare(loaded, precision)
     reading.check_task(loaded, model, "question")
-    read = ReadPicture.of(picture, loaded.image_tokenizer.image_size)
+    read, *others = [ReadPicture.of(one, loaded.image_tokenizer.image_size) for one in pictures]
+    seen = torch.stack([read.seen, *(one.seen for one in others)]) if others else read.seen
     seeds = range(seed, seed + len(questions))
-    answers = reading.answers(loaded, read.seen, questions, settings, seeds, batch_size=batch_size)
+    answers = reading.answers(loaded, seen, questions, settings, seeds, batch_size=batch_size)
     records, drawn = [], []
     for number, (question, (answer, pointed)) in enumerate(zip(questions, answers, strict=True), 1):
         boxes = [read.pixels(box) for box in pointed.get("boxes", ())]

@@ -90,7 +90,9 @@ class ImageTokenizer(Tunable, ABC):
 
     def countable(self, codes: Tensor) -> Tensor:
         """Codes of any shape as numbers below `counted`."""
-        return codes if self.codebook_size == self.counted else codes // (self.codebook_size // self.counted)
+        if self.codebook_size == self.counted:
+            return codes
+        return codes >> (self.codebook_size.bit_length() - 1 - COUNTED_BITS) & (self.counted - 1)
 
     @property
     def layout(self) -> Layout:

@@ -63,6 +63,12 @@ class Picture(NamedTuple):
     """(L,), where it is also to be learned."""
 
 
+class Further(NamedTuple):
+    """A picture that is read behind others: what opens the first, as a begin of a text, does not stand before it."""
+
+    value: torch.Tensor | Picture
+
+
 class Replaced(list[int]):
     """Ids of a text that has others in its place where it is left out."""
 
@@ -95,7 +101,7 @@ class TextModality:
     left_out: str = ""
     """All as of `TrunkConfig`."""
     answers: bool = False
-    """Whether they answer what `asking` puts into words: they begin with the last of these, and a space."""
+    """Whether they answer what `asking` puts into words: they begin with the last of these, and its space."""
 
     @property
     def replaces(self) -> bool:
@@ -151,7 +157,8 @@ class TextModality:
         return ((can_stand, len(target)),)
 
     def ids(self, value: str | list[int]) -> list[int]:
-        return self.encode(f" {value}" if self.answers and value else value) if isinstance(value, str) else value
+        space = self.asking.space if self.answers and self.asking and value else ""
+        return self.encode(f"{space}{value}") if isinstance(value, str) else value
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         spans = (self.vocabulary.text_range,)
@@ -233,10 +240,14 @@ class ImageModality:
     def longest(self) -> int:
         return self.objective.positions(self.layout)
 
-    def given(self, values: Sequence[torch.Tensor | Picture]) -> list[Segment]:
-        codes = [value for value in values if not isinstance(value, Picture)]
+    def given(self, values: Sequence[torch.Tensor | Picture | Further]) -> list[Segment]:
+        pictures = [value.value if isinstance(value, Further) else value for value in values]
+        codes = [one for one in pictures if not isinstance(one, Picture)]
         read = iter(self.objective.given(torch.stack(codes), self.layout, self.vocabulary) if codes else [])
-        return [self._seen(value) if isinstance(value, Picture) else next(read) for value in values]
+        segments = [self._seen(one) if isinstance(one, Picture) else next(read) for one in pictures]
+        pairs = zip(segments, values, strict=True)
+        unopened = self.objective.unopened
+        return [unopened(one, len(self.opening)) if isinstance(value, Further) else one for one, value in pairs]
 
     def _seen(self, picture: Picture) -> Segment:
         assert self.seen is not None, "a model with the port"

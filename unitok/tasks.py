@@ -16,7 +16,7 @@ import torch
 from tokenizers_vq.errors import UserError
 
 from .boxes import SPANS, hole_in, is_box, rough
-from .modalities import ANSWER, PASSAGE, TEXTS, ImageModality, Modality, TextModality, codes_in
+from .modalities import ANSWER, PASSAGE, TEXTS, Further, ImageModality, Modality, TextModality, codes_in
 from .objectives.base import Draw
 from .sequence import Document, Segment, document
 
@@ -190,8 +190,11 @@ def asked(task: str, record: Mapping[str, Any], modalities: Mapping[str, Modalit
     if question is None or task != QUESTIONS:
         return task, record
     several = is_several("question", question)
+    pictures: Any = record.get("image")
     found = [texts.asked(one) for one in (question if several else [question])]
-    return task, {**record, "question": found if several else found[0]}
+    if not several and is_several("image", pictures):
+        pictures = [pictures[0], *map(Further, pictures[1:])]
+    return task, {**record, "image": pictures, "question": found if several else found[0]}
 
 
 def _in_order(

@@ -63,6 +63,8 @@ class Asking(NamedTuple):
     """Task -> the question by which it is done."""
     marks: tuple[str, ...] = ()
     """Spans whose first ids stand before the words."""
+    space: str = " "
+    """Stands before an answer that has words."""
 
     def known_to(self, vocabulary: Vocabulary) -> Asking | None:
         """None where the vocabulary lacks an id of it: the model was imported before its family was asked in words."""

@@ -254,23 +254,23 @@ def test_var_sees_the_running_reconstruction_and_predicts_the_map() -> None:
 
 def test_next_scale_draws_the_children_of_a_place_in_turn() -> None:
     layout = SCALED.layout
-    order, passes = in_turn(layout)
-    assert sorted(order.tolist()) == list(range(21)) and passes.tolist() == sorted(passes.tolist())
-    assert passes.bincount().tolist() == [1, 1, 1, 1, 1, 4, 4, 4, 4]
-    for number in range(1, 9):
-        places = order[passes == number] - (5 if number > 4 else 1)
-        side = 4 if number > 4 else 2
-        parents = [(int(place) // side // 2, int(place) % side // 2) for place in places]
+    turns = in_turn(layout)
+    assert sorted(itertools.chain(*turns)) == list(range(21))
+    assert [len(here) for here in turns] == [1, 1, 1, 1, 1, 4, 4, 4, 4]
+    for number, here in enumerate(turns[1:], 1):
+        start, side = (5, 4) if number > 4 else (1, 2)
+        parents = [((place - start) // side // 2, (place - start) % side // 2) for place in here]
         assert len(set(parents)) == len(parents), "no two of one parent at once"
-    wide = in_turn(Layout(((1, 1), (1, 4))))[1]
-    assert wide.tolist() == [0, 1, 1, 2, 2]
+    assert in_turn(Layout(((1, 1), (1, 4)))) == [[0], [1, 3], [2, 4]]
 
 
 def test_next_scale_sees_what_is_drawn_around_a_place() -> None:
     """A position sees the map so far in the 3x3 places around it: codes drawn before, else the coarser maps."""
     objective, layout, quantizer = get_objective("next_scale", SCALED), SCALED.layout, SCALED.quantizer
     codes = torch.randint(16, (2, 21))
-    order, passes = in_turn(layout)
+    turns = in_turn(layout)
+    order = torch.tensor(list(itertools.chain(*turns)))
+    passes = torch.tensor([number for number, here in enumerate(turns) for _ in here])
     (image, _) = objective.learned(codes, layout, VOCABULARY, draws_of(2))
     assert torch.equal(image.target, codes[0, order] + VOCABULARY.image_start) and torch.equal(image.groups, passes)
     assert torch.equal(image.places, layout.coordinates()[order])

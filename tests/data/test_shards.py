@@ -130,6 +130,16 @@ def test_large_codebooks_get_32_bits(tmp_path: Path) -> None:
     assert CodesDataset(tmp_path)[0].codes.dtype == torch.int64
 
 
+def test_codes_of_64_bits_keep_their_sign(tmp_path: Path) -> None:
+    codes = torch.tensor([0, -1, 5, -(2**63), 2**63 - 1, -99])
+    writing = writer(tmp_path, total=2, codebook_size=2**64)
+    assert next(writing.claims()) == (0, 2)
+    writing.add("a", "one", codes)
+    writing.add("b", None, None, "is broken")
+    writing.finish()
+    assert CodesDataset(tmp_path)[0].codes.tolist() == codes.tolist()
+
+
 @pytest.mark.parametrize("stop", [0, 3, 8, 11, 19])
 def test_a_stopped_encoding_goes_on_and_ends_the_same(tmp_path: Path, encoded: Path, stop: int) -> None:
     out = tmp_path / "again"

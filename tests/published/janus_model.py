@@ -77,12 +77,12 @@ def greedy(model: Any, prompt: list[int], scale: float) -> Tensor:
     )[0]
 
 
-def prompt(model: UniTok, question: str, system: str = "") -> list[int]:
-    """A talk's first turn about a picture, tokenized as a whole."""
-    whole = f"{system}<|User|>: <begin_of_image> <end_of_image> \n{question}\n\n<|Assistant|>:"
-    ids = model.text_tokenizer.encode(whole)
-    end = ids.index(EOI)
-    return [1, *ids[:end], *[HERE] * SIDE * SIDE, *ids[end:]]
+def prompt(model: UniTok, question: str, system: str = "", pictures: int = 1) -> list[int]:
+    """A talk's first turn about pictures, tokenized as a whole."""
+    marks = "<begin_of_image> <end_of_image> " * pictures
+    whole = f"{system}<|User|>: {marks}\n{question}\n\n<|Assistant|>:"
+    seen = [HERE] * SIDE * SIDE
+    return [1, *(id for one in model.text_tokenizer.encode(whole) for id in ([*seen, one] if one == EOI else [one]))]
 
 
 def seen(pixels: Tensor) -> Tensor:

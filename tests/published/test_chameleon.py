@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from .tiny import tokenizer
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 LENGTH = SIDE * SIDE
 BOI, EOI, FIRST = 4, 5, 6
+TURN = FIRST + CODES
+QUESTION = "What do you see?"
 ORDER = torch.randperm(CODES, generator=torch.Generator().manual_seed(7)).tolist()
 """Codes in the order of their ids."""
 IDS = torch.tensor([FIRST + ORDER.index(code) for code in range(CODES)])
@@ -48,13 +51,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def saved(folder: Path, norms_behind: bool = False) -> tuple[Any, Path]:
-    names = ["<racm3:break>", "<eoss>", *map(spelled, ORDER)]
+    names = ["<racm3:break>", "<eoss>", *map(spelled, ORDER), "<reserved08706>"]
     words = text_tokenizer(folder, SPECIALS, names)
     return chameleon(folder, words, image_tokenizer(), swin_norm=norms_behind), folder
 
 
 def prompt(model: UniTok, caption: str) -> list[int]:
     return [0, *model.text_tokenizer.encode(caption), BOI]
+
+
+def seen(model: UniTok, codes: torch.Tensor, talks: bool = True) -> list[int]:
+    """What stands before the caption of a picture; models that were imported before they were asked go on behind it."""
+    question = [*model.text_tokenizer.encode(QUESTION), TURN] if talks else []
+    return [0, BOI, *IDS[codes].tolist(), EOI, *question]
+
+
+def as_before(model: UniTok) -> UniTok:
+    """A model that was imported before it was asked."""
+    trunk, spans = replace(model.config.trunk, talks=False), model.config.vocabulary[:-1]
+    config = replace(model.config, trunk=trunk, vocabulary=spans, tasks=("text_to_image", "image_to_text"))
+    found = UniTok(config, model.image_tokenizer, model.text_tokenizer).eval()
+    fewer = {
+        name: model.state_dict()[name][: len(one)] if one.ndim else one for name, one in found.state_dict().items()
+    }
+    found.load_state_dict(fewer)
+    return found
 
 
 @torch.inference_mode()
@@ -86,18 +107,21 @@ def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[A
     assert not torch.equal(*drawn)
 
 
+@pytest.mark.parametrize("talks", [True, False])
 @torch.inference_mode()
 def test_captions_have_the_logits_and_ids_of_transformers(
-    theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+    talks: bool, theirs: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, codes, ids = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH), [70, 61, 88]
+    model = model if talks else as_before(model)
     monkeypatch.setattr(model.config, "text_length", 8)
-    pictures = [[0, BOI, *IDS[one].tolist(), EOI] for one in codes]
+    pictures = [seen(model, one, talks) for one in codes]
+    begin = len(pictures[0]) - 1
     task, draws = "image_to_text", [Draw(torch.Generator())]
     [made] = documents([task], [{"image": codes[0], "caption": ids}], draws, model.modalities(), {}, {task: 0})
-    hidden = model.states(lay_out([[made]], pad=model.vocabulary.pad))[0, LENGTH + 2 :]
+    hidden = model.states(lay_out([[made]], pad=model.vocabulary.pad))[0, begin:]
     found = model.ids.scores(hidden, model.vocabulary.text_range)
-    wanted = theirs[0](torch.tensor([[*pictures[0], *ids]])).logits[0, LENGTH + 2 :]  # those of codes are lowest
+    wanted = theirs[0](torch.tensor([[*pictures[0], *ids]])).logits[0, begin:]  # those of codes are lowest
     size = model.text_tokenizer.size
     closed = {2, *IDS.tolist()}
     others = [place for place in range(size) if place not in closed]
@@ -114,31 +138,44 @@ def test_captions_have_the_logits_and_ids_of_transformers(
         assert written == model.text_tokenizer.decode(row)
 
 
+class Losses:
+    """Those of transformers for texts that are learned."""
+
+    def __init__(self) -> None:
+        self.losses: list[Any] = []
+        self.scores: list[torch.Tensor] = []
+        self.learned = 0
+
+    def add(self, model: Any, before: list[int], text: list[int]) -> None:
+        out = model(torch.tensor([[*before, *text]]), labels=torch.tensor([[*[-100] * len(before), *text]]))
+        self.losses.append(out.loss * len(text))
+        self.scores.append(out.logits[0, len(before) - 1 : -1])
+        self.learned += len(text)
+
+
 def test_a_training_step_has_the_loss_of_transformers(theirs: tuple[Any, Path]) -> None:
     """Over codes by the scores of its head, for its own loss hides codes; over captions its own loss. What they say of
     ids that cannot stand there is taken off."""
     model, codes = import_generator("chameleon", theirs[1], image_tokenizer()), some_codes(LENGTH)
-    tasks = ["text_to_image"] * 3 + ["image_to_text"] * 3
-    records = [{"image": one, "caption": text} for one, text in zip(codes, CAPTIONS, strict=True)] * 2
+    tasks = ["text_to_image"] * 3 + ["image_to_text"] * 3 + ["text_only"] * 3
+    records = [{"image": one, "caption": text} for one, text in zip(codes, CAPTIONS, strict=True)] * 3
     size = model.text_tokenizer.size
     with torch.no_grad():
         found = mean_losses(model, tasks, records)
-        scores, losses, answers, learned = [], [], [], 0
+        scores, found_of = [], {"image_to_text": Losses(), "text_only": Losses()}
         for one, text in zip(codes, CAPTIONS, strict=True):
             begin = prompt(model, text)
             scores.append(scored(theirs[0], [*begin, *IDS[one[:-1]].tolist()])[len(begin) - 1 :])
-            picture, caption = [0, BOI, *IDS[one].tolist(), EOI], [*model.text_tokenizer.encode(text), 2]
-            labels = torch.tensor([[*[-100] * len(picture), *caption]])
-            out = theirs[0](torch.tensor([[*picture, *caption]]), labels=labels)
-            losses.append(out.loss * len(caption))
-            answers.append(out.logits[0, len(picture) - 1 : -1])
-            learned += len(caption)
+            caption = [*model.text_tokenizer.encode(text), 2]
+            found_of["image_to_text"].add(theirs[0], seen(model, one), caption)
+            found_of["text_only"].add(theirs[0], [0], caption)
     wanted = cross_entropy(torch.cat(scores), IDS[codes].flatten())
     wanted = loss_among(wanted, torch.cat(scores), IDS)
     torch.testing.assert_close(found["text_to_image"], wanted, atol=1e-5, rtol=0)
     others = [place for place in range(size) if place not in IDS.tolist()]
-    wanted = loss_among(sum(losses) / learned, torch.cat(answers), others)
-    torch.testing.assert_close(found["image_to_text"], wanted, atol=1e-5, rtol=0)
+    for task, one in found_of.items():
+        wanted = loss_among(sum(one.losses) / one.learned, torch.cat(one.scores), others)
+        torch.testing.assert_close(found[task], wanted, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
@@ -162,7 +199,7 @@ def test_the_command_makes_a_model_that_draws(folder: Path, tmp_path: Path, caps
     pictures = sorted((drawn / "pictures").glob("*.png"))
     assert len(pictures) == 4
     assert main(["caption", "--model", str(out), str(pictures[0])]) == 0
-    trains_on(out, drawn / "pictures", tmp_path / "tuned", "--tasks.text_only.share", "0")
+    trains_on(out, drawn / "pictures", tmp_path / "tuned")
 
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])
@@ -193,7 +230,8 @@ def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
         import_generator("chameleon", folder, tokenizer())
     for name in ("model.safetensors", "config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    text_tokenizer(tmp_path, SPECIALS, ["<racm3:break>", "<eoss>", *map(spelled, range(CODES - 1))])
+    names = ["<racm3:break>", "<eoss>", *map(spelled, range(CODES - 1)), "<reserved08706>"]
+    text_tokenizer(tmp_path, SPECIALS, names)
     with pytest.raises(UserError, match="has no token of code 49, such as IMGIMGAZ of code 0"):
         import_generator("chameleon", tmp_path, image_tokenizer())
     with pytest.raises(UserError, match="rope_scaling of the configuration is 'linear': only plain rotary positions"):
@@ -202,10 +240,12 @@ def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
         import_generator("chameleon", folder, image_tokenizer(), {"swin_norm": 3})
 
 
+@pytest.mark.parametrize("talks", [True, False])
 @torch.inference_mode()
-def test_the_model_goes_back_as_it_came(theirs: tuple[Any, Path], tmp_path: Path) -> None:
+def test_the_model_goes_back_as_it_came(talks: bool, theirs: tuple[Any, Path], tmp_path: Path) -> None:
     """Texts and codes under the authors' ids, and the encoder of pictures."""
-    language_model(import_generator("chameleon", theirs[1], image_tokenizer())).write(tmp_path)
+    model = import_generator("chameleon", theirs[1], image_tokenizer())
+    language_model(model if talks else as_before(model)).write(tmp_path)
     again, info = ChameleonForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
     ids = [0, 57, 70, BOI, *IDS[:LENGTH].tolist(), EOI, 60, 2]

@@ -78,18 +78,20 @@ def some_pictures(count: int) -> Tensor:
 
 @torch.inference_mode()
 def test_answers_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None:
-    """Behind a picture and a question, of several pictures in one row."""
+    """Behind one picture or two and a question, of several documents in one row."""
     model = import_generator("janus", theirs[1], settings={"system": "w1 w2 \n\n"})
     pictures, text = some_pictures(3), [20, 11, 33]
-    task = "question"
-    record = [{"image": Picture(one), "question": "w5 w6", "answer": text} for one in pictures]
-    draws = [Draw(torch.Generator())] * 3
-    made = documents([task] * 3, record, draws, model.modalities(), {}, {task: 0})
+    task, given = "question", [Picture(one) for one in pictures]
+    images = [*given, given[:2]]
+    record = [{"image": one, "question": "w5 w6", "answer": text} for one in images]
+    draws = [Draw(torch.Generator())] * 4
+    made = documents([task] * 4, record, draws, model.modalities(), {}, {task: 0})
     for number, item in enumerate(made):
         hidden = model.states(lay_out([[item, made[0]]], pad=model.vocabulary.pad))[0, : len(item)]
-        ids = [*prompt(model, "w5 w6", "w1 w2 \n\n"), *text]
+        pixels = [pictures[number]] if number < 3 else pictures[:2]
+        ids = [*prompt(model, "w5 w6", "w1 w2 \n\n", len(pixels)), *text]
         assert len(ids) == len(item)
-        wanted = theirs[0](torch.tensor([ids]), pixel_values=seen(pictures[number])).logits[0, -4:]
+        wanted = theirs[0](torch.tensor([ids]), pixel_values=torch.cat([*map(seen, pixels)])).logits[0, -4:]
         found = model.ids.scores(hidden[-4:], model.vocabulary.text_range)
         size = model.text_tokenizer.size
         others = [place for place in range(size) if place != 2]

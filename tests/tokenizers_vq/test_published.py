@@ -22,6 +22,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.published.load import PUBLISHED, _compare, _configure, _sources
 from unitok.cli.importing import FamilyName
 from unitok.cli.main import main
+from unitok.objectives.infinity import Infinity
 from unitok.trunk.published import PUBLISHED as GENERATORS
 
 
@@ -70,6 +71,26 @@ def test_codes_of_many_bits_are_codes_like_any_other(tmp_path: Path) -> None:
         assert not torch.equal(folded.decode(flipped), picture), bit
 
 
+@torch.no_grad()
+def test_codes_of_64_bits_have_a_sign(tmp_path: Path) -> None:
+    """As plain arithmetic in float64 has them: the first bit is the sign of the whole number."""
+    weights = random_weights("infinity_vae", **{**TINY["infinity_vae"], "vae_type": 64})
+    tokenizer, exact = load(tmp_path, "infinity_vae", weights, vae_type=64), {n: w.double() for n, w in weights.items()}
+    codes, picture = infinity(exact, images().double())
+    agrees(tokenizer, images(), codes, picture.float())
+    assert tokenizer.codebook_size == 2**64 and 0.2 < (codes < 0).float().mean() < 0.8
+    assert torch.equal(tokenizer.countable(codes), (codes >> 48) & 0xFFFF) and tokenizer.counted == 2**16
+    flipped = codes.clone()
+    flipped[:, -1] ^= torch.iinfo(torch.int64).min
+    assert not torch.equal(tokenizer.decode(flipped), tokenizer.decode(codes)), "the sign is a bit"
+    tokenizer.save_pretrained(tmp_path / "folder")
+    assert torch.equal(load_tokenizer(tmp_path / "folder").encode(images()), codes)
+    with pytest.raises(
+        UserError, match=r"^the image tokenizer makes codes of 64 bits, a model draws codes of up to 62"
+    ):
+        Infinity.for_tokenizer(tokenizer)
+
+
 RELEASED = [  # (family, number in `released`, tensors of the published file without training losses, some of them)
     (
         "taming_vqgan",
@@ -95,6 +116,7 @@ RELEASED = [  # (family, number in `released`, tensors of the published file wit
     ),
     ("infinity_vae", 0, 268, {"encoder.conv_out.weight": (32, 512, 3, 3), "decoder.conv_in.weight": (512, 32, 3, 3)}),
     ("infinity_vae", 3, 224, {"encoder.conv_out.bias": (14,), "decoder.up.3.block.0.conv1.weight": (512, 512, 3, 3)}),
+    ("infinity_vae", 4, 268, {"encoder.conv_out.weight": (64, 512, 3, 3), "decoder.conv_in.weight": (512, 64, 3, 3)}),
     ("ibq", 2, 543, {"decoder.up.4.attn.4.k.bias": (512,), "quantize.embedding.weight": (16384, 256)}),
     (
         "emu3_vq",

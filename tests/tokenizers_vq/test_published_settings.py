@@ -51,7 +51,7 @@ from tokenizers_vq.published.load import PUBLISHED, _attempts
             "decoder_ch_mult is .* make them equal",
         ),
         ("ibq", {"model": {"params": {"what": 3}}}, "unknown setting 'what'"),
-        ("infinity_vae", {"vae_type": 64}, "setting vae_type is 64: 64 bits of a code, there can be 1 to 62"),
+        ("infinity_vae", {"vae_type": 65}, "setting vae_type is 65: 65 bits of a code, there can be 1 to 64"),
         ("infinity_vae", {"base_ch": 40}, "setting base_ch is 40: give a multiple of 32"),
         ("infinity_vae", {"pn": "2M"}, "setting pn is '2M': choose one of 0.06M, 0.25M, 0.60M, 1M"),
         ("infinity_vae", {"h_div_w_template": 0}, "setting h_div_w_template is 0: give height by width"),

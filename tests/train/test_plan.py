@@ -14,13 +14,13 @@ from typing import Any
 import language_models
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from planning import most_of, near, wanted
 
 from unitok.cli.main import main
 from unitok.config import TRUNK_PRESETS
 from unitok.importing import import_generator
 from unitok.model import UniTok
-from unitok.reader.config import NO_READER, ReaderSettings
+from unitok.reader.config import ReaderSettings
 from unitok.reader.encoders import read_encoder
 from unitok.train.config import OptimConfig
 from unitok.train.loop import recompute_activations
@@ -39,11 +39,6 @@ ROWS, TOKENS = 8, 12
 ALONE = Way("one", 1, 1)
 
 
-def wanted(model: object, **more: Any) -> Wanted:
-    given = {"tokenizer": None, "objective": "next_token", "text_vocabulary": None, "reader": NO_READER}
-    return Wanted(str(model), **{**given, "trainable": [], "lora": NO_LORA, **more})
-
-
 def planned(asked: Wanted, task: str = "text_to_image", checkpointing: bool = False, bf16: bool = False) -> float:
     """Bytes of a training on one CPU."""
     model = build(asked)
@@ -55,7 +50,8 @@ def planned(asked: Wanted, task: str = "text_to_image", checkpointing: bool = Fa
 def handed_out(model: UniTok, task: str = "text_to_image", bf16: bool = False) -> int:
     """The most bytes that torch's allocator has handed out at once in two steps of two micro-batches each."""
     batch = batch_of(model, task, ROWS, TOKENS)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+
+    def train() -> None:
         trained = copy.deepcopy(model).train()
         optimizers, average = build_optimizers(trained, OptimConfig()), AveragedWeights(trained, 0.999)
         for step in range(2):
@@ -66,16 +62,8 @@ def handed_out(model: UniTok, task: str = "text_to_image", bf16: bool = False) -
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             average.update(step)
-    found = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    now = most = 0
-    for event in sorted((one for one in found if one.name() == "[memory]"), key=lambda one: one.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
-
-def near(found: float, wanted: float) -> bool:
-    return abs(found - wanted) <= 0.1 * wanted
+    return most_of(train)
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ FAMILY = Family(
         {**_RELEASED, "vae_type": 16},
         {**_RELEASED, "vae_type": 24},
         {**_RELEASED, "vae_type": 14, "ch_mult": (1, 2, 4, 4), "apply_spatial_patchify": 1},
+        {**_RELEASED, "vae_type": 64},
     ),
     configure=_configure,
     source=_source,

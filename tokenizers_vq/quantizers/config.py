@@ -12,8 +12,8 @@ from ..errors import Problems, UserError, shown
 
 MOST_CODES = 2**24
 """Of a codebook that some table holds."""
-MOST_BITS = 62
-"""Of a code that no table holds: codes are whole numbers of 64 bits with a sign."""
+MOST_BITS = 64
+"""Of a code that no table holds: codes are int64. The first of 64 bits is its sign."""
 MOST_DIM = 2**14
 """Numbers of a code vector, or codebooks."""
 

@@ -252,7 +252,7 @@ class SphereSigns(Quantizer):
 
     def __init__(self, config: BSQ) -> None:
         super().__init__(config)
-        self.register_buffer("bits", 2 ** torch.arange(self.width - 1, -1, -1), persistent=False)
+        self.register_buffer("bits", 1 << torch.arange(self.width - 1, -1, -1), persistent=False)
 
     def _quantize(self, rows: Tensor, accumulate: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         config, codes = self.config, self._nearest(rows)
@@ -273,7 +273,7 @@ class SphereSigns(Quantizer):
         return ((rows > 0) * self.bits).sum(dim=-1)
 
     def _vectors(self, codes: Tensor) -> Tensor:
-        signs = (codes[:, None] & self.bits > 0).float() * 2 - 1
+        signs = (codes[:, None] & self.bits != 0).float() * 2 - 1
         return signs / self.width**0.5
 
 

@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ..errors import Problems, UserError, shown
 
 T = TypeVar("T")
-LARGEST = 2**63 - 1
-"""Whole numbers beyond it fit neither a file nor a tensor of ours."""
+LARGEST = 2**64
+"""The codes of 64 bits: nothing of ours is more."""
 
 
 def read_dataclass(kind: type[T], values: Any, where: str, may_lack: Collection[str] | None = None) -> T:

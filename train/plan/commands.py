@@ -68,7 +68,7 @@ def plan(
         muon: As --optim.muon.
         text_vocabulary: Ids of the text tokenizer of a preset or a language model; null = 4096, or the model's own.
         caption_tokens: Tokens of a caption, on average.
-        pictures: Pictures that are drawn side by side, with guidance.
+        pictures: Pictures that are drawn side by side, by the sampling settings that the model keeps.
         tflops: What a GPU reaches in a training step, in 10^12 operations a second.
         measured: Instead of that, tokens a second of this training on one such GPU: tokens/s in the log of a few steps.
         link_gb: What a GPU sends to the others of its machine, in GB a second.
@@ -95,6 +95,7 @@ def plan(
     except UserError as error:  # which names options of a run
         raise UserError(str(error).replace("run.", "")) from None
     from . import sums
+    from .drawing import drawing
     from .model import Wanted, batch_of, build
     from .passes import measure, products
 
@@ -133,7 +134,7 @@ def plan(
     _row("time spent computing", [f"{computing / slower[way]:.0%}" for way in ways])
     _row("tokens/s, all GPUs", [f"{tokens / slower[way]:,.0f}" for way in ways])
 
-    draw = sums.drawing(built, counts, length, pictures, how.item)
+    draw = drawing(built, counts, pictures, caption_tokens, precision == "bf16", device == "cuda")
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in draw.items())
     print(f"\ndrawing {pictures} pictures side by side: {sums.total(draw) / 1e9:.2f} GB ({parts})")
     copies = ", ".join(f"{way.name} {sums.copied(counts, way, needs[way]) / 1e9:.2f}" for way in ways)

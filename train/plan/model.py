@@ -196,7 +196,7 @@ def batch_of(model: UniTok, task: str, rows: int, caption_tokens: int) -> Packed
     if task not in TASKS or not needs([task]) <= {"caption", "image"}:
         able = ", ".join(name for name in TASKS if needs([name]) <= {"caption", "image"})
         raise UserError(f"task is {shown(task)}: choose one of {able}")
-    trunk, images = model.config.trunk, model.image_tokenizer
+    images = model.image_tokenizer
     length = max(model.config.text_length, caption_tokens)
 
     def encode(text: str) -> list[int]:
@@ -210,13 +210,15 @@ def batch_of(model: UniTok, task: str, rows: int, caption_tokens: int) -> Packed
     codes = torch.zeros(images.layout.length, dtype=torch.int64)
     height, width = images.image_size
     image = codes if model.reader is None else Picture(torch.zeros(3, height, width, dtype=torch.uint8), codes)
-    caption = _caption(trunk.captions, trunk.state_width, caption_tokens)
+    caption = caption_of(model, caption_tokens)
     record = {"name": "planned", "caption": caption, "image": image}
     draws = [Draw(keyed_generator(0, "plan", row), 0.5) for row in range(rows)]
     made = documents([task] * rows, [record] * rows, draws, own, {}, NUMBERS)
     return pack(made, pad=model.vocabulary.pad)
 
 
-def _caption(kind: str, width: int, tokens: int) -> object:
-    states = TextStates(torch.zeros(max(1, tokens), max(1, width)), max(1, tokens))
-    return {"text": "a caption", "class": [0], "states": states, "attended": states}[kind]
+def caption_of(model: UniTok, tokens: int) -> object:
+    """A caption of so many tokens, as a record of the model holds it."""
+    trunk = model.config.trunk
+    states = TextStates(torch.zeros(max(1, tokens), max(1, trunk.state_width)), max(1, tokens))
+    return {"text": [0] * tokens, "class": [0], "states": states, "attended": states}[trunk.captions]

@@ -139,14 +139,14 @@ class _Followed:
 def _follow(model: UniTok, batch: PackedBatch, bf16: bool, device: str, back: bool = False) -> _Followed:
     held, fake = Held(), FakeTensorMode()
     with fake:
-        _embody(model, device)
+        embody(model, device)
         given = batch.map(lambda tensor: fake.from_tensor(tensor).to(device))
         for weight in model.parameters():
             weight.grad = torch.empty_like(weight) if back and weight.requires_grad else None
         held.leave_out([*model.parameters(), *model.buffers()])
         given.map(held.leave_out_one)
         fused = FusedAttention() if device == "cuda" else nullcontext()
-        with held, fused, _autocast(device, bf16), _around_blocks(model, lambda: held.now) as found:
+        with held, fused, in_precision(device, bf16), _around_blocks(model, lambda: held.now) as found:
             losses = model(given)
             kept = held.now
             if back:
@@ -180,7 +180,7 @@ def _hooks(block: nn.Module, enter: Callable[..., None], leave: Callable[..., No
 
 
 @contextmanager
-def _autocast(device: str, bf16: bool) -> Iterator[None]:
+def in_precision(device: str, bf16: bool) -> Iterator[None]:
     """bf16 autocast. That of torch is off where there is no such device."""
     before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     torch.set_autocast_enabled(device, bf16)
@@ -195,7 +195,7 @@ def _autocast(device: str, bf16: bool) -> Iterator[None]:
         torch.set_autocast_dtype(device, before[1])
 
 
-def _embody(model: nn.Module, device: str) -> None:
+def embody(model: nn.Module, device: str) -> None:
     """Gives a model tensors of its shapes without content, in the mode that is entered."""
     made: dict[int, Any] = {}
 

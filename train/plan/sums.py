@@ -111,15 +111,6 @@ def copied(counts: Counts, way: Way, needs: Mapping[str, float]) -> float:
     return changes if way.shared == 1 else changes + 4.0 * (counts.learned + counts.still)
 
 
-def drawing(
-    model: UniTok, counts: Counts, positions: int, pictures: int, item: int, lanes: int = 2
-) -> dict[str, float]:
-    """Bytes of one GPU that draws so many pictures side by side; `lanes` prompts of each are compared by guidance."""
-    trunk = model.config.trunk
-    cache = 2.0 * trunk.depth * trunk.key_heads * trunk.head_size * pictures * lanes * positions * item
-    return {"weights": 4.0 * counts.all + (2.0 * counts.all if item == 2 else 0.0), "cache": cache}
-
-
 @dataclass(frozen=True)
 class Links:
     """GB a second that a GPU sends, and how many GPUs a machine has."""

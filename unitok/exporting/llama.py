@@ -169,7 +169,8 @@ def _tables(model: UniTok) -> dict[str, Tensor]:
     ids, vocabulary, texts = model.ids, model.vocabulary, model.text_tokenizer
     assert isinstance(ids, IdPort), "as of every kind in CODES"
     family = published_family(model.config.trunk.kind)
-    places = {span: [id_of(texts, token)] for span, token in family.tokens.items()}
+    tokens = {span: token for span, token in family.tokens.items() if span in vocabulary}
+    places = {span: [id_of(texts, token)] for span, token in tokens.items()}
     places |= CODES[family.config.kind](model)
     bias = ids.head.bias[torch.cat([torch.arange(vocabulary.size)[vocabulary[span]] for span in ("text", *places)])]
     if bool((bias[bias > CLOSED / 2] != 0).any()):

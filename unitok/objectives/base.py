@@ -187,6 +187,17 @@ class Objective(ABC):
         found = framed(segment, [*before[:-1], *opening, *before[-1:]], behind)
         return replace(found, groups=torch.arange(len(found))) if self.frames.read_in_order else found
 
+    def unopened(self, segment: Segment, opening: int = 0) -> Segment:
+        """An image that `read` made, with so many further ids where a port stands in it, without what comes before the
+        last mark in front of it."""
+        gone = max(0, len(self.frames.read[0]) - 1) + (opening if segment.port else 0)
+        if not gone:
+            return segment
+        places, groups = segment.places[gone:].clone(), segment.groups[gone:]
+        places[:, 0] -= gone
+        at = segment.at and slice(segment.at.start - gone, segment.at.stop - gone)
+        return replace(segment, ids=segment.ids[gone:], groups=groups - groups[0], places=places, at=at)
+
     @abstractmethod
     def writer(self, layout: Layout, vocabulary: Vocabulary, rows: int, device: torch.device) -> Writer:
         """A writer of images for so many rows."""

@@ -22,6 +22,8 @@ from ..vocabulary import Vocabulary
 from .base import Draw, Writer
 from .var import PORT, MapByMap, ScaleByScale
 
+MOST_BITS = 62
+"""Of a code that is drawn: other ids stand beside codes, and marks of what is not known."""
 STEP = 100
 """A share of wrong bits is a whole number of hundredths."""
 
@@ -51,6 +53,11 @@ class Infinity(MapByMap):
             raise UserError(
                 "Infinity draws codes of bits over several scales, this image tokenizer makes others: give the folder "
                 "that unitok import infinity_vae made"
+            )
+        if quantizer.width > MOST_BITS:
+            raise UserError(
+                f"the image tokenizer makes codes of {quantizer.width} bits, a model draws codes of up to {MOST_BITS}: "
+                "give another image tokenizer (no model was released for codes of 64 bits)"
             )
         return cls(quantizer, len(image_tokenizer.layout.scales))
 

@@ -92,7 +92,7 @@ def _in_passes(
     vocabulary: Vocabulary,
 ) -> Segment:
     """Codes of an image, as ids (L,), in passes of these sizes; `carried` (L,) is seen of them."""
-    earlier, target, groups = _passes(sizes)
+    earlier, target, groups = map(torch.tensor, _passes(sizes))
     nothing, places = earlier < 0, layout.coordinates()
     before, looks = order[earlier.clamp(min=0)], order[target]
     inputs = carried[before].masked_fill(nothing, vocabulary.mask)
@@ -105,8 +105,8 @@ def _in_passes(
 
 
 @lru_cache(maxsize=256)
-def _passes(sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of every position of passes of these sizes, (n,) each: which code of the order it carries, -1 for none; which it
+def _passes(sizes: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+    """Of every position of passes of these sizes: which code of the order it carries, -1 for none; which it
     predicts; and its pass. A pass that predicts fewer codes than it carries has positions that look from where they
     stand, and whose scores nobody asks for."""
     before: list[int] = []
@@ -119,7 +119,7 @@ def _passes(sizes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.T
         target += [start + i if i < size else start - last + i for i in positions]
         groups += [number] * len(positions)
         start, last = start + size, size
-    return torch.tensor(before), torch.tensor(target), torch.tensor(groups)
+    return before, target, groups
 
 
 class PassByPass(Writer):
@@ -196,7 +196,8 @@ class PassByPass(Writer):
 
     def _ask_known(self, rows: Sequence[int], index: torch.Tensor) -> Asked:
         """All passes of known codes at once: what each carries is there already."""
-        before, target, groups = (one.to(index.device) for one in _passes(tuple(self.given[rows[0]])))
+        passes = _passes(tuple(self.given[rows[0]]))
+        before, target, groups = (torch.tensor(one, device=index.device) for one in passes)
         order, nothing = self.order[index], before < 0
         carried, looks = order[:, before.clamp(min=0)], order[:, target]
         ids = self.codes[index].gather(1, carried) + self.vocabulary.image_start

@@ -7,6 +7,7 @@ each of which sees what the passes before have drawn around its places. (docs/lo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -25,6 +26,8 @@ from ..vocabulary import Vocabulary
 from .base import Asked, Draw, Writer, hidden_places
 from .var import PORT, VAR, ScaleByScale
 
+TURNS = ((0, 2), (3, 1))
+"""Of the four places of one parent: which pass draws each."""
 AROUND = 9
 """Places of a map that a position sees: its own and those around it."""
 
@@ -55,7 +58,9 @@ class NextScale(VAR):
             codes, seen, drawn = self.quantizer.rewrite(codes, layout, self.noise(layout, draws, settings.code_noise))
         else:
             seen = self.quantizer.seen_before(codes, layout)  # (B, L, D)
-        order, passes = in_turn(layout)
+        turns = in_turn(layout)
+        order = torch.tensor([place for here in turns for place in here])
+        passes = torch.tensor([number for number, here in enumerate(turns) for _ in here])
         groups = torch.empty_like(passes).scatter(0, order, passes)  # the pass of every place
         features = []
         for scale, (some, there, mine) in enumerate(
@@ -109,19 +114,15 @@ def neighbours(values: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 @cache
-def in_turn(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    """(L,) int64 places in the order in which they are drawn, and the pass of each. Of every 2x2 places that have one
-    parent, those across come first."""
-    order, passes, start, number = [], [], 0, 0
+def in_turn(layout: Layout) -> list[list[int]]:
+    """The places that each pass draws. Of every 2x2 places that have one parent, those across come first."""
+    passes, start = [], 0
     for height, width in layout.scales:
-        turn = torch.tensor([[0, 2], [3, 1]])[torch.arange(height)[:, None] % 2, torch.arange(width) % 2].flatten()
-        for kind in turn.unique().tolist():
-            here = (turn == kind).nonzero()[:, 0]
-            order.append(start + here)
-            passes.append(torch.full_like(here, number))
-            number += 1
+        kinds = [TURNS[row % 2][column % 2] for row in range(height) for column in range(width)]
+        for kind in sorted(set(kinds)):
+            passes.append([start + place for place, one in enumerate(kinds) if one == kind])
         start += height * width
-    return torch.cat(order), torch.cat(passes)
+    return passes
 
 
 class InTurn(ScaleByScale):
@@ -132,13 +133,12 @@ class InTurn(ScaleByScale):
     ) -> None:
         super().__init__(objective, layout, vocabulary, rows, device)
         self.around = objective.around
-        order, passes = in_turn(layout)
-        self.order = order.to(device).split(passes.bincount().tolist())
+        turns = in_turn(layout)
+        self.order = [torch.tensor(here, device=device) for here in turns]
         """Of every pass: the places that it draws."""
-        scale_of = objective.groups(layout)
-        self.scales = [int(scale_of[here[0]]) for here in self.order]
-        """Of every pass."""
         self.starts = [sum(layout.lengths[:scale]) for scale in range(len(layout.scales) + 1)]
+        self.scales = [bisect_right(self.starts, here[0]) - 1 for here in turns]
+        """Of every pass."""
         self.coordinates = layout.coordinates().to(device)
 
     def settings(self, row: int) -> SampleSettings:

@@ -40,7 +40,6 @@ def known_first(order: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     return order[(~known[order]).long().argsort(stable=True)]
 
 
-@cache
 def spread_order(layout: Layout) -> torch.Tensor:
     """(L,) int64: grid by grid, the places of each by the Halton sequence in bases 2 and 3. Places that come soon after
     one another lie far apart, so codes that are drawn together depend little on one another (arXiv:2503.17076). A grid
@@ -52,6 +51,7 @@ def spread_order(layout: Layout) -> torch.Tensor:
     return torch.tensor(order)
 
 
+@cache
 def _halton(height: int, width: int) -> list[int]:
     found: dict[int, None] = {}
     number = 0

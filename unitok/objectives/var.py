@@ -38,7 +38,8 @@ class MapByMap(Objective):
 
     def groups(self, layout: Layout) -> torch.Tensor:
         """(L,) int64: the scale of every position."""
-        return torch.arange(len(layout.scales)).repeat_interleave(torch.tensor(layout.lengths))
+        lengths = torch.tensor(layout.lengths)
+        return torch.arange(len(layout.scales)).repeat_interleave(lengths, output_size=layout.length)
 
     @abstractmethod
     def inputs(self, seen: torch.Tensor, scale: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:

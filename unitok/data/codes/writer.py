@@ -217,7 +217,8 @@ class ShardWriter:
         length = self.index.layout.length
         row = np.zeros(length, np.int64) if codes is None else codes.detach().cpu().numpy()
         assert row.shape == (length,), f"codes of shape {row.shape}, the layout has {length}"
-        assert row.min() >= 0 and row.max() < self.index.codebook_size, "the tokenizer made ids outside its codebook"
+        whole = self.index.codebook_size == 2**64  # all int64 are codes; the file has the sign as a bit
+        assert whole or (row.min() >= 0 and row.max() < self.index.codebook_size), "an id is outside the codebook"
         shard = self._begun[0]
         kind = next(
             one for one in (np.uint16, np.uint32, np.uint64) if self.index.codebook_size - 1 <= np.iinfo(one).max

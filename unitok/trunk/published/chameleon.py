@@ -1,14 +1,15 @@
 """Chameleon (arXiv:2405.09818), and what was trained on from it with its ids, such as Anole: Llama over one vocabulary
 of texts and codes.
 
-The ids of codes lie among those of texts, in an order of their own; here they are a span of their own. Drawing compares
-with the prompt without its texts and with nothing. For a prompt that is a text, both are the same: one scale is left.
+A question stands behind its pictures, and the end of the turn behind it. The ids of codes lie among those of texts, in
+an order of their own; here they are a span of their own. Drawing compares with the prompt without its texts and with
+nothing. For a prompt that is a text, both are the same: one scale is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -17,14 +18,18 @@ from tokenizers_vq.errors import UserError, shown
 from tokenizers_vq.layout import Layout
 
 from ...text import TextTokenizer
-from ...vocabulary import Frames, Vocabulary
+from ...vocabulary import Asking, Frames, Vocabulary
 from . import PublishedTrunk, llama
-from .family import Family, Settings, Shape, Weights
+from .family import Family, Settings, Shape, Weights, talk
 
 START = "model."
 BOOK = "model.vqmodel.quantize.embedding.weight"
 CODE_WIDTH = 256
 """Size of a code's vector."""
+TURN = "<reserved08706>"
+"""End of a question, with which an answer begins."""
+TALKS = Frames(read=(("bos", "boi"), ("eoi",)), read_in_order=True)
+GOES_ON = Frames(read=(("bos", "boi"), ()), read_in_order=True, begin="eoi")
 LETTERS = str.maketrans("ABCDEFGHIJ", "0123456789")
 """How the token of a code spells its number: IMGIMGBCZ is code 12."""
 
@@ -35,25 +40,37 @@ class ChameleonTrunk(llama.LlamaTrunk):
 
     kind = "chameleon"
     head_bias = True
-    frames = Frames(read=(("bos", "boi"), ()), read_in_order=True, begin="eoi")
-    """A text that is learned or written stands behind a picture, whose end begins it."""
+    talks: bool = False
+    """Whether it answers questions. In folders that were imported before it did, a text that is learned or written
+    stands behind a picture, whose end begins it."""
+    caption: str = "What do you see?"
+    """The question by which it writes a caption: that of the authors' example."""
+
+    @property
+    def frames(self) -> Frames:  # type: ignore[override]
+        return TALKS if self.talks else GOES_ON
+
+    @property
+    def asking(self) -> Asking | None:  # type: ignore[override]
+        return Asking("", "{}", "turn", {"image_to_text": self.caption}, space="") if self.talks else None
 
 
 class ChameleonFamily(Family):
     config = ChameleonTrunk
     objective = "next_token"
     tokenizer = "taming_vqgan"
-    settings = llama.SETTINGS | {"swin_norm"}
+    settings = llama.SETTINGS | {"swin_norm", "caption"}
     left_out = tuple(f"model.vqmodel.{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
     files = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
-    tasks: ClassVar[tuple[str, ...]] = ("text_to_image", "image_to_text")
-    spans = ("eoi",)
+    tasks: ClassVar[tuple[str, ...]] = ("text_to_image", "image_to_text", "text_only", "question")
+    spans: ClassVar[tuple[str, ...]] = ("eoi", "turn")
     tokens: ClassVar[Mapping[str, str]] = {
         "eos": "</s>",
         "bos": "<s>",
         "boi": "<racm3:break>",
         "eoi": "<eoss>",
         "pad": "<pad>",
+        "turn": TURN,
     }
 
     def named(self, weights: Weights, settings: Settings) -> Weights:
@@ -66,8 +83,8 @@ class ChameleonFamily(Family):
         return weights[BOOK]
 
     def released(self) -> dict[str, tuple[PublishedTrunk, int, int]]:
-        small = ChameleonTrunk(4096, 32, 32, 11008, eps=1e-5, head_norms=True)
-        large = ChameleonTrunk(8192, 48, 64, 22016, kv_heads=8, eps=1e-5, head_norms=True, norms_behind=True)
+        small = ChameleonTrunk(4096, 32, 32, 11008, eps=1e-5, head_norms=True, talks=True)
+        large = replace(small, width=8192, depth=48, heads=64, inner=22016, kv_heads=8, norms_behind=True)
         return {"chameleon-7b": (small, 65536, 8192), "chameleon-30b": (large, 65536, 8192)}
 
     def grids(self, config: PublishedTrunk) -> tuple[tuple[int, int], ...]:
@@ -79,7 +96,9 @@ class ChameleonFamily(Family):
         if not isinstance(behind, bool):
             raise UserError(f"setting swin_norm is {shown(behind)}: give true or false")
         found = llama.sizes(shapes, START, settings, norm[0], 1e-5)
-        return ChameleonTrunk(**found, head_norms=True, norms_behind=behind), table[0], shapes[BOOK][0]
+        words = talk(settings, "caption")
+        trunk = ChameleonTrunk(**found, head_norms=True, norms_behind=behind, talks=True, **words)
+        return trunk, table[0], shapes[BOOK][0]
 
     def shapes(self, config: PublishedTrunk, classes: int, codes: int) -> dict[str, Shape]:
         assert isinstance(config, ChameleonTrunk)

@@ -18,13 +18,13 @@ from tokenizers_vq.layout import Layout
 from ...text import TextTokenizer
 from ...vocabulary import Frames, Vocabulary
 from . import PublishedTrunk, llama
-from .chameleon import START, ChameleonFamily, ChameleonTrunk, places_of_codes
+from .chameleon import START, TURN, ChameleonFamily, ChameleonTrunk, places_of_codes
 from .family import Settings, Shape, Weights
 
 PATCH, PIXELS = 2, 16
 """Codes along a side of a patch, in which sizes are counted, and pixels along a side of a code."""
-BEGIN, TURN = "<racm3:break>", "<reserved08706>"
-"""Begin of a picture, and end of a request."""
+BEGIN = "<racm3:break>"
+"""Of a picture."""
 SIZE, FIRST_SIZE = "<reserved{:05d}>", 8800
 """Token of a number of patches, and which of its kind means 0."""
 
@@ -45,6 +45,7 @@ class LuminaTrunk(ChameleonTrunk):
 
 class _LuminaFamily(ChameleonFamily):
     config = LuminaTrunk
+    settings = llama.SETTINGS | {"swin_norm"}
     tasks = ("text_to_image",)
     spans = ("row_end",)
     tokens: ClassVar[Mapping[str, str]] = {
@@ -74,7 +75,8 @@ class _LuminaFamily(ChameleonFamily):
             )
         begun = f"{BEGIN}{_token(height)}"
         request = f"Generate an image of {PIXELS * width}x{PIXELS * height} according to the following prompt:\n{{}}"
-        trunk = LuminaTrunk(**vars(found), wording=f"{request}{TURN}{begun}", left_out=begun, patches=width // PATCH)
+        sizes = {**vars(found), "talks": False}
+        trunk = LuminaTrunk(**sizes, wording=f"{request}{TURN}{begun}", left_out=begun, patches=width // PATCH)
         return trunk, texts, codes
 
     def state(

@@ -1,0 +1,136 @@
+"""`unitok plan`: what drawing takes against what torch's allocator hands out, of our own models and published ones."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import language_models
+import pytest
+import torch
+from planning import most_of, near, wanted
+from published.infinity_arithmetic import SQUARE, TEXT, WHOLE, images_of
+from published.tiny import CODES, SIDES, tokenizer
+from published.voken_arithmetic import POST, PRE, SIDE, lfq_tokenizer
+from torch._subclasses.fake_tensor import FakeTensor
+
+from tokenizers_vq.base import ImageTokenizer, build_tokenizer
+from tokenizers_vq.families.seed_config import SeedConfig
+from tokenizers_vq.quantizers.config import VQ
+from unitok.conditions import TextStates
+from unitok.importing import published_config
+from unitok.model import UniTok
+from unitok.objectives import OBJECTIVES, objective_class
+from unitok.sample.pipeline import Condition, draw, draw_codes
+from unitok.sampling import SampleSettings
+from unitok.text import number_tokenizer
+from unitok.train.plan import drawing as plan_drawing
+from unitok.train.plan import sums
+from unitok.train.plan.drawing import drawing
+from unitok.train.plan.model import batch_of, build
+from unitok.trunk.published import PUBLISHED, published_family
+
+TOKENS = 12
+
+
+def draw_some(model: UniTok, pictures: int) -> torch.Tensor:
+    """So many pictures, side by side, or their codes, where the tokenizer makes no pixels."""
+    width, conditions = model.config.trunk.state_width, [*map(str, range(pictures))]
+    given: list[Condition] = (
+        [TextStates(torch.randn(TOKENS, width), TOKENS) for _ in conditions] if width else conditions
+    )
+
+    def ids(caption: str) -> list[int]:
+        return [sum(map(ord, caption)) % 14] * TOKENS
+
+    if not model.image_tokenizer.no_pixels:
+        return draw(model, given, text_ids=ids)
+    return draw_codes(model, given, SampleSettings.of(model.config), range(pictures), ids)
+
+
+def seed_tokenizer() -> ImageTokenizer:
+    quantizer, vision = VQ(codebook_size=CODES, dim=8), {"vision_width": 16, "vision_depth": 1, "vision_heads": 2}
+    sizes = {"width": 24, "depth": 2, "heads": 2, "inner": 32, "decoder_depth": 1, "embedding": 12}
+    return build_tokenizer(
+        SeedConfig(image_size=28, patch=7, tokens=16, quantizer=quantizer, vision_inner=24, **vision, **sizes)
+    )
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_drawing_takes_what_was_planned(objective: str, make_model: Any, tmp_path: Path) -> None:
+    """Weights, cache, and what the fullest pass or the decoder holds on top. What is drawn behind a plan, in the same
+    process, is what was drawn before, for the plan leaves no tensor without content behind."""
+    made = make_model(objective, width=96)
+    made.save_pretrained(tmp_path / "model")
+    before = draw_some(made, 2)
+    model = build(wanted(tmp_path / "model"))
+    batch_of(model, "text_to_image", 1, TOKENS)
+    found = drawing(model, sums.count(model), 6, TOKENS)
+    taken = most_of(lambda: draw_some(made, 6))
+    assert near(found["cache"] + found["activations"], taken), (found, taken)
+    del model
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is FakeTensor]
+    assert torch.equal(draw_some(made, 2), before)
+
+
+def test_a_language_model_draws_in_what_was_planned(tmp_path: Path) -> None:
+    language_models.save("qwen2", tmp_path, vocab_size=64, hidden_size=64)
+    model = build(wanted(f"hf:{tmp_path}", tokenizer="debug", text_vocabulary=14))
+    torch.manual_seed(0)
+    made = UniTok(model.config, model.image_tokenizer, model.text_tokenizer).eval()
+    batch_of(model, "text_to_image", 1, TOKENS)
+    found = drawing(model, sums.count(model), 6, TOKENS)
+    taken = most_of(lambda: draw_some(made, 6))
+    assert near(found["cache"] + found["activations"], taken), (found, taken)
+    alone, six = (drawing(model, sums.count(model), pictures, TOKENS, gpu=True)["activations"] for pictures in (1, 6))
+    assert six > 4 * alone, "a GPU decodes pictures together"
+
+
+TOKENIZERS: dict[str, Callable[[], ImageTokenizer]] = {
+    "var": lambda: tokenizer(SIDES),
+    "seed_llama": seed_tokenizer,
+    "infinity": lambda: images_of(SQUARE),
+    "open_magvit2_ar": lfq_tokenizer,
+}
+"""Family -> its image tokenizer; all others draw one grid of codes."""
+SIZES = {
+    "sides": SIDES,
+    "latent": 8,
+    "scales": SQUARE,
+    "whole": WHOLE[SQUARE],
+    "bits": 6,
+    "caption_width": TEXT,
+    "sub_tokens": (PRE, POST),
+    "side": SIDE,
+    "kv_heads": None,
+    "patches": 2,
+}
+"""Sizes of trunks that have them."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_draw_in_what_was_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_drawing, "MOST_STEPS", len(SIDES))  # codes one after the other are followed for two
+    family = published_family(name)
+    trunk, texts, _ = next(iter(family.released().values()))
+    held = {field: value for field, value in SIZES.items() if field in vars(trunk)}
+    if name == "llamagen":
+        held["caption_width"] = 0  # classes
+    trunk = replace(trunk, width=64, depth=1, heads=4, inner=96, **held)
+    images = TOKENIZERS.get(name, tokenizer)()
+    words = number_tokenizer(100 if texts else 1)
+    codes = objective_class(family.objective).ids_of(images)
+    torch.manual_seed(0)
+    made = UniTok(published_config(family, trunk, images, words, codes), images.eval(), words).eval()
+    made.save_pretrained(tmp_path / "model")
+    model = build(wanted(tmp_path / "model"))
+    batch_of(model, "text_to_image", 1, TOKENS)
+    for one in (made, model):  # convolutions over so few places take buffers that larger ones do without
+        one.image_tokenizer.no_pixels = "codes alone"
+    found = drawing(model, sums.count(model), 6, TOKENS)
+    taken = most_of(lambda: draw_some(made, 6))
+    assert near(found["cache"] + found["activations"], taken), (found, taken)
