@@ -265,7 +265,7 @@ def test_scales_of_bits_learn() -> None:
         ({"quantizer": BITS, "quant_kernel": 0}, "the quantizer takes 30 channels: make them equal"),
         (
             {"quantizer": BITS, "scale_fold": 2, "scales": (1, 2, 4)},
-            "scale_fold makes codes of 120 bits: choose at most 62",
+            "scale_fold makes codes of 120 bits: choose at most 64",
         ),
         ({"scale_fold": 2, "scales": (1, 2, 4)}, "scale_fold is 2: only BSQ with scales folds"),
     ],

@@ -224,7 +224,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], native: Path) -> None:
     said = capsys.readouterr().out
     assert "step: 8 pictures, 2 micro-batches of 2 on each of 2 GPUs" in said and "assumed:" in said
     assert re.search(r"memory of the host for the copy .*: ddp 0\.\d\d, fsdp 0\.\d\d\n", said)
-    assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 97 positions" in said
+    assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 100 positions" in said
     assert main([*words, "--gpus", "4", "--measured", "50", "--link_gb", "1e6", "--lora.rank", "2"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"tokens/s, all GPUs +200 +200\n", said) and "a GPU takes 50 tokens/s alone" in said
