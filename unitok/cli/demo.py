@@ -49,7 +49,7 @@ def demo(
 
     Trains a tokenizer and a generator with the recipes in recipes/shapes, draws held-out captions, captions held-out
     pictures, measures both, and writes report.html and report.json. Needs no data and no network; about ten minutes on
-    two CPU cores, and with --tasks all about an hour and a half. After an interruption the same command goes on.
+    two CPU cores, and with --tasks all about two hours of one core. After an interruption the same command goes on.
 
     Args:
         out: Folder for everything.
