@@ -6,11 +6,16 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from unitok.reader.config import NO_READER
 from unitok.train.plan.model import Wanted
 from unitok.tuning.config import NO_LORA
+
+# The first backward pass of a process starts a thread for each device, and a plan for GPUs makes torch believe in one;
+# with such threads no process can be forked for another test. So the first pass is made here, before any plan.
+torch.zeros(1, requires_grad=True).sum().backward()
 
 
 def wanted(model: object, **more: Any) -> Wanted:
