@@ -48,6 +48,16 @@ def changed(before: nn.Module, after: nn.Module) -> set[str]:
     return {name for name in old if not torch.equal(old[name], new[name])}
 
 
+def resumes_to_the_bit(out: Path, again: Path, capsys: pytest.CaptureFixture[str], **start: Any) -> None:
+    """A run of an adapter over four steps goes on from its checkpoint to the same adapter; then nothing is left to do."""
+    cut_back(out, again)
+    train("generator", again, steps=4, resume=True, **start)
+    assert (again / "adapter.safetensors").read_bytes() == (out / "adapter.safetensors").read_bytes()
+    capsys.readouterr()
+    train("generator", again, steps=4, resume=True, **start)
+    assert "nothing to do" in capsys.readouterr().err
+
+
 def cut_back(out: Path, again: Path) -> None:
     """Copies a run as it was at its checkpoint before the last one."""
     shutil.copytree(out, again)

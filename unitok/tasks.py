@@ -273,14 +273,11 @@ def _joined(before: Any, value: Any) -> Any:
 def roughly(task: str, record: Mapping[str, Any], draw: Draw, noise: float) -> Mapping[str, Any]:
     """The record, in every other case with the boxes that its task is given moved, see `boxes.rough`: a model that only
     saw boxes of things as they are takes their exact sides for a sign of what is in them."""
-    parts = TASKS[task]
-    given = {part.field for part in parts if FIELDS.get(part.field) in SPANS} - {
-        part.field for part in parts if part.learned
-    }
-    fields = given & record.keys()
+    given = [part.field for part in TASKS[task] if not part.learned and FIELDS.get(part.field) in SPANS]
+    fields = [field for field in given if field in record]
     if not noise or not fields or torch.rand((), generator=draw.generator) < EXACT:
         return record
-    return {**record, **{field: rough(record[field], noise, draw) for field in sorted(fields)}}
+    return {**record, **{field: rough(record[field], noise, draw) for field in fields}}
 
 
 def with_holes(

@@ -17,7 +17,7 @@ from language_models import documents_of, save
 from processes import pair
 from safetensors.torch import load_file
 from torch import Tensor
-from tuning_runs import cut_back, refused, train
+from tuning_runs import refused, resumes_to_the_bit, train
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
@@ -167,12 +167,7 @@ def test_an_adapter_is_learned_opened_and_merged(
     assert set(load_file(tmp_path / "out/checkpoints/step-00000004/model.safetensors")) == names
     assert json.loads((tmp_path / "out/config.json").read_text())["quantize"] == kind
 
-    cut_back(tmp_path / "out", tmp_path / "again")
-    train("generator", tmp_path / "again", steps=4, resume=True, **start)
-    assert (tmp_path / "again/adapter.safetensors").read_bytes() == (tmp_path / "out/adapter.safetensors").read_bytes()
-    capsys.readouterr()
-    train("generator", tmp_path / "again", steps=4, resume=True, **start)
-    assert "nothing to do" in capsys.readouterr().err
+    resumes_to_the_bit(tmp_path / "out", tmp_path / "again", capsys, **start)
     other = {**start, "lora": LORA}
     assert f"lora.quantize is None, but the run in {tmp_path / 'again'} was started with '{kind}'" in refused(
         "generator", tmp_path / "again", resume=True, **other

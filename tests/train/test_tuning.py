@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tuning_runs import RUN, changed, cut_back, refused, train
+from tuning_runs import RUN, changed, cut_back, refused, resumes_to_the_bit, train
 
 from tokenizers_vq.base import ImageTokenizer, build_tokenizer, load_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
@@ -185,12 +185,7 @@ def test_an_adapter_is_learned_opened_and_merged(
     assert {name.removeprefix("trunk.").removesuffix(".weight") for name in moved if "trunk" in name} == {
         *linear_maps(base.trunk)
     }
-    cut_back(tmp_path / "out", tmp_path / "again")
-    train("generator", tmp_path / "again", steps=4, resume=True, **start)
-    assert (tmp_path / "again/adapter.safetensors").read_bytes() == (tmp_path / "out/adapter.safetensors").read_bytes()
-    capsys.readouterr()
-    train("generator", tmp_path / "again", steps=4, resume=True, **start)
-    assert "nothing to do" in capsys.readouterr().err
+    resumes_to_the_bit(tmp_path / "out", tmp_path / "again", capsys, **start)
 
     assert main(["merge", str(tmp_path / "out"), "--out", str(tmp_path / "merged")]) == 0
     assert UniTok.from_pretrained(tmp_path / "merged").fingerprint() == tuned.fingerprint()

@@ -13,7 +13,7 @@ from tokenizers_vq.base import ImageTokenizer, build_tokenizer
 from tokenizers_vq.config import ConvVQConfig
 from tokenizers_vq.quantizers.config import VQ
 
-from .foreign import CODES, TEXTS, stirred
+from ..foreign import CODES, TEXTS, stirred
 
 
 def spelled(code: int) -> str:

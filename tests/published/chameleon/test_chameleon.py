@@ -23,11 +23,11 @@ from unitok.sequence import lay_out
 from unitok.tasks import documents
 from unitok.trunk.published import published_family
 
+from ..foreign import CODES, SIDE, WORDS, loss_among, mean_losses, survives, text_tokenizer
+from ..test_generators import GREEDY, some_codes
+from ..test_start import trains_on
+from ..tiny import tokenizer
 from .chameleon_model import chameleon, image_tokenizer, scored, spelled
-from .foreign import CODES, SIDE, WORDS, loss_among, mean_losses, survives, text_tokenizer
-from .test_generators import GREEDY, some_codes
-from .test_start import trains_on
-from .tiny import tokenizer
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 LENGTH = SIDE * SIDE

@@ -20,10 +20,10 @@ from unitok.sampling import SampleSettings
 from unitok.sequence import pack
 from unitok.tasks import documents
 
+from ..foreign import CODES, survives, text_tokenizer
+from ..test_generators import GREEDY
+from ..test_start import DRAW_ALONE, trains_on
 from .chameleon_model import chameleon, image_tokenizer, scored, spelled
-from .foreign import CODES, survives, text_tokenizer
-from .test_generators import GREEDY
-from .test_start import DRAW_ALONE, trains_on
 
 BREAK, TURN, ROW_END = "<racm3:break>", "<reserved08706>", "<reserved08799>"
 SIZES = ("<reserved08801>", "<reserved08802>", "<reserved08803>")
