@@ -49,7 +49,7 @@ def changed(before: nn.Module, after: nn.Module) -> set[str]:
 
 
 def resumes_to_the_bit(out: Path, again: Path, capsys: pytest.CaptureFixture[str], **start: Any) -> None:
-    """A run of an adapter over four steps goes on from its checkpoint to the same adapter; then nothing is left to do."""
+    """An adapter of four steps goes on from its checkpoint to the same bytes; then nothing is left to do."""
     cut_back(out, again)
     train("generator", again, steps=4, resume=True, **start)
     assert (again / "adapter.safetensors").read_bytes() == (out / "adapter.safetensors").read_bytes()
