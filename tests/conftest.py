@@ -89,6 +89,8 @@ def tiny_vision(kind: str, folder: Path) -> str:
         model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=seen))
     elif kind == "vit":
         model = hf.ViTModel(hf.ViTConfig(**seen))
+    elif kind == "dinov2_with_registers":
+        model = hf.Dinov2WithRegistersModel(hf.Dinov2WithRegistersConfig(**{**seen, "image_size": 40, "mlp_ratio": 2}))
     else:
         model = hf.Dinov2Model(hf.Dinov2Config(**{**seen, "image_size": 40, "mlp_ratio": 2}))
     model.save_pretrained(folder)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from unitok.cli.arguments import parse
+from unitok.cli.commands import COMMANDS
 from unitok.cli.main import main
 from unitok.data.shapes.dataset import ShapesDataset
 from unitok.objectives import OBJECTIVES, objective_class
@@ -111,3 +113,18 @@ def test_the_two_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in ("demo", "test"):
         assert f"make {target}" in README and f"\n{target}: " in makefile
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tasks.md"])
+def test_the_commands_of_tasks_can_be_typed(page: str) -> None:
+    """Those of both pages are run by hand on the model of `unitok demo --tasks all`, which takes hours to train."""
+    (block,) = re.findall(r"```(?:sh|bash)\n(G=.*?)```", (ROOT / page).read_text(), re.S)
+    found = set()
+    for line in re.sub(r"\$G", "--model runs/tasks/generator", block).splitlines():
+        words = shlex.split(line, comments=True)
+        if "unitok" in words:
+            name, *words = words[words.index("unitok") + 1 :]
+            assert parse(name, COMMANDS[name], words)[1]["model"] == Path("runs/tasks/generator"), line
+            found.add(name)
+    table = re.findall(r"`unitok (\w+)|, `(extend|chat)`", (ROOT / "docs/tasks.md").read_text().split("\n\n")[2])
+    assert found == {name for pair in table for name in pair if name}

@@ -15,6 +15,7 @@ from torch import nn
 from tokenizers_vq.base import ImageTokenizer
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid
+from tokenizers_vq.parts import trainable_names
 from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
 from unitok.data.codes.shards import CodesDataset
 from unitok.data.judging import can_judge, judge
@@ -36,7 +37,7 @@ from .data import named_classes
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
 from .pictures import Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
-from .tuning.start import Beginning, Start
+from .tuning.start import Beginning, Start, check_reached
 
 GRID_PICTURES = 16
 EXAMINED = 32
@@ -83,6 +84,7 @@ class GeneratorTrainee:
         self._weights = torch.tensor([task.weight for _, task in tasks.items()], device=world.device)
         slots = slots_of(sources_of(dataset), run.batch_size)
         self._learned = {slot.task for slot in slots}
+        check_reached(trainable_names(self.unitok), self._learned)
         encode, vocabulary = CaptionEncoder(text_tokenizer, config.text_length), self.unitok.vocabulary
         captions = self.unitok.captions(encode)
         arguments = (vocabulary, encode, config.text_length, self.unitok.layout, objective)

@@ -22,6 +22,7 @@ from unitok.sequence import document, lay_out
 from unitok.trunk.hf.blocks import Rotary
 from unitok.trunk.hf.reading import read_language_model
 from unitok.trunk.native import rotate
+from unitok.tuning.lora import add_lora, linear_maps, merge_lora
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_gradients_reach_exactly_what_may_be_seen(family: str, built: Callable[[
         assert torch.equal(gradient[0].abs().sum(-1) > 0, seen.mask[0, 0, q]), q
 
 
-@pytest.mark.parametrize("objective", ["masked_token", "next_scale"])
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_and_steps_change_nothing(family: str, objective: str, built: Callable[[str, str], UniTok]) -> None:
     """Packed is unpacked; and a group after the other through the cache gives the states of all at once."""
@@ -103,13 +104,39 @@ def test_a_step_teaches_all_of_it(family: str, objective: str, built: Callable[[
     still = [name for name, weight in model.named_parameters() if weight.requires_grad and not _learns(weight)]
     assert still == []
     model.trunk.checkpointing = True
+    passes: list[int] = []
+    model.trunk.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1))
     kept = [weight.grad.clone() for weight in weights if weight.grad is not None]
     optimizer.zero_grad()
     (model(batch).sum() / len(batch.at)).backward()
     for weight, gradient in zip(weights, kept, strict=True):
         torch.testing.assert_close(weight.grad, gradient)
+    assert len(passes) == 2, "a block is run again for its gradients"
     optimizer.step()
     assert model(batch).sum() / len(batch.at) < before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_stand_beside_every_block(family: str, built: Callable[[str, str], UniTok]) -> None:
+    """Fresh ones add nothing; merged ones what they add beside. GPT-2 holds its weights the other way round."""
+    model = built(family, "next_token").eval()
+    batch = lay_out([documents_of(model)], pad=model.vocabulary.pad)
+    names = linear_maps(model.trunk)
+    for block in (0, 1):
+        inside = [name for name in names if name.startswith(f"blocks.{block}.")]
+        matrices = [weight for weight in model.trunk.blocks[block].parameters() if weight.ndim == 2]
+        assert len(inside) == len(matrices) >= 4
+    with torch.no_grad():
+        plain = model.states(batch)
+        add_lora(model.trunk, names, rank=3, alpha=6.0)
+        assert torch.equal(model.states(batch), plain)
+        for name in names:
+            torch.nn.init.normal_(model.trunk.get_parameter(f"{name}.lora.up"), std=0.1)
+        beside = model.states(batch)
+        assert not torch.allclose(beside, plain, atol=1e-2)
+        merge_lora(model.trunk)
+        torch.testing.assert_close(model.states(batch), beside, atol=2e-5, rtol=1e-4)
+    assert linear_maps(model.trunk) == names
 
 
 def _learns(weight: torch.Tensor) -> bool:

@@ -71,6 +71,28 @@ def test_bad_input(folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeyp
         ModelConfig(HFTrunk.of(settings_of("gpt2")), "next_token", Vocabulary.of(9, 9).spans, text_length=64)
 
 
+def test_one_of_the_hub_in_several_files(
+    folders: dict[str, tuple[Path, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name; its weights come in parts with an index."""
+    folder, theirs = folders["llama"]
+    theirs.save_pretrained(tmp_path / "fetched", max_shard_size="20KB")
+    shutil.copy(folder / "tokenizer.json", tmp_path / "fetched")
+    assert (tmp_path / "fetched/model.safetensors.index.json").exists()
+    asked: list[str] = []
+
+    def fetch(name: str, **how: Any) -> str:
+        asked.append(name)
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    named, local = read_language_model("hf:owner/name"), read_language_model(f"hf:{folder}")
+    assert asked == ["owner/name"] and named.fingerprint() == local.fingerprint()
+    (part := next((tmp_path / "fetched").glob("model-00002*"))).unlink()
+    with pytest.raises(UserError, match=part.name):
+        read_language_model("hf:owner/name")
+
+
 def test_a_configuration_alone_has_fresh_weights(folders: dict[str, tuple[Path, Any]], tmp_path: Path) -> None:
     language = read_language_model(f"hf:{folders['qwen3'][0] / 'config.json'}")
     (tmp_path / "kept.json").write_text(json.dumps(language.trunk.language_model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from language_models import save
 from tuning_runs import train
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.images import to_float
 from unitok.config import ObjectiveSettings, TasksConfig
 from unitok.data.loader import read_in_order
@@ -19,6 +22,7 @@ from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset
 from unitok.modalities import TEXTS
 from unitok.model import UniTok
+from unitok.objectives import objective_class
 from unitok.sample.inpainting import inpaint
 from unitok.sample.performing import perform
 from unitok.sampling import SampleSettings
@@ -47,8 +51,13 @@ RECORDS = {
 """Rendered records -> the tasks that they have the fields of."""
 
 
-@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
-def test_every_task_is_learned_and_done(objective: str, tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+@pytest.mark.parametrize("objective", ["next_token", "masked_token", "next_scale"])
+def test_every_task_is_learned_and_done(objective: str, tmp_path: Path) -> None:
+    scales = (1, 2, 4, 8) if objective_class(objective).sets_scales else ()
+    network = TOKENIZER_PRESETS["debug"]()
+    network = replace(network, scales=scales, scale_residual=False) if scales else network
+    torch.manual_seed(0)
+    build_tokenizer(network).save_pretrained(tmp_path / "tokenizer")
     assert sorted(task for tasks in RECORDS.values() for task in tasks) == sorted(TASKS)
     save("llama", tmp_path / "llama", max_position_embeddings=512)
     train(
@@ -60,7 +69,7 @@ def test_every_task_is_learned_and_done(objective: str, tmp_path: Path, tiny_tok
             for data, tasks in RECORDS.items()
         ],
         tasks=TasksConfig(),
-        image_tokenizer=tiny_tokenizer_folder,
+        image_tokenizer=tmp_path / "tokenizer",
         objective=objective,
         trunk=f"hf:{tmp_path / 'llama'}",
         text_length=16,

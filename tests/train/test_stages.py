@@ -15,6 +15,7 @@ from unitok.cli.arguments import parse
 from unitok.cli.commands import COMMANDS
 from unitok.config import TrunkConfig
 from unitok.model import UniTok
+from unitok.reader.config import ReaderSettings
 from unitok.train.log import read_log
 
 STAGES: list[dict[str, Any]] = [
@@ -25,7 +26,7 @@ STAGES: list[dict[str, Any]] = [
         "optim": {"lr": 1e-3},
         "run": {"steps": 4},
     },
-    {"lora": {"rank": 2}, "run": {"steps": 2}},
+    {"lora": {"rank": 2}, "run": {"steps": 4}},
 ]
 
 
@@ -54,7 +55,7 @@ def test_stages_follow_one_another_and_are_resumed(
     assert settings["optim"]["lr"] == 1e-3 and settings["optim"]["warmup_steps"] == 1, "the rest is the recipe's"
     assert settings["data"][0]["data"] == "shapes?seed=1" and settings["run"]["batch_size"] == 4
 
-    # Killed between two stages, and then inside the second.
+    # Killed between two stages and inside the second, and then inside the third, whose adapter learns.
     shutil.copytree(whole / "stage1", killed / "stage1")
     cut_back(whole / "stage2", killed / "stage2")
     capsys.readouterr()
@@ -68,6 +69,10 @@ def test_stages_follow_one_another_and_are_resumed(
         assert kinds.count("stage") == 1 and kinds[-1] == "stage", "once, also where it was finished before"
     with pytest.raises(UserError, match="already holds stages: add --resume"):
         staged(killed)
+    shutil.rmtree(killed / "stage3")
+    cut_back(whole / "stage3", killed / "stage3")
+    staged(killed, resume=True)
+    assert UniTok.from_pretrained(killed / "stage3").fingerprint() == third.fingerprint()
 
 
 def test_stages_that_cannot_be(tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -89,6 +94,12 @@ def test_stages_that_cannot_be(tokenizer_folder: Path, tmp_path: Path) -> None:
     assert "stage 1: --trainable trains a part of a model" in told_of({"trainable": "trunk.*"})
     assert "stage 2: lora.rank is 64, but" in told_of({}, {"lora": {"rank": 64}})
     assert "nowhere" in told_of({}, {"data": "nowhere/"})
+    blind = {"trainable": "ports.reader.*", "tasks": {"image_to_text": {"share": 0}, "text_only": {"share": 1}}}
+    assert "stage 2: --trainable trains only weights that read pictures, and no task here reads one (text_only)" in (
+        told_of({}, blind, reader=ReaderSettings(encoder="latents", connector="mlp"))
+    )
+    assert "stage 2: optim: optim.lr is 0: choose a value above 0" in told_of({}, {"optim": {"lr": 0}})
+    assert "stage 2: tasks: all tasks have share 0" in told_of({}, {"tasks": {"image_to_text": {"share": 0}}})
     assert "which objective next_token does not take" in told_of({}, {"objective_settings": {"code_noise": 1}})
     assert told_of().startswith("stages is an empty list")
     (tmp_path / "no").mkdir()

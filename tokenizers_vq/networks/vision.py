@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..storage.hub import from_hub
+from ..storage.hub import from_hub, why
 
 TOWERS = {
     "clip": "CLIPVisionModel",
@@ -114,7 +114,7 @@ def load_vision(source: str, option: str = "tokenizer.vision") -> VisionTower:
         lambda error: (
             f"{option} {source} is neither a folder with a CLIP, SigLIP or DINOv2 model (config.json, "
             "model.safetensors, preprocessor_config.json) nor one of the hub that can be fetched from here "
-            f"({type(error).__name__}): fetch it on a machine with a network and give its folder"
+            f"({why(error)}): fetch it on a machine with a network and give its folder"
         ),
         quiet=("huggingface_hub", "transformers"),  # which has a table of tensors for what is said below
     ):

@@ -78,7 +78,7 @@ def why(error: Exception) -> str:
     """Why nothing was fetched, in a few words."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+    if any(isinstance(one, LocalEntryNotFoundError | OfflineModeIsEnabled) for one in (error, error.__cause__)):
         return "the hub cannot be reached, and the cache has no copy"
     return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
 

@@ -25,7 +25,7 @@ from unitok.sampling import GivenSettings
 from unitok.tuning.config import LoraConfig, as_patterns
 
 from ..config import OptimConfig, RunConfig, SourceConfig
-from .start import given_patterns, settled, thaw
+from .start import check_reached, given_patterns, settled, thaw
 
 if TYPE_CHECKING:
     from unitok.model import UniTok
@@ -152,19 +152,23 @@ def _check_ahead(plan: list[Arguments]) -> None:
 def _check_stage(model: UniTok, stage: Arguments) -> None:
     """Looks for the data of a stage, and for what it names of the model."""
     from tokenizers_vq.parts import trained_names
+    from unitok.data.mixture import sources_of
     from unitok.objectives import objective_class
     from unitok.tuning.lora import lora_targets
 
     from ..data import open_sources
 
     lora: LoraConfig = stage["lora"]
+    names: set[str] = set()
     if patterns := given_patterns(stage["trainable"], stage["init"]):
         thaw(model, patterns)
-        trained_names(model, patterns)
+        names = trained_names(model, patterns)
     if lora.rank is not None:
         lora_targets(model.trunk, as_patterns(lora.targets), lora.rank)
     settled(stage["objective_settings"], objective_class(model.config.objective), model.config.trunk)
-    open_sources(stage["data"], stage["tasks"], model.image_tokenizer.image_size)
+    sources = sources_of(open_sources(stage["data"], stage["tasks"], model.image_tokenizer.image_size))
+    if names and lora.rank is None:
+        check_reached(names, {task for source in sources for task, share in source.tasks.items() if share})
 
 
 def _like_the_first(arguments: Arguments) -> UniTok:

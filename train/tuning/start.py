@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from unitok.tuning.adapter import Adapter
 
 
-ENCODER = "ports.reader.encoder."
-"""How the names of the weights of an encoder of pictures begin."""
+READER = "ports.reader."
+"""How the names of the weights by which pictures are read begin."""
+ENCODER = f"{READER}encoder."
+"""How those of their encoder begin."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,18 @@ def thaw(model: UniTok, patterns: Sequence[str]) -> None:
     for name, weight in model.named_parameters():
         named = [pattern for pattern in patterns if pattern.startswith(ENCODER)]
         weight.requires_grad_(weight.requires_grad or any(fnmatchcase(name, pattern) for pattern in named))
+
+
+def check_reached(names: Collection[str], tasks: Collection[str]) -> None:
+    """Raises UserError if all weights that are trained read pictures, and no task gives one: they would stand still."""
+    from unitok.tasks import reads_pictures
+    from unitok.trunk.fusion import part_of_fusion
+
+    if all(name.startswith(READER) or part_of_fusion(name) for name in names) and not reads_pictures(tasks):
+        raise UserError(
+            "--trainable trains only weights that read pictures, and no task here reads one "
+            f"({', '.join(sorted(tasks))}): name other weights too, or give a task such as image_to_text"
+        )
 
 
 def check_reader(reader: ReaderSettings, start: Start, lora: LoraConfig) -> None:

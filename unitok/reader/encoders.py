@@ -24,6 +24,8 @@ from tokenizers_vq.storage.weights import check_finite
 from .config import HF, ReaderConfig, ReaderSettings
 
 OPTION = "reader.encoder"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""One of these is in the folder of a vision model."""
 
 
 class Encoder(nn.Module):
@@ -128,6 +130,8 @@ def read_encoder(settings: ReaderSettings, tokenizer: ImageTokenizer) -> tuple[R
 def _read_hub(config: ReaderConfig, name: str, tokenizer: ImageTokenizer) -> tuple[ReaderConfig, Encoder]:
     path = Path(name)
     lacking = [file for file in ("config.json", "preprocessor_config.json") if not (path / file).is_file()]
+    if not any((path / file).is_file() for file in WEIGHTS):
+        lacking.append(WEIGHTS[0])
     if path.is_dir() and lacking:
         raise UserError(f"{OPTION} {HF}{name} has no {' and no '.join(lacking)}: give the folder of a vision model")
     if path.suffix == ".json" and not path.is_file():

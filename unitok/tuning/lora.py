@@ -9,6 +9,7 @@ Letters: R rank, I inputs, O outputs.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +31,14 @@ class LowRank(nn.Module):
     hook: RemovableHandle
     """Adds its output to that of the map."""
 
-    def __init__(self, layer: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, layer: nn.Module, rank: int, alpha: float) -> None:
         super().__init__()
-        like: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        self.down = nn.Parameter(torch.empty(rank, layer.in_features, **like))
+        weight = layer.get_parameter("weight")
+        outputs, inputs = reversed(weight.shape) if _lies(layer) else weight.shape
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        self.down = nn.Parameter(torch.empty(rank, inputs, **like))
         """(R, I)."""
-        self.up = nn.Parameter(torch.zeros(layer.out_features, rank, **like))
+        self.up = nn.Parameter(torch.zeros(outputs, rank, **like))
         """(O, R)."""
         self.scale = alpha / rank
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as in the authors' code
@@ -61,15 +64,22 @@ def merge_lora(trunk: nn.Module) -> None:
     """Adds the adapters of a trunk to its weights, and takes them away."""
     for layer in trunk.modules():
         low = getattr(layer, ADAPTER, None)
-        if isinstance(low, LowRank) and isinstance(layer, nn.Linear):
-            layer.weight += low.scale * (low.up @ low.down)
+        if isinstance(low, LowRank):
+            added = low.scale * (low.up @ low.down)
+            layer.get_parameter("weight").add_(added.T if _lies(layer) else added)
             low.hook.remove()
             delattr(layer, ADAPTER)
 
 
 def linear_maps(trunk: nn.Module) -> list[str]:
     """The names of the linear maps that can have an adapter."""
-    return [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)]
+    return [name for name, module in trunk.named_modules() if isinstance(module, nn.Linear) or _lies(module)]
+
+
+def _lies(module: nn.Module) -> bool:
+    """Whether this is a linear map of transformers that holds its weights as (I, O), as those of GPT-2 do."""
+    library = sys.modules.get("transformers.pytorch_utils")  # whoever has such a map has imported it
+    return library is not None and isinstance(module, library.Conv1D)
 
 
 def lora_targets(trunk: nn.Module, patterns: Sequence[str], rank: int) -> list[str]:
@@ -85,13 +95,12 @@ def lora_targets(trunk: nn.Module, patterns: Sequence[str], rank: int) -> list[s
     return targets
 
 
-def _checked(trunk: nn.Module, names: Sequence[str], rank: int) -> list[nn.Linear]:
+def _checked(trunk: nn.Module, names: Sequence[str], rank: int) -> list[nn.Module]:
     """The linear maps of these names, if none is thinner than an adapter of this rank would be."""
     layers = []
     for name in names:
         layer = trunk.get_submodule(name)
-        assert isinstance(layer, nn.Linear)
-        side = min(layer.weight.shape)
+        side = min(layer.get_parameter("weight").shape)
         if rank > side:
             raise UserError(f"lora.rank is {rank}, but trunk.{name} has only {side} on one side: choose at most {side}")
         layers.append(layer)
