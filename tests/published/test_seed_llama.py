@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -214,7 +215,6 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
         (pictures / f"{name}.txt").write_text("w3 w5\n")
     assert main(["caption", "--model", str(out), str(pictures / "a.png")]) == 0
     for words in (
-        ["sample", "--model", str(out), "w3"],
         ["inpaint", str(pictures / "a.png"), "--model", str(out), "--caption", "w3", "--box", "0,0,9,9"],
         ["eval", "generator", "--model", str(out), "--data", str(pictures)],
         ["eval", "suite", "--model", str(out), "--data", str(pictures)],
@@ -242,6 +242,38 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
     before = UniTok.from_pretrained(out)
     assert not torch.equal(tuned.ids.head.weight, before.ids.head.weight)
     assert tuned.image_tokenizer.fingerprint() == images.fingerprint()
+
+
+def test_the_command_draws_codes_and_image_embeddings(
+    model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file for each picture, all of them in one, and the records; run again, it makes what is damaged anew."""
+    model.save_pretrained(tmp_path / "model")
+    out, captions = tmp_path / "drawn", CAPTIONS[:2]
+    words = ["sample", *captions, "--n", "2", "--model", str(tmp_path / "model"), "--out", str(out)]
+    assert main(words) == 0
+    said, noted = capsys.readouterr()
+    assert said == f"{out / 'codes.safetensors'}\n" and not (out / "pictures").exists()
+    assert "note: codes and image embeddings, no pictures: the SEED tokenizer makes an image embedding" in noted
+    wanted = draw_codes(model, [captions[0]] * 2 + [captions[1]] * 2, SampleSettings.of(model.config), [0, 1, 0, 1])
+    found = load_file(out / "codes.safetensors")
+    assert torch.equal(found["codes"], wanted) and len(wanted.unique(dim=0)) == 4
+    torch.testing.assert_close(found["embeddings"], model.image_tokenizer.embed(wanted))
+    records = [json.loads(line) for line in (out / "codes" / "metadata.jsonl").read_text().splitlines()]
+    assert [(one["caption"], one["seed"]) for one in records] == [(text, seed) for text in captions for seed in (0, 1)]
+    files = [out / "codes" / one["file_name"] for one in records]
+    for file, codes, embedding in zip(files, found["codes"], found["embeddings"], strict=True):
+        assert load_file(file).keys() == {"codes", "embedding"}
+        assert torch.equal(load_file(file)["codes"], codes) and torch.equal(load_file(file)["embedding"], embedding)
+    (whole, torn), before = files[:2], files[0].stat().st_mtime_ns
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (out / "codes.safetensors").unlink()
+    assert main(words) == 0 and whole.stat().st_mtime_ns == before
+    again = load_file(out / "codes.safetensors")
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    capsys.readouterr()
+    assert main([*words, "--top_p", "0.9"]) == 2
+    assert "already holds pictures of another model or other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["seed-llama-8b", "seed-llama-14b"])
