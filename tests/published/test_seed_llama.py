@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
@@ -19,6 +19,7 @@ from tokenizers_vq.families.seed import SeedTokenizer
 from tokenizers_vq.families.seed_config import SeedConfig
 from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
+from unitok.exporting.language import language_model
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -291,6 +292,21 @@ def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
     with torch.device("meta"):
         state = LlamaForCausalLM(config).state_dict()
     assert {name: tuple(one.shape) for name, one in state.items()} == table.shapes(trunk, texts, codes)
+
+
+@torch.inference_mode()
+def test_the_model_goes_back_as_it_came(
+    theirs: tuple[Any, Path], images: SeedTokenizer, model: UniTok, tmp_path: Path
+) -> None:
+    """As Llama, with texts, codes and marks under the authors' ids; and it comes in again."""
+    language_model(model).write(tmp_path)
+    again, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    ids = [BOS, 9, 31, BOI, *(FIRST + some_codes(LENGTH)[0]).tolist(), EOI, 12, EOS]
+    torch.testing.assert_close(logits(again, ids), logits(theirs[0], ids), atol=1e-4, rtol=0)
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    assert words.convert_tokens_to_ids([NAMES[-1], *MARKS]) == [BOI - 1, BOI, EOI] and words.eos_token_id == EOS
+    assert import_generator("seed_llama", tmp_path, images, SETTINGS).fingerprint() == model.fingerprint()
 
 
 def test_the_model_survives_its_folder(model: UniTok, tmp_path: Path) -> None:

@@ -218,17 +218,19 @@ def test_time_follows_the_slower_link() -> None:
     assert sums.sending(counts, both, 2, 1, links)[1] == pytest.approx(within / 1e11 + between / 1e10)
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], native: Path) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["plan", str(native), "--batch_size", "8"]
     assert main([*words, "--gpus", "2", "--micro_batch", "2"]) == 0
     said = capsys.readouterr().out
     assert "step: 8 pictures, 2 micro-batches of 2 on each of 2 GPUs" in said and "assumed:" in said
     assert re.search(r"memory of the host for the copy .*: ddp 0\.\d\d, fsdp 0\.\d\d\n", said)
     assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 100 positions" in said
+    assert re.search(r"drawing 16 pictures .*\n  fits 24 GB: yes, 40 GB: yes, 80 GB: yes\n", said)
+    monkeypatch.setattr("unitok.train.plan.commands.FITS", (0, 24))
     assert main([*words, "--gpus", "4", "--measured", "50", "--link_gb", "1e6", "--lora.rank", "2"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"tokens/s, all GPUs +200 +200\n", said) and "a GPU takes 50 tokens/s alone" in said
-    assert "M of them learn" in said
+    assert "M of them learn" in said and "  fits 0 GB: no, 24 GB: yes\n" in said
     assert main([*words, "--gpus", "4", "--per_machine", "2", "--network_gb", "1e-9"]) == 0
     said = capsys.readouterr().out
     assert "fsdp in 2" in said and re.search(r"time spent computing +0% +0% +0%\n", said)
