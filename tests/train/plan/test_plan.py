@@ -14,11 +14,10 @@ from typing import Any
 import language_models
 import pytest
 import torch
-from planning import most_of, near, wanted
+from planning import most_of, near, tiny_published, wanted
 
 from unitok.cli.main import main
 from unitok.config import TRUNK_PRESETS
-from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.reader.config import ReaderSettings
 from unitok.reader.encoders import read_encoder
@@ -137,17 +136,12 @@ def test_readers(train: list[str], native: Path, tmp_path: Path, save_vision: Ca
     assert near(planned(asked, "image_to_text"), handed_out(real, "image_to_text"))
 
 
-def test_published_models(tmp_path: Path) -> None:
-    from published.tiny import SIDES, llamagen_weights, tokenizer, var_weights
-
-    for family, weights, images, settings in (
-        ("llamagen", llamagen_weights(width=64), tokenizer(), {"n_head": 4}),
-        ("var", var_weights(False, width=64), tokenizer(SIDES), {}),
-    ):
-        torch.save(weights, tmp_path / "weights.pt")
-        model = import_generator(family, tmp_path / "weights.pt", images, settings)
-        model.save_pretrained(tmp_path / family)
-        assert near(planned(wanted(tmp_path / family)), handed_out(model)), family
+@pytest.mark.parametrize("name", ["llamagen", "var", "infinity", "janus"])
+def test_published_models(name: str, tmp_path: Path) -> None:
+    """Classes, code by code and map by map; states of captions, bit by bit; texts, with codes in a table of their own."""
+    model = tiny_published(name)
+    model.save_pretrained(tmp_path / "model")
+    assert near(planned(wanted(tmp_path / "model")), handed_out(model))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
