@@ -138,7 +138,7 @@ def test_readers(train: list[str], native: Path, tmp_path: Path, save_vision: Ca
 
 @pytest.mark.parametrize("name", ["llamagen", "var", "infinity", "janus"])
 def test_published_models(name: str, tmp_path: Path) -> None:
-    """Classes, code by code and map by map; states of captions, bit by bit; texts, with codes in a table of their own."""
+    """Classes, code by code and map by map; states of captions, bit by bit; texts, with a table of codes beside."""
     model = tiny_published(name)
     model.save_pretrained(tmp_path / "model")
     assert near(planned(wanted(tmp_path / "model")), handed_out(model))
