@@ -106,7 +106,7 @@ def sample(
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     computed = prepare(loaded, precision, compile)
-    settings, without = settings_for(loaded, given, pixels=False), loaded.image_tokenizer.no_pixels
+    settings, no_pixels = settings_for(loaded, given, pixels=False), loaded.image_tokenizer.no_pixels
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
             value_of(loaded, caption)
@@ -118,7 +118,7 @@ def sample(
     if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
     origin = (out, str(model), loaded.fingerprint(), settings, computed, noted(loaded))
-    folder = CodesFolder(loaded, *origin) if without else PictureFolder(*origin)
+    folder = CodesFolder(loaded, *origin) if no_pixels else PictureFolder(*origin)
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
@@ -127,8 +127,8 @@ def sample(
     for place, picture, written in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
         folder.add(*jobs[place], picture, pointed_first(loaded, task, written))
     print(folder.finish(asked, n))
-    if without:
-        print(f"note: codes and image embeddings, no pictures: {without}", file=sys.stderr)
+    if no_pixels:
+        print(f"note: codes and image embeddings, no pictures: {no_pixels}", file=sys.stderr)
     if progress:
         first = asked[:PROGRESS_ROWS]
         texts, seeds = [text for text, _ in first], [number for _, number in first]
@@ -148,10 +148,9 @@ def _drawn(
     from .pipeline import Drawn, draw_codes_each, draw_each
 
     if not model.image_tokenizer.no_pixels:
-        yield from draw_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision)
-        return
-    for part in draw_codes_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision):
-        yield from (Drawn(place, written[-1], written) for place, written in part)
+        return draw_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision)
+    parts = draw_codes_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision)
+    return (Drawn(place, written[-1], written) for part in parts for place, written in part)
 
 
 def caption(
