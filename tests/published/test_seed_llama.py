@@ -316,6 +316,8 @@ def test_the_model_survives_its_folder(model: UniTok, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_told(theirs: tuple[Any, Path], images: SeedTokenizer, tmp_path: Path) -> None:
     folder = theirs[1]
+    with pytest.raises(UserError, match=r"codes of a .* tokenizer become pictures, not embeddings: call decode"):
+        tokenizer().embed(torch.zeros(1, 16, dtype=torch.int64))
     with pytest.raises(UserError, match="the image tokenizer makes 4x4 codes, SEED-LLaMA draws one row of them: give"):
         import_generator("seed_llama", folder, tokenizer(), SETTINGS)
     with pytest.raises(UserError, match="draws 8192 codes, the image tokenizer has 50"):
