@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers_vq.errors import Problems, UserError
 from unitok.data.text_files import read_text
 from unitok.sampling import NONE_GIVEN, GivenSettings, SampleSettings
+
+if TYPE_CHECKING:
+    from unitok.device import Precision
+    from unitok.model import UniTok
+
+    from .pipeline import Drawn
 
 PROGRESS_ROWS = 8
 
@@ -31,7 +39,8 @@ def sample(
 
     Writes PNGs into pictures/, one JSON line per picture that reproduces it (pictures/metadata.jsonl, so that pictures/
     is a captioned data set) and a labelled contact sheet (sheet.png). Run again with the same options to go on where it
-    stopped.
+    stopped. Where the image tokenizer makes no pixels (SEED-LLaMA), it writes codes and image embeddings: a file for
+    each picture into codes/, with such lines beside them, and codes.safetensors with all.
 
     Args:
         prompts: Captions to draw.
@@ -91,13 +100,13 @@ def sample(
     from unitok.prepare import noted, prepare
 
     from .jobs import check_smooth, way_of
-    from .outputs import PictureFolder
+    from .outputs import CodesFolder, PictureFolder
     from .performing import pointed_first
-    from .pipeline import draw_each, draw_progress, settings_for, value_of
+    from .pipeline import draw_progress, settings_for, value_of
 
     loaded = UniTok.from_pretrained(str(model), pick_device(device))
     computed = prepare(loaded, precision, compile)
-    settings = settings_for(loaded, given)
+    settings, no_pixels = settings_for(loaded, given, pixels=False), loaded.image_tokenizer.no_pixels
     for caption in wanted:  # one that is too long is refused before anything is written
         try:
             value_of(loaded, caption)
@@ -108,20 +117,40 @@ def sample(
     check_smooth(loaded, settings, progress)
     if progress and not loaded.objective.sets_scales:
         raise UserError(f"--progress shows scales, but this model draws by {loaded.config.objective}: leave it out")
-    folder = PictureFolder(out, str(model), loaded.fingerprint(), settings, computed, noted(loaded))
+    origin = (out, str(model), loaded.fingerprint(), settings, computed, noted(loaded))
+    folder = CodesFolder(loaded, *origin) if no_pixels else PictureFolder(*origin)
     asked = [(caption, seed + i) for caption in dict.fromkeys(wanted) for i in range(n)]
     jobs = [job for job in asked if job not in folder.done]
     captions_left, seeds_left = [caption for caption, _ in jobs], [number for _, number in jobs]
     task = way_of(loaded, "text_to_image")
-    drawn = draw_each(loaded, captions_left, settings, seeds_left, batch_size=batch_size, precision=computed)
+    drawn = _drawn(loaded, captions_left, settings, seeds_left, batch_size, computed)
     for place, picture, written in track(drawn, "drawing", total=len(jobs), console=Console(stderr=True)):
         folder.add(*jobs[place], picture, pointed_first(loaded, task, written))
     print(folder.finish(asked, n))
+    if no_pixels:
+        print(f"note: codes and image embeddings, no pictures: {no_pixels}", file=sys.stderr)
     if progress:
         first = asked[:PROGRESS_ROWS]
         texts, seeds = [text for text, _ in first], [number for _, number in first]
         emerging = draw_progress(loaded, texts, settings, seeds, precision=computed)
         print(folder.write_progress(emerging))
+
+
+def _drawn(
+    model: UniTok,
+    captions: Sequence[str],
+    settings: SampleSettings,
+    seeds: Sequence[int],
+    batch_size: int,
+    precision: Precision,
+) -> Iterator[Drawn]:
+    """Pictures as they are finished, or their codes (L,) where the image tokenizer makes no pixels."""
+    from .pipeline import Drawn, draw_codes_each, draw_each
+
+    if not model.image_tokenizer.no_pixels:
+        return draw_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision)
+    parts = draw_codes_each(model, captions, settings, seeds, batch_size=batch_size, precision=precision)
+    return (Drawn(place, written[-1], written) for part in parts for place, written in part)
 
 
 def caption(

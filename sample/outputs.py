@@ -16,14 +16,16 @@ from PIL import ImageDraw
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_grid, save_png, to_pil
 from tokenizers_vq.storage.files import atomic_path, parse_json, read_bytes
+from tokenizers_vq.storage.weights import read_weights, write_weights
 from unitok.data.decoding import decode
+from unitok.model import UniTok
 from unitok.sampling import SampleSettings
 from unitok.seeding import fold
 
 Job = tuple[str, int]
 """Caption and seed."""
 
-PICTURES, RECORDS = "pictures", "metadata.jsonl"
+PICTURES, CODES, RECORDS = "pictures", "codes", "metadata.jsonl"
 SHEET, PROGRESS = "sheet.png", "progress.png"
 RECORDS_LIMIT = 2**30
 """Bytes of records that are read."""
@@ -51,6 +53,8 @@ class PictureFolder:
     digest, the part of it that stays.
     """
 
+    within, ending = PICTURES, ".png"
+
     def __init__(
         self,
         folder: Path,
@@ -60,7 +64,7 @@ class PictureFolder:
         precision: str = "fp32",
         given: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder, self.pictures = folder, folder / PICTURES
+        self.folder, self.pictures = folder, folder / self.within
         self.origin: dict[str, Any] = {
             "model": model,
             "model_sha256": fingerprint,
@@ -132,10 +136,10 @@ class PictureFolder:
     def add(self, caption: str, seed: int, picture: torch.Tensor, pointed: Mapping[str, Any] | None = None) -> None:
         """Writes a picture (3, H, W) uint8, then its record, with what the model pointed at before it drew."""
         slug = re.sub(r"[^a-z0-9]+", "-", caption.lower())[:48].strip("-") or "picture"
-        name = f"{slug}-s{seed}.png"
+        name = f"{slug}-s{seed}{self.ending}"
         if name in self.names:  # another caption with the same letters
-            name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}.png"
-        save_png(self.pictures / name, picture)
+            name = f"{slug}-{fold(caption) % 16**6:06x}-s{seed}{self.ending}"
+        self._save(self.pictures / name, picture)
         record = {"file_name": name, "caption": caption, "seed": seed, **self.origin}
         if pointed:
             record[POINTED] = dict(pointed)
@@ -144,6 +148,9 @@ class PictureFolder:
             file.write(json.dumps(record) + "\n")
         self.done[caption, seed] = record
         self.names.add(name)
+
+    def _save(self, path: Path, picture: torch.Tensor) -> None:
+        save_png(path, picture)
 
     def finish(self, jobs: Iterable[Job], n: int, given: Mapping[str, torch.Tensor] | None = None) -> Path:
         """Brings the records into the order of the jobs, if some were drawn again, and writes the contact sheet. The
@@ -171,6 +178,37 @@ class PictureFolder:
         scale = max(1, 96 // pictures.shape[-1])
         save_grid(self.folder / PROGRESS, pictures.flatten(0, 1), columns=pictures.shape[1], scale=scale)
         return self.folder / PROGRESS
+
+
+class CodesFolder(PictureFolder):
+    """`codes/` in place of `pictures/`, where the image tokenizer makes no pixels: for each picture its `codes` (L,)
+    int64 and the image `embedding` (E,) float32, of which another program draws. In place of the contact sheet,
+    `codes.safetensors` holds those of all records in their order, `codes` (N, L) and `embeddings` (N, E)."""
+
+    within, ending = CODES, ".safetensors"
+
+    def __init__(self, drawer: UniTok, *arguments: Any) -> None:
+        self._drawer = drawer
+        super().__init__(*arguments)
+
+    def _tensors(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        embedding = self._drawer.image_tokenizer.embed(codes[None].to(self._drawer.device))[0]
+        return {"codes": codes.cpu(), "embedding": embedding.cpu()}
+
+    def _save(self, path: Path, picture: torch.Tensor) -> None:
+        """The picture is its codes (L,)."""
+        with atomic_path(path, sync=False) as temporary:
+            write_weights(self._tensors(picture), temporary)
+
+    def _write_sheet(self, n: int, given: Mapping[str, torch.Tensor]) -> Path:
+        wanted = self._tensors(torch.zeros(self._drawer.layout.length, dtype=torch.int64))
+        files = [self.pictures / record["file_name"] for record in self.done.values()]
+        found = [read_weights(path, wanted, "remove it, and run the command again") for path in files]
+        codes, embeddings = (torch.stack([one[name] for one in found]) for name in wanted)
+        path = self.folder / f"{CODES}{self.ending}"
+        with atomic_path(path, sync=False) as temporary:
+            write_weights({"codes": codes, "embeddings": embeddings}, temporary)
+        return path
 
 
 def save_answers(

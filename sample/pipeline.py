@@ -36,15 +36,16 @@ class Drawn(NamedTuple):
     written: Written
 
 
-def settings_for(model: UniTok, given: Mapping[str, Any] | None = None) -> SampleSettings:
+def settings_for(model: UniTok, given: Mapping[str, Any] | None = None, pixels: bool = True) -> SampleSettings:
     """How pictures are drawn: what is given, else the model's own settings, else the defaults.
 
     Raises:
         UserError: a list that does not have a value for each scale, more scales asked for than the model has, a
-            negative caption that it cannot read, mixtures that it does not draw, or an image tokenizer that makes no
-            pixels.
+            negative caption that it cannot read, mixtures that it does not draw, or `pixels` where the image tokenizer
+            makes none.
     """
-    model.image_tokenizer.check_pixels()
+    if pixels:
+        model.image_tokenizer.check_pixels()
     settings = SampleSettings.of(model.config, given)
     scales = len(model.layout.scales) if model.objective.sets_scales else max(1, len(model.objective.sub_tokens))
     settings.at_scale(scales=scales)
@@ -175,15 +176,15 @@ def draw_codes_each(
     batch_size: int = 32,
     precision: Precision = "fp32",
     watch: Watch | None = None,
-) -> Iterator[list[tuple[int, torch.Tensor]]]:
-    """(place of its caption, codes (L,)) of the pictures that are finished together; arguments as of `draw`. A caption
-    that is too long is refused before anything is drawn."""
+) -> Iterator[list[tuple[int, Written]]]:
+    """(place of its caption, all that was written, its codes (L,) last) of the pictures that are finished together;
+    arguments as of `draw`. A caption that is too long is refused before anything is drawn."""
     jobs, best = caption_jobs(model, captions, settings, seeds, text_ids)
     for part in finished(model, jobs, batch_size=batch_size, precision=precision, watch=watch):
         with computing(model, precision):
             chosen = best.take(part)
         if chosen:
-            yield [(place, written[-1]) for place, written in chosen]
+            yield chosen
 
 
 @torch.inference_mode()
@@ -223,7 +224,7 @@ def draw_codes(
     parts = draw_codes_each(
         model, captions, settings, seeds, text_ids, batch_size=batch_size, precision=precision, watch=watch
     )
-    found = dict(pair for part in parts for pair in part)
+    found = {place: written[-1] for part in parts for place, written in part}
     return torch.stack([found[place] for place in range(len(captions))])
 
 

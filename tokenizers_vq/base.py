@@ -219,6 +219,11 @@ class ImageTokenizer(Tunable, ABC):
         with torch.no_grad():  # or what each window needs for gradients would stay
             return run_in_windows(network, x, rows, columns, per_input, per_output)
 
+    def embed(self, codes: Tensor) -> Tensor:
+        """Of a tokenizer without pixels: the image embedding (B, E) float32 of codes (B, L), of which another program
+        draws. Raises UserError where codes become pictures here."""
+        raise UserError(f"codes of a {self.config.family} tokenizer become pictures, not embeddings: call decode")
+
     def check_pixels(self) -> None:
         """Raises UserError, which says what is missing, where codes become no pictures."""
         if self.no_pixels:

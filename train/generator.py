@@ -63,8 +63,9 @@ class GeneratorTrainee:
         world: World,
         start: Beginning | None = None,
     ) -> None:
+        begun = isinstance(getattr(start, "inner", start), Start)  # also where it gets a reader
         for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
-            check_codes_fit(data, image_tokenizer, config.image_tokenizer)
+            check_codes_fit(data, image_tokenizer, config.image_tokenizer, begun)
         if config.reader is not None:
             check_pictures(dataset, validation)
         if isinstance(start, Start) and config.trunk.captions == "class":
@@ -304,15 +305,19 @@ def check_pictures(dataset: RecordDataset, validation: Sequence[RecordDataset]) 
             )
 
 
-def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str) -> None:
-    """Raises UserError when code shards were made by another tokenizer, or for another size."""
+def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str, begun: bool) -> None:
+    """Raises UserError when code shards were made by another tokenizer (`begun`: than that of --init), or for another
+    size."""
     shards = getattr(dataset, "dataset", dataset)  # behind ?limit=
     if not isinstance(shards, CodesDataset):
         return
     if shards.tokenizer_fingerprint != fingerprint:
+        whose, advice = "--image_tokenizer", "give the tokenizer that made them, or encode again"
+        if begun:
+            whose, advice = "the model in --init", "encode the pictures with the image_tokenizer/ in its folder"
         raise UserError(
             f"{shards.name} holds codes of another image tokenizer (fingerprint {shards.tokenizer_fingerprint[:12]}, "
-            f"--image_tokenizer has {fingerprint[:12]}): give the tokenizer that made them, or encode again"
+            f"{whose} has {fingerprint[:12]}): {advice}"
         )
     if shards.layout != tokenizer.layout:
         raise UserError(

@@ -254,7 +254,7 @@ def test_bad_requests_are_told_in_a_line(
 def test_trunks_that_no_class_has_are_told(make_model: Callable[..., UniTok]) -> None:
     model = make_model()
     model.config.trunk = type("Odd", (), {"kind": "var"})()
-    with pytest.raises(UserError, match=r"^the trunk of this model is that of var, which no class of transformers"):
+    with pytest.raises(UserError, match=r"^the trunk of this model is that of var, which unitok does not write"):
         language_model(model)
 
 

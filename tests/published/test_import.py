@@ -93,6 +93,11 @@ def test_several_files_with_an_index_are_one(ending: str, tmp_path: Path) -> Non
     images = tokenizer()
     torch.save({"module": {f"_fsdp_wrapped_module.{name}": one for name, one in weights.items()}}, tmp_path / "one.pth")
     found = import_generator("llamagen", tmp_path / "one.pth", images, {"n_head": 4})
+    stale = {name: one + 1 for name, one in weights.items()}
+    for content in ({"ema": weights}, {"model": weights, "ema": stale}):
+        torch.save(content, tmp_path / "one.pth")
+        again = import_generator("llamagen", tmp_path / "one.pth", images, {"n_head": 4})
+        assert again.fingerprint() == found.fingerprint(), content.keys()
     (tmp_path / "one.pth").unlink()
     for path in (index, tmp_path):
         assert import_generator("llamagen", path, images, {"n_head": 4}).fingerprint() == found.fingerprint()

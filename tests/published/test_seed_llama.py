@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
@@ -18,6 +19,7 @@ from tokenizers_vq.families.seed import SeedTokenizer
 from tokenizers_vq.families.seed_config import SeedConfig
 from tokenizers_vq.quantizers.config import VQ
 from unitok.cli.main import main
+from unitok.exporting.language import language_model
 from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.objectives.base import Draw
@@ -214,7 +216,6 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
         (pictures / f"{name}.txt").write_text("w3 w5\n")
     assert main(["caption", "--model", str(out), str(pictures / "a.png")]) == 0
     for words in (
-        ["sample", "--model", str(out), "w3"],
         ["inpaint", str(pictures / "a.png"), "--model", str(out), "--caption", "w3", "--box", "0,0,9,9"],
         ["eval", "generator", "--model", str(out), "--data", str(pictures)],
         ["eval", "suite", "--model", str(out), "--data", str(pictures)],
@@ -244,6 +245,38 @@ def test_the_command_makes_a_model_that_reads_encodes_and_learns(
     assert tuned.image_tokenizer.fingerprint() == images.fingerprint()
 
 
+def test_the_command_draws_codes_and_image_embeddings(
+    model: UniTok, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file for each picture, all of them in one, and the records; run again, it makes what is damaged anew."""
+    model.save_pretrained(tmp_path / "model")
+    out, captions = tmp_path / "drawn", CAPTIONS[:2]
+    words = ["sample", *captions, "--n", "2", "--model", str(tmp_path / "model"), "--out", str(out)]
+    assert main(words) == 0
+    said, noted = capsys.readouterr()
+    assert said == f"{out / 'codes.safetensors'}\n" and not (out / "pictures").exists()
+    assert "note: codes and image embeddings, no pictures: the SEED tokenizer makes an image embedding" in noted
+    wanted = draw_codes(model, [captions[0]] * 2 + [captions[1]] * 2, SampleSettings.of(model.config), [0, 1, 0, 1])
+    found = load_file(out / "codes.safetensors")
+    assert torch.equal(found["codes"], wanted) and len(wanted.unique(dim=0)) == 4
+    torch.testing.assert_close(found["embeddings"], model.image_tokenizer.embed(wanted))
+    records = [json.loads(line) for line in (out / "codes" / "metadata.jsonl").read_text().splitlines()]
+    assert [(one["caption"], one["seed"]) for one in records] == [(text, seed) for text in captions for seed in (0, 1)]
+    files = [out / "codes" / one["file_name"] for one in records]
+    for file, codes, embedding in zip(files, found["codes"], found["embeddings"], strict=True):
+        assert load_file(file).keys() == {"codes", "embedding"}
+        assert torch.equal(load_file(file)["codes"], codes) and torch.equal(load_file(file)["embedding"], embedding)
+    (whole, torn), before = files[:2], files[0].stat().st_mtime_ns
+    torn.write_bytes(torn.read_bytes()[:-1])
+    (out / "codes.safetensors").unlink()
+    assert main(words) == 0 and whole.stat().st_mtime_ns == before
+    again = load_file(out / "codes.safetensors")
+    assert all(torch.equal(again[name], found[name]) for name in found)
+    capsys.readouterr()
+    assert main([*words, "--top_p", "0.9"]) == 2
+    assert "already holds pictures of another model or other settings" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["seed-llama-8b", "seed-llama-14b"])
 def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
     table = published_family("seed_llama")
@@ -261,12 +294,30 @@ def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
     assert {name: tuple(one.shape) for name, one in state.items()} == table.shapes(trunk, texts, codes)
 
 
+@torch.inference_mode()
+def test_the_model_goes_back_as_it_came(
+    theirs: tuple[Any, Path], images: SeedTokenizer, model: UniTok, tmp_path: Path
+) -> None:
+    """As Llama, with texts, codes and marks under the authors' ids; and it comes in again."""
+    language_model(model).write(tmp_path)
+    again, info = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys"))
+    ids = [BOS, 9, 31, BOI, *(FIRST + some_codes(LENGTH)[0]).tolist(), EOI, 12, EOS]
+    wanted = logits(theirs[0], ids)[:, : EOI + 1]  # rows without a token stay behind
+    torch.testing.assert_close(logits(again, ids), wanted, atol=1e-4, rtol=0)
+    words = AutoTokenizer.from_pretrained(tmp_path)
+    assert words.convert_tokens_to_ids([NAMES[-1], *MARKS]) == [BOI - 1, BOI, EOI] and words.eos_token_id == EOS
+    assert import_generator("seed_llama", tmp_path, images, SETTINGS).fingerprint() == model.fingerprint()
+
+
 def test_the_model_survives_its_folder(model: UniTok, tmp_path: Path) -> None:
     survives(model, CAPTIONS, tmp_path / "model")
 
 
 def test_what_does_not_fit_is_told(theirs: tuple[Any, Path], images: SeedTokenizer, tmp_path: Path) -> None:
     folder = theirs[1]
+    with pytest.raises(UserError, match=r"codes of a .* tokenizer become pictures, not embeddings: call decode"):
+        tokenizer().embed(torch.zeros(1, 16, dtype=torch.int64))
     with pytest.raises(UserError, match="the image tokenizer makes 4x4 codes, SEED-LLaMA draws one row of them: give"):
         import_generator("seed_llama", folder, tokenizer(), SETTINGS)
     with pytest.raises(UserError, match="draws 8192 codes, the image tokenizer has 50"):

@@ -1,8 +1,10 @@
-"""VAR's `more_smooth`: pictures from mixtures of code vectors, as plain code from a description draws them."""
+"""VAR at random: codes by its filters, and pictures from mixtures of code vectors (`more_smooth`), as plain code from a
+description draws them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from unitok.sample.pipeline import draw, draw_codes, run, settings_for, value_of
 from unitok.sampling import SampleSettings
 from unitok.seeding import keyed_generator
 
-from .test_generators import LABELS, var
+from .test_generators import LABELS, var, var_inputs
 from .tiny import CLASSES, SIDES, Weights, tokenizer, var_weights
 
 
@@ -40,6 +42,35 @@ def kept(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     gone = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     gone[..., -1] = False
     return logits.masked_fill(gone.scatter(-1, places, gone), -torch.inf)
+
+
+def authors_codes(
+    w: Weights, images: ImageTokenizer, label: int, seed: int, cfg: float, top_k: int, top_p: float
+) -> Tensor:
+    """(1, 30): of one picture, each code where the sum of probabilities passes the random number of its place."""
+    uniform = torch.rand(30, generator=keyed_generator(seed, "next_scale")).double()
+    codes = torch.zeros(1, 0, dtype=torch.int64)
+    for number, side in enumerate(SIDES):
+        ratio, here = number / (len(SIDES) - 1), uniform[codes.shape[1] :][: side * side]
+        seen = var_inputs(images, codes)
+        given, bare = (var(w, [one], seen)[:, -side * side :] for one in (label, CLASSES))
+        logits = kept((1 + cfg * ratio) * given - cfg * ratio * bare, top_k, top_p)
+        passed = logits.softmax(-1).double().cumsum(-1) > here[:, None]
+        codes = torch.cat([codes, passed.int().argmax(-1)], 1)
+    return codes
+
+
+@torch.inference_mode()
+def test_codes_are_those_of_the_authors_filters(model: UniTok) -> None:
+    """With their top-p, and a top-k as small among these codes as theirs."""
+    w, images, cfg, top_k, top_p = var_weights(False), model.image_tokenizer, 1.5, 20, 0.96
+    labels, seeds = LABELS * 3, range(9)
+    settings = SampleSettings(guidance=1 + cfg, guidance_rises=True, top_k=top_k, top_p=top_p)
+    found = draw_codes(model, labels, settings, seeds)
+    wanted = [authors_codes(w, images, *pair, cfg, top_k, top_p) for pair in zip(labels, seeds, strict=True)]
+    assert torch.equal(found, torch.cat(wanted))
+    for left_out in ({"top_k": 0}, {"top_p": 0.0}):
+        assert not torch.equal(draw_codes(model, labels, replace(settings, **left_out), seeds), found), left_out
 
 
 def authors_latents(

@@ -98,6 +98,39 @@ def test_a_task_may_be_new_to_a_model(
     assert "give its folder with --image_tokenizer" in capsys.readouterr().err
 
 
+def test_a_foreign_vocabulary_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(var_weights(False), tmp_path / "x.pt")
+    images, other = tokenizer(SIDES), tmp_path / "other"
+    import_generator("var", tmp_path / "x.pt", images).save_pretrained(tmp_path / "start")
+    with torch.no_grad():
+        images.decoder.conv_out.bias.add_(1)
+    images.save_pretrained(other)
+    codes, drawn, start = (str(tmp_path / name) for name in ("codes", "drawn", "start"))
+    assert main(["sample", "--model", start, "3", "--n", "2", "--out", drawn]) == 0
+    words = ["--data", f"{drawn}/pictures", "--image_tokenizer", str(other), "--out", codes]
+    assert main(["encode", *words]) == 0
+    for words, message in (
+        (["--init", start, "--data", codes], "the model in --init has"),
+        (
+            ["--init", start, "--data", "shapes", "--text_tokenizer", str(other)],
+            "--text_tokenizer is that of the model",
+        ),
+        (
+            ["--init", start, "--data", "shapes", "--text_vocabulary", "300"],
+            "--text_vocabulary is that of the model in",
+        ),
+        (["--init", str(other), "--data", "shapes"], f"model folder {other} has no image_tokenizer: is it a finished"),
+    ):
+        capsys.readouterr()
+        assert train(tmp_path / "no", *words, *DRAW_ALONE) == 2, words
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("error: ") and message in said
+        assert not (tmp_path / "no").exists(), words
+        if codes in words:
+            assert "holds codes of another image tokenizer" in said and "--image_tokenizer has" not in said
+            assert "encode the pictures with the image_tokenizer/ in its folder" in said
+
+
 @pytest.mark.parametrize(
     ("family", "weights", "scales"),
     [("llamagen", llamagen_weights(), ()), ("var", var_weights(False), SIDES), ("var", var_weights(True), SIDES)],

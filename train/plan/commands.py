@@ -119,7 +119,7 @@ def plan(
         _row(name, [f"{needs[way].get(name, 0) / 1e9:.2f}" for way in ways])
     _row("all", [f"{sums.total(needs[way]) / 1e9:.2f}" for way in ways])
     for size in FITS:
-        _row(f"fits {size} GB", ["yes" if sums.total(needs[way]) <= FREE * size * 1e9 else "no" for way in ways])
+        _row(f"fits {size} GB", [_fits(sums.total(needs[way]), size) for way in ways])
 
     links = sums.Links(link_gb, network_gb, per_machine)
     sent = {way: sums.sending(counts, way, how.item, micro_batches, links) for way in ways}
@@ -137,6 +137,7 @@ def plan(
     draw = drawing(built, counts, pictures, caption_tokens, precision == "bf16", device == "cuda")
     parts = ", ".join(f"{name} {value / 1e9:.2f}" for name, value in draw.items())
     print(f"\ndrawing {pictures} pictures side by side: {sums.total(draw) / 1e9:.2f} GB ({parts})")
+    print("  fits " + ", ".join(f"{size} GB: {_fits(sums.total(draw), size)}" for size in FITS))
     copies = ", ".join(f"{way.name} {sums.copied(counts, way, needs[way]) / 1e9:.2f}" for way in ways)
     print(f"memory of the host for the copy that run.async_save writes, GB of the first process: {copies}")
     if gpus > 1:
@@ -165,6 +166,10 @@ def _say_model(model: UniTok, counts: Counts, length: int, caption_tokens: int) 
     caption = "a class" if trunk.captions == "class" else f"a caption of {caption_tokens} tokens"
     codes = f"{model.layout.length} codes of {model.image_tokenizer.codebook_size}"
     print(f"row: {length} positions, for {codes} and {caption}")
+
+
+def _fits(needed: float, size: float) -> str:
+    return "yes" if needed <= FREE * size * 1e9 else "no"
 
 
 def _row(name: str, values: Sequence[str]) -> None:

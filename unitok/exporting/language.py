@@ -26,7 +26,7 @@ from ..trunk.hf.reading import authors_names
 from ..trunk.native import Transformer
 from ..vocabulary import SPECIALS
 from .folders import Export, files
-from .llama import LONGEST, TEXTS, WEIGHTS, chameleon, janus, llama_settings, llama_weights
+from .llama import LONGEST, TEXTS, WEIGHTS, chameleon, llama, llama_settings, llama_weights
 
 STILL = 1e30
 """Wavelength of a pair that does not turn."""
@@ -36,7 +36,7 @@ def export(name: str | Path) -> Export:
     """The language model of the model in a folder.
 
     Raises:
-        UserError: no model, or a trunk that no class of transformers computes.
+        UserError: no model, or a trunk that is not written for transformers.
     """
     return language_model(UniTok.from_pretrained(name))
 
@@ -47,8 +47,8 @@ def language_model(model: UniTok) -> Export:
     kind = model.config.trunk.kind
     if kind not in TRUNKS:
         raise UserError(
-            f"the trunk of this model is that of {kind}, which no class of transformers computes: export trunks of "
-            f"kind {', '.join(TRUNKS)}, or take --to onnx for its image tokenizer"
+            f"the trunk of this model is that of {kind}, which unitok does not write for transformers: export trunks "
+            f"of kind {', '.join(TRUNKS)}, or take --to onnx for its image tokenizer"
         )
     return TRUNKS[kind](model)
 
@@ -145,7 +145,8 @@ def _hf(model: UniTok) -> Export:
 TRUNKS: dict[str, Callable[[UniTok], Export]] = {
     TrunkConfig.kind: _native,
     HFTrunk.kind: _hf,
-    "janus": janus,
+    "janus": llama,
+    "seed_llama": llama,
     "chameleon": chameleon,
 }
 """Kind of trunk -> how it is written."""

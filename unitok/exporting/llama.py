@@ -20,16 +20,19 @@ from ..config import TrunkConfig
 from ..model import UniTok
 from ..ports import IdPort
 from ..text import FILE as TOKENIZER
+from ..text import TextTokenizer
 from ..trunk.base import Trunk
 from ..trunk.published import published_family
-from ..trunk.published.chameleon import ChameleonTrunk, places_of_codes
+from ..trunk.published.chameleon import ChameleonTrunk
+from ..trunk.published.chameleon import places_of_codes as chameleons_codes
 from ..trunk.published.family import CLOSED, id_of
 from ..trunk.published.llama import LlamaTrunk
+from ..trunk.published.seed_llama import places_of_codes as seeds_codes
 from .folders import Export, files
 from .vq_model import unlike_vqgan
 
 WEIGHTS, TABLE, HEAD = "model.safetensors", "model.embed_tokens.weight", "lm_head.weight"
-TEXTS = "logits of texts (within 1e-4)"
+TEXTS, TEXTS_AND_CODES = "logits of texts (within 1e-4)", "logits of texts and codes (within 1e-4)"
 LONGEST = 2**15
 """Positions that are said to be there; rotary ones have no end."""
 NAMES = {
@@ -75,15 +78,17 @@ def llama_weights(trunk: Trunk, config: TrunkConfig | LlamaTrunk, start: str) ->
     return found
 
 
-def janus(model: UniTok) -> Export:
-    """The language model of Janus is Llama. No class of Llama has what draws pictures, a table and a head of their own,
-    and SigLIP, which reads them, was never taken over."""
+def llama(model: UniTok) -> Export:
+    """The language model of Janus and of SEED-LLaMA is Llama. SEED's codes are ids among those of texts. Janus has a
+    table and a head of its own for codes, and SigLIP, which reads pictures: no class of Llama has these, so they stay.
+    """
     config = model.config.trunk
     assert isinstance(config, LlamaTrunk)
     weights = llama_weights(model.trunk, config, "model.") | _tables(model)
     values = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": config.head_size}
     content = {"config.json": _settings(model, config, len(weights[HEAD])) | values} | _tokenizer(model)
-    return Export("transformers.LlamaForCausalLM", TEXTS, files(WEIGHTS, weights, content))
+    holds = TEXTS_AND_CODES if config.kind in CODES else TEXTS
+    return Export("transformers.LlamaForCausalLM", holds, files(WEIGHTS, weights, content))
 
 
 def chameleon(model: UniTok) -> Export:
@@ -123,7 +128,7 @@ def chameleon(model: UniTok) -> Export:
         "vocabulary_map": words,
         "vq_config": _vqgan(images.config, *weights["model.vqmodel.quantize.embedding.weight"].shape),
     }
-    holds = "logits of texts and codes (within 1e-4), codes of pictures that are read"
+    holds = f"{TEXTS_AND_CODES}, codes of pictures that are read"
     content = {"config.json": values} | _tokenizer(model)
     return Export("transformers.ChameleonForConditionalGeneration", holds, files(WEIGHTS, weights, content))
 
@@ -167,11 +172,12 @@ def _tables(model: UniTok) -> dict[str, Tensor]:
         UserError: the head has learned biases, which the class has not.
     """
     ids, vocabulary, texts = model.ids, model.vocabulary, model.text_tokenizer
-    assert isinstance(ids, IdPort), "as of every kind in CODES"
+    assert isinstance(ids, IdPort), "as of every kind that is written here"
     family = published_family(model.config.trunk.kind)
     tokens = {span: token for span, token in family.tokens.items() if span in vocabulary}
     places = {span: [id_of(texts, token)] for span, token in tokens.items()}
-    places |= CODES[family.config.kind](model)
+    if family.config.kind in CODES:
+        places["image"] = CODES[family.config.kind](texts, vocabulary.codebook_size)
     bias = ids.head.bias[torch.cat([torch.arange(vocabulary.size)[vocabulary[span]] for span in ("text", *places)])]
     if bool((bias[bias > CLOSED / 2] != 0).any()):
         raise UserError(
@@ -187,11 +193,8 @@ def _tables(model: UniTok) -> dict[str, Tensor]:
     return found
 
 
-CODES: dict[str, Callable[[UniTok], dict[str, list[int]]]] = {
-    "janus": lambda model: {},
-    "chameleon": lambda model: {"image": places_of_codes(model.text_tokenizer, model.vocabulary.codebook_size)},
-}
-"""Family -> where codes stand among the authors' ids; nowhere if they have a table of their own."""
+CODES: dict[str, Callable[[TextTokenizer, int], list[int]]] = {"seed_llama": seeds_codes, "chameleon": chameleons_codes}
+"""Family -> where so many codes stand among the authors' ids. In others they have a table of their own."""
 
 
 def _tokenizer(model: UniTok) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def test_codes_have_the_logits_of_transformers(theirs: tuple[Any, Path]) -> None
 
 @torch.inference_mode()
 def test_the_most_likely_codes_are_those_of_the_authors_guidance(theirs: tuple[Any, Path]) -> None:
-    """They compare the prompt with itself without its texts, and with nothing."""
+    """They compare the prompt with itself without its texts, and with nothing. The prompts here are texts alone, as in
+    all drawings of ours: the second and the third are the same, and the scale of pictures, 1.2, cancels."""
     model = import_generator("chameleon", theirs[1], image_tokenizer())
     drawn = []
     for scale in (1.0, 3.0):

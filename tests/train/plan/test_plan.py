@@ -14,11 +14,10 @@ from typing import Any
 import language_models
 import pytest
 import torch
-from planning import most_of, near, wanted
+from planning import most_of, near, tiny_published, wanted
 
 from unitok.cli.main import main
 from unitok.config import TRUNK_PRESETS
-from unitok.importing import import_generator
 from unitok.model import UniTok
 from unitok.reader.config import ReaderSettings
 from unitok.reader.encoders import read_encoder
@@ -137,17 +136,12 @@ def test_readers(train: list[str], native: Path, tmp_path: Path, save_vision: Ca
     assert near(planned(asked, "image_to_text"), handed_out(real, "image_to_text"))
 
 
-def test_published_models(tmp_path: Path) -> None:
-    from published.tiny import SIDES, llamagen_weights, tokenizer, var_weights
-
-    for family, weights, images, settings in (
-        ("llamagen", llamagen_weights(width=64), tokenizer(), {"n_head": 4}),
-        ("var", var_weights(False, width=64), tokenizer(SIDES), {}),
-    ):
-        torch.save(weights, tmp_path / "weights.pt")
-        model = import_generator(family, tmp_path / "weights.pt", images, settings)
-        model.save_pretrained(tmp_path / family)
-        assert near(planned(wanted(tmp_path / family)), handed_out(model)), family
+@pytest.mark.parametrize("name", ["llamagen", "var", "infinity", "janus"])
+def test_published_models(name: str, tmp_path: Path) -> None:
+    """Classes, code by code and map by map; states of captions, bit by bit; texts, with a table of codes beside."""
+    model = tiny_published(name)
+    model.save_pretrained(tmp_path / "model")
+    assert near(planned(wanted(tmp_path / "model")), handed_out(model))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -218,17 +212,19 @@ def test_time_follows_the_slower_link() -> None:
     assert sums.sending(counts, both, 2, 1, links)[1] == pytest.approx(within / 1e11 + between / 1e10)
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], native: Path) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["plan", str(native), "--batch_size", "8"]
     assert main([*words, "--gpus", "2", "--micro_batch", "2"]) == 0
     said = capsys.readouterr().out
     assert "step: 8 pictures, 2 micro-batches of 2 on each of 2 GPUs" in said and "assumed:" in said
     assert re.search(r"memory of the host for the copy .*: ddp 0\.\d\d, fsdp 0\.\d\d\n", said)
     assert re.search(r"fits 24 GB +yes +yes\n", said) and "row: 100 positions" in said
+    assert re.search(r"drawing 16 pictures .*\n  fits 24 GB: yes, 40 GB: yes, 80 GB: yes\n", said)
+    monkeypatch.setattr("unitok.train.plan.commands.FITS", (0, 24))
     assert main([*words, "--gpus", "4", "--measured", "50", "--link_gb", "1e6", "--lora.rank", "2"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"tokens/s, all GPUs +200 +200\n", said) and "a GPU takes 50 tokens/s alone" in said
-    assert "M of them learn" in said
+    assert "M of them learn" in said and "  fits 0 GB: no, 24 GB: yes\n" in said
     assert main([*words, "--gpus", "4", "--per_machine", "2", "--network_gb", "1e-9"]) == 0
     said = capsys.readouterr().out
     assert "fsdp in 2" in said and re.search(r"time spent computing +0% +0% +0%\n", said)

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import language_models
 import pytest
 import torch
-from planning import most_of, near, wanted
-from published.infinity_arithmetic import SQUARE, TEXT, WHOLE, images_of
-from published.tiny import CODES, SIDES, tokenizer
-from published.voken_arithmetic import POST, PRE, SIDE, lfq_tokenizer
+from planning import most_of, near, tiny_published, wanted
+from published.tiny import SIDES
 from torch._subclasses.fake_tensor import FakeTensor
 
-from tokenizers_vq.base import ImageTokenizer, build_tokenizer
-from tokenizers_vq.families.seed_config import SeedConfig
-from tokenizers_vq.quantizers.config import VQ
 from unitok.conditions import TextStates
-from unitok.importing import published_config
 from unitok.model import UniTok
-from unitok.objectives import OBJECTIVES, objective_class
+from unitok.objectives import OBJECTIVES
 from unitok.sample.pipeline import Condition, draw, draw_codes
 from unitok.sampling import SampleSettings
-from unitok.text import number_tokenizer
 from unitok.train.plan import drawing as plan_drawing
 from unitok.train.plan import sums
 from unitok.train.plan.drawing import drawing
 from unitok.train.plan.model import batch_of, build
-from unitok.trunk.published import PUBLISHED, published_family
+from unitok.trunk.published import PUBLISHED
 
 TOKENS = 12
 
@@ -49,14 +40,6 @@ def draw_some(model: UniTok, pictures: int) -> torch.Tensor:
     if not model.image_tokenizer.no_pixels:
         return draw(model, given, text_ids=ids)
     return draw_codes(model, given, SampleSettings.of(model.config), range(pictures), ids)
-
-
-def seed_tokenizer() -> ImageTokenizer:
-    quantizer, vision = VQ(codebook_size=CODES, dim=8), {"vision_width": 16, "vision_depth": 1, "vision_heads": 2}
-    sizes = {"width": 24, "depth": 2, "heads": 2, "inner": 32, "decoder_depth": 1, "embedding": 12}
-    return build_tokenizer(
-        SeedConfig(image_size=28, patch=7, tokens=16, quantizer=quantizer, vision_inner=24, **vision, **sizes)
-    )
 
 
 def without_content() -> int:
@@ -96,42 +79,10 @@ def test_a_language_model_draws_in_what_was_planned(tmp_path: Path) -> None:
     assert six > 4 * alone, "a GPU decodes pictures together"
 
 
-TOKENIZERS: dict[str, Callable[[], ImageTokenizer]] = {
-    "var": lambda: tokenizer(SIDES),
-    "seed_llama": seed_tokenizer,
-    "infinity": lambda: images_of(SQUARE),
-    "open_magvit2_ar": lfq_tokenizer,
-}
-"""Family -> its image tokenizer; all others draw one grid of codes."""
-SIZES = {
-    "sides": SIDES,
-    "latent": 8,
-    "scales": SQUARE,
-    "whole": WHOLE[SQUARE],
-    "bits": 6,
-    "caption_width": TEXT,
-    "sub_tokens": (PRE, POST),
-    "side": SIDE,
-    "kv_heads": None,
-    "patches": 2,
-}
-"""Sizes of trunks that have them."""
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_draw_in_what_was_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_drawing, "MOST_STEPS", len(SIDES))  # codes one after the other are followed for two
-    family = published_family(name)
-    trunk, texts, _ = next(iter(family.released().values()))
-    held = {field: value for field, value in SIZES.items() if field in vars(trunk)}
-    if name == "llamagen":
-        held["caption_width"] = 0  # classes
-    trunk = replace(trunk, width=64, depth=1, heads=4, inner=96, **held)
-    images = TOKENIZERS.get(name, tokenizer)()
-    words = number_tokenizer(100 if texts else 1)
-    codes = objective_class(family.objective).ids_of(images)
-    torch.manual_seed(0)
-    made = UniTok(published_config(family, trunk, images, words, codes), images.eval(), words).eval()
+    made = tiny_published(name)
     made.save_pretrained(tmp_path / "model")
     model = build(wanted(tmp_path / "model"))
     batch_of(model, "text_to_image", 1, TOKENS)

@@ -96,7 +96,7 @@ class _SeedLlamaFamily(Family):
         self, config: PublishedTrunk, weights: Weights, vocabulary: Vocabulary, texts: TextTokenizer
     ) -> dict[str, Tensor]:
         assert isinstance(config, SeedLlamaTrunk)
-        places = _places_of_codes(texts, vocabulary.codebook_size)
+        places = places_of_codes(texts, vocabulary.codebook_size)
         return llama.state_with_codes(
             config, START, weights, vocabulary, texts, self.tokens, places, ("eos", "boi", "eoi")
         )
@@ -106,7 +106,7 @@ class _SeedLlamaFamily(Family):
         return {"guidance": 1.0, "temperature": 1.0, "top_p": 0.5}
 
 
-def _places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
+def places_of_codes(texts: TextTokenizer, codes: int) -> list[int]:
     """The authors' id of each code. Raises UserError for a tokenizer that does not have them all."""
     places = [texts.tokenizer.token_to_id(f"<img_{code:05d}>") for code in range(codes)]
     if None in places:
