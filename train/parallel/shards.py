@@ -97,17 +97,22 @@ class Shards:
                 self._empty()
 
     def to_copy(self, state: TrainState) -> int:
-        found = self._exported(self.model.state_dict()).values() if self._world.is_main else ()
-        exported = sum(whole.numel() * whole.element_size() for whole in found)
+        found = self._exported().values() if self._world.is_main else ()
+        exported = sum(tensor.numel() * tensor.element_size() for tensor in found)
         return exported + sum(size(tensors) for tensors in state.parts().values())
 
     def copied(self, state: TrainState, copies: Copies) -> Snapshot:
-        """Every process copies its shards, the first one the whole model with its averages too."""
+        """Every process copies its shards. The first one copies the whole model with its averages too, which are
+        gathered one tensor at a time: no process has more than that one on its device."""
         tensors = {part: copies.take(part, live) for part, live in state.parts().items()}
-        model = None
-        with self.showing(state.average):
-            if self._world.is_main:
-                model = shadow(self._whole, copies.take("shown", self._exported(self._whole.state_dict())))
+        shown: dict[str, torch.Tensor] = {}
+        with state.average.in_place():
+            for name, tensor in self._exported().items():
+                gathered = {name: whole(tensor)}  # by all processes
+                if self._world.is_main:
+                    shown |= copies.take("shown", gathered)
+                del gathered  # before the next one comes
+        model = shadow(self._whole, shown) if self._world.is_main else None
         return Snapshot(state.step, state.sums, tensors, model)
 
     def save(
@@ -120,11 +125,12 @@ class Shards:
             write(None, state.parts())
         world.from_main(lambda: save(folder, state, about, keep, fill, write))
 
-    def _exported(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Those of the tensors of a model that the export needs and that change or are in shards."""
-        learned, shards = learning_tensors(self.model), self.model.state_dict()
-        kept = {name for name in shards if name in learned or (self._exports_all and is_shard(shards[name]))}
-        return {name: tensor for name, tensor in each_once(tensors) if name in kept}
+    @torch.no_grad()
+    def _exported(self) -> dict[str, Any]:
+        """Those tensors that the export needs and that change or are in shards, each once."""
+        found, learned = self.model.state_dict(keep_vars=True), learning_tensors(self.model)
+        kept = {name for name in found if name in learned or (self._exports_all and is_shard(found[name]))}
+        return {name: tensor.data for name, tensor in each_once(found) if name in kept}
 
     @torch.no_grad()
     def _fill(self) -> None:
