@@ -262,6 +262,7 @@ def test_a_training_learns_the_same_through_all_troubles(
     monkeypatch.setattr("unitok.data.epochs.WINDOW", 2)
     monkeypatch.setattr("unitok.train.generator.GRID_PICTURES", 1)  # so that shards come in as the training goes on
     monkeypatch.setattr("unitok.train.loop.plot_losses", lambda *_: None)
+    monkeypatch.setattr("unitok.train.generator.GeneratorTrainee.draw", lambda self, path: None)
     build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(tmp_path / "tokenizer")
     encode = f"encode --data shapes@val?limit=32 --shard_size 4 --device cpu --out {server.root}/codes"
     images = ["--image_tokenizer", str(tmp_path / "tokenizer")]
