@@ -4,8 +4,8 @@ A block of the trunk is gathered when the pass comes to it and given back behind
 gathered for the whole step. Frozen weights outside of the blocks, such as those of an image tokenizer, stay whole.
 
 Evaluation, drawing and the export run on the whole model, as always: its weights are filled from the shards before,
-and emptied after. So they may take as many passes as they like, each process its own. What a save copies of it is gathered
-one tensor at a time.
+and emptied after. So they may take as many passes as they like, each process its own. What a save copies of it is
+gathered one tensor at a time.
 """
 
 from __future__ import annotations
