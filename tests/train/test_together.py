@@ -268,12 +268,11 @@ def test_gradients_of_micro_batches_travel_once_a_step(
     class Counted(replicas.DistributedDataParallel):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
             super().__init__(*arguments, **settings)
-            self.register_comm_hook(None, self.count)
+            self.register_comm_hook(None, lambda _, bucket: counted(bucket))
 
-        @staticmethod
-        def count(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            sent["copies"] += bucket.is_last()
-            return allreduce_hook(None, bucket)
+    def counted(bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        sent["copies"] += bucket.is_last()
+        return allreduce_hook(None, bucket)
 
     def between_groups(tensor: torch.Tensor, *arguments: Any, group: Any = None, **settings: Any) -> Any:
         sent["groups"] += group is not None  # what else is summed here goes through the group of all
