@@ -139,7 +139,7 @@ def published(folder: Path) -> dict[str, Any]:
     return {**own, "init": str(folder / "start"), "data": data}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_shards_of_whatever_a_model_is_made_of(
     tmp_path: Path, tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,7 +166,7 @@ def test_shards_of_whatever_a_model_is_made_of(
         assert main(run(kind, "one")) == 0
     capfd.readouterr()
     works = [ends_with(0, lambda rank, kind=kind: run(kind, "two", "--run.parallel", "fsdp")) for kind in kinds]
-    codes = pair(*works)
+    codes = pair(*works, timeout=500)
     said = capfd.readouterr().err
     assert codes == [0, 0] and said.count("training on 2 x cpu, fsdp") == 7, said
     for place in (*(f"{kind}-{{}}" for kind in kinds if kind != "stages"), "stages-{}/stage1", "stages-{}/stage2"):
