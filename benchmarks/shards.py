@@ -52,7 +52,7 @@ class Training:
     def __init__(self, way: str, planned: UniTok, batch: PackedBatch, world: World) -> None:
         torch.manual_seed(0)
         model = UniTok(planned.config, planned.image_tokenizer, planned.text_tokenizer).train()
-        trainee: Any = SimpleNamespace(model=model, blocks=list(model.trunk.blocks))
+        trainee: Any = SimpleNamespace(model=model, blocks=list(model.trunk.blocks), exports_all=True)
         run = RunConfig(precision="fp32")
         self.parallel = Shards(trainee, run, world) if way == "fsdp" else Replicas(trainee, world)
         model = trainee = None
@@ -179,7 +179,7 @@ def main() -> None:
             if world.is_main:
                 print(json.dumps(found))
         return
-    print(f"{given.processes} processes, one thread each; in shards, in whole copies:")
+    print(f"{given.processes} processes, one thread each; in shards, in whole copies:", flush=True)
     if "steps" in given.parts:
         taken = several(given, "steps")
         print(json.dumps({"preset": given.preset, "rows": given.rows, "steps": taken}))
@@ -187,8 +187,10 @@ def main() -> None:
             shards, copies = taken["fsdp"][name], taken["ddp"][name]
             print(f"a step at `{given.preset}`: {shards:.3f}, {copies:.3f} s {what} ({shards / copies:.2f} times)")
     if "memory" in given.parts:
-        taken = {way: several(given, "memory", way) for way in ("ddp", "fsdp")}
-        print(json.dumps({"memory": taken}))
+        taken = {}
+        for way in ("ddp", "fsdp"):
+            taken[way] = several(given, "memory", way)
+            print(json.dumps({"memory": {way: taken[way]}}), flush=True)
         model = f"a model of {taken['ddp']['parameters'] / 1e6:.0f} M parameters"
         for name, what in (("held_mb", "between two steps"), ("peak_mb", "at the most")):
             shards, copies = taken["fsdp"][name], taken["ddp"][name]
