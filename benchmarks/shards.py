@@ -1,11 +1,14 @@
 """What a model in shards (fsdp) costs and saves beside whole copies (ddp), on processes of this machine.
 
     python benchmarks/shards.py                       # a step at `shapes`, memory at 200 M parameters
+    python benchmarks/shards.py --parts memory        # that alone; takes 10 GB
     python benchmarks/shards.py --preset debug --rows 2 --rounds 1 --steps 2 --width 64 --depth 2    # seconds, a try
 
-Steps: the same batch in both ways, in turns in the same processes, one thread each. Memory: each way has processes of
-its own. It is what a process has grown since before the model was built: held between two steps (weights, moments,
-averages), and at the most within a step, when gradients and what is gathered are there too.
+Steps: the same batch in both ways, in turns in the same processes, one thread each. A step is timed by the clock, which
+says little where the cores are busy with other work, and by the processor time of the processes, which leaves out
+waiting. Memory: each way has processes of its own. It is what a process has grown since before the model was built:
+held between two steps (weights, moments, averages), and at the most within a step, when gradients and what is gathered
+are there too.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Training:
     def __init__(self, way: str, planned: UniTok, batch: PackedBatch, world: World) -> None:
         torch.manual_seed(0)
         model = UniTok(planned.config, planned.image_tokenizer, planned.text_tokenizer).train()
-        trainee: Any = SimpleNamespace(model=model, blocks=list(model.trunk.blocks))
+        trainee: Any = SimpleNamespace(model=model, blocks=list(model.trunk.blocks), exports_all=True)
         run = RunConfig(precision="fp32")
         self.parallel = Shards(trainee, run, world) if way == "fsdp" else Replicas(trainee, world)
         model = trainee = None
@@ -70,21 +73,30 @@ class Training:
 
 
 def steps(given: argparse.Namespace, world: World) -> dict[str, Any]:
-    """Seconds of a step, each way."""
+    """Seconds of a step, each way: by the clock, and of a processor, the mean of the processes."""
     planned = planned_model(given.preset, given.tokenizer)
     batch = batch_of(planned, TASK, given.rows, TOKENS)
     both = {way: Training(way, planned, batch, world) for way in ("ddp", "fsdp")}
-    seconds: dict[str, list[float]] = {way: [] for way in both}
+    clock: dict[str, list[float]] = {way: [] for way in both}
+    processor: dict[str, list[float]] = {way: [] for way in both}
     for turn in range(1 + given.rounds):  # the first is not counted
         for way, training in both.items():
             for number in range(given.steps):
                 world.wait()
-                start = time.perf_counter()
+                start, own = time.perf_counter(), time.process_time()
                 training.step(number)
+                own = time.process_time() - own
                 world.wait()
                 if turn:
-                    seconds[way].append(time.perf_counter() - start)
-    return {way: round(statistics.median(found), 4) for way, found in seconds.items()}
+                    clock[way].append(time.perf_counter() - start)
+                    processor[way].append(own)
+    return {
+        way: {
+            "seconds": round(statistics.median(clock[way]), 4),
+            "processor_seconds": round(statistics.mean(world.gather(statistics.median(processor[way]))), 4),
+        }
+        for way in both
+    }
 
 
 def memory(given: argparse.Namespace, world: World) -> dict[str, Any]:
@@ -135,7 +147,7 @@ def several(given: argparse.Namespace, part: str, way: str = "") -> dict[str, An
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    words = [sys.executable, __file__, *sys.argv[1:], "--part", part, "--way", way]
+    words = [sys.executable, __file__, *sys.argv[1:], "--process", part, "--way", way]
     meet = {"WORLD_SIZE": str(given.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = []
     for rank in range(given.processes):
@@ -157,25 +169,32 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="of a turn")
     parser.add_argument("--width", type=int, default=1024, help="of the model whose memory is measured")
     parser.add_argument("--depth", type=int, default=16)
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    parser.add_argument("--process", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--way", default="", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part:
+    if given.process:
         with join("cpu", 1) as world:
-            found = PARTS[given.part](given, world)
+            found = PARTS[given.process](given, world)
             if world.is_main:
                 print(json.dumps(found))
         return
-    seconds = several(given, "steps")
-    taken = {way: several(given, "memory", way) for way in ("ddp", "fsdp")}
-    print(json.dumps({"processes": given.processes, "preset": given.preset, "seconds": seconds, "memory": taken}))
-    held, most = ([taken[way][name] for way in ("ddp", "fsdp")] for name in ("held_mb", "peak_mb"))
-    print(
-        f"{given.processes} processes, one thread each: a step at `{given.preset}` takes {seconds['fsdp']:.3f} s in "
-        f"shards and {seconds['ddp']:.3f} in whole copies ({seconds['fsdp'] / seconds['ddp']:.2f} times); a model of "
-        f"{taken['ddp']['parameters'] / 1e6:.0f} M parameters holds {held[1]:,} MB a process instead of {held[0]:,}, "
-        f"at most {most[1]:,} instead of {most[0]:,}"
-    )
+    print(f"{given.processes} processes, one thread each; in shards, in whole copies:", flush=True)
+    if "steps" in given.parts:
+        taken = several(given, "steps")
+        print(json.dumps({"preset": given.preset, "rows": given.rows, "steps": taken}))
+        for name, what in (("seconds", "by the clock"), ("processor_seconds", "of a processor")):
+            shards, copies = taken["fsdp"][name], taken["ddp"][name]
+            print(f"a step at `{given.preset}`: {shards:.3f}, {copies:.3f} s {what} ({shards / copies:.2f} times)")
+    if "memory" in given.parts:
+        taken = {}
+        for way in ("ddp", "fsdp"):
+            taken[way] = several(given, "memory", way)
+            print(json.dumps({"memory": {way: taken[way]}}), flush=True)
+        model = f"a model of {taken['ddp']['parameters'] / 1e6:.0f} M parameters"
+        for name, what in (("held_mb", "between two steps"), ("peak_mb", "at the most")):
+            shards, copies = taken["fsdp"][name], taken["ddp"][name]
+            print(f"{model}: {shards:,}, {copies:,} MB a process {what} ({shards / copies:.2f} times)")
 
 
 if __name__ == "__main__":

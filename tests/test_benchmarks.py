@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import pair
 
 ROOM = Path(__file__).resolve().parents[1] / "benchmarks"
 BENCHMARKS = sorted([*ROOM.glob("*.py"), *(path.parent for path in ROOM.glob("*/__main__.py"))])
@@ -28,6 +29,23 @@ def test_a_benchmark_starts(path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_the_loss_over_spans_is_measured_beside_that_over_all_ids() -> None:
     measure = runpy.run_path(str(ROOM / "spans.py"))["measure"]
     assert measure(True, 400, "debug", 1)["seconds"] > 0 and measure(False, 400, "debug", 1)["seconds"] > 0
+
+
+@pytest.mark.timeout(300)
+def test_shards_are_measured_beside_whole_copies() -> None:
+    """On two processes: a step of both ways, and the memory of one."""
+    found = runpy.run_path(str(ROOM / "shards.py"))
+    model = {"preset": "debug", "tokenizer": "debug", "width": 64, "depth": 1}
+    given = argparse.Namespace(**model, rows=1, rounds=1, steps=1, way="fsdp")
+
+    def work(rank: int) -> int:
+        with found["join"]("cpu", 1) as world:
+            times = found["steps"](given, world)
+            assert times.keys() == {"ddp", "fsdp"} and all(min(one.values()) > 0 for one in times.values())
+            assert found["memory"](given, world)["parameters"] > 40_000
+        return 0
+
+    assert pair(work) == [0, 0]
 
 
 @pytest.mark.parametrize("part", ["codes", "logits", "bf16", "attention"])

@@ -18,11 +18,16 @@ import pytest
 import torch
 from data_files import png, write_parquet, write_tar
 
+from tokenizers_vq.base import build_tokenizer
+from tokenizers_vq.config import TOKENIZER_PRESETS
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
+from unitok.cli.main import main
 from unitok.data import ShardWriter, make_loader, open_data
 from unitok.data.addresses import cache as remote
 from unitok.data.addresses.cache import Cache
+from unitok.data.codes.shards import CodesDataset
+from unitok.train.log import read_log
 
 
 class Server(ThreadingHTTPServer):
@@ -247,3 +252,36 @@ def test_prefetch_brings_what_comes_next(server: Server) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert data[2].caption == "caption 2" and server.gets["codes/codes-00001.safetensors"] == 1
+
+
+def test_a_training_learns_the_same_through_all_troubles(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An epoch of codes, each shard of which comes after two troubles, against the same folder on the disk: the same
+    losses to the bit."""
+    monkeypatch.setattr("unitok.data.epochs.WINDOW", 2)
+    monkeypatch.setattr("unitok.train.generator.GRID_PICTURES", 1)  # so that shards come in as the training goes on
+    monkeypatch.setattr("unitok.train.loop.plot_losses", lambda *_: None)
+    monkeypatch.setattr("unitok.train.generator.GeneratorTrainee.draw", lambda self, path: None)
+    build_tokenizer(TOKENIZER_PRESETS["debug"]()).save_pretrained(tmp_path / "tokenizer")
+    encode = f"encode --data shapes@val?limit=32 --shard_size 4 --device cpu --out {server.root}/codes"
+    images = ["--image_tokenizer", str(tmp_path / "tokenizer")]
+    assert main([*encode.split(), *images]) == 0
+
+    def losses(out: Path, data: str, *more: str) -> list[float]:
+        words = "train generator --preset debug --trunk.width 32 --text_vocabulary 300 --run.steps 8 --run.batch_size 4"
+        words += f" --run.log_every 1 --run.device cpu --run.precision fp32 --run.threads 1 --data {data} --out {out}"
+        assert main([*words.split(), *images, *more]) == 0
+        return [entry["loss"] for entry in read_log(out / "log.jsonl")]
+
+    with monkeypatch.context() as patch:  # shard by shard, as what comes from elsewhere is read
+        patch.setattr(CodesDataset, "shards", property(lambda self: [4] * 8), raising=False)
+        patch.setattr(CodesDataset, "prefetch", lambda self, shards: None, raising=False)
+        expected = losses(tmp_path / "near", f"{server.root}/codes")
+    troubles = ["busy", "cut", "stall", "damage"]
+    for number in range(8):
+        server.faults[f"codes/codes-{number:05}.safetensors"] = [troubles[number % 4], troubles[(number + 1) % 4]]
+    texts = ["--text_tokenizer", str(tmp_path / "near" / "text_tokenizer")]  # or all captions would be read before
+    assert losses(tmp_path / "far", f"{server.address}/codes", *texts) == expected
+    waits = [record.getMessage() for record in caplog.records if "waiting for http" in record.getMessage()]
+    assert len(waits) == 16 and not any(server.faults.values())

@@ -15,9 +15,11 @@ import pytest
 import torch
 from processes import pair
 from safetensors.torch import load_file
+from tuning_runs import cut_back
 
 from tokenizers_vq.errors import UserError
 from unitok.cli.main import main
+from unitok.processes import world
 from unitok.processes.world import World, join
 from unitok.train.log import read_log
 
@@ -56,21 +58,31 @@ def test_two_processes_train_as_one(
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
     capfd.readouterr()
     start = torchrun if kind == "tokenizer" else forked
-    start([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
+    start([*words, "--run.micro_batch", micro["two"], "--run.save_every", "2", "--out", str(tmp_path / "two")])
     out, err = capfd.readouterr()
     assert out.count("steps: 4") == 1 and err.count("training on 2 x cpu") == 1, err
 
-    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    alike(tmp_path / "one", tmp_path / "two")
+    if kind == "adversarial tokenizer":  # what two processes began one ends, opponent and moving codebook included
+        cut_back(tmp_path / "two", tmp_path / "rest")
+        run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "rest"), "--resume"])
+        assert "going on from" in capfd.readouterr().err
+        alike(tmp_path / "one", tmp_path / "rest")
+    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
+
+
+def alike(one: Path, other: Path) -> None:
+    """Two runs have the same numbers and weights, to rounding."""
+    logs = [read_log(out / "log.jsonl") for out in (one, other)]
     assert [entry["step"] for entry in logs[1]] == [2, 4, 4]  # written once, by the first process
-    for one, both in zip(*logs, strict=True):
-        for name in one.keys() - {"time", "images/s", "tokens/s", "padding", "kind"}:
-            assert both[name] == pytest.approx(one[name], rel=2e-3, abs=1e-5), name
-    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    for mine, theirs in zip(*logs, strict=True):
+        for name in mine.keys() - {"time", "images/s", "tokens/s", "padding", "kind"}:
+            assert theirs[name] == pytest.approx(mine[name], rel=2e-3, abs=1e-5), name
+    weights = [load_file(out / "model.safetensors") for out in (one, other)]
     for name, weight in weights[0].items():
         torch.testing.assert_close(
             weights[1][name], weight, rtol=1e-2, atol=1e-4, msg=lambda text, name=name: name + text
         )
-    assert len(list((tmp_path / "two" / "tensorboard").iterdir())) == 1
 
 
 def test_one_process_needs_no_group() -> None:
@@ -90,3 +102,32 @@ def test_sums_of_many_shapes_travel_together() -> None:
 def test_a_gpu_that_is_not_there() -> None:
     with pytest.raises(UserError, match="torch sees no GPU"), join("cuda"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}),
+        ({"TORCH_FR_BUFFER_SIZE": "9", "TORCH_NCCL_DUMP_ON_TIMEOUT": "0"}, {}),
+        ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "0"}, {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}),
+    ],
+)
+def test_on_gpus_the_last_collectives_are_recorded(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], added: dict[str, str]
+) -> None:
+    """By names that torch reads; what is set already stays."""
+    headers = Path(torch.__file__).parent / "include" / "torch" / "csrc" / "distributed" / "c10d"
+    read = "".join((headers / f"{name}.hpp").read_text() for name in ("FlightRecorder", "ProcessGroupNCCL"))
+    assert all(f'"{name}"' in read for name in (*given, *added))
+
+    def meet(*_: Any, **__: Any) -> None:
+        raise UserError("met")
+
+    places = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    monkeypatch.setattr(os, "environ", {**places, **given})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(world, "_keys_of_a_meeting", lambda timeout: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", meet)
+    with pytest.raises(UserError, match="met"), join("cuda"):
+        pass
+    assert os.environ == {**places, **given, **added}

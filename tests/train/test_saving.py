@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from unitok.device import free_memory
 from unitok.train import checkpoint
 from unitok.train.checkpoint import all_checkpoints, check
 from unitok.train.generator import GeneratorTrainee
-from unitok.train.parallel import files, shards  # noqa: F401 (shards: before the processes are forked)
+from unitok.train.parallel import files, shards
+from unitok.train.parallel.tensors import whole
 from unitok.train.saving import saver
 from unitok.train.saving.copies import Copies, shadow
 
@@ -240,6 +242,10 @@ def test_a_shadow_has_other_tensors_and_the_same_rest() -> None:
     kept = {"0.weight", "2.weight", "1.running_mean"}
     assert {name for name in before if torch.equal(found[name], before[name])} == kept
     assert [p.requires_grad for p in twin.parameters()] == [p.requires_grad for p in model.parameters()]
+    model[0].weight.data = torch.empty(0)  # as where a model is in shards
+    emptied = shadow(model, first).state_dict()
+    assert all(torch.equal(emptied[name], before[name]) for name in kept)
+    model[0].weight.data = torch.ones(3, 3)
     again = copies.take("a", {"0.weight": model[0].weight})
     assert again["0.weight"] is first["0.weight"] and torch.equal(again["0.weight"], model[0].weight)
 
@@ -266,15 +272,36 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_write_what_they_would_have_waited_for(
     tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Checkpoints in shards, and the whole model beside each."""
-    export = GeneratorTrainee.export
+    """Checkpoints in shards, and the whole model beside each, for which no process has more than one gathered tensor at
+    a time."""
+    export, copied = GeneratorTrainee.export, shards.Shards.copied
 
     def export_twice(self: GeneratorTrainee, folder: Path, model: Any) -> None:
         export(self, folder, model)
         export(self, folder / f"after-{len(list(folder.glob('after-*')))}", model)
 
+    def one_at_a_time(self: shards.Shards, state: Any, copies: Copies) -> Any:
+        learning = [weight for weight in self._whole.parameters() if weight.requires_grad]
+        gathered: list[weakref.ref[torch.Tensor]] = []
+        held = []
+
+        def counted(tensor: Any) -> torch.Tensor:
+            found = whole(tensor)
+            gathered.append(weakref.ref(found))
+            alive = [one for one in (ref() for ref in gathered) if one is not None]
+            held.append(sum(one.numel() for one in (*alive, *learning)))
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(shards, "whole", counted)
+            now = copied(self, state, copies)
+        largest = max(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        assert max(held) == largest and sum(held) > largest
+        return now
+
     monkeypatch.setattr(GeneratorTrainee, "export", export_twice)
     monkeypatch.setattr(GeneratorTrainee, "draw", lambda self, path: None)
+    monkeypatch.setattr(shards.Shards, "copied", one_at_a_time)
 
     def run(beside: bool) -> Callable[[int], int]:
         words = generator(tmp_path / str(beside), tiny_tokenizer_folder, "--run.parallel", "fsdp")

@@ -4,7 +4,8 @@ A block of the trunk is gathered when the pass comes to it and given back behind
 gathered for the whole step. Frozen weights outside of the blocks, such as those of an image tokenizer, stay whole.
 
 Evaluation, drawing and the export run on the whole model, as always: its weights are filled from the shards before,
-and emptied after. So they may take as many passes as they like, each process its own.
+and emptied after. So they may take as many passes as they like, each process its own. What a save copies of it is
+gathered one tensor at a time.
 """
 
 from __future__ import annotations
@@ -97,17 +98,22 @@ class Shards:
                 self._empty()
 
     def to_copy(self, state: TrainState) -> int:
-        found = self._exported(self.model.state_dict()).values() if self._world.is_main else ()
-        exported = sum(whole.numel() * whole.element_size() for whole in found)
+        found = self._exported().values() if self._world.is_main else ()
+        exported = sum(tensor.numel() * tensor.element_size() for tensor in found)
         return exported + sum(size(tensors) for tensors in state.parts().values())
 
     def copied(self, state: TrainState, copies: Copies) -> Snapshot:
-        """Every process copies its shards, the first one the whole model with its averages too."""
+        """Every process copies its shards. The first one copies the whole model with its averages too, which are
+        gathered one tensor at a time: no process has more than that one on its device."""
         tensors = {part: copies.take(part, live) for part, live in state.parts().items()}
-        model = None
-        with self.showing(state.average):
-            if self._world.is_main:
-                model = shadow(self._whole, copies.take("shown", self._exported(self._whole.state_dict())))
+        shown: dict[str, torch.Tensor] = {}
+        with state.average.in_place():
+            for name, tensor in self._exported().items():
+                gathered = {name: whole(tensor)}  # by all processes
+                if self._world.is_main:
+                    shown |= copies.take("shown", gathered)
+                del gathered  # before the next one comes
+        model = shadow(self._whole, shown) if self._world.is_main else None
         return Snapshot(state.step, state.sums, tensors, model)
 
     def save(
@@ -120,11 +126,12 @@ class Shards:
             write(None, state.parts())
         world.from_main(lambda: save(folder, state, about, keep, fill, write))
 
-    def _exported(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """Those of the tensors of a model that the export needs and that change or are in shards."""
-        learned, shards = learning_tensors(self.model), self.model.state_dict()
-        kept = {name for name in shards if name in learned or (self._exports_all and is_shard(shards[name]))}
-        return {name: tensor for name, tensor in each_once(tensors) if name in kept}
+    @torch.no_grad()
+    def _exported(self) -> dict[str, Any]:
+        """Those tensors that the export needs and that change or are in shards, each once."""
+        found, learned = self.model.state_dict(keep_vars=True), learning_tensors(self.model)
+        kept = {name for name in found if name in learned or (self._exports_all and is_shard(found[name]))}
+        return {name: tensor.data for name, tensor in each_once(found) if name in kept}
 
     @torch.no_grad()
     def _fill(self) -> None:

@@ -52,8 +52,8 @@ class Copies:
 
 
 def shadow(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A second model of the same parts, which has other tensors in the place of those of these names. It is made to be
-    written, not to be run."""
+    """A second model of the same parts, which has other tensors in the place of those of these names, also where those
+    are emptied. It is made to be written, not to be run."""
     named = dict(each_once(model.state_dict(keep_vars=True)))
     others: dict[object, Tensor] = {}
     for name, tensor in tensors.items():
@@ -62,7 +62,7 @@ def shadow(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
         others[place_of(live)] = nn.Parameter(tensor, requires_grad=live.requires_grad) if is_weight else tensor
 
     def other(tensor: Tensor | None) -> Tensor | None:
-        return tensor if tensor is None or not tensor.numel() else others.get(place_of(tensor), tensor)
+        return tensor if tensor is None else others.get(place_of(tensor), tensor)
 
     def shadowed(module: nn.Module) -> nn.Module:
         twin = copy.copy(module)

@@ -194,9 +194,8 @@ def join(
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
     try:
         gpus = device != "cpu" and torch.cuda.is_available()
-        if gpus:  # torch's flight recorder: where a collective hangs, each process writes what the last ones were
-            os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
-            os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+        if gpus:
+            _record_collectives()
         backend, store = "cpu:gloo,cuda:nccl" if gpus else "gloo", _keys_of_a_meeting(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         world.device = world.together(partial(_device, device, local_rank, refusal))
@@ -221,6 +220,14 @@ def join(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _record_collectives() -> None:
+    """Turns torch's flight recorder on: where a collective hangs, each process writes what the last ones were. What is
+    set already stays."""
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the older name, which torch heeds where it finds no other
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
 
 
 _STORES: dict[tuple[str | None, str | None], tuple[dist.Store, Iterator[int]]] = {}
