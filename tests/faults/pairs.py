@@ -150,13 +150,13 @@ def pairs(trial: Trial) -> list[Pair]:
     return [
         Pair(trial, "train tokenizer by ddp", tokenizer, "unitok.train.tokenizer", lambda out: [], _contents, True),
         Pair(trial, "train generator by fsdp", generator, shards, lambda out: [], _contents, True),
-        # A shard of codes is done when it is told of, until codes.json lists them all.
-        Pair(trial, "encode", trial.encode(), "unitok.train.encode", lambda out: _told(out)),
+        Pair(trial, "encode", trial.encode(shard_size=1), "unitok.train.encode", _told),
         Pair(trial, "eval suite", trial.suite(), "unitok.eval.suite", lambda out: [*out.glob("shards/*.safetensors")]),
     ]
 
 
 def _told(out: Path) -> list[Path]:
+    """The shards of codes that are done: there is a file that says so, until codes.json lists all."""
     return [path.with_suffix(".safetensors") for path in out.glob("codes-*.json")]
 
 

@@ -111,8 +111,8 @@ class Trial:
         words += ["--text_vocabulary", "260", "--image_tokenizer", tokenizer or self.place("tokenizer")]
         return [*words, "--run.steps", str(steps)]
 
-    def encode(self) -> list[str]:
-        return ["encode", "--data", self.place("pictures"), *self.with_tokenizer(), "--shard_size", "4"]
+    def encode(self, shard_size: int = 4) -> list[str]:
+        return ["encode", "--data", self.place("pictures"), *self.with_tokenizer(), "--shard_size", str(shard_size)]
 
     def suite(self) -> list[str]:
         words = ["eval", "suite", "--model", self.place("generator"), "--data", self.place("pictures")]
