@@ -27,7 +27,7 @@ KILLS = 50
 OTHERS = 10
 """Moments of each other strike."""
 PATIENCE = 0.2
-"""Minutes that a process waits for one that hangs."""
+"""Minutes that a process waits for one that is gone, at least."""
 
 
 def _contents(out: Path) -> dict[str, Any]:
@@ -86,13 +86,18 @@ class Pair:
         # The harness waits longer than the processes, for a busy machine is only slow.
         return pair(work, timeout=timeout, strike=strike)
 
-    def struck(self, rank: int, part: float, number: int, folder: Path, minutes: float = 1) -> tuple[list[int], float]:
+    @property
+    def patience(self) -> float:
+        """Minutes that one process waits for the other when one is struck: longer than it would be slow."""
+        return max(PATIENCE, round(self.unbroken[0] / 30, 1))
+
+    def struck(self, rank: int, part: float, number: int, folder: Path) -> tuple[list[int], float]:
         """The exit codes where a process is struck after a part of the time of the unbroken run, and the seconds from
         then on. Struck earlier, where they run faster than they did before."""
         after = part * self.unbroken[0]
         while True:
             started = time.monotonic()
-            codes = self.run(folder, strike=Strike(rank, after, number), minutes=minutes)
+            codes = self.run(folder, strike=Strike(rank, after, number), minutes=self.patience)
             if codes != [0, 0]:
                 return codes, time.monotonic() - started - after
             shutil.rmtree(folder)
@@ -100,9 +105,7 @@ class Pair:
 
     def killed(self, rank: int, part: float, folder: Path) -> list[str]:
         """The other process must have ended by itself, its work done or in one line."""
-        # Whoever waits for a process that died before the two had met is told so by the clock alone.
-        codes, _ = self.struck(rank, part, signal.SIGKILL, folder)
-        code = codes[1 - rank]
+        code = self.struck(rank, part, signal.SIGKILL, folder)[0][1 - rank]
         lines = sum(line.startswith("error: ") for line in (folder / "said.txt").read_text().splitlines())
         held = (code, lines) in [(0, 0), (2, 1)]
         return self._goes_on(folder, [] if held else [f"the other process ended with {code} and {lines} lines"])
@@ -118,10 +121,9 @@ class Pair:
 
     def hangs(self, rank: int, part: float, folder: Path) -> list[str]:
         """The other process says its rank and where it stands."""
-        codes, _ = self.struck(rank, part, signal.SIGSTOP, folder, minutes=PATIENCE)
-        code = codes[1 - rank]
+        code = self.struck(rank, part, signal.SIGSTOP, folder)[0][1 - rank]
         said = (folder / "said.txt").read_text()
-        told = f"process {1 - rank} of 2 waited {PATIENCE:g} minutes for the others at " in said
+        told = f"process {1 - rank} of 2 waited {self.patience:g} minutes for the others at " in said
         fell = [] if code == 0 or (code == 2 and told) else [f"the other process ended with {code}: {said[-300:]}"]
         return self._goes_on(folder, fell)
 
