@@ -4,7 +4,6 @@ again."""
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from processes import Strike, pair
 from safetensors.torch import load_file
 
 from . import judge
+from .server import preload
 from .trial import Case, Trial, drawn
 
 KILLS = 50
@@ -48,8 +48,6 @@ class Pair:
     trial: Trial
     name: str
     words: list[str]
-    imports: str
-    """What is imported before the processes are forked."""
     finished: Callable[[Path], list[Path]]
     """The files of a folder that no other run may make again."""
     contents: Callable[[Path], dict[str, Any]] = judge.contents
@@ -58,8 +56,7 @@ class Pair:
     @cached_property
     def unbroken(self) -> tuple[float, dict[str, Any]]:
         """Its seconds and what it leaves."""
-        for name in self.imports.split():
-            importlib.import_module(name)
+        preload()  # once, before the processes are forked
         folder = self.trial.scratch / "reference" / f"pair-{self.name.replace(' ', '-')}"
         started = time.monotonic()
         assert self.run(folder) == [0, 0], (folder / "said.txt").read_text()
@@ -148,12 +145,11 @@ def pairs(trial: Trial) -> list[Pair]:
     """All commands that share their work between processes."""
     ddp, fsdp = (["--run.parallel", how] for how in ("ddp", "fsdp"))
     tokenizer, generator = [*trial.train_tokenizer(4), *ddp], [*trial.train_generator(4), *fsdp]
-    shards = "unitok.train.generator unitok.train.parallel.shards"
     return [
-        Pair(trial, "train tokenizer by ddp", tokenizer, "unitok.train.tokenizer", lambda out: [], _contents, True),
-        Pair(trial, "train generator by fsdp", generator, shards, lambda out: [], _contents, True),
-        Pair(trial, "encode", trial.encode(shard_size=1), "unitok.train.encode", _told),
-        Pair(trial, "eval suite", trial.suite(), "unitok.eval.suite", lambda out: [*out.glob("shards/*.safetensors")]),
+        Pair(trial, "train tokenizer by ddp", tokenizer, lambda out: [], _contents, trains=True),
+        Pair(trial, "train generator by fsdp", generator, lambda out: [], _contents, trains=True),
+        Pair(trial, "encode", trial.encode(shard_size=1), _told),
+        Pair(trial, "eval suite", trial.suite(), lambda out: [*out.glob("shards/*.safetensors")]),
     ]
 
 

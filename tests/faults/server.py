@@ -119,7 +119,8 @@ def serve() -> None:
 
 def preload() -> None:
     """Every module of unitok, and what it imports only when it is asked."""
-    for name in ("datasets", "matplotlib.figure", "lpips", "torchmetrics", "transformers", "torch.utils.tensorboard"):
+    names = ("datasets", "matplotlib.figure", "lpips", "torchmetrics", "transformers", "torch.utils.tensorboard")
+    for name in (*names, "torch._dynamo"):  # which optimizers import
         importlib.import_module(name)
     root = Path(__file__).resolve().parents[2]
     inner = [(f"unitok.{name}", name) for name in ("train", "sample", "eval")]
