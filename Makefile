@@ -22,7 +22,7 @@ help:
 	@echo "make demo    train, draw, caption and measure on rendered shapes; writes runs/demo/report.html"
 	@echo "make test    run the tests"
 	@echo "make test-browser  try the studio in a real browser (chromium on the PATH)"
-	@echo "make faults  kill, damage, fuzz and fill: the whole trial (docs/reliability.md), up to half an hour"
+	@echo "make faults  kill, stop, damage, fuzz and fill: the whole trial (docs/reliability.md), about an hour of a core"
 	@echo "make check   format check, lint, types, tests: what CI runs"
 	@echo "make format  format the code and repair what the linter can repair"
 	@echo "make setup   only prepare .venv"

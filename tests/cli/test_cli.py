@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -230,6 +233,31 @@ def test_interruption_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: 
     raising(monkeypatch, KeyboardInterrupt())
     assert main(["sample"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_request_to_stop_ends_a_command_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What it has forked ends without one. The handler goes with the command."""
+
+    def work(**values: object) -> None:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+        with suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+
+    monkeypatch.setattr(arguments, "parse", lambda name, command, argv: (work, {}))
+    process = multiprocessing.get_context("fork").Process(target=main, args=(["sample"],))
+    process.start()
+    process.join(30)
+    process.kill()
+    assert process.exitcode == 143 and capfd.readouterr().err == "stopped by a signal\n"
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["--version"]) == 0 and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_full_disk_is_told_also_when_a_library_wraps_it(

@@ -8,12 +8,22 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
-from . import damage, disk, fuzz, hostile, kills, pairs
+from . import damage, disk, fuzz, hostile, kills, pairs, stops
 from .trial import Case, Trial
 
-KINDS = {"kills": kills, "damage": damage, "fuzz": fuzz, "hostile": hostile, "disk": disk, "pairs": pairs}
+KINDS = {
+    "kills": kills,
+    "stops": stops,
+    "pairs": pairs,
+    "damage": damage,
+    "fuzz": fuzz,
+    "hostile": hostile,
+    "disk": disk,
+}
 
 
 def main() -> int:
@@ -25,38 +35,48 @@ def main() -> int:
     given = parser.parse_args()
     scratch = Path(tempfile.mkdtemp(prefix="unitok-faults-"))
     trial = Trial(scratch / "trial")
-    table: dict[str, list[tuple[str, list[str]]]] = {}
+    fell: list[tuple[str, str]] = []
+    print("| kind | command | tried | held | failed |\n|---|---|---:|---:|---:|", flush=True)
     try:
         trial.prepare()
         for kind in given.only:
             started = time.monotonic()
-            table[kind] = []
-            for number, case in enumerate(KINDS[kind].cases(trial, random.Random(given.seed), given.share)):
-                if given.case in case.name:
-                    table[kind].append((case.name, attempt(case, scratch / f"{kind}-{number}")))
-                    if table[kind][-1][1]:
-                        print("FELL", *table[kind][-1], sep="\n  ", flush=True)
-            print(f"{kind}: {len(table[kind])} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+            cases = KINDS[kind].cases(trial, random.Random(given.seed), given.share)
+            wanted = (case for case in cases if given.case in case.name)
+            # A row is printed when it is done, also where the rest is cut.
+            for row, group in groupby(wanted, key=lambda case: case.row):
+                fell += [(kind, name) for name in attempts(kind, row, group, scratch)]
+            print(f"{kind}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     finally:
         trial.close()
-    print(f"\n| {'kind':8} | tried | held | fell |\n|---|---:|---:|---:|")
-    for kind, rows in table.items():
-        fell = sum(bool(lines) for _, lines in rows)
-        print(f"| {kind:8} | {len(rows)} | {len(rows) - fell} | {fell} |")
-    for name in (name for rows in table.values() for name, lines in rows if lines):
-        print(f'again: make faults FAULTS="--case {name!r}"')
-    if not any(lines for rows in table.values() for _, lines in rows):
+    for kind, name in fell:
+        options = f"--only {kind} --seed {given.seed} --share {given.share:g} --case {name!r}"
+        print(f'again: make faults FAULTS="{options}"', file=sys.stderr)
+    if not fell:
         shutil.rmtree(scratch)
         return 0
-    print(f"what was left behind: {scratch}")
+    print(f"what was left behind: {scratch}", file=sys.stderr)
     return 1
 
 
-def attempt(case: Case, folder: Path) -> list[str]:
-    """Runs one case; an error of the harness itself is a fall too."""
-    fell = case.run(folder)
-    if not fell:
-        shutil.rmtree(folder, ignore_errors=True)
+def attempts(kind: str, row: str, cases: Iterator[Case], scratch: Path) -> list[str]:
+    """Runs the cases of a row and prints it, as far as it came; the names of those that fell."""
+    tried, fell = 0, list[str]()
+    try:
+        for case in cases:
+            folder = scratch / f"{kind}-{row}-{tried}".replace(" ", "-")
+            try:
+                lines = case.run(folder)
+            except Exception as error:
+                lines = [f"the harness itself: {error!r}"]
+            tried += 1
+            if lines:
+                fell.append(case.name)
+                print("FELL", case.name, *lines, f"left in {folder}", sep="\n  ", file=sys.stderr, flush=True)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        print(f"| {kind} | {row} | {tried} | {tried - len(fell)} | {len(fell)} |", flush=True)
     return fell
 
 

@@ -150,7 +150,7 @@ def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Cas
                 assert answer["code"] == 0, (kind.folder, answer["stderr"])
                 wanted.append(found)
             name = f"damage {kind.folder}/{file} {what} opened by {opens}"
-            yield Case(name, partial(_case, trial, kind, file, spoil, wanted[0]))
+            yield Case(name, partial(_case, trial, kind, file, spoil, wanted[0]), opens)
 
 
 def _damages(trial: Trial, kind: Kind) -> Iterator[tuple[str, str, Spoil]]:

@@ -23,7 +23,7 @@ def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Cas
     for command in commands(trial):
         if not command.start:
             for size in draw.sample(SIZES, max(1, round(share * len(SIZES)))):
-                yield Case(f"disk of {size} kB for {command.name}", partial(_case, trial, command, size))
+                yield Case(f"disk of {size} kB for {command.name}", partial(_case, trial, command, size), command.name)
 
 
 def _case(trial: Trial, command: Command, size: int, folder: Path) -> list[str]:

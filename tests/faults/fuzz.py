@@ -31,7 +31,7 @@ YAML = {
     "twice": "data: a\ndata: b\n",
 }  # fmt: skip
 SECONDS = 20
-"""In which nonsense is refused, on a busy machine too."""
+"""Of processor time, in which nonsense is refused."""
 
 
 def minimal(trial: Trial) -> dict[str, list[str]]:

@@ -11,6 +11,10 @@ from .trial import Answer
 
 LINES = 15
 """Lines that an error may have."""
+GRACE = 30.0
+"""Seconds between a request to stop and a kill: what SLURM gives unless it is asked for more."""
+STOPPED = 143
+"""What a shell says of a command that SIGTERM has ended."""
 MEMORY = 2000
 """Megabytes that a command may take at these sizes."""
 LITTER = re.compile(r"\..*\.tmp|\.incoming|\.lock|\.saving.*")
@@ -76,6 +80,13 @@ def _lasting(value: Any) -> Any:
             value.pop("files", None)
         return {key: _lasting(part) for key, part in value.items()}
     return [_lasting(part) for part in value] if isinstance(value, list) else value
+
+
+def without_older_checkpoints(found: dict[str, Any]) -> dict[str, Any]:
+    """A run that was asked to stop has saved the step that it stopped at, which pushes another one out."""
+    steps = [name.split("/")[1] for name in found if name.startswith("checkpoints/")]
+    old = tuple(f"checkpoints/{step}/" for step in set(steps) - {max(steps, default="")})
+    return {name: value for name, value in found.items() if not name.startswith(old)}
 
 
 def same(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -22,6 +22,8 @@ from typing import Any
 
 TEXT_LIMIT = 100_000
 """Characters of stdout and stderr that an answer holds."""
+HANGING = 10
+"""Times the processor time it may take, by the clock: then it hangs. On a busy machine a command waits for its turn."""
 CHANGING = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 
 
@@ -117,7 +119,8 @@ def serve() -> None:
 
 def preload() -> None:
     """Every module of unitok, and what it imports only when it is asked."""
-    for name in ("datasets", "matplotlib.figure", "lpips", "torchmetrics", "transformers", "torch.utils.tensorboard"):
+    names = ("datasets", "matplotlib.figure", "lpips", "torchmetrics", "transformers", "torch.utils.tensorboard")
+    for name in (*names, "torch._dynamo"):  # which optimizers import
         importlib.import_module(name)
     root = Path(__file__).resolve().parents[2]
     inner = [(f"unitok.{name}", name) for name in ("train", "sample", "eval")]
@@ -137,8 +140,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         _child(request, folder)
-    limit = request.get("timeout", 60)
-    ended = _wait(child, limit, request.get("memory", 3000), request.get("kill_after"))
+    ended, struck = _wait(child, request)
     _, status, usage = os.wait4(child, 0)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)  # its loader processes
@@ -148,6 +150,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     answer |= {
         "code": os.waitstatus_to_exitcode(status),
         "ended": ended,
+        "struck": struck,
         "seconds": time.monotonic() - started,
         "memory": usage.ru_maxrss / 1024,
     }
@@ -157,29 +160,45 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _wait(child: int, limit: float, memory: float, kill_after: float | None) -> str:
-    """Waits until the child has ended; kills it when it takes too long or too much. Says why it ended."""
+def _wait(child: int, request: dict[str, Any]) -> tuple[str, bool]:
+    """Waits until the child has ended, strikes it at its time, kills it when it takes too long or too much. Says why
+    it ended, and whether it was struck."""
+    limit, memory, after = request.get("timeout", 60), request.get("memory", 3000), request.get("strike_after")
     handle = os.pidfd_open(child)
     page = resource.getpagesize()
     started = time.monotonic()
-    why = "itself"
+    end = started + HANGING * limit
+    why, struck = "itself", False
     try:
         while True:
-            pause = 0.05 if kill_after is None else max(0.0, min(0.05, started + kill_after - time.monotonic()))
-            if select.select([handle], [], [], pause)[0]:
-                return why
-            passed = time.monotonic() - started
+            left = 0.05 if after is None or struck else max(0.0, min(0.05, started + after - time.monotonic()))
+            if select.select([handle], [], [], left)[0]:
+                return why, struck
+            now = time.monotonic()
             with contextlib.suppress(OSError, IndexError):
                 if int(Path(f"/proc/{child}/statm").read_text().split()[1]) * page / 2**20 > memory:
                     why = "memory"
-            if passed > limit:
-                why = "time"
-            if kill_after is not None and passed >= kill_after:
-                why = "killed"
+                if _processor_seconds(child) > limit:
+                    why = "time"
+            if now > end:
+                why = "hanging"
+            if after is not None and not struck and now >= started + after:
+                struck = True
+                if request.get("grace") is None:
+                    why = "killed"
+                else:
+                    os.kill(child, signal.SIGTERM)
+                    end = now + request["grace"]
             if why != "itself":
                 os.kill(child, signal.SIGKILL)
     finally:
         os.close(handle)
+
+
+def _processor_seconds(child: int) -> float:
+    """What it has computed so far."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _child(request: dict[str, Any], folder: Path) -> None:

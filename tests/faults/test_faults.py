@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the harness is no part of the package
 
-from faults import damage, disk, fuzz, hostile, judge, kills, pairs
+from faults import damage, disk, fuzz, hostile, judge, kills, pairs, stops
 from faults.trial import CAPTIONS, Trial
 
 
@@ -24,11 +24,11 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
     made.close()
 
 
-@pytest.mark.parametrize("kind", ["kills", "damage", "fuzz", "hostile", "disk", "pairs"])
+@pytest.mark.parametrize("kind", ["kills", "stops", "damage", "fuzz", "hostile", "disk", "pairs"])
 def test_what_is_tried_holds(trial: Trial, tmp_path: Path, kind: str) -> None:
     modules: dict[str, Any] = {"kills": kills, "damage": damage, "fuzz": fuzz, "hostile": hostile, "disk": disk}
-    modules["pairs"] = pairs
-    shares = {"kills": 0.02, "damage": 0.03, "fuzz": 0.02, "hostile": 0.3, "disk": 0.1, "pairs": 0.05}
+    modules |= {"pairs": pairs, "stops": stops}
+    shares = {"kills": 0.02, "damage": 0.03, "fuzz": 0.02, "hostile": 0.3, "disk": 0.1, "pairs": 0.01, "stops": 0.02}
     tried, fell = 0, []
     for number, case in enumerate(modules[kind].cases(trial, random.Random(1), shares[kind])):
         lines = case.run(tmp_path / str(number))
@@ -36,7 +36,7 @@ def test_what_is_tried_holds(trial: Trial, tmp_path: Path, kind: str) -> None:
         fell += [(case.name, lines)] if lines else []
     if kind == "disk" and not tried:
         pytest.skip("mounting a small disk needs root")
-    assert tried >= (3 if kind == "pairs" else 5) and not fell, fell
+    assert tried >= {"pairs": 2, "stops": 1}.get(kind, 5) and not fell, fell
 
 
 def test_the_judge_sees_what_is_wrong(trial: Trial, tmp_path: Path) -> None:

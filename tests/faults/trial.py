@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
+    # A name of the hub would be asked for again and again, for half a minute.
+    "HF_HUB_OFFLINE": "1",
 }
 
 Answer = dict[str, Any]
@@ -36,6 +38,14 @@ class Case:
 
     name: str
     run: Callable[[Path], list[str]]
+    row: str = ""
+    """The command, and what happens to it where the kind tries several things: a row of the table."""
+
+
+def drawn(cases: list[Case], draw: random.Random, share: float) -> list[Case]:
+    """A share of the cases, in their order; at least one."""
+    chosen = sorted(draw.sample(range(len(cases)), max(1, round(share * len(cases)))))
+    return [cases[number] for number in chosen]
 
 
 class Trial:
@@ -54,15 +64,7 @@ class Trial:
             stderr=self._log,
             text=True,
             cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{ROOT / 'tests'}:{ROOT}",
-                "OMP_NUM_THREADS": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-                "CUDA_VISIBLE_DEVICES": "",
-                # A name of the hub would be asked for again and again, for half a minute.
-                "HF_HUB_OFFLINE": "1",
-            },
+            env={**os.environ, **ENVIRONMENT},
         )
         assert self._server.stdout is not None and self._server.stdout.readline() == "ready\n", "see server.log"
 
@@ -85,7 +87,7 @@ class Trial:
         make_pictures(self.base / "pictures", 10)
         for name, words in (
             ("tokenizer", self.train_tokenizer(4)),
-            ("codes", ["encode", "--data", self.place("pictures"), *self.with_tokenizer(), "--shard_size", "4"]),
+            ("codes", self.encode()),
             ("generator", self.train_generator(4)),
             ("samples", self.sample()),
         ):
@@ -108,6 +110,13 @@ class Trial:
         words = ["train", "generator", "--data", data or self.place("codes"), "--run.save_every", "2", *SMALL]
         words += ["--text_vocabulary", "260", "--image_tokenizer", tokenizer or self.place("tokenizer")]
         return [*words, "--run.steps", str(steps)]
+
+    def encode(self, shard_size: int = 4) -> list[str]:
+        return ["encode", "--data", self.place("pictures"), *self.with_tokenizer(), "--shard_size", str(shard_size)]
+
+    def suite(self) -> list[str]:
+        words = ["eval", "suite", "--model", self.place("generator"), "--data", self.place("pictures")]
+        return [*words, "--seeds", "1", "--guidances", "[1, 2]"]
 
     def sample(self, model: str | None = None) -> list[str]:
         return ["sample", *CAPTIONS[:2], "--model", model or self.place("generator"), "--n", "2", "--batch_size", "3"]

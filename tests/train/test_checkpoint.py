@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.storage import weights
 from unitok.config import TrunkConfig
 from unitok.ports import IdPort
+from unitok.processes.world import World
 from unitok.train.checkpoint import TrainState, all_checkpoints, keep_newest, load, newest_whole, save
 from unitok.train.config import OptimConfig
 from unitok.train.optim import AveragedWeights, build_optimizers
+from unitok.train.parallel.files import write_shards
 from unitok.trunk.native import Transformer
 
 
@@ -130,6 +134,37 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, file: str)
     shutil.rmtree(old)
     with pytest.raises(UserError, match=r"is damaged .*no other checkpoint in .* is whole: restore it, or start again"):
         newest_whole(tmp_path, said.append)
+
+
+def in_shards(draft: Path, parts: Any) -> dict[str, str]:
+    return write_shards(draft, parts, World(torch.device("cpu")))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process writes shards too
+@pytest.mark.parametrize("write", [None, in_shards])
+def test_a_checkpoint_that_is_cut_anywhere_is_passed_over_and_said(tmp_path: Path, write: Any) -> None:
+    """At every byte of its JSON, at every 97th of its tensors, and at the last one."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(32, 16)
+    state = TrainState(model, AveragedWeights(model, 0.9), build_optimizers(model, OptimConfig()), 0, {})
+    for _ in range(2):
+        take_steps(state, 1)
+        save(tmp_path, state, {"settings": {"data": "shapes"}}, keep=2, write_shards=write)
+    old, new = all_checkpoints(tmp_path)
+    files = [path for path in sorted(new.rglob("*")) if path.is_file()]
+    assert len(files) == 5
+    said: list[str] = []
+    for path in files:
+        data = path.read_bytes()
+        whole = len(data.rstrip()) if path.suffix == ".json" else len(data)  # without its last line break it is whole
+        for size in sorted({*range(0, whole, 1 if path.suffix == ".json" else 97), whole - 1}, reverse=True):
+            os.truncate(path, size)
+            said.clear()
+            assert newest_whole(tmp_path, said.append) == old, f"{path} cut to {size} bytes"
+            assert len(said) == 1 and f"checkpoint {new} is damaged" in said[0] and f"going on from {old}" in said[0]
+        path.write_bytes(data)
+    said.clear()
+    assert newest_whole(tmp_path, said.append) == new and not said
 
 
 @pytest.mark.parametrize("keep", [1, 2])

@@ -10,15 +10,19 @@ import difflib
 import errno
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 
 from tokenizers_vq.errors import UserError, shown
 
 from .. import __version__
+from ..processes import places, refused_together
 from .commands import COMMANDS
 
 LONGEST_LINE = 1000
@@ -26,7 +30,8 @@ LONGEST_LINE = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 2 for what the user can put right, 130 after Ctrl-C.
+    """Runs one command and returns the exit code: 0 done, 2 for what the user can put right, 130 after Ctrl-C. SIGTERM
+    ends the process with 143.
 
     Anything else is a bug and keeps its traceback.
     """
@@ -35,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _dispatch(words)
+        with _ended_by_a_signal():
+            return _dispatch(words)
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
@@ -51,6 +57,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if message is None:
             raise
         return _fail(message)
+
+
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """While entered, SIGTERM ends the process at once, with a line. A training saves first (`train/signals.py`).
+
+    Without a handler nothing is said, and the first process of a container would not even end. Nothing is tidied up:
+    what a command writes stands a kill. Of several processes the launcher tells, and there a handler would wait as long
+    as a collective that hangs.
+    """
+    if places()[1] > 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        with suppress(OSError):  # nobody may listen any more
+            if os.getpid() == own:  # processes that it forks end silently
+                os.write(2, b"stopped by a signal\n")
+        os._exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def said_in_a_line(error: BaseException) -> str | None:
@@ -122,7 +154,6 @@ def run(name: str, words: Sequence[str]) -> None:
     from tokenizers_vq.storage.digests import unverified
 
     from ..lock import only_writer
-    from ..processes import refused_together
     from .arguments import parse
 
     command = COMMANDS[name]
