@@ -145,7 +145,7 @@ def write_hostile(folder: Path) -> dict[str, str]:
     as_zip(add("size.pt", "no row of whole numbers"), tensor([1] * 100, [1] * 100))
     as_zip(add("lines.pt", "no model has such a name"), tensor([2], [1]).replace(b"\1\0\0\0a", b"\3\0\0\0a\nb"))
     as_zip(add("nonsense.pt", "make no sense"), b"\x80\x02R.")
-    with zipfile.ZipFile(add("inflates.pt", "is compressed"), "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(add("inflates.pt", "is compressed"), "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("x/data.pkl", tensor([10**8], [1]))
         with archive.open("x/data/0", "w", force_zip64=True) as file:
             for _ in range(40):

@@ -5,9 +5,8 @@ torchrun starts one kind of them. The others are forked: torch is imported once.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,21 @@ RUN = f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pict
 
 
 def torchrun(words: list[str]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unitok"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *words], env=environment, timeout=120, check=False)
-    assert done.returncode == 0
+    """What the program torchrun calls, forked too; the two processes that it starts are new."""
+
+    def launch() -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        from torch.distributed import run
+
+        run.main(["--standalone", "--nproc-per-node", "2", "-m", "unitok", *words])
+
+    launcher = multiprocessing.get_context("fork").Process(target=launch)
+    launcher.start()
+    launcher.join(120)
+    if launcher.is_alive():
+        launcher.terminate()  # it ends the others
+        launcher.join()
+    assert launcher.exitcode == 0
 
 
 def forked(words: list[str]) -> None:
