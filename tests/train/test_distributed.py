@@ -5,14 +5,12 @@ torchrun starts one kind of them. The others are forked: torch is imported once.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import pair
+from processes import pair, torchrun
 from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
@@ -24,22 +22,8 @@ STEPS = 4
 RUN = f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pictures 8 --run.precision fp32"
 
 
-def torchrun(words: list[str]) -> None:
-    """What the program torchrun calls, forked too; the two processes that it starts are new."""
-
-    def launch() -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        from torch.distributed import run
-
-        run.main(["--standalone", "--nproc-per-node", "2", "-m", "unitok", *words])
-
-    launcher = multiprocessing.get_context("fork").Process(target=launch)
-    launcher.start()
-    launcher.join(120)
-    if launcher.is_alive():
-        launcher.terminate()  # it ends the others
-        launcher.join()
-    assert launcher.exitcode == 0
+def started(words: list[str]) -> None:
+    assert torchrun("-m", "unitok", *words) == 0
 
 
 def forked(words: list[str]) -> None:
@@ -65,7 +49,7 @@ def test_two_processes_train_as_one(
         words += ["--tasks.text_only.share", "2"]
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
     capfd.readouterr()
-    start = torchrun if kind == "tokenizer" else forked
+    start = started if kind == "tokenizer" else forked
     start([*words, "--run.micro_batch", micro["two"], "--out", str(tmp_path / "two")])
     out, err = capfd.readouterr()
     assert out.count("steps: 4") == 1 and err.count("training on 2 x cpu") == 1, err

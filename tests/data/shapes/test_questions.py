@@ -294,7 +294,7 @@ def test_words_do_not_tell_the_answer() -> None:
     train and of val: count 47 and 41 %, colour 15 and 8 %, presence 50 and 50 %, relation 50 and 49 %, compare 14 and
     11 %, where 23 and 22 %. Colours of val lie below chance because a single object of val has a colour that a single
     object of train with this size and shape never has."""
-    learned = guesses([ask(sample_scene(1, "train", i), 1, i) for i in range(COUNT // 2)])  # tells as much
+    learned = guesses([ask(sample_scene(1, "train", i), 1, i) for i in range(COUNT // 2)])  # they teach as much
     limits = {"count": 0.49, "colour": 0.18, "presence": 0.53, "relation": 0.53, "compare": 0.2, "where": 0.26}
     for split in ("train", "val"):
         for kind, limit in limits.items():
