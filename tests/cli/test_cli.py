@@ -53,7 +53,7 @@ def helped() -> dict[str, tuple[int, str, float, list[str]]]:
     seconds of a processor, and the heavy modules that it has imported."""
     names = ["", *COMMANDS]
     asked = "".join(json.dumps([*name.split(), "--help"]) + "\n" for name in names)
-    done = subprocess.run([sys.executable, "-c", PROGRAM], input=asked, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], input=asked, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return dict(zip(names, map(json.loads, done.stdout.splitlines()), strict=True))
 
