@@ -66,6 +66,25 @@ def several(size: int, *works: Work, timeout: float = 250, strike: Strike | None
     return [process.exitcode if process.exitcode is not None else 1 for process in processes]
 
 
+def torchrun(*words: str, timeout: float = 120) -> int:
+    """Starts two new processes as the program torchrun does, whose function is called in a forked process, and gives
+    its exit code. `words` are a script and its own words, or `-m` and a module."""
+
+    def launch() -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"
+        run.main(["--standalone", "--nproc-per-node", "2", *words])
+
+    from torch.distributed import run
+
+    launcher = multiprocessing.get_context("fork").Process(target=launch)
+    launcher.start()
+    launcher.join(timeout)
+    if launcher.is_alive():
+        launcher.terminate()  # it ends the others
+        launcher.join()
+    return 1 if launcher.exitcode is None else launcher.exitcode
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

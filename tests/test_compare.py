@@ -17,6 +17,13 @@ from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.config import TOKENIZER_PRESETS
 from unitok.cli.main import main
 from unitok.model import UniTok
+from unitok.train.generator import GeneratorTrainee
+
+
+@pytest.fixture(autouse=True)
+def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings draw none: what is compared is drawn behind them."""
+    monkeypatch.setattr(GeneratorTrainee, "draw", lambda *_: None)
 
 
 @pytest.fixture

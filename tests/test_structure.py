@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -48,11 +49,16 @@ def sources() -> Iterator[tuple[str, Path]]:
                 yield room, path
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(room: str, path: Path) -> Iterator[tuple[int, str]]:
     """(line, absolute module) of every import in a file, also inside functions."""
     inside = path.relative_to(FOLDERS[room]).parent.parts
     package = [*room.split("."), *inside]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -151,7 +157,7 @@ def test_nothing_is_chosen_by_the_name_of_an_objective_or_a_task() -> None:
     names = {*OBJECTIVES, *TASKS}
     wrong = []
     for _, path in sources():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
                 compared = [part.value for part in [node.left, *node.comparators] if isinstance(part, ast.Constant)]
                 wrong += [

@@ -138,19 +138,16 @@ def kinds(trial: Trial) -> list[Kind]:
 
 
 def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Case]:
+    """`share` of the damages of each kind, and at least one."""
     for number, kind in enumerate(kinds(trial)):
         opens = f"{kind.words[0]} {kind.words[1]}" if kind.words[0] in ("train", "eval") else kind.words[0]
-        wanted: list[dict[str, object]] = []
-        for file, what, spoil in _damages(trial, kind):
-            if draw.random() >= share:
-                continue
-            if not wanted:  # made when the first case of the kind wants it
-                folder = trial.scratch / f"undamaged-{number}"
-                answer, found = _open(trial, kind, folder, None)
-                assert answer["code"] == 0, (kind.folder, answer["stderr"])
-                wanted.append(found)
+        answer, wanted = _open(trial, kind, trial.scratch / f"undamaged-{number}", None)
+        assert answer["code"] == 0, (kind.folder, answer["stderr"])
+        damages = list(_damages(trial, kind))
+        for place in sorted(draw.sample(range(len(damages)), max(1, round(share * len(damages))))):
+            file, what, spoil = damages[place]
             name = f"damage {kind.folder}/{file} {what} opened by {opens}"
-            yield Case(name, partial(_case, trial, kind, file, spoil, wanted[0]), opens)
+            yield Case(name, partial(_case, trial, kind, file, spoil, wanted), opens)
 
 
 def _damages(trial: Trial, kind: Kind) -> Iterator[tuple[str, str, Spoil]]:

@@ -60,26 +60,26 @@ def minimal(trial: Trial) -> dict[str, list[str]]:
     }
 
 
-def options_of(command: str) -> list[str]:
+def options_of(*names: str) -> list[list[str]]:
     """Runs in the server's child."""
     from unitok.cli.arguments import _CommandLine
     from unitok.cli.commands import COMMANDS
 
-    return sorted(_CommandLine(command, COMMANDS[command], []).types)
+    return [sorted(_CommandLine(name, COMMANDS[name], []).types) for name in names]
 
 
 def cases(trial: Trial, draw: random.Random, share: float = 1.0) -> Iterator[Case]:
-    """`share` of about 1,200 options and values, and all the YAML files."""
+    """`share` of about 1,200 options and values, at least one of each command, and of the YAML files."""
     calls = minimal(trial)
-    pairs: list[tuple[str, str, str]] = []
-    for command in calls:
-        answer = trial.run([command], trial.scratch / "options", call="faults.fuzz:options_of")
-        pairs += [(command, option, value) for option in answer["result"] or [] for value in NASTY]
-    for command, option, value in draw.sample(pairs, round(1200 * share)):
-        words = [*command.split(), *calls[command], f"--{option}={value}"]
-        yield Case(f"fuzz {command} --{option}={value[:20]!r}", partial(_case, trial, words))
-    for name, text in YAML.items():
-        yield Case(f"fuzz YAML {name}", partial(_yaml, trial, text))
+    options = trial.run([*calls], trial.scratch / "options", call="faults.fuzz:options_of")["result"]
+    tried = share * 1200 / sum(map(len, options))  # of each option
+    for command, names in zip(calls, options, strict=True):
+        pairs = [(option, value) for option in names for value in NASTY]
+        for option, value in draw.sample(pairs, max(1, round(tried * len(names)))):
+            words = [*command.split(), *calls[command], f"--{option}={value}"]
+            yield Case(f"fuzz {command} --{option}={value[:20]!r}", partial(_case, trial, words))
+    for name in draw.sample(sorted(YAML), max(3, round(share * len(YAML)))):
+        yield Case(f"fuzz YAML {name}", partial(_yaml, trial, YAML[name]))
 
 
 def _case(trial: Trial, words: list[str], folder: Path) -> list[str]:

@@ -75,7 +75,7 @@ def text_bomb(trial: Trial, folder: Path) -> list[str]:
 
 
 def npz_bomb(trial: Trial, folder: Path) -> list[str]:
-    with zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         stream = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             stream, {"descr": "<f8", "fortran_order": False, "shape": (60_000, 60_000)}
@@ -89,7 +89,7 @@ def npz_bomb(trial: Trial, folder: Path) -> list[str]:
 
 
 def pt_bomb(trial: Trial, folder: Path) -> list[str]:
-    with zipfile.ZipFile(folder / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(folder / "a.pt", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
         with archive.open("archive/data/0", "w", force_zip64=True) as member:
             for _ in range(80):

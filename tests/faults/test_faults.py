@@ -28,7 +28,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trial]:
 def test_what_is_tried_holds(trial: Trial, tmp_path: Path, kind: str) -> None:
     modules: dict[str, Any] = {"kills": kills, "damage": damage, "fuzz": fuzz, "hostile": hostile, "disk": disk}
     modules |= {"pairs": pairs, "stops": stops}
-    shares = {"kills": 0.02, "damage": 0.03, "fuzz": 0.02, "hostile": 0.3, "disk": 0.1, "pairs": 0.01, "stops": 0.02}
+    shares = {"kills": 0.02, "damage": 0.01, "fuzz": 0.01, "hostile": 0.3, "disk": 0.1, "pairs": 0.01, "stops": 0.02}
     tried, fell = 0, []
     for number, case in enumerate(modules[kind].cases(trial, random.Random(1), shares[kind])):
         lines = case.run(tmp_path / str(number))

@@ -130,7 +130,7 @@ def test_codes_give_the_reconstruction_and_every_parameter_learns(quantizer: Any
 @pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4), SimVQ(codebook_size=64, dim=4)])
 def test_training_makes_each_scale_add_to_the_picture(quantizer: Any) -> None:
     tokenizer = tiny(quantizer=quantizer, scale_dropout=0.3).train()
-    images, losses = pictures(8), TokenizerLoss(LossConfig())
+    images, losses = pictures(4), TokenizerLoss(LossConfig())
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=4e-3)
     for _ in range(120):
         loss, _ = losses(images, tokenizer(images))

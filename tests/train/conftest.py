@@ -27,6 +27,7 @@ from unitok.train import loop
 from unitok.train.commands import train_generator, train_tokenizer
 from unitok.train.config import AugmentConfig, OptimConfig, RunConfig
 from unitok.train.folder import RunFolder
+from unitok.train.generator import GeneratorTrainee
 from unitok.train.log import read_log
 from unitok.train.loop import train
 from unitok.train.trainee import MicroBatch
@@ -141,7 +142,7 @@ def one_thread() -> Any:
 def few_texts() -> Iterator[None]:
     """A vocabulary of 300 ids is learned from few texts as well; `shapes` renders a picture for each of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training_data, "TEXTS_READ_ENDLESS", 200)
+        patch.setattr(training_data, "TEXTS_READ_ENDLESS", 60)
         yield
 
 
@@ -314,14 +315,15 @@ def run_command() -> Any:
 
 @pytest.fixture
 def figures() -> None:
-    """The losses of a run are drawn."""
+    """The losses of a run are drawn, and pictures by its model."""
 
 
 @pytest.fixture(autouse=True)
 def no_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not where a test does not ask for it: it takes as long as a few steps."""
+    """They are not where a test does not ask for it: each takes as long as a few steps."""
     if "figures" not in request.fixturenames:
         monkeypatch.setattr(loop, "plot_losses", lambda *_: None)
+        monkeypatch.setattr(GeneratorTrainee, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

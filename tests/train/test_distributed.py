@@ -6,14 +6,12 @@ torchrun starts one kind of them. The others are forked: torch is imported once.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import pair
+from processes import pair, torchrun
 from safetensors.torch import load_file
 from tuning_runs import cut_back
 
@@ -27,11 +25,8 @@ STEPS = 4
 RUN = f"--run.steps {STEPS} --run.batch_size 8 --run.log_every 2 --run.eval_pictures 8 --run.precision fp32"
 
 
-def torchrun(words: list[str]) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "unitok"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *words], env=environment, timeout=120, check=False)
-    assert done.returncode == 0
+def started(words: list[str]) -> None:
+    assert torchrun("-m", "unitok", *words) == 0
 
 
 def forked(words: list[str]) -> None:
@@ -57,7 +52,7 @@ def test_two_processes_train_as_one(
         words += ["--tasks.text_only.share", "2"]
     run_command([*words, "--run.micro_batch", micro["one"], "--out", str(tmp_path / "one")])
     capfd.readouterr()
-    start = torchrun if kind == "tokenizer" else forked
+    start = started if kind == "tokenizer" else forked
     start([*words, "--run.micro_batch", micro["two"], "--run.save_every", "2", "--out", str(tmp_path / "two")])
     out, err = capfd.readouterr()
     assert out.count("steps: 4") == 1 and err.count("training on 2 x cpu") == 1, err

@@ -296,6 +296,7 @@ def test_other_data_are_refused_and_another_path_to_the_same_is_not(
     assert "holds codes of other pictures" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("figures")
 def test_nothing_is_compiled_for_what_is_drawn_on_the_way(
     tmp_path: Path, train_small_generator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def resumed_at(source: Path, out: Path, step: int) -> Path:
     return out
 
 
+@pytest.mark.usefixtures("figures")
 @pytest.mark.timeout(300)
 def test_shards_train_as_one_process_and_checkpoints_fit_both(
     tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

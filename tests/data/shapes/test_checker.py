@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,12 @@ from unitok.data.shapes.scenes import (
     sample_scene,
 )
 
-SCENES = [sample_scene(3, "val" if i % 2 else "train", i) for i in range(1000)]
+
+@cache
+def samples() -> list[Scene]:
+    return [sample_scene(3, "val" if i % 2 else "train", i) for i in range(400)]
+
+
 SUBJECT = Object(Kind("large", "red", "circle"), 0.3, 0.3)
 RIGHT = Object(Kind("small", "blue", "cross"), 0.75, 0.35)
 BELOW = Object(Kind("small", "green", "square"), 0.35, 0.75)
@@ -76,18 +82,18 @@ def exact(scenes: list[Scene], size: int, spoil: Callable[[np.ndarray], np.ndarr
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_clean_pictures_are_read_back(size: int) -> None:
-    assert exact(SCENES, size, lambda picture: picture) >= 0.995
+    assert exact(samples(), size, lambda picture: picture) >= 0.995
 
 
 def test_other_sizes_are_read_back() -> None:
-    assert exact(SCENES[:100], 24, lambda picture: picture) >= 0.99
-    assert exact(SCENES[:100], 50, lambda picture: picture) >= 0.99
+    assert exact(samples()[:100], 24, lambda picture: picture) >= 0.99
+    assert exact(samples()[:100], 50, lambda picture: picture) >= 0.99
 
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_what_a_decoder_does_to_a_picture_is_forgiven(size: int) -> None:
     noise = np.random.default_rng(0)
-    scenes = SCENES[:250]
+    scenes = samples()[:250]
     assert exact(scenes, size, lambda p: uint8(blurred(p, 0.6) + noise.normal(0, 8, p.shape))) >= 0.99
     assert exact(scenes, size, lambda p: uint8(blurred(p, 1.0))) >= 0.98
     assert exact(scenes, size, lambda p: jpeg(uint8(blurred(p, 0.6)), quality=60)) >= 0.98
@@ -95,7 +101,7 @@ def test_what_a_decoder_does_to_a_picture_is_forgiven(size: int) -> None:
 
 
 def test_places_are_found() -> None:
-    for scene in SCENES[:100]:
+    for scene in samples()[:100]:
         found = {thing.colour: thing for thing in read_picture(render(scene, 32))}
         for thing in scene.objects:
             other = found[thing.kind.colour]
@@ -160,7 +166,7 @@ def test_pictures_without_a_scene() -> None:
 
 @pytest.mark.parametrize("size", [24, 32, 64])
 def test_a_clean_outline_is_far_from_any_other(size: int) -> None:
-    margins = [thing.margin for scene in SCENES[:250] for thing in read_picture(render(scene, size))]
+    margins = [thing.margin for scene in samples()[:250] for thing in read_picture(render(scene, size))]
     assert min(margins) > 2 * MARGIN
 
 
@@ -179,7 +185,7 @@ def test_an_outline_between_two_shapes_is_none(diameter: int) -> None:
 
 
 def test_tensors_and_arrays_read_the_same() -> None:
-    picture = render(SCENES[5], 32)
+    picture = render(samples()[5], 32)
     assert read_picture(torch.from_numpy(picture).permute(2, 0, 1)) == read_picture(picture)
 
 
@@ -212,7 +218,7 @@ def sentence(kinds: list[Kind], relations: list[str]) -> str:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_every_wrong_attribute_is_noticed(count: int) -> None:
     """One change of the caption makes exactly that attribute wrong, by its share, and the whole."""
-    scenes = [scene for scene in SCENES if len(scene.objects) == count][:12]
+    scenes = [scene for scene in samples() if len(scene.objects) == count][:12]
     values: dict[str, list[str]] = {"shape": list(SHAPES), "colour": list(COLOURS), "size": list(SIZES)}
     for scene in scenes:
         kinds = [thing.kind for thing in scene.objects]
@@ -271,7 +277,7 @@ def test_extra_objects_spoil_the_count_alone() -> None:
 
 def test_captions_outside_the_language_are_refused() -> None:
     with pytest.raises(UserError, match="'a dog' is not a shapes caption: write such as 'a large blue square"):
-        check(render(SCENES[0], 32), "a dog")
+        check(render(samples()[0], 32), "a dog")
 
 
 def test_accuracy_averages_pictures() -> None:

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,9 +38,21 @@ from unitok.data.shapes.scenes import (
 )
 
 COUNT = 1000
-SCENES = {split: [sample_scene(0, split, i) for i in range(COUNT)] for split in ("train", "val")}
-EDITS = {split: [edit(scene, 0, i, split) for i, scene in enumerate(scenes)] for split, scenes in SCENES.items()}
-SHOWN = list(zip(EDITS["train"][:120] + EDITS["val"][:120], SCENES["train"][:120] + SCENES["val"][:120], strict=True))
+
+
+@cache
+def scenes_of(split: str) -> list[Scene]:
+    return [sample_scene(0, split, i) for i in range(COUNT)]
+
+
+@cache
+def edits_of(split: str) -> list[Edit]:
+    return [edit(scene, 0, i, split) for i, scene in enumerate(scenes_of(split))]
+
+
+def shown() -> list[tuple[Edit, Scene]]:
+    return [pair for split in ("train", "val") for pair in zip(edits_of(split)[:120], scenes_of(split), strict=False)]
+
 
 CIRCLE = Object(Kind("small", "red", "circle"), 0.25, 0.5)
 SQUARE = Object(Kind("large", "blue", "square"), 0.75, 0.5)
@@ -69,7 +82,7 @@ def covered(things: list[Object], size: int = 64) -> np.ndarray:
 def test_what_changes_lies_in_the_boxes_of_what_is_meant() -> None:
     """The objects that an instruction is about, as they were and as they become, and beside what one is added."""
     numbers = {"recolour": 1, "resize": 2, "remove": 1, "add": 2, "move": 2}
-    for made, after in SHOWN:
+    for made, after in shown():
         things = meant(made, after)
         kind = kind_of_edit(made.instruction)
         assert kind is not None and len(things) == numbers[kind]
@@ -83,7 +96,7 @@ def test_what_changes_lies_in_the_boxes_of_what_is_meant() -> None:
 
 def test_edits_are_pinned() -> None:
     """Equal on every machine and version; when this fails, every result on edits must be measured again."""
-    assert [made.instruction for made in EDITS["train"][:4] + EDITS["val"][:4]] == [
+    assert [made.instruction for made in edits_of("train")[:4] + edits_of("val")[:4]] == [
         "make the square yellow",
         "make the small green square cyan",
         "add a small red cross below the large purple cross",
@@ -93,29 +106,29 @@ def test_edits_are_pinned() -> None:
         "make the large blue square black",
         "remove the black triangle",
     ]
-    assert edit(SCENES["train"][0], 0, 0, "train") == EDITS["train"][0]
-    assert edit(SCENES["train"][0], 1, 0, "train") != EDITS["train"][0]
+    assert edit(scenes_of("train")[0], 0, 0, "train") == edits_of("train")[0]
+    assert edit(scenes_of("train")[0], 1, 0, "train") != edits_of("train")[0]
     assert len({edit(TWO, 0, i, "val").instruction for i in range(100)}) > 20
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_scenes_before_keep_the_rules(split: str) -> None:
-    for made, scene in zip(EDITS[split], SCENES[split], strict=True):
+    for made, scene in zip(edits_of(split), scenes_of(split), strict=True):
         assert is_orderly(made.before) and 1 <= len(made.before.objects) <= 3 and made.before != scene
     if split == "train":
-        assert {split_of(kinds_of(made.before)) for made in EDITS[split]} == {"train"}
-    assert {split_of(kinds_of(scene)) for scene in SCENES[split]} == {split}
+        assert {split_of(kinds_of(made.before)) for made in edits_of(split)} == {"train"}
+    assert {split_of(kinds_of(scene)) for scene in scenes_of(split)} == {split}
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_kinds_are_about_even(split: str) -> None:
-    counts = Counter(kind_of_edit(made.instruction) for made in EDITS[split])
+    counts = Counter(kind_of_edit(made.instruction) for made in edits_of(split))
     assert set(counts) == set(KINDS_OF_EDIT)
     assert all(0.12 < n / COUNT < 0.27 for n in counts.values()), counts
 
 
 def test_an_edit_changes_one_object_and_as_it_says() -> None:
-    for made, scene in zip(EDITS["train"], SCENES["train"], strict=True):
+    for made, scene in zip(edits_of("train"), scenes_of("train"), strict=True):
         gone, new = set(made.before.objects) - set(scene.objects), set(scene.objects) - set(made.before.objects)
         kind = kind_of_edit(made.instruction)
         assert (len(gone), len(new)) == {"remove": (1, 0), "add": (0, 1)}.get(str(kind), (1, 1))
@@ -139,15 +152,15 @@ def test_objects_are_named_shortly_or_in_full() -> None:
 
 
 def test_the_truth_is_right() -> None:
-    assert {edit_verdict(render(scene, 32), made.before, made.instruction) for made, scene in SHOWN} == {
+    assert {edit_verdict(render(scene, 32), made.before, made.instruction) for made, scene in shown()} == {
         EditVerdict(True, True)
     }
-    for made, _ in SHOWN:
+    for made, _ in shown():
         assert kind_of_edit(made.instruction) in KINDS_OF_EDIT and change_of(made.instruction, made.before) is not None
 
 
 def test_what_was_not_done_is_not_there() -> None:
-    for made, _ in SHOWN:
+    for made, _ in shown():
         judged = verdict(made.before, made.before, made.instruction)
         assert not judged.asked and judged.kept == (kind_of_edit(made.instruction) != "remove")
 
@@ -177,7 +190,7 @@ def other_shape(thing: Object) -> str:
 
 def test_wrong_pictures_are_wrong() -> None:
     seen: Counter[str] = Counter()
-    for made, scene in SHOWN[:30] + SHOWN[120:150]:
+    for made, scene in shown()[:30] + shown()[120:150]:
         for how, other in wrong(made, scene):
             judged = verdict(other, made.before, made.instruction)
             neighbour = how.startswith("a neighbour")
@@ -251,7 +264,7 @@ def test_more_that_cannot_be_applied() -> None:
 
 def test_any_text_is_judged() -> None:
     draw = random.Random(0)
-    words = [word for made in EDITS["train"][:100] for word in made.instruction.split()] + ["", "\n", "(", "é", "\0"]
+    words = [word for made in edits_of("train")[:100] for word in made.instruction.split()] + ["", "\n", "(", "é", "\0"]
     picture = render(TWO, 32)
     texts = [" ".join(draw.choice(words) for _ in range(draw.randrange(9))) for _ in range(500)]
     assert {edit_verdict(picture, TWO, text).all for text in texts[:50]} == {False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,9 +32,21 @@ from unitok.data.shapes.scenes import (
 )
 
 COUNT = 2000
-SCENES = {split: [sample_scene(0, split, i) for i in range(COUNT)] for split in ("train", "val")}
-GROUNDED = {split: [ground(scene, 0, i) for i, scene in enumerate(scenes)] for split, scenes in SCENES.items()}
-ALL = list(zip(GROUNDED["train"] + GROUNDED["val"], SCENES["train"] + SCENES["val"], strict=True))
+
+
+@cache
+def scenes_of(split: str) -> list[Scene]:
+    return [sample_scene(0, split, i) for i in range(COUNT)]
+
+
+@cache
+def grounded(split: str) -> list[Grounding]:
+    return [ground(scene, 0, i) for i, scene in enumerate(scenes_of(split))]
+
+
+def pairs() -> list[tuple[Grounding, Scene]]:
+    return [pair for split in ("train", "val") for pair in zip(grounded(split), scenes_of(split), strict=True)]
+
 
 CIRCLE = Object(Kind("large", "red", "circle"), 0.25, 0.25)
 SQUARE = Object(Kind("small", "blue", "square"), 0.75, 0.3125)
@@ -46,7 +59,7 @@ SCENE = Scene((CIRCLE, CROSS, SQUARE))
 
 def test_phrases_are_pinned() -> None:
     """Equal on every machine and version; when this fails, every result on boxes must be measured again."""
-    assert [one.phrase for one in GROUNDED["train"][:4] + GROUNDED["val"][:4]] == [
+    assert [one.phrase for one in grounded("train")[:4] + grounded("val")[:4]] == [
         "the square",
         "the small cyan square",
         "the small crosses",
@@ -62,7 +75,7 @@ def test_phrases_are_pinned() -> None:
 
 
 def test_boxes_are_those_that_the_phrase_means() -> None:
-    for made, scene in ALL:
+    for made, scene in pairs():
         assert boxes_of(made.phrase, scene) == made.boxes, (made, describe(scene))
         right = [box_of(thing) for thing in scene.objects]
         assert [box for box in right if box in made.boxes] == made.boxes, "in the caption's order"
@@ -71,7 +84,7 @@ def test_boxes_are_those_that_the_phrase_means() -> None:
 
 
 def test_the_caption_with_boxes() -> None:
-    for made, scene in ALL:
+    for made, scene in pairs():
         texts = [part for part in made.named if isinstance(part, str)]
         assert "".join(texts) == describe(scene)
         assert made.named[1::2] == [box_of(thing) for thing in scene.objects]
@@ -92,9 +105,9 @@ def test_a_box_holds_the_ink_of_its_object() -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_all_numbers_of_boxes_occur(split: str) -> None:
-    counts = Counter(len(made.boxes) for made in GROUNDED[split])
+    counts = Counter(len(made.boxes) for made in grounded(split))
     assert 0.11 < counts[0] / COUNT < 0.19 and counts[2] > 0.05 * COUNT and counts[3] > 10, counts
-    phrases = [made.phrase for made in GROUNDED[split]]
+    phrases = [made.phrase for made in grounded(split)]
     related = sum(any(f" {name} the " in phrase for name in RELATIONS) for phrase in phrases) / COUNT
     grouped = sum(phrase.endswith("s") and not phrase.endswith("cross") for phrase in phrases) / COUNT
     assert related > 0.15 and grouped > 0.25
@@ -102,7 +115,7 @@ def test_all_numbers_of_boxes_occur(split: str) -> None:
 
 def test_held_out_kinds_are_no_hint() -> None:
     """Of a single object in training, no phrase names a kind that is never there alone."""
-    for made, scene in zip(GROUNDED["train"], SCENES["train"], strict=True):
+    for made, scene in zip(grounded("train"), scenes_of("train"), strict=True):
         words = made.phrase.split()
         if len(scene.objects) == 1 and len(words) == 4 and not made.boxes:
             assert not is_held_out(Kind(*words[1:]))
@@ -151,7 +164,7 @@ def test_overlap() -> None:
 
 
 def test_boxes_are_compared_one_to_one() -> None:
-    for made, _ in ALL[:300]:
+    for made, _ in pairs()[:300]:
         assert boxes_right(made.boxes, made.boxes) and boxes_right(made.boxes[::-1], made.boxes)
         assert not boxes_right([*made.boxes, [0.1, 0.1, 0.2, 0.2]], made.boxes)
         if made.boxes:
@@ -168,7 +181,7 @@ def test_boxes_are_compared_one_to_one() -> None:
 
 
 def test_true_layouts_are_right() -> None:
-    for made, scene in [*ALL[:150], *ALL[COUNT : COUNT + 150]]:
+    for made, scene in [*pairs()[:150], *pairs()[COUNT : COUNT + 150]]:
         assert layout_verdict(render(scene, 32), made.named) == [True] * len(scene.objects)
 
 
@@ -177,7 +190,7 @@ def moved(thing: Object) -> Object:
 
 
 def test_wrong_layouts_are_wrong_in_that_box() -> None:
-    for _, scene in ALL[:60]:
+    for _, scene in pairs()[:60]:
         thing, *others = scene.objects
         named, kind = named_boxes(scene), thing.kind
         other = "circle" if kind.shape != "circle" else "square"
@@ -197,7 +210,7 @@ def test_any_layout_is_judged() -> None:
     assert layout_verdict(picture, []) == [] and layout_verdict(picture, ["a large red circle"]) == []
     assert layout_verdict(picture, [box]) == layout_verdict(picture, ["a dog", box]) == [False]
     assert layout_verdict(picture, ["a large red circle", box, box]) == [True, False]
-    made: list[Grounding] = GROUNDED["val"][:50]
+    made: list[Grounding] = grounded("val")[:50]
     words = [word for one in made for word in one.phrase.split()] + ["", "(", "é", "\0"]
     for _ in range(300):
         text = " ".join(draw.choice(words) for _ in range(draw.randrange(7)))

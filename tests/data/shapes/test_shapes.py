@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -57,8 +58,12 @@ FIELDS = {
     "wording": {"named"},
     "condition": {"source", "instruction", "boxes"},
 }
-TRAIN = [sample_scene(0, "train", i) for i in range(5000)]
-VAL = [sample_scene(0, "val", i) for i in range(3000)]
+COUNTS = {"train": 5000, "val": 3000}
+
+
+@cache
+def scenes_of(split: str) -> list[Scene]:
+    return [sample_scene(0, split, i) for i in range(COUNTS[split])]
 
 
 def kinds_of(scene: Scene) -> list[Kind]:
@@ -86,7 +91,7 @@ def test_captions_read_as_the_language_says() -> None:
 def test_captions_are_canonical() -> None:
     """The order of the objects in the scene does not matter, and scenes arrive in caption order."""
     rng = random.Random(0)
-    for scene in TRAIN[:500]:
+    for scene in scenes_of("train")[:500]:
         shuffled = Scene(tuple(rng.sample(scene.objects, len(scene.objects))))
         assert describe(shuffled) == describe(scene)
         facts = parse(describe(scene))
@@ -96,7 +101,7 @@ def test_captions_are_canonical() -> None:
 def test_a_caption_decides_everything_but_the_places() -> None:
     """Scenes with one caption have the same objects and relations, and scenes with two captions do not."""
     meanings: dict[str, object] = {}
-    for scene in TRAIN + VAL:
+    for scene in scenes_of("train") + scenes_of("val"):
         subject, *others = scene.objects
         meaning = (tuple(kinds_of(scene)), tuple(relation(subject, other) for other in others))
         assert meanings.setdefault(describe(scene), meaning) == meaning
@@ -104,7 +109,7 @@ def test_a_caption_decides_everything_but_the_places() -> None:
 
 
 def test_captions_are_parsed_back_and_true() -> None:
-    for scene in TRAIN[:1000] + VAL[:1000]:
+    for scene in scenes_of("train")[:1000] + scenes_of("val")[:1000]:
         facts = parse(describe(scene))
         assert facts is not None and matches(facts, scene)
         assert len(facts.relations) == len(scene.objects) - 1
@@ -112,7 +117,7 @@ def test_captions_are_parsed_back_and_true() -> None:
 
 def test_any_true_ordering_matches_and_no_false_one() -> None:
     opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-    for scene in [s for s in TRAIN if len(s.objects) == 2][:200]:
+    for scene in [s for s in scenes_of("train") if len(s.objects) == 2][:200]:
         subject, other = scene.objects
         name = relation(subject, other)
         for caption, true in [
@@ -152,17 +157,17 @@ def test_other_text_is_not_parsed(caption: str) -> None:
 
 
 def test_combinations_of_train_and_held_out_are_disjoint() -> None:
-    train_pairs = pairs_of(TRAIN)
-    train_singles = {scene.objects[0].kind for scene in TRAIN if len(scene.objects) == 1}
+    train_pairs = pairs_of(scenes_of("train"))
+    train_singles = {scene.objects[0].kind for scene in scenes_of("train") if len(scene.objects) == 1}
     assert not any(is_held_out(*pair) for pair in train_pairs)
     assert not any(is_held_out(kind) for kind in train_singles)
-    for scene in VAL:
+    for scene in scenes_of("val"):
         kinds = kinds_of(scene)
         if len(kinds) == 1:
             assert is_held_out(kinds[0]) and kinds[0] not in train_singles
         else:
             assert pairs_of([scene]) - train_pairs and any(is_held_out(*pair) for pair in combinations(kinds, 2))
-    assert not {describe(scene) for scene in TRAIN} & {describe(scene) for scene in VAL}
+    assert not {describe(scene) for scene in scenes_of("train")} & {describe(scene) for scene in scenes_of("val")}
 
 
 def test_split_is_fixed_balanced_and_ignores_order() -> None:
@@ -177,7 +182,7 @@ def test_split_is_fixed_balanced_and_ignores_order() -> None:
 
 
 def test_train_shows_every_kind_beside_others_in_every_role() -> None:
-    assert {kind for scene in TRAIN if len(scene.objects) > 1 for kind in kinds_of(scene)} == set(KINDS)
+    assert {kind for scene in scenes_of("train") if len(scene.objects) > 1 for kind in kinds_of(scene)} == set(KINDS)
 
 
 def test_seeds_and_splits_give_different_scenes() -> None:
@@ -189,16 +194,16 @@ def test_seeds_and_splits_give_different_scenes() -> None:
 
 
 def test_mix_of_scenes() -> None:
-    counts = Counter(len(scene.objects) for scene in TRAIN)
-    assert [counts[n] / len(TRAIN) for n in (1, 2, 3)] == pytest.approx([0.5, 0.35, 0.15], abs=0.03)
-    values = Counter(word for scene in TRAIN for word in describe(scene).split())
+    counts = Counter(len(scene.objects) for scene in scenes_of("train"))
+    assert [counts[n] / len(scenes_of("train")) for n in (1, 2, 3)] == pytest.approx([0.5, 0.35, 0.15], abs=0.03)
+    values = Counter(word for scene in scenes_of("train") for word in describe(scene).split())
     for names in (SHAPES, COLOURS, SIZES, ["left", "right", "above", "below"]):
         shares = np.array([values[name] for name in names]) / sum(values[name] for name in names)
         assert shares.min() > 0.75 / len(names), dict(zip(names, shares, strict=True))
 
 
 def test_places_keep_borders_gaps_and_clear_relations() -> None:
-    for scene in TRAIN + VAL:
+    for scene in scenes_of("train") + scenes_of("val"):
         boxes = []
         for thing in scene.objects:
             w, h = box(thing.kind.shape, SIZES[thing.kind.size])
@@ -218,7 +223,7 @@ def test_places_keep_borders_gaps_and_clear_relations() -> None:
 
 
 def test_pictures_are_white_at_the_border_and_anti_aliased() -> None:
-    for scene in TRAIN[:100]:
+    for scene in scenes_of("train")[:100]:
         picture = render(scene, 32)
         assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
         ring = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
@@ -243,7 +248,7 @@ def test_size_says_the_area(shape: str) -> None:
 
 
 def test_another_size_shows_the_same_scene() -> None:
-    for scene in TRAIN[:20]:
+    for scene in scenes_of("train")[:20]:
         small = render(scene, 32).astype(float)
         large = render(scene, 64).astype(float).reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
         assert abs(small - large).max() <= 255 / 8 + 1, "more than one row of samples differs"
