@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -256,13 +257,13 @@ def test_a_request_to_stop_ends_a_command_with_a_line(
 
     def work(**values: object) -> None:
         child = os.fork()
-        if child == 0:
-            signal.pause()
+        while child == 0:
+            time.sleep(0.01)  # not `pause`, which a signal just before it does not end
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
         with suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            time.sleep(30)
 
     monkeypatch.setattr(arguments, "parse", lambda name, command, argv: (work, {}))
     process = multiprocessing.get_context("fork").Process(target=main, args=(["sample"],))
