@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import pair, several
 from safetensors.torch import load_file
 
@@ -267,6 +268,30 @@ def test_a_process_that_waits_says_where(
 
     assert pair(said)[0] == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_a_process_that_keeps_the_addresses_may_hang(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before all have met. torch waits for its answers without end."""
+
+    def hang(**values: object) -> None:
+        me = os.getpid()
+        if os.fork() == 0:
+            time.sleep(8)
+            os.kill(me, signal.SIGKILL)
+            os._exit(0)
+        os.kill(me, signal.SIGSTOP)
+
+    def work(rank: int) -> int:
+        if rank == 0:
+            monkeypatch.setattr(dist, "init_process_group", lambda *_, **values: hang())
+        with join("cpu", 1, timeout_minutes=0.05):
+            return 0
+
+    assert pair(work) == [-signal.SIGKILL, 2]
+    assert "error: process 1 of 2 waited 0.05 minutes for the others at the start: one of" in capfd.readouterr().err
 
 
 @pytest.mark.timeout(60)

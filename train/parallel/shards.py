@@ -57,7 +57,8 @@ class Shards:
         self._blocks = blocks
         inside = {weight for block in blocks for weight in block.parameters()}
         left = {weight for weight in self.model.parameters() if not weight.requires_grad and weight not in inside}
-        mesh = _mesh(world, within)
+        with world.meeting():
+            mesh = _mesh(world, within)
         with autocast(world.device, run.precision):
             bf16 = torch.is_autocast_enabled(world.device.type)
         # Autocast would round the weights of a block's products to bf16 after they have travelled; here they travel so.

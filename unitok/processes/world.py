@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -32,6 +34,8 @@ from . import can_meet, places
 
 T = TypeVar("T")
 
+LATER = 1.1
+"""Times of the longest wait after which torch, which should have said so, is not waited for any longer."""
 RESUME = "repeat the command with --resume"
 SLOW = ", or raise run.timeout_minutes if they were only slow"
 """What to do about a training that has ended."""
@@ -52,6 +56,8 @@ class World:
     """What it speaks to the others through; None is the group that all processes have."""
     timeout: timedelta | None = None
     """How long it waits for the others."""
+    advice: str = ""
+    """What to do where it waited in vain."""
 
     @property
     def is_main(self) -> bool:
@@ -148,8 +154,36 @@ class World:
     def beside(self) -> World:
         """The same processes for another thread of each: messages of two threads must not travel in one group. All
         processes come here."""
-        group = dist.new_group(backend="gloo", timeout=self.timeout) if self.meets else None
+        with self.meeting():
+            group = dist.new_group(backend="gloo", timeout=self.timeout) if self.meets else None
         return replace(self, device=torch.device("cpu"), group=cast("dist.ProcessGroup | None", group))
+
+    @contextmanager
+    def meeting(self) -> Iterator[None]:
+        """Ends this process if the others do not come in time. torch sees to that, but where the one hangs that keeps
+        the addresses of all: its answers are waited for without end, deep inside of torch."""
+        if not self.meets or self.timeout is None:
+            yield
+            return
+
+        def leave() -> None:
+            print(f"error: {self.waited()}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+        timer = threading.Timer(self.timeout.total_seconds() * LATER + 1, leave)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def waited(self) -> str:
+        assert self.timeout is not None, "who waits for nobody is never late"
+        return (
+            f"process {self.rank} of {self.size} waited {self.timeout.total_seconds() / 60:g} minutes for the others at "
+            f"{self.doing}: one of them hangs or has ended, look at what the others say last; {self.advice}"
+        )
 
     def part(self) -> None:
         """Takes leave of the others, when all have come here: from now on each works for itself."""
@@ -188,7 +222,7 @@ def join(
         yield World(pick_device(device, local_rank))
         return
     timeout = timedelta(minutes=timeout_minutes)
-    world = World(torch.device("cpu"), rank, size, timeout=timeout)
+    world = World(torch.device("cpu"), rank, size, timeout=timeout, advice=f"{again}{slow}")
     # Gradients of 1x1 convolutions come in either of two equal memory orders; DDP copies a few kilobytes and warns.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its follower is not in every torch
@@ -196,8 +230,10 @@ def join(
         gpus = device != "cpu" and torch.cuda.is_available()
         if gpus:
             _record_collectives()
-        backend, store = "cpu:gloo,cuda:nccl" if gpus else "gloo", _keys_of_a_meeting(timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        with world.meeting():
+            backend, store = "cpu:gloo,cuda:nccl" if gpus else "gloo", _keys_of_a_meeting(timeout)
+        with world.meeting():
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         world.device = world.together(partial(_device, device, local_rank, refusal))
         if world.device.type == "cuda":
             torch.cuda.set_device(world.device)
@@ -207,10 +243,7 @@ def join(
             raise
         text = " ".join(str(error).split())
         if any(sign in text.lower() for sign in _TIMED_OUT):
-            raise UserError(
-                f"process {world.rank} of {size} waited {timeout_minutes:g} minutes for the others at {world.doing}: "
-                f"one of them hangs or has ended, look at what the others say last; {again}{slow}"
-            ) from error
+            raise UserError(world.waited()) from error
         if any(sign in text.lower() for sign in _LOST):
             raise UserError(
                 f"process {world.rank} of {size} lost another process at {world.doing}: look at what that one says "
