@@ -182,8 +182,8 @@ class World:
         assert self.timeout is not None, "who waits for nobody is never late"
         minutes = self.timeout.total_seconds() / 60
         return (
-            f"process {self.rank} of {self.size} waited {minutes:g} minutes for the others at {self.doing}: one of them "
-            f"hangs or has ended, look at what the others say last; {self.advice}"
+            f"process {self.rank} of {self.size} waited {minutes:g} minutes for the others at {self.doing}: one of "
+            f"them hangs or has ended, look at what the others say last; {self.advice}"
         )
 
     def part(self) -> None:
