@@ -18,8 +18,8 @@ from .trial import CAPTIONS, Case, Trial, copy
 
 NEWEST = "step-00000004"
 """The checkpoint that a resumed run opens; older ones are opened only when it is damaged."""
-OPTIONAL = frozenset({"text_length", "image_tokenizer", "features", "sampling"})
-"""Keys that older folders lack: without digests, one that is missing is no damage."""
+OPTIONAL = frozenset({"text_length", "image_tokenizer", "features", "sampling", "ports", "tasks"})
+"""Keys that older folders lack: without digests, one that is missing or holds nothing is no damage."""
 
 Spoil = Callable[[Path], None]
 
@@ -52,7 +52,7 @@ GENERIC: dict[str, Spoil] = {
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "cut in its head": lambda path: path.write_bytes(path.read_bytes()[:7]),
-    "cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut by a byte": lambda path: path.write_bytes(path.read_bytes().rstrip(b"\n")[:-1]),  # a line break says nothing
     "flipped at its head": lambda path: flip(path, 0.02),
     "flipped in the middle": lambda path: flip(path, 0.5),
     "flipped at its end": lambda path: flip(path, 1.0),
@@ -166,7 +166,7 @@ def _damages(trial: Trial, kind: Kind) -> Iterator[tuple[str, str, Spoil]]:
             for key in json.loads(path.read_text()):
                 for value in ("missing", {}, [1], 1e308, -1, "x" * 5000, True, 2**70):
                     what = f"{key} = {str(value)[:12]}"
-                    if key != "files" and not (value == "missing" and key in OPTIONAL):
+                    if key != "files" and not (value in ("missing", {}) and key in OPTIONAL):
                         yield name, what, partial(_spoil_file, partial(_set, key, value), name)
             yield name, "unknown key", partial(_spoil_file, partial(_set, "newer", 1), name)
         if name.endswith(".safetensors") and "codes" not in name and "sums" not in name:
