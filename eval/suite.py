@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
-from tokenizers_vq.storage.files import atomic_path, read_json, write_json
+from tokenizers_vq.storage.files import atomic_path, clear_litter, read_json, write_json
 from tokenizers_vq.storage.schema import read_value
 from unitok.data.decoding import PictureError, decode
 from unitok.data.records import RecordDataset
@@ -203,8 +203,9 @@ class Suite:
         mine = self._claimed(claims)
         for shard in progress(mine, "drawing", left) if world.is_main else mine:
             self._make(shard, batch_size)
-        if world.is_main:
-            claims.remove()
+        claims.remove()  # everybody does: who comes when all is done has made the file anew
+        if world.size > 1 and world.is_main:
+            clear_litter(self.folder)  # of who ended in the middle of it
 
     def _claimed(self, claims: Claims) -> Iterator[Shard]:
         """The shards that nobody has made or works at, each held for this process until the next; waits for those that

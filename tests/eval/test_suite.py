@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import save_png
+from tokenizers_vq.storage.files import temporary_name
 from unitok.cli.main import main
 from unitok.data.open import open_data
 from unitok.data.shapes.dataset import ShapesDataset
@@ -117,6 +118,7 @@ def shared(model: Path, out: Path, drawn: Path, dies: int | None = None) -> list
     def work(rank: int) -> int:
         def counted(*args: Any, **more: Any) -> torch.Tensor:
             if rank == dies:
+                temporary_name(out / "half.safetensors").touch()
                 (out / "dead").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             while dies is not None and not (out / "dead").exists():
@@ -146,7 +148,7 @@ def test_processes_share_the_work_and_one_that_dies_loses_nothing(model: Path, t
         start(model, out, **SMALL)
     start(model, tmp_path / "whole", **SMALL)
     assert contents(out) == contents(tmp_path / "whole")
-    assert not any(path.name.startswith(".") for path in out.iterdir()), "nothing is left of the sharing"
+    assert not any(path.name.startswith(".") for path in out.rglob("*")), "nothing is left of the sharing"
 
 
 @pytest.mark.timeout(120)

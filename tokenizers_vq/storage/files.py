@@ -205,6 +205,8 @@ def _lives(process: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
+    with suppress(OSError):  # dead, and not yet asked after by who started it
+        return not Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].startswith(" Z")
     return True
 
 
