@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import re
 import shlex
@@ -12,8 +11,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -250,27 +247,29 @@ def test_interruption_has_its_own_code(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_a_request_to_stop_ends_a_command_with_a_line(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_request_to_stop_ends_a_command_with_a_line() -> None:
     """What it has forked ends without one. The handler goes with the command."""
+    program = """
+        import os, signal, time
+        from unitok.cli import arguments
+        from unitok.cli.main import main
 
-    def work(**values: object) -> None:
-        child = os.fork()
-        while child == 0:
-            time.sleep(0.01)  # not `pause`, which a signal just before it does not end
-        os.kill(child, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
-        with suppress(BaseException):
+        def work(**values):
+            child = os.fork()
+            while child == 0:
+                time.sleep(0.01)
+            time.sleep(1)  # Python drops a signal that comes while it forks
+            os.kill(child, signal.SIGTERM)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(30)
 
-    monkeypatch.setattr(arguments, "parse", lambda name, command, argv: (work, {}))
-    process = multiprocessing.get_context("fork").Process(target=main, args=(["sample"],))
-    process.start()
-    process.join(30)
-    process.kill()
-    assert process.exitcode == 143 and capfd.readouterr().err == "stopped by a signal\n"
+        arguments.parse = lambda name, command, argv: (work, {})
+        main(["sample"])
+    """
+    words = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (143, "stopped by a signal\n")
     before = signal.getsignal(signal.SIGTERM)
     assert main(["--version"]) == 0 and signal.getsignal(signal.SIGTERM) == before
 
