@@ -204,8 +204,8 @@ class Suite:
         for shard in progress(mine, "drawing", left) if world.is_main else mine:
             self._make(shard, batch_size)
         claims.remove()  # everybody does: who comes when all is done has made the file anew
-        if world.size > 1 and world.is_main:
-            clear_litter(self.folder)  # of who ended in the middle of it
+        if world.is_main:  # all shards are there, so nobody writes any more
+            clear_litter(self.folder)
 
     def _claimed(self, claims: Claims) -> Iterator[Shard]:
         """The shards that nobody has made or works at, each held for this process until the next; waits for those that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import random
 import runpy
 import sys
 from dataclasses import replace
@@ -163,3 +164,19 @@ def test_the_comparison_of_connectors_knows_its_options() -> None:
     found = {"positions": 16, "parameters": 1000, "seconds_a_step": 0.2, "captions": part, "questions": part}
     *_, row = module["table"]({"mlp": found}).splitlines()
     assert row == "| `mlp` | 16 | 1,000 | 50.0 % (40 to 60) | 50.0 % (40 to 60) | 1.00, 1.00 | 4.0, 4.0 | 0.20 |"
+
+
+def test_layouts_are_changed_by_no_more_than_is_said() -> None:
+    """Boxes stay in the picture, words as they are. One that is moved keeps its size, one that grows loses nothing."""
+    module = runpy.run_path(str(ROOM.parent / "recipes" / "shapes" / "rough_layouts.py"))
+    box = [0.3, 0.4, 0.5, 0.8]
+    for change, most in module["CHANGES"]:
+        text, found = module["changed"](["a circle", box], change, most, random.Random(1))
+        by = [new - old for new, old in zip(found, box, strict=True)]
+        assert text == "a circle" and max(map(abs, by)) <= most and any(by) == (most > 0)
+        if change.__name__ == "moved":
+            assert by[0] == pytest.approx(by[2]) and by[1] == pytest.approx(by[3])
+        if change.__name__ == "grown":
+            assert max(by[:2]) <= 0 <= min(by[2:])
+    (edge,) = module["changed"]([[0.0, 0.0, 1.0, 1.0]], module["grown"], 0.1, random.Random(1))
+    assert edge == [0.0, 0.0, 1.0, 1.0]

@@ -255,10 +255,12 @@ def test_a_request_to_stop_ends_a_command_with_a_line() -> None:
         from unitok.cli.main import main
 
         def work(**values):
+            ready, begun = os.pipe()
             child = os.fork()
-            while child == 0:
-                time.sleep(0.01)
-            time.sleep(1)  # Python drops a signal that comes while it forks
+            if child == 0:
+                os.write(begun, b".")
+                time.sleep(30)
+            os.read(ready, 1)  # Python drops a signal that comes while it forks
             os.kill(child, signal.SIGTERM)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
             os.kill(os.getpid(), signal.SIGTERM)

@@ -16,6 +16,7 @@ from unitok.sample.pipeline import draw_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import pack
 from unitok.tasks import TASKS, documents
+from unitok.trunk.published import published_family
 
 CODES, SIDE, TEXTS = 50, 4, 120
 WORDS = 40
@@ -67,6 +68,18 @@ def mean_losses(model: UniTok, tasks: Sequence[str], records: Sequence[Any], dro
     losses, counts = model.train()(batch), torch.bincount(batch.tasks, minlength=len(TASKS))
     model.eval()
     return {task: losses[number] / counts[number] for task, number in numbers.items()}
+
+
+def released_as_in_transformers(family: str, name: str, kind: Any, config: Any, **more: Any) -> None:
+    """A released model, as its family's table has it, has the tensors of a class of transformers."""
+    table = published_family(family)
+    trunk, texts, codes = table.released()[name]
+    sizes = {"vocab_size": texts, "hidden_size": trunk.width, "intermediate_size": trunk.inner, **more}
+    sizes |= {"num_hidden_layers": trunk.depth, "num_attention_heads": trunk.heads}
+    with torch.device("meta"):
+        state = kind(config(**sizes, num_key_value_heads=trunk.key_heads)).state_dict()
+    kept = {name: tuple(one.shape) for name, one in state.items() if not name.startswith(table.left_out)}
+    assert kept == table.shapes(trunk, texts, codes)
 
 
 def survives(model: UniTok, captions: Sequence[str], folder: Path) -> None:

@@ -27,9 +27,18 @@ from unitok.sample.pipeline import caption_codes, draw_codes, score_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import lay_out
 from unitok.tasks import documents
-from unitok.trunk.published import published_family
 
-from .foreign import CODES, TEXTS, WORDS, loss_among, mean_losses, stirred, survives, text_tokenizer
+from .foreign import (
+    CODES,
+    TEXTS,
+    WORDS,
+    loss_among,
+    mean_losses,
+    released_as_in_transformers,
+    stirred,
+    survives,
+    text_tokenizer,
+)
 from .test_generators import GREEDY, some_codes
 from .tiny import tokenizer
 
@@ -279,19 +288,7 @@ def test_the_command_draws_codes_and_image_embeddings(
 
 @pytest.mark.parametrize("name", ["seed-llama-8b", "seed-llama-14b"])
 def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
-    table = published_family("seed_llama")
-    trunk, texts, codes = table.released()[name]
-    config = LlamaConfig(
-        vocab_size=texts,
-        hidden_size=trunk.width,
-        intermediate_size=trunk.inner,
-        num_hidden_layers=trunk.depth,
-        num_attention_heads=trunk.heads,
-        num_key_value_heads=trunk.key_heads,
-    )
-    with torch.device("meta"):
-        state = LlamaForCausalLM(config).state_dict()
-    assert {name: tuple(one.shape) for name, one in state.items()} == table.shapes(trunk, texts, codes)
+    released_as_in_transformers("seed_llama", name, LlamaForCausalLM, LlamaConfig)
 
 
 @torch.inference_mode()

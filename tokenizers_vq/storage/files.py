@@ -206,7 +206,7 @@ def _lives(process: int) -> bool:
     except (PermissionError, OverflowError):
         return True
     with suppress(OSError):  # dead, and not yet asked after by who started it
-        return not Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].startswith(" Z")
+        return not Path(f"/proc/{process}/stat").read_bytes().rpartition(b")")[2].startswith(b" Z")
     return True
 
 

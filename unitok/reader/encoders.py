@@ -24,8 +24,6 @@ from tokenizers_vq.storage.weights import check_finite
 from .config import HF, ReaderConfig, ReaderSettings
 
 OPTION = "reader.encoder"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""One of these is in the folder of a vision model."""
 
 
 class Encoder(nn.Module):
@@ -128,10 +126,12 @@ def read_encoder(settings: ReaderSettings, tokenizer: ImageTokenizer) -> tuple[R
 
 
 def _read_hub(config: ReaderConfig, name: str, tokenizer: ImageTokenizer) -> tuple[ReaderConfig, Encoder]:
+    from huggingface_hub.constants import SAFETENSORS_INDEX_FILE, SAFETENSORS_SINGLE_FILE
+
     path = Path(name)
-    lacking = [file for file in ("config.json", "preprocessor_config.json") if not (path / file).is_file()]
-    if not any((path / file).is_file() for file in WEIGHTS):
-        lacking.append(WEIGHTS[0])
+    needed = ["config.json", "preprocessor_config.json"]
+    needed += [] if (path / SAFETENSORS_INDEX_FILE).is_file() else [SAFETENSORS_SINGLE_FILE]
+    lacking = [file for file in needed if not (path / file).is_file()]
     if path.is_dir() and lacking:
         raise UserError(f"{OPTION} {HF}{name} has no {' and no '.join(lacking)}: give the folder of a vision model")
     if path.suffix == ".json" and not path.is_file():

@@ -21,9 +21,17 @@ from unitok.sample.pipeline import caption_codes, draw_codes, score_codes
 from unitok.sampling import SampleSettings
 from unitok.sequence import lay_out
 from unitok.tasks import documents
-from unitok.trunk.published import published_family
 
-from ..foreign import CODES, SIDE, WORDS, loss_among, mean_losses, survives, text_tokenizer
+from ..foreign import (
+    CODES,
+    SIDE,
+    WORDS,
+    loss_among,
+    mean_losses,
+    released_as_in_transformers,
+    survives,
+    text_tokenizer,
+)
 from ..test_generators import GREEDY, some_codes
 from ..test_start import trains_on
 from ..tiny import tokenizer
@@ -205,21 +213,9 @@ def test_the_command_makes_a_model_that_draws(folder: Path, tmp_path: Path, caps
 
 @pytest.mark.parametrize("name", ["chameleon-7b", "chameleon-30b"])
 def test_released_models_have_the_tensors_of_transformers(name: str) -> None:
-    table = published_family("chameleon")
-    trunk, texts, codes = table.released()[name]
-    config = ChameleonConfig(
-        vocab_size=texts,
-        hidden_size=trunk.width,
-        intermediate_size=trunk.inner,
-        num_hidden_layers=trunk.depth,
-        num_attention_heads=trunk.heads,
-        num_key_value_heads=trunk.key_heads,
-        vocabulary_map={"<image>": 0},
+    released_as_in_transformers(
+        "chameleon", name, ChameleonForConditionalGeneration, ChameleonConfig, vocabulary_map={"<image>": 0}
     )
-    with torch.device("meta"):
-        state = ChameleonForConditionalGeneration(config).state_dict()
-    kept = {name: tuple(one.shape) for name, one in state.items() if not name.startswith(table.left_out)}
-    assert kept == table.shapes(trunk, texts, codes)
 
 
 def test_the_model_survives_its_folder(theirs: tuple[Any, Path], tmp_path: Path) -> None:
