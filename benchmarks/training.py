@@ -3,6 +3,7 @@
     python benchmarks/training.py --width 768 --depth 12 --heads 12 --rows 2 --side 64
     python benchmarks/training.py --muon --codes 64000
     python benchmarks/training.py --lora 16
+    python benchmarks/training.py --width 256 --rows 64 --codes 4375 --objective masked_token --muon --compile
 
 Fresh weights and codes, captions of one length, one thread. Run two checkouts in turns to compare them.
 """
@@ -57,6 +58,9 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], int]:
     records = [Record(str(row), CAPTION) for row in range(rows)]
     keys = [Key(0, row, row) for row in range(rows)]
     batch = RecordBatch(keys, [""] * rows, [CAPTION] * rows, None, codes, records=records)
+    if options.compile:
+        for block in model.trunk.blocks:
+            block.compile()
     packer = Packer(model.modalities(), [Slot(0, "text_to_image")] * rows, {}, model.vocabulary.pad, 0)
     settings = OptimConfig(muon=options.muon)
     optimizers, average = build_optimizers(model, settings), AveragedWeights(model, settings.ema)
@@ -102,6 +106,7 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=1000, help="size of the codebook")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--muon", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="the blocks, as --run.compile true does")
     parser.add_argument("--trainable", default="", help="patterns of the weights that are trained")
     parser.add_argument("--lora", type=int, help="rank of adapters")
     parser.add_argument("--rounds", type=int, default=10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 CAPTION = "a caption"
 Works = dict[str, Callable[[], object]]
-"""Precision -> the work of a row."""
+"""Form, such as "bf16 compiled" -> the work of a row."""
 
 
 def model_for(row: Row, objective: str) -> UniTok:
@@ -47,18 +48,26 @@ def drawing(row: Row, objective: str) -> Works:
     from unitok.prepare import prepare
     from unitok.sample.pipeline import draw_codes
     from unitok.sampling import SampleSettings
+    from unitok.trunk import compiled
 
-    single = model_for(row, objective).eval()
-    half = copy.deepcopy(single)
-    prepare(single, "fp32")
-    prepare(half, "bf16")
+    compiled.OFTEN = 0  # passes are compiled by the first picture
+    plain = model_for(row, objective).eval()
+    models: dict[str, UniTok] = {}
+    for compiles in (False, True) if row.compiles else (False,):
+        for precision in ("fp32", "bf16"):
+            model = copy.deepcopy(plain)
+            prepare(model, precision, compiles)
+            models[f"{precision} compiled" if compiles else precision] = model
     settings = SampleSettings(guidance=2.0, **({"steps": row.steps} if row.steps else {}))
     captions, ids = [CAPTION] * row.batch, list(range(row.prompt))
 
     def draw(model: UniTok) -> None:
         draw_codes(model, captions, settings, range(row.batch), lambda _: ids, batch_size=row.batch)
 
-    return {"fp32": lambda: draw(single), "bf16": lambda: draw(half)}
+    for model in models.values():
+        if model.trunk.compiled is not None:
+            draw(model)
+    return {form: partial(draw, model) for form, model in models.items()}
 
 
 def training(row: Row, objective: str) -> Works:

@@ -26,6 +26,8 @@ class Row:
     """Ids of the text vocabulary."""
     steps: int = 0
     """Passes, where they are chosen."""
+    compiles: bool = False
+    """Whether `--compile` changes anything: it does where a pass runs one position of a picture."""
 
     @property
     def codes(self) -> int:
@@ -41,7 +43,7 @@ VAR_MAPS = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SMALL_MAPS = (1, 2, 3, 4, 6, 8)
 
 SMALL = (
-    (Row("draw", ("next_token",), "llamagen", 384, 6, (8,), 1024, 1), (1, 8)),
+    (Row("draw", ("next_token",), "llamagen", 384, 6, (8,), 1024, 1, compiles=True), (1, 8)),
     (Row("draw", ("var",), "var", 384, 6, SMALL_MAPS, 1024, 1), (1, 8)),
     (Row("draw", MASKED, "open_muse", 384, 6, (8,), 1024, 1, prompt=32, steps=12), (1, 8)),
     (Row("train", ("next_token",), "llamagen", 384, 6, (8,), 1024, 1), (16,)),
@@ -49,7 +51,7 @@ SMALL = (
     (Row("train", MASKED, "showo", 384, 6, (8,), 1024, 1, prompt=32), (16,)),
 )
 LARGE = (
-    (Row("draw", ("next_token",), "llamagen", 768, 12, (16,), 16384, 1), (1, 4)),
+    (Row("draw", ("next_token",), "llamagen", 768, 12, (16,), 16384, 1, compiles=True), (1, 4)),
     (Row("draw", ("var",), "var", 768, 12, VAR_MAPS, 4096, 1), (1, 4)),
     (Row("draw", MASKED, "showo", 768, 12, (16,), 8192, 1, prompt=128, text=50295, steps=18), (1, 4)),
     (Row("train", ("next_token",), "llamagen", 768, 12, (16,), 16384, 1), (2,)),

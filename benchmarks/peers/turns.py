@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -14,6 +15,8 @@ import theirs
 from rows import Row
 
 PEER = "peer"
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+clock = time.process_time if THREADS == 1 else time.perf_counter
 
 
 def serve(wire: Connection, side: str, row: Row, paths: dict[str, str]) -> None:
@@ -23,7 +26,7 @@ def serve(wire: Connection, side: str, row: Row, paths: dict[str, str]) -> None:
     try:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(THREADS)
         torch.manual_seed(0)
         forms = theirs.PEERS[row.peer](row, paths) if side == PEER else ours.WORKS[row.work](row, side)
     except Exception as error:
@@ -31,13 +34,13 @@ def serve(wire: Connection, side: str, row: Row, paths: dict[str, str]) -> None:
         raise
     wire.send(list(forms))
     while form := wire.recv():
-        started = time.process_time()
+        started = clock()
         forms[form]()
-        wire.send(time.process_time() - started)
+        wire.send(clock() - started)
 
 
 def compare(row: Row, paths: dict[str, str], seconds: float, rounds: int) -> dict[str, Any]:
-    """The least processor time of each form of each side, and our time over theirs."""
+    """The least time of each form of each side, and our time over theirs."""
     context = multiprocessing.get_context("spawn")
     wires: dict[str, Connection] = {}
     processes = []
@@ -80,6 +83,6 @@ def compare(row: Row, paths: dict[str, str], seconds: float, rounds: int) -> dic
 
 
 def ratios(least: dict[tuple[str, str], float], side: str) -> dict[str, float]:
-    """Our time over the peer's: both in float32, ours in bf16 alone, and both in bf16."""
-    pairs = {"fp32": ("fp32", "fp32"), "bf16": ("bf16", "fp32"), "both bf16": ("bf16", "bf16")}
+    """The time of each form of ours over the peer's in float32, and in bf16 on both sides."""
+    pairs = {form: (form, "fp32") for of, form in least if of == side} | {"both bf16": ("bf16", "bf16")}
     return {name: round(least[side, ours] / least[PEER, peer], 3) for name, (ours, peer) in pairs.items()}
