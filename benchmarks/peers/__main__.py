@@ -8,9 +8,9 @@ the rounds: what other programs do beside can only add to it. On one thread (OMP
 on several it is time by the clock, for which the machine has to be idle. `r` is our time over theirs.
 
 Theirs runs in float32 and in bf16, in the way in which their own programs use it; ours as `unitok.prepare` makes it to
-draw, with compiled passes too where `--compile` has any, and under autocast to train. Nothing is decoded to pixels on
-either side. Captions have as many ids here as the peer's prompt has positions. The tokenizer has a program of its own
-(benchmarks/tokenizer_speed.py).
+draw, and under autocast to train; compiled too, where `--compile` of drawing changes anything, and in training. Nothing
+is decoded to pixels on either side. Captions have as many ids here as the prompt of the peer has positions. The
+tokenizer has a program of its own (benchmarks/tokenizer_speed.py).
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rows import Row
 
+    from unitok.device import Precision
     from unitok.model import UniTok
 
 CAPTION = "a caption"
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 Works = dict[str, Callable[[], object]]
 """Form, such as "bf16 compiled" -> the work of a row."""
 
@@ -54,7 +56,7 @@ def drawing(row: Row, objective: str) -> Works:
     plain = model_for(row, objective).eval()
     models: dict[str, UniTok] = {}
     for compiles in (False, True) if row.compiles else (False,):
-        for precision in ("fp32", "bf16"):
+        for precision in PRECISIONS:
             model = copy.deepcopy(plain)
             prepare(model, precision, compiles)
             models[f"{precision} compiled" if compiles else precision] = model
@@ -76,28 +78,38 @@ def training(row: Row, objective: str) -> Works:
 
     from unitok.data.mixture import Slot
     from unitok.data.records import Key, Record, RecordBatch
-    from unitok.device import Precision, autocast, keep_freed_memory
+    from unitok.device import autocast, keep_freed_memory
     from unitok.train.packing import Packer
 
     keep_freed_memory()
-    model = model_for(row, objective).train()
+    plain = model_for(row, objective).train()
     codes = torch.randint(row.codebook, (row.batch, row.codes))
     captions: list[Any] = [list(range(row.prompt))] * row.batch  # ids: no text tokenizer has to know them
     records = [Record(str(number), captions[number]) for number in range(row.batch)]
     keys = [Key(0, number, number) for number in range(row.batch)]
     batch = RecordBatch(keys, [""] * row.batch, captions, None, codes, records=records)
     slots = [Slot(0, "text_to_image")] * row.batch
-    packed = Packer(model.modalities(), slots, {}, model.vocabulary.pad, 0).pack(batch).batch
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+    packed = Packer(plain.modalities(), slots, {}, plain.vocabulary.pad, 0).pack(batch).batch
 
-    def step(precision: Precision) -> None:
-        with autocast(torch.device("cpu"), precision):
-            loss = model(packed).sum() / len(packed.targets)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    def stepper(compiles: bool) -> Callable[[Precision], None]:
+        model = copy.deepcopy(plain)
+        optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+        for block in model.trunk.blocks if compiles else ():  # as --run.compile true does
+            block.compile()
 
-    return {"fp32": lambda: step("fp32"), "bf16": lambda: step("bf16")}
+        def step(precision: Precision) -> None:
+            with autocast(torch.device("cpu"), precision):
+                loss = model(packed).sum() / len(packed.targets)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for precision in PRECISIONS if compiles else ():
+            step(precision)
+        return step
+
+    steppers = {"": stepper(False), " compiled": stepper(True)}
+    return {f"{one}{how}": partial(step, one) for how, step in steppers.items() for one in PRECISIONS}
 
 
 WORKS: dict[str, Callable[[Row, str], Works]] = {"draw": drawing, "train": training}

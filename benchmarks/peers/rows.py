@@ -27,7 +27,7 @@ class Row:
     steps: int = 0
     """Passes, where they are chosen."""
     compiles: bool = False
-    """Whether `--compile` changes anything: it does where a pass runs one position of a picture."""
+    """Whether `--compile` changes anything in drawing: it does where a pass runs one position of a picture."""
 
     @property
     def codes(self) -> int:
