@@ -20,7 +20,7 @@ from unitok.trunk.hf import HFTrunk
 from unitok.trunk.published import PublishedTrunk
 from unitok.tuning.config import NO_LORA, LoraConfig
 
-from .config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
+from .config import AS_IT_IS, AugmentConfig, OptimConfig, RunConfig, SourceConfig
 from .tuning.stages import run_stages
 from .tuning.start import (
     Beginning,
@@ -87,6 +87,8 @@ def train_tokenizer(
             check_tokenizer_start(tokenizer)
     if adversarial.weight == 0:  # then the rest says nothing, and runs that know nothing of it can go on
         del settings["adversarial"]
+    if not augment.shift:
+        del settings["augment"]["shift"]
     if losses.perceptual is None:
         settings["losses"] = {name: value for name, value in settings["losses"].items() if "perceptual" not in name}
     from unitok.data.open import open_data
@@ -143,6 +145,7 @@ def train_generator(
     code_vectors: bool = False,
     tasks: TasksConfig,
     reader: ReaderSettings = NO_READER,
+    augment: AugmentConfig = AS_IT_IS,
     sampling: GivenSettings,
     text_tokenizer: str | None = None,
     text_vocabulary: int = 4096,
@@ -181,6 +184,7 @@ def train_generator(
             tokenizer has for them: then what is learned of a code is learned of those like it, which takes fewer steps.
         tasks: What the model learns to do.
         reader: How pictures that are given are read; by default as codes.
+        augment: Changes of the training pictures of --data that are pixels; codes stay as they are.
         sampling: How its pictures are best drawn: the grids of this run, and the defaults of unitok sample. Null is the
             objective's own value.
         text_tokenizer: Folder or Hugging Face name; by default a byte-level BPE is trained on the captions.
@@ -205,6 +209,8 @@ def train_generator(
         del settings["code_vectors"]
     if reader.encoder is None:
         del settings["reader"]
+    if augment == AS_IT_IS:
+        del settings["augment"]
     with refused_together():
         patterns = given_patterns(trainable, init, trunk, reader)
         settings["trainable"] = patterns or None
@@ -286,7 +292,7 @@ def train_generator(
             logits = run.micro_batch_for(world.size) * images.layout.length * scored
             check_memory(sum(counts.values()), logits, "a generator", frozen=lora.rank is not None or bool(patterns))
             return GeneratorTrainee(
-                config, images, texts, tasks, objective_settings, dataset, validation, run, world, beginning
+                config, images, texts, tasks, objective_settings, augment, dataset, validation, run, world, beginning
             )
 
         trainee = world.together(built)

@@ -58,12 +58,19 @@ class AugmentConfig:
     """Chance of mirroring left and right."""
     crop: float = 1.0
     """Smallest side of a random crop as a share of the picture; the crop is scaled back. 1 = whole pictures."""
+    shift: int = 0
+    """Pixels by which a picture is moved at most, up or down and left or right; its border is repeated."""
 
     def __post_init__(self) -> None:
         problems = Problems()
         problems.check(0 <= self.flip <= 1, f"augment.flip is {self.flip}: choose a chance from 0 to 1")
         problems.check(0 < self.crop <= 1, f"augment.crop is {self.crop}: choose a share above 0 and up to 1")
+        problems.check_range("augment.shift", self.shift, 0, 2**16)
         problems.raise_if_any()
+
+
+AS_IT_IS = AugmentConfig()
+"""Changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

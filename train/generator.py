@@ -19,7 +19,7 @@ from tokenizers_vq.parts import trainable_names
 from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
 from unitok.data.codes.shards import CodesDataset
 from unitok.data.judging import can_judge, judge
-from unitok.data.loader import Finish
+from unitok.data.loader import Finish, Transform
 from unitok.data.mixture import Mixture, Slot, slots_of, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
 from unitok.modalities import Picture
@@ -32,10 +32,10 @@ from unitok.tasks import TASKS, draws_pictures, needs, reads_pictures, way
 from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
-from .config import RunConfig
+from .config import AS_IT_IS, AugmentConfig, RunConfig
 from .data import named_classes
 from .packing import PackedRecords, Packer, TaskBatch, encode_pixels, fields_of, has_pixels
-from .pictures import Validation, first_records, to_device
+from .pictures import Augmenter, Validation, first_records, to_device
 from .trainee import MicroBatch, Opponent
 from .tuning.start import Beginning, Start, check_reached
 
@@ -57,6 +57,7 @@ class GeneratorTrainee:
         text_tokenizer: TextTokenizer,
         tasks: TasksConfig,
         objective_settings: ObjectiveSettings,
+        augmentation: AugmentConfig,
         dataset: RecordDataset,
         validation: Sequence[RecordDataset],
         run: RunConfig,
@@ -68,6 +69,7 @@ class GeneratorTrainee:
             check_codes_fit(data, image_tokenizer, config.image_tokenizer, begun)
         if config.reader is not None:
             check_pictures(dataset, validation)
+        self._augmenter = augmenter_for(augmentation, dataset)
         if isinstance(start, Start) and config.trunk.captions == "class":
             named = named_classes(start.model.classes, dataset, validation, world.is_main)
             config = replace(config, classes=named.names)
@@ -111,8 +113,8 @@ class GeneratorTrainee:
         return list(self.unitok.trunk.blocks)
 
     @property
-    def transform(self) -> None:
-        return None  # a mirrored picture would belie "left of"
+    def transform(self) -> Transform | None:
+        return self._augmenter
 
     @property
     def finish(self) -> Finish | None:
@@ -303,6 +305,19 @@ def check_pictures(dataset: RecordDataset, validation: Sequence[RecordDataset]) 
                 f"{shards.name} holds codes without pictures, and --reader.encoder reads pictures: give the pictures "
                 "themselves as --data, or leave the reader out"
             )
+
+
+def augmenter_for(augmentation: AugmentConfig, dataset: RecordDataset) -> Augmenter | None:
+    """What changes the pictures of a data set, if something does; UserError where all of it is codes."""
+    if augmentation == AS_IT_IS:
+        return None
+    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
+    if all(isinstance(getattr(part, "dataset", part), CodesDataset) for part in parts):
+        raise UserError(
+            f"{dataset.name} holds codes, which --augment does not change: give the pictures themselves as --data, or "
+            "leave it out"
+        )
+    return Augmenter(augmentation)
 
 
 def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str, begun: bool) -> None:

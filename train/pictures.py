@@ -1,4 +1,4 @@
-"""Pictures on their way into training: to the device, mirrored or cropped, and as a fixed validation set."""
+"""Pictures on their way into training: to the device, mirrored, cropped or moved, and as a fixed validation set."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from .config import AugmentConfig
 
 
 def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -> Record:
-    """Mirrors and crops one record with pixels. Every draw is made whatever the settings, so that one setting does not
-    change what another one draws."""
-    assert record.image is not None
+    """Mirrors, crops and moves the picture of a record, if it has pixels. Every draw is made whatever the settings, so
+    that one setting does not change what another one draws."""
+    if record.image is None:
+        return record
     flip, side, top, left = torch.rand(4, generator=generator).tolist()
     image = record.image  # (3, H, W) uint8
     if flip < config.flip:
@@ -32,6 +33,13 @@ def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -
         part = image[None, :, y : y + h, x : x + w].float()
         whole = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
         image = whole[0].round().clamp(0, 255).to(torch.uint8)
+    if config.shift:
+        down, right = torch.randint(-config.shift, config.shift + 1, (2,), generator=generator).tolist()
+        rows, columns = (
+            (torch.arange(size) - by).clamp(0, size - 1)
+            for size, by in zip(image.shape[1:], (down, right), strict=True)
+        )
+        image = image[:, rows][:, :, columns]
     record.image = image
     return record
 

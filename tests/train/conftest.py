@@ -229,6 +229,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
         muon: bool = False,
         tokenizer: Path = tiny_tokenizer_folder,
         code_vectors: bool = False,
+        augment: Any = None,
         **settings: Any,
     ) -> Any:
         train_generator(
@@ -241,6 +242,7 @@ def train_small_generator(tiny_tokenizer_folder: Path) -> Any:
             trunk=TrunkConfig(width=32, depth=2, heads=2, dropout=dropout),
             code_vectors=code_vectors,
             tasks=tasks or TasksConfig(),
+            augment=augment or AugmentConfig(),
             sampling=GivenSettings(),
             text_tokenizer=text_tokenizer,
             text_vocabulary=300,

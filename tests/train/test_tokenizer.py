@@ -124,6 +124,22 @@ def test_augmentation_is_keyed_and_each_setting_stands_alone() -> None:
         assert torch.equal(changed(both, index), mirrored if flipped else expected)  # type: ignore[arg-type]
 
 
+def test_pictures_are_moved_and_their_border_is_repeated() -> None:
+    image = torch.arange(3 * 5 * 6, dtype=torch.uint8).reshape(3, 5, 6)
+    rows, columns = torch.arange(5), torch.arange(6)
+    places = {
+        image[:, (rows - down).clamp(0, 4)][:, :, (columns - right).clamp(0, 5)].numpy().tobytes()
+        for down in (-1, 0, 1)
+        for right in (-1, 0, 1)
+    }
+    found = set()
+    for index in range(100):
+        moved = augment(Record("x", image=image), AugmentConfig(shift=1), keyed_generator(0, "augment", 0, index)).image
+        assert moved is not None
+        found.add(moved.numpy().tobytes())
+    assert found == places
+
+
 def test_augmented_runs_differ_from_plain_ones(tmp_path: Path, train_small_tokenizer: Any) -> None:
     plain = train_small_tokenizer(tmp_path / "plain", steps=2)
     mirrored = train_small_tokenizer(tmp_path / "mirrored", steps=2, augment=AugmentConfig(flip=1.0))
