@@ -13,7 +13,7 @@ from unitok.config import TRUNK_PRESETS, PortConfig, TrunkConfig
 from unitok.modalities import text_segment
 from unitok.ports import IdPort, add_features, build_ports
 from unitok.sequence import PackedBatch, document, lay_out
-from unitok.trunk.native import Rotary, Transformer, rotate
+from unitok.trunk.native import Dropout, Rotary, Transformer, rotate
 from unitok.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.of(40, 5)
@@ -135,3 +135,24 @@ def test_scores_and_losses_of_a_span_are_those_of_a_slice() -> None:
     torch.testing.assert_close(port.scores(hidden, slice(10, 20)), every[:, 10:20])
     expected = -every[:, 10:20].log_softmax(-1)[torch.arange(6), targets - 10]
     torch.testing.assert_close(port.losses(hidden, targets, slice(10, 20)), expected)
+
+
+def test_dropout_takes_its_share_and_leaves_the_mean() -> None:
+    """As torch's does: by the seed, other places each time, gradients where values are, nothing but in training."""
+    dropout, x = Dropout(0.1), torch.full((64, 33, 65), 2.0, requires_grad=True)  # no multiple of eight
+    torch.manual_seed(3)
+    first, second = dropout(x), dropout(x)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), first) and not torch.equal(first, second)
+    share = (first == 0).float().mean().item()
+    assert share == pytest.approx(26 / 256, abs=0.003)
+    assert first.unique().tolist() == [0.0, pytest.approx(2 * 256 / 230)]
+    assert first.mean().item() == pytest.approx(2, abs=0.01)
+    together = ((first == 0) & (second == 0)).float().mean().item()
+    assert together == pytest.approx((26 / 256) ** 2, abs=0.002)
+    (gradient,) = torch.autograd.grad(first.sum(), x)
+    assert torch.equal(gradient * 2, first)
+    assert torch.equal(dropout.eval()(x), x)
+    state = torch.get_rng_state()
+    assert torch.equal(Dropout(0.0).train()(x), x)
+    assert torch.equal(torch.get_rng_state(), state)
