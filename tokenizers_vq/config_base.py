@@ -96,8 +96,7 @@ class ConvConfig(TokenizerConfig):
     decoder_blocks_of_levels: tuple[int, ...] = ()
     """Decoder blocks of each level, full resolution first. Empty: one more than the encoder has."""
     decoder_multipliers: tuple[int, ...] = ()
-    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder. It may have more levels
-    than the encoder: for each, the stem of the decoder is half as large, and edges of its blocks show less."""
+    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder."""
     attention_levels: tuple[int, ...] = ()
     """Further levels (0 is full resolution) whose blocks are followed by attention."""
 
@@ -112,17 +111,11 @@ class ConvConfig(TokenizerConfig):
             problems.check_range(f"tokenizer.{name}", getattr(self, name), 1, most)
         multipliers = list(self.channel_multipliers)
         check_multipliers(problems, self.channel_multipliers)
-        more = max(0, len(self.decoder_multipliers) - len(multipliers))
-        problems.check(
-            self.stem % 2**more == 0 and not (more and self.attention_levels),
-            f"tokenizer.decoder_multipliers has {more} levels more than tokenizer.channel_multipliers: tokenizer.stem "
-            f"{self.stem} has to be a multiple of {2**more}, and tokenizer.attention_levels empty",
-        )
         for name in PER_LEVEL:
-            values, levels = getattr(self, name), len(multipliers) + (more if name.startswith("decoder") else 0)
+            values = getattr(self, name)
             problems.check(
-                not values or (len(values) == levels and all(1 <= one <= MOST_BLOCKS for one in values)),
-                f"tokenizer.{name} is {shown(list(values))}: give {levels} numbers from 1 to {MOST_BLOCKS}, "
+                not values or (len(values) == len(multipliers) and all(1 <= one <= MOST_BLOCKS for one in values)),
+                f"tokenizer.{name} is {shown(list(values))}: give {len(multipliers)} numbers from 1 to {MOST_BLOCKS}, "
                 "one per level",
             )
         problems.check(
@@ -153,15 +146,9 @@ class ConvConfig(TokenizerConfig):
     @property
     def decoder_levels(self) -> list[tuple[int, int]]:
         """(channels, blocks) of each decoder level, full resolution first."""
+        blocks = self.decoder_blocks_of_levels or [n + 1 for _, n in self.encoder_levels]
         factors = self.decoder_multipliers or self.channel_multipliers
-        more = [self.blocks + 1] * (len(factors) - len(self.channel_multipliers))
-        blocks = self.decoder_blocks_of_levels or [*more, *(n + 1 for _, n in self.encoder_levels)]
         return [(self.channels * factor, n) for factor, n in zip(factors, blocks, strict=True)]
-
-    @property
-    def decoder_stem(self) -> int:
-        """Pixels a side that the last convolution of the decoder makes at once."""
-        return self.stride // 2 ** (len(self.decoder_levels) - 1)
 
 
 PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")
