@@ -18,6 +18,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.layout import Layout
 from tokenizers_vq.losses.config import LossConfig
 from tokenizers_vq.losses.reconstruction import TokenizerLoss
+from tokenizers_vq.networks import conv
 from tokenizers_vq.quantizers.config import FSQ, QUANTIZERS, VQ, Cosine
 
 DEBUG = TOKENIZER_PRESETS["debug"]()
@@ -330,3 +331,24 @@ def test_patchwise_codes_depend_on_their_patch_alone(stem: int, multipliers: tup
     differs = tokenizer.encode(changed).view(2, 4, 6) != codes
     assert differs[:, 1, 2].any() and differs.sum() == differs[:, 1, 2].sum()
     assert tokenizer.decode(codes.flatten(1), tokenizer.layout_for(16, 24)).shape == images.shape
+
+
+@pytest.mark.parametrize("multipliers", [(1,), (1, 2)])
+def test_patches_of_one_position_train_as_convolutions_do(
+    multipliers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rows: what comes out and what is learned are those of the published operations, to the last bits of float64."""
+    config = ConvVQConfig(
+        image_size=16, stem=4, patchwise=True, channels=8, channel_multipliers=multipliers, blocks=1, attention="none",
+        latent_dim=8, quantizer=FSQ(levels=(3, 3)),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    encoder, x = conv.Encoder(config).double(), torch.rand(3, 3, 16, 16, dtype=torch.float64)
+    found = {}
+    for way in ("rows", "convolutions"):
+        if way == "convolutions":
+            monkeypatch.setattr(conv, "_rows", lambda x: None)
+        z = encoder(x)
+        found[way] = [z, *torch.autograd.grad(z.square().sum(), list(encoder.parameters()))]
+    for mine, theirs in zip(*found.values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
