@@ -337,7 +337,7 @@ def test_patchwise_codes_depend_on_their_patch_alone(stem: int, multipliers: tup
 def test_patches_of_one_position_train_as_convolutions_do(
     multipliers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As rows: what comes out and what is learned are those of the published operations, to the last bits of float64."""
+    """As rows: what comes out and what is learned are those of the published operations."""
     config = ConvVQConfig(
         image_size=16, stem=4, patchwise=True, channels=8, channel_multipliers=multipliers, blocks=1, attention="none",
         latent_dim=8, quantizer=FSQ(levels=(3, 3)),
