@@ -123,14 +123,19 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOM / "peers"))
 
 
-def test_our_side_of_every_row_draws_and_trains(peers: None) -> None:
+def test_our_side_of_every_row_draws_and_trains(peers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled or not: what the compiled forms compile is tested elsewhere, and takes long."""
+    monkeypatch.setattr("unitok.trunk.compiled.OFTEN", 256)  # the benchmark sets it
     rows, ours = importlib.import_module("rows"), importlib.import_module("ours")
     kinds = {(row.work, objective): row for row in rows.ROWS for objective in row.objectives}
     assert len(kinds) == 8 and {row.peer for row in rows.ROWS} == {"llamagen", "var", "open_muse", "showo"}
     for (work, objective), row in kinds.items():
         tiny = replace(row, width=64, depth=1, codebook=32, text=300, batch=2, maps=row.maps[:2])
+        forms = ours.WORKS[work](tiny, objective)
+        compiles = work == "train" or tiny.compiles
+        assert list(forms) == ["fp32", "bf16", *(["fp32 compiled", "bf16 compiled"] if compiles else [])]
         for form in ("fp32", "bf16"):
-            ours.WORKS[work](tiny, objective)[form]()
+            forms[form]()
 
 
 def test_a_ratio_is_our_time_over_the_peers(peers: None) -> None:

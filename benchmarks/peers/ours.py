@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CAPTION = "a caption"
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+COMPILED = " compiled"
+"""Behind the precision, of a form whose first run compiles it."""
 Works = dict[str, Callable[[], object]]
 """Form, such as "bf16 compiled" -> the work of a row."""
 
@@ -59,16 +61,13 @@ def drawing(row: Row, objective: str) -> Works:
         for precision in PRECISIONS:
             model = copy.deepcopy(plain)
             prepare(model, precision, compiles)
-            models[f"{precision} compiled" if compiles else precision] = model
+            models[f"{precision}{COMPILED if compiles else ''}"] = model
     settings = SampleSettings(guidance=2.0, **({"steps": row.steps} if row.steps else {}))
     captions, ids = [CAPTION] * row.batch, list(range(row.prompt))
 
     def draw(model: UniTok) -> None:
         draw_codes(model, captions, settings, range(row.batch), lambda _: ids, batch_size=row.batch)
 
-    for model in models.values():
-        if model.trunk.compiled is not None:
-            draw(model)
     return {form: partial(draw, model) for form, model in models.items()}
 
 
@@ -104,11 +103,9 @@ def training(row: Row, objective: str) -> Works:
             optimizer.step()
             optimizer.zero_grad()
 
-        for precision in PRECISIONS if compiles else ():
-            step(precision)
         return step
 
-    steppers = {"": stepper(False), " compiled": stepper(True)}
+    steppers = {"": stepper(False), COMPILED: stepper(True)}
     return {f"{one}{how}": partial(step, one) for how, step in steppers.items() for one in PRECISIONS}
 
 
