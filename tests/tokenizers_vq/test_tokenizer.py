@@ -343,6 +343,7 @@ def test_patches_of_one_position_train_as_convolutions_do(
         latent_dim=8, quantizer=FSQ(levels=(3, 3)),
     )  # fmt: skip
     torch.manual_seed(0)
+    monkeypatch.setattr(conv, "WIDE", 1)
     encoder, x = conv.Encoder(config).double(), torch.rand(3, 3, 16, 16, dtype=torch.float64)
     found = {}
     for way in ("rows", "convolutions"):

@@ -36,11 +36,15 @@ def fast_weights(network: nn.Module) -> None:
             module.to(memory_format=torch.channels_last)
 
 
+WIDE = 128
+"""Channels from which pictures of one position are trained on as rows. Narrow ones gain less."""
+
+
 def _rows(x: Tensor) -> Tensor | None:
     """(N, C): pictures of one position as a CPU trains on them fastest, where convolutions and group norms of single
-    positions take three to ten times as long as products and layer norms. None: x has more, or nothing is learned,
-    and then codes are those of the published operations to the bit."""
-    one = x.shape[-2] == x.shape[-1] == 1
+    positions take three to ten times as long as products and layer norms. None: x has more, or is narrow, or nothing
+    is learned, and then codes are those of the published operations to the bit."""
+    one = x.shape[-2] == x.shape[-1] == 1 and x.shape[1] >= WIDE
     return x.flatten(1) if one and torch.is_grad_enabled() and not x.is_cuda else None
 
 
