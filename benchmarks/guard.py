@@ -82,7 +82,8 @@ def main() -> None:
     from unitok.cli.bench import worse_than
 
     worse = worse_than(before, now)
-    print(*worse, sep="\n", file=sys.stderr)
+    for line in worse:
+        print(line, file=sys.stderr)
     raise SystemExit(1 if worse else 0)
 
 
