@@ -12,7 +12,7 @@ from unitok.boxes import strings_of
 from unitok.conditions import Classes
 from unitok.config import TasksConfig
 from unitok.data.loader import read_in_order
-from unitok.data.mixture import Mixture
+from unitok.data.mixture import Mixture, parts_of
 from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset, ShardedDataset, each_caption
 from unitok.modalities import TEXTS
@@ -69,8 +69,7 @@ def named_classes(classes: Classes, dataset: RecordDataset, validation: Sequence
     Raises:
         UserError: captions that are no classes, and cannot become such.
     """
-    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
-    named = classes.with_names_of(one or "" for part in parts for one in each_caption(part))
+    named = classes.with_names_of(one or "" for part in parts_of(dataset) for one in each_caption(part))
     for data in validation:
         for caption in each_caption(data):
             named(caption or "")

@@ -20,7 +20,7 @@ from unitok.config import ModelConfig, ObjectiveSettings, TasksConfig
 from unitok.data.codes.shards import CodesDataset
 from unitok.data.judging import can_judge, judge
 from unitok.data.loader import Finish, Transform
-from unitok.data.mixture import Mixture, Slot, slots_of, sources_of
+from unitok.data.mixture import Slot, parts_of, slots_of, sources_of
 from unitok.data.records import Record, RecordBatch, RecordDataset
 from unitok.modalities import Picture
 from unitok.model import TEXT_TOKENIZER, UniTok, modalities
@@ -28,7 +28,7 @@ from unitok.processes.world import World
 from unitok.sample.performing import perform
 from unitok.sample.pipeline import draw
 from unitok.seeding import fold
-from unitok.tasks import TASKS, draws_pictures, needs, reads_pictures, way
+from unitok.tasks import TASKS, bound_to_pixels, draws_pictures, needs, reads_pictures, way
 from unitok.text import CaptionEncoder, TextTokenizer
 from unitok.tuning.adapter import Adapter, holds_adapter, save_adapter
 
@@ -65,7 +65,7 @@ class GeneratorTrainee:
         start: Beginning | None = None,
     ) -> None:
         begun = isinstance(getattr(start, "inner", start), Start)  # also where it gets a reader
-        for data in (*(dataset.parts if isinstance(dataset, Mixture) else [dataset]), *validation):
+        for data in (*parts_of(dataset), *validation):
             check_codes_fit(data, image_tokenizer, config.image_tokenizer, begun)
         if config.reader is not None:
             check_pictures(dataset, validation)
@@ -294,13 +294,11 @@ def _those_with(records: RecordBatch, fields: set[str]) -> RecordBatch | None:
 
 def check_pictures(dataset: RecordDataset, validation: Sequence[RecordDataset]) -> None:
     """Raises UserError for code shards whose pictures a reader would have to see."""
-    sources = sources_of(dataset)
-    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
-    pairs = [(part, set(source.tasks)) for part, source in zip(parts, sources, strict=True)]
+    pairs = _with_tasks(dataset)
     learned = {task for _, tasks in pairs for task in tasks}
     for data, tasks in [*pairs, *((one, learned) for one in validation)]:
-        shards = getattr(data, "dataset", data)  # behind ?limit=
-        if isinstance(shards, CodesDataset) and reads_pictures(tasks):
+        shards = _shards_of_codes(data)
+        if shards is not None and reads_pictures(tasks):
             raise UserError(
                 f"{shards.name} holds codes without pictures, and --reader.encoder reads pictures: give the pictures "
                 "themselves as --data, or leave the reader out"
@@ -308,23 +306,44 @@ def check_pictures(dataset: RecordDataset, validation: Sequence[RecordDataset]) 
 
 
 def augmenter_for(augmentation: AugmentConfig, dataset: RecordDataset) -> Augmenter | None:
-    """What changes the pictures of a data set, if something does; UserError where all of it is codes."""
+    """What changes the pictures of a data set, if something does.
+
+    Raises:
+        UserError: all of it is codes, or a picture has what belongs to its pixels.
+    """
     if augmentation == AS_IT_IS:
         return None
-    parts = dataset.parts if isinstance(dataset, Mixture) else [dataset]
-    if all(isinstance(getattr(part, "dataset", part), CodesDataset) for part in parts):
+    pixels = [(part, tasks) for part, tasks in _with_tasks(dataset) if _shards_of_codes(part) is None]
+    if not pixels:
         raise UserError(
             f"{dataset.name} holds codes, which --augment does not change: give the pictures themselves as --data, or "
             "leave it out"
         )
+    for part, tasks in pixels:
+        if bound_to_pixels(tasks):
+            raise UserError(
+                f"{part.name} has boxes or further pictures ({', '.join(sorted(tasks))}), which --augment would not "
+                "change with its pictures: leave it out, or give these data as codes"
+            )
     return Augmenter(augmentation)
+
+
+def _with_tasks(dataset: RecordDataset) -> list[tuple[RecordDataset, set[str]]]:
+    """The data sets that records come from, and what each is for."""
+    return [(part, set(one.tasks)) for part, one in zip(parts_of(dataset), sources_of(dataset), strict=True)]
+
+
+def _shards_of_codes(dataset: RecordDataset | None) -> CodesDataset | None:
+    """The data set, also behind ?limit=, if it is codes."""
+    shards = getattr(dataset, "dataset", dataset)
+    return shards if isinstance(shards, CodesDataset) else None
 
 
 def check_codes_fit(dataset: RecordDataset | None, tokenizer: ImageTokenizer, fingerprint: str, begun: bool) -> None:
     """Raises UserError when code shards were made by another tokenizer (`begun`: than that of --init), or for another
     size."""
-    shards = getattr(dataset, "dataset", dataset)  # behind ?limit=
-    if not isinstance(shards, CodesDataset):
+    shards = _shards_of_codes(dataset)
+    if shards is None:
         return
     if shards.tokenizer_fingerprint != fingerprint:
         whose, advice = "--image_tokenizer", "give the tokenizer that made them, or encode again"

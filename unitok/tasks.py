@@ -131,6 +131,13 @@ def draws_pictures(tasks: Collection[str]) -> bool:
     )
 
 
+def bound_to_pixels(tasks: Collection[str]) -> bool:
+    """Whether records of these tasks have boxes or further pictures, which are wrong once their picture is moved."""
+    return any(
+        field == "parts" or (field != "image" and FIELDS[field] not in ("text", ANSWER)) for field in needs(tasks)
+    )
+
+
 def modalities_of(tasks: Collection[str]) -> set[str]:
     """The modalities of the fields of these tasks; parts have their own."""
     return {FIELDS[part.field] for task in tasks for part in TASKS[task] if part.field in FIELDS}

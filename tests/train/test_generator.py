@@ -27,7 +27,7 @@ from unitok.sampling import SampleSettings
 from unitok.text import train_bpe
 from unitok.train import generator
 from unitok.train.commands import encode
-from unitok.train.config import AS_IT_IS, AugmentConfig, RunConfig, SourceConfig
+from unitok.train.config import AS_IT_IS, RunConfig, SourceConfig
 from unitok.train.data import open_sources
 from unitok.train.generator import GeneratorTrainee
 from unitok.vocabulary import Vocabulary
@@ -164,31 +164,6 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
-
-
-def test_pictures_are_changed_and_codes_are_not(
-    tmp_path: Path, tiny_tokenizer_folder: Path, train_small_generator: Any
-) -> None:
-    """Beside each other in a step: the source with pixels is augmented, the one with codes as it was."""
-    encode(data="shapes?limit=64", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes")
-    drawn, read = {"text_to_image": 1.0}, {"image_to_text": 1.0}
-
-    def losses(name: str, pixels: dict[str, float], codes: dict[str, float], **settings: Any) -> list[Any]:
-        data = [
-            SourceConfig(data="shapes?limit=64", tasks=pixels),
-            SourceConfig(data=str(tmp_path / "codes"), tasks=codes),
-        ]
-        records = train_small_generator(tmp_path / name, data=data, steps=2, seed=4, **settings)
-        return [
-            (one["loss/text_to_image"], one["loss/image_to_text"]) for one in records if "loss/image_to_text" in one
-        ]
-
-    moved = AugmentConfig(shift=3, flip=0.5)
-    plain, changed = losses("plain", read, drawn), losses("changed", read, drawn, augment=moved)
-    assert plain[0][0] == changed[0][0] and plain[0][1] != changed[0][1]
-    with pytest.raises(UserError, match=r"codes holds codes, which --augment does not change: give the pictures"):
-        train_small_generator(tmp_path / "out", data=str(tmp_path / "codes"), steps=1, augment=moved)
-    assert not (tmp_path / "out").exists()
 
 
 def test_what_travels_to_the_workers_is_light(tiny_tokenizer_folder: Path, scaled_tokenizer_folder: Path) -> None:

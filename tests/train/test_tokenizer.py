@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +18,7 @@ from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
 from tokenizers_vq.networks.vit_config import ViTConfig
 from tokenizers_vq.quantizers.config import FSQ, VQ, MultiVQ, SimVQ
-from unitok.data.records import Record
 from unitok.data.shapes.dataset import ShapesDataset
-from unitok.seeding import keyed_generator
-from unitok.train.config import AugmentConfig
-from unitok.train.pictures import augment
 
 
 def train_losses(log: list[dict[str, Any]]) -> list[float]:
@@ -99,53 +94,6 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, train_small_tokeni
     train_small_tokenizer(tmp_path, **settings, resume=True)
     again = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(again[name], value) for name, value in whole.items())
-
-
-def test_augmentation_is_keyed_and_each_setting_stands_alone() -> None:
-    image = torch.randint(256, (3, 16, 16), dtype=torch.uint8)
-
-    def changed(config: AugmentConfig, index: int) -> torch.Tensor:
-        result = augment(Record("x", image=image), config, keyed_generator(0, "augment", 0, index)).image
-        assert result is not None and result.dtype == torch.uint8 and result.shape == image.shape
-        return result
-
-    both = AugmentConfig(flip=0.5, crop=0.6)
-    assert all(torch.equal(changed(both, index), changed(both, index)) for index in range(5))
-    flips = [torch.equal(changed(AugmentConfig(flip=0.5), index), image.flip(-1)) for index in range(200)]
-    assert 70 < sum(flips) < 130
-    assert all(torch.equal(changed(AugmentConfig(), index), image) for index in range(5))
-    crops = [changed(AugmentConfig(crop=0.6), index) for index in range(200)]
-    assert len({crop.numpy().tobytes() for crop in crops}) > 50
-    for index, flipped in enumerate(flips[:20]):
-        expected = changed(AugmentConfig(crop=0.6), index)
-        mirrored = augment(
-            Record("x", image=image.flip(-1)), AugmentConfig(crop=0.6), keyed_generator(0, "augment", 0, index)
-        ).image
-        assert torch.equal(changed(both, index), mirrored if flipped else expected)  # type: ignore[arg-type]
-
-
-def test_pictures_are_moved_and_their_border_is_repeated() -> None:
-    image = torch.arange(3 * 5 * 6, dtype=torch.uint8).reshape(3, 5, 6)
-    rows, columns = torch.arange(5), torch.arange(6)
-    places = {
-        image[:, (rows - down).clamp(0, 4)][:, :, (columns - right).clamp(0, 5)].numpy().tobytes()
-        for down in (-1, 0, 1)
-        for right in (-1, 0, 1)
-    }
-    found = set()
-    for index in range(100):
-        moved = augment(Record("x", image=image), AugmentConfig(shift=1), keyed_generator(0, "augment", 0, index)).image
-        assert moved is not None
-        found.add(moved.numpy().tobytes())
-    assert found == places
-
-
-def test_augmented_runs_differ_from_plain_ones(tmp_path: Path, train_small_tokenizer: Any) -> None:
-    plain = train_small_tokenizer(tmp_path / "plain", steps=2)
-    mirrored = train_small_tokenizer(tmp_path / "mirrored", steps=2, augment=AugmentConfig(flip=1.0))
-    assert train_losses(plain) != train_losses(mirrored)
-    record = json.loads((tmp_path / "mirrored" / "run.json").read_text())
-    assert record["settings"]["augment"]["flip"] == 1.0
 
 
 def test_checkpointing_changes_no_weight(tmp_path: Path, train_small_tokenizer: Any) -> None:

@@ -37,7 +37,8 @@ def fast_weights(network: nn.Module) -> None:
 
 
 WIDE = 128
-"""Channels from which pictures of one position are trained on as rows. Narrow ones gain less."""
+"""Channels from which pictures of one position are trained on as rows. Narrow ones gain less, and what they learn is
+pinned (docs/log.md, 2026-11-27)."""
 
 
 def _rows(x: Tensor) -> Tensor | None:

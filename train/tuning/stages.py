@@ -24,7 +24,7 @@ from unitok.reader.config import NO_READER, ReaderSettings
 from unitok.sampling import GivenSettings
 from unitok.tuning.config import LoraConfig, as_patterns
 
-from ..config import OptimConfig, RunConfig, SourceConfig
+from ..config import AugmentConfig, OptimConfig, RunConfig, SourceConfig
 from .start import check_reached, given_patterns, settled, thaw
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ KINDS: dict[str, Any] = {
     "val_data": str | list[str] | None,
     "objective_settings": ObjectiveSettings,
     "tasks": TasksConfig,
+    "augment": AugmentConfig,
     "sampling": GivenSettings,
     "trainable": str | list[str] | None,
     "lora": LoraConfig,

@@ -87,6 +87,11 @@ def sources_of(dataset: RecordDataset) -> list[Source]:
     return [Source(len(dataset), dataset.endless, shards=shards, prefetch=prefetch)]
 
 
+def parts_of(dataset: RecordDataset) -> list[RecordDataset]:
+    """The data sets that `sources_of` are of."""
+    return dataset.parts if isinstance(dataset, Mixture) else [dataset]
+
+
 def shards_of(dataset: RecordDataset) -> tuple[Sequence[int], Callable[[Sequence[int]], None] | None]:
     """(records of each shard, who is told which are read next) of data that come shard by shard."""
     return (dataset.shards, dataset.prefetch) if isinstance(dataset, ShardedDataset) else ((), None)
