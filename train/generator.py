@@ -184,10 +184,11 @@ class GeneratorTrainee:
         was_training = self.unitok.training
         self.unitok.eval()
         sums = {"losses": torch.zeros(len(TASKS)), "counts": torch.zeros(len(TASKS), dtype=torch.double)}
-        for batch in self._validation_tasks(pictures):
-            sums["losses"] = sums["losses"] + self.unitok(batch.batch).cpu()
-            sums["counts"] = sums["counts"] + batch.counts
-        exact = self._exact(pictures)
+        with self._not_compiled():
+            for batch in self._validation_tasks(pictures):
+                sums["losses"] = sums["losses"] + self.unitok(batch.batch).cpu()
+                sums["counts"] = sums["counts"] + batch.counts
+            exact = self._exact(pictures)
         self.unitok.train(was_training)
         numbers = self._means(self._world.sum_all(sums))
         weights = {f"loss/{name}": task.weight for name, task in self._tasks.items()}
@@ -226,8 +227,7 @@ class GeneratorTrainee:
         found = {}
         for task, records in self._examined.items():
             mine = records[: max(1, pictures)][self._world.rank :: self._world.size]
-            with self._drawing():
-                written = self._world.together(partial(perform, self.unitok, task, mine, precision=self._precision))
+            written = self._world.together(partial(perform, self.unitok, task, mine, precision=self._precision))
             verdicts = [judge(task, record, value) for record, value in zip(mine, written, strict=True)]
             known = [verdict for verdict in verdicts if verdict is not None]
             found[task] = torch.tensor([sum(known), len(known)], dtype=torch.double)
@@ -236,9 +236,10 @@ class GeneratorTrainee:
         counts = {task: tuple(one.tolist()) for task, one in self._world.sum_all(found).items()}
         return {f"exact/{task}": right / count for task, (right, count) in counts.items() if count}
 
-    def _drawing(self) -> AbstractContextManager[object]:
-        """Blocks that are compiled for training are not so while something is drawn: each engine has a cache of
-        another size, and torch 2.11 takes one for the other."""
+    def _not_compiled(self) -> AbstractContextManager[object]:
+        """Blocks that are compiled for training run as they are while the model is evaluated or draws. Without
+        gradients each form of a batch would be compiled once more, for a few batches, until torch refuses another.
+        Each engine has a cache of another size, and torch 2.11 takes one for the other."""
         return torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
 
     def draw(self, path: Path) -> None:
@@ -247,7 +248,7 @@ class GeneratorTrainee:
         if way("text_to_image", self._learned) is None or self.unitok.image_tokenizer.no_pixels:
             return
         was_training = self.unitok.training
-        with self._drawing():
+        with self._not_compiled():
             pictures = draw(self.unitok.eval(), self._shown, precision=self._precision)
         self.unitok.train(was_training)
         scale = max(1, 128 // pictures.shape[-1])
