@@ -322,6 +322,9 @@ def encode(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     max_bad: float = 0.01,
     image_size: int | None = None,
+    augment: AugmentConfig = AS_IT_IS,
+    copies: int = 1,
+    caption_suffix: str = "",
 ) -> None:
     """Tokenize a data set once, into shards of codes beside their captions.
 
@@ -341,6 +344,10 @@ def encode(
         max_bad: Share of the pictures that may be unreadable.
         image_size: Pictures are scaled and cropped to this square; null for the tokenizer's own size. Give it to train
             generator too.
+        augment: Changes of the pictures before they are encoded, other ones for each copy.
+        copies: Changed copies of each picture; more than one needs --augment.
+        caption_suffix: Appended to the captions, such as ", moved", so that a model that learns from whole and changed
+            pictures is told which is which.
 
     Example:
         unitok encode --data pictures/ --image_tokenizer runs/tokenizer --out runs/codes
@@ -349,6 +356,10 @@ def encode(
     for name, value in {"batch_size": batch_size, "shard_size": shard_size, "image_size": image_size}.items():
         problems.check(value is None or value >= 1, f"--{name} is {value}: choose 1 or more")
     problems.check(workers >= 0, f"--workers is {workers}: choose 0 or more")
+    problems.check_range("--copies", copies, 1, 1000)
+    problems.check(
+        copies <= 1 or augment != AS_IT_IS, f"--copies is {copies}: equal copies teach nothing, so give --augment too"
+    )
     from unitok.processes.world import sharing
 
     from .encode import encode_data
@@ -356,7 +367,8 @@ def encode(
     with sharing(out, device) as world:
         world.from_main(problems.raise_if_any)
         sizes = batch_size, shard_size, workers
-        count, bad = encode_data(world, data, image_tokenizer, out, *sizes, max_bad, image_size)
+        changes = augment, copies, caption_suffix
+        count, bad = encode_data(world, data, image_tokenizer, out, *sizes, max_bad, image_size, *changes)
         if world.is_main:
             print(f"codes: {out}\npictures: {count}  unreadable: {bad}")
 

@@ -17,7 +17,8 @@ from unitok.data.open import open_data
 from unitok.data.records import RecordBatch, RecordDataset
 from unitok.processes.world import World
 
-from .pictures import to_device
+from .config import AS_IT_IS, AugmentConfig
+from .pictures import ChangedCopies, to_device
 
 LARGEST_BATCH = 2**24
 """Pixels that are encoded at once: 64 pictures of 512 x 512."""
@@ -35,6 +36,9 @@ def encode_data(
     workers: int,
     max_bad: float,
     image_size: int | None = None,
+    augmentation: AugmentConfig = AS_IT_IS,
+    copies: int = 1,
+    caption_suffix: str = "",
 ) -> tuple[int, int]:
     """Encodes what is not encoded yet; returns (records in the folder, unreadable ones among them).
 
@@ -50,7 +54,7 @@ def encode_data(
     height, width = tokenizer.image_size
     batch_size = max(1, min(batch_size, LARGEST_BATCH // (height * width)))
     shard_size = max(1, min(shard_size, LARGEST_SHARD // tokenizer.layout.length))
-    dataset = world.together(lambda: _pictures(data, tokenizer.image_size))
+    dataset = world.together(lambda: _pictures(data, tokenizer.image_size, augmentation, copies, caption_suffix))
     made_by = world.agreed(tokenizer.fingerprint, "weights of the image tokenizer")
     count, digest = world.agreed(lambda: (len(dataset), dataset.fingerprint()), "pictures or captions")
     bad = world.together(lambda: BadPictures(count, max_bad, dataset.left_out))
@@ -90,14 +94,17 @@ def encode_data(
     return count, writer.finish(bad.check_all)
 
 
-def _pictures(data: str, size: tuple[int, int]) -> RecordDataset:
+def _pictures(
+    data: str, size: tuple[int, int], augmentation: AugmentConfig, copies: int, caption_suffix: str
+) -> RecordDataset:
     """The data set that is encoded."""
     dataset = open_data(data, size)
     if dataset.endless:
         raise UserError(f"data {data!r} has no end: say how many pictures to encode, as in {data}?limit=50000")
     if isinstance(dataset, CodesDataset):
         raise UserError(f"data {data!r} holds codes already: give pictures")
-    return dataset
+    as_it_is = augmentation == AS_IT_IS and copies == 1 and not caption_suffix
+    return dataset if as_it_is else ChangedCopies(dataset, augmentation, copies, caption_suffix)
 
 
 def _add(writer: ShardWriter, batch: RecordBatch, codes: torch.Tensor | None) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 
 from tokenizers_vq.errors import UserError
 from tokenizers_vq.images import to_float
+from unitok.data.fingerprint import digest
 from unitok.data.loader import collate, read_in_order
-from unitok.data.records import Key, Record, RecordBatch, RecordDataset
+from unitok.data.records import Key, LeftOut, Record, RecordBatch, RecordDataset
 from unitok.processes.world import World
+from unitok.seeding import keyed_generator
+from unitok.tasks import is_bound
 
 from .config import AugmentConfig
 
@@ -52,6 +56,48 @@ class Augmenter:
 
     def __call__(self, record: Record, key: Key, generator: torch.Generator) -> Record:
         return augment(record, self.config, generator)
+
+
+class ChangedCopies:
+    """Copies of the pictures of a data set, each changed in its own way, always the same; those of a picture stand side
+    by side.
+
+    Args:
+        copies: of each picture.
+        suffix: what is appended to their captions.
+    """
+
+    endless = False
+
+    def __init__(self, dataset: RecordDataset, config: AugmentConfig, copies: int, suffix: str) -> None:
+        self.dataset, self.config, self.copies, self.suffix = dataset, config, copies, suffix
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset.name} ({self.copies} changed copies of each)"
+
+    @property
+    def left_out(self) -> Sequence[LeftOut]:
+        return self.dataset.left_out
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.copies
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.dataset[index // self.copies]
+        bound = sorted(field for field in record.fields if is_bound(field))
+        if bound:
+            raise UserError(
+                f"{self.dataset.name}: {record.name} has {', '.join(bound)}, which would be wrong once its picture is "
+                "changed: encode it without --augment"
+            )
+        if record.caption is not None:
+            record.caption += self.suffix
+        return augment(record, self.config, keyed_generator("copies", index))
+
+    def fingerprint(self) -> str:
+        facts = [self.dataset.fingerprint(), asdict(self.config), self.copies, self.suffix]
+        return digest(facts, 0, lambda _: b"")
 
 
 def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -132,10 +132,13 @@ def draws_pictures(tasks: Collection[str]) -> bool:
 
 
 def bound_to_pixels(tasks: Collection[str]) -> bool:
-    """Whether records of these tasks have boxes or further pictures, which are wrong once their picture is moved."""
-    return any(
-        field == "parts" or (field != "image" and FIELDS[field] not in ("text", ANSWER)) for field in needs(tasks)
-    )
+    """Whether records of these tasks have fields that are wrong once their picture is moved."""
+    return any(field != "image" and is_bound(field) for field in needs(tasks))
+
+
+def is_bound(field: str) -> bool:
+    """Whether a field holds boxes or pictures: wrong where another picture of the record is moved."""
+    return field == "parts" or FIELDS.get(field, "text") not in ("text", ANSWER)
 
 
 def modalities_of(tasks: Collection[str]) -> set[str]:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tokenizers_vq.base import load_tokenizer
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.images import save_png, to_float
+from unitok.data.codes.shards import CodesDataset
+from unitok.data.open import open_data
 from unitok.data.records import Record
 from unitok.seeding import keyed_generator
 from unitok.train.commands import encode
@@ -92,3 +96,42 @@ def test_pictures_are_changed_and_codes_are_not(
             data = [SourceConfig(data=f"shapes?task={records}&limit=64", tasks={task: 1.0})]
             train_small_generator(tmp_path / "out", data=data, steps=1, augment=moved)
     assert not (tmp_path / "out").exists()
+
+
+def test_changed_copies_are_encoded_each_in_its_own_way(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    def encoded(name: str, **settings: Any) -> CodesDataset:
+        encode(data="shapes@val?limit=6", image_tokenizer=tiny_tokenizer_folder, out=tmp_path / name, **settings)
+        return CodesDataset(tmp_path / name)
+
+    moved = AugmentConfig(flip=0.5, shift=3)
+    plain = encoded("plain")
+    whole = encoded("whole", augment=moved, copies=3, caption_suffix=", moved", shard_size=4)
+    # Begun and gone on with, in other shards: a copy follows from its number alone.
+    again = encoded("again", augment=moved, copies=3, caption_suffix=", moved", batch_size=5)
+    assert len(whole) == 18 and len(plain) == 6
+    assert [whole[n].caption for n in range(18)] == [f"{plain[n // 3].caption}, moved" for n in range(18)]
+    codes = [whole[n].codes for n in range(18)]
+    assert all(torch.equal(one, again[n].codes) for n, one in enumerate(codes))
+    assert len({one.numpy().tobytes() for one in codes}) > 12
+    pictures, tokenizer = open_data("shapes@val?limit=6", 32), load_tokenizer(tiny_tokenizer_folder)
+    changed = augment(pictures[2], moved, keyed_generator("copies", 7)).image
+    assert changed is not None and torch.equal(tokenizer.encode(to_float(changed[None]))[0], codes[7])
+    with pytest.raises(UserError, match="other pictures"):
+        encoded("whole", augment=moved, copies=3, caption_suffix=", turned")
+    with pytest.raises(UserError, match="other pictures"):
+        encoded("plain", augment=moved)
+
+
+def test_copies_that_would_be_wrong_or_equal_are_refused(tmp_path: Path, tiny_tokenizer_folder: Path) -> None:
+    def encoded(data: str, **settings: Any) -> None:
+        encode(data=data, image_tokenizer=tiny_tokenizer_folder, out=tmp_path / "codes", **settings)
+
+    with pytest.raises(UserError, match="equal copies teach nothing, so give --augment too"):
+        encoded("shapes@val?limit=6", copies=2)
+    with pytest.raises(UserError, match="--copies is 0: choose 1 or more"):
+        encoded("shapes@val?limit=6", copies=0, augment=AugmentConfig(flip=0.5))
+    save_png(tmp_path / "a.png", torch.zeros(3, 32, 32, dtype=torch.uint8))
+    record = {"image": "a.png", "caption": "a circle", "phrase": "a circle", "boxes": [[0.1, 0.2, 0.5, 0.6]]}
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match="has boxes, which would be wrong once its picture is changed"):
+        encoded(str(tmp_path / "records.jsonl"), augment=AugmentConfig(flip=0.5))
