@@ -96,7 +96,9 @@ class ConvConfig(TokenizerConfig):
     decoder_blocks_of_levels: tuple[int, ...] = ()
     """Decoder blocks of each level, full resolution first. Empty: one more than the encoder has."""
     decoder_multipliers: tuple[int, ...] = ()
-    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder."""
+    """`channel_multipliers` of the decoder, full resolution first. Empty: those of the encoder. More of them than the
+    encoder has: its first levels are finer than the encoder's, and its own stem is that much smaller, so that what
+    differs within a patch is not left to the last convolution."""
     attention_levels: tuple[int, ...] = ()
     """Further levels (0 is full resolution) whose blocks are followed by attention."""
 
@@ -111,12 +113,19 @@ class ConvConfig(TokenizerConfig):
             problems.check_range(f"tokenizer.{name}", getattr(self, name), 1, most)
         multipliers = list(self.channel_multipliers)
         check_multipliers(problems, self.channel_multipliers)
-        for name in PER_LEVEL:
+        deepest = len(multipliers) + max(0, (self.stem & -self.stem).bit_length() - 1)  # each level halves the stem
+        levels = len(self.decoder_multipliers) or len(multipliers)
+        problems.check(
+            len(multipliers) <= levels <= deepest,
+            f"tokenizer.decoder_multipliers has {levels} levels: give {len(multipliers)} as the encoder has, or up to "
+            f"{deepest}, finer ones first",
+        )
+        for name, count in zip(PER_LEVEL, (len(multipliers), levels, levels), strict=True):
             values = getattr(self, name)
             problems.check(
-                not values or (len(values) == len(multipliers) and all(1 <= one <= MOST_BLOCKS for one in values)),
-                f"tokenizer.{name} is {shown(list(values))}: give {len(multipliers)} numbers from 1 to {MOST_BLOCKS}, "
-                "one per level",
+                not values or (len(values) == count and all(1 <= one <= MOST_BLOCKS for one in values)),
+                f"tokenizer.{name} is {shown(list(values))}: give {count} numbers from 1 to {MOST_BLOCKS}, one per "
+                "level",
             )
         problems.check(
             all(0 <= level < len(multipliers) for level in self.attention_levels),
@@ -146,13 +155,19 @@ class ConvConfig(TokenizerConfig):
     @property
     def decoder_levels(self) -> list[tuple[int, int]]:
         """(channels, blocks) of each decoder level, full resolution first."""
-        blocks = self.decoder_blocks_of_levels or [n + 1 for _, n in self.encoder_levels]
         factors = self.decoder_multipliers or self.channel_multipliers
+        finer = [self.blocks] * (len(factors) - len(self.channel_multipliers))
+        blocks = self.decoder_blocks_of_levels or [n + 1 for n in (*finer, *(n for _, n in self.encoder_levels))]
         return [(self.channels * factor, n) for factor, n in zip(factors, blocks, strict=True)]
+
+    @property
+    def decoder_stem(self) -> int:
+        """Side of the blocks of pixels that the decoder's last convolution makes from each position."""
+        return self.stride // 2 ** (len(self.decoder_levels) - 1)
 
 
 PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")
-"""Fields of `ConvConfig` that are empty or hold one number per level."""
+"""Fields of `ConvConfig` that are empty or hold one number per level, of the encoder or of the decoder."""
 
 
 def check_multipliers(problems: Problems, multipliers: tuple[int, ...]) -> None:

@@ -94,6 +94,17 @@ def test_several_problems_are_reported_together() -> None:
         (lambda: ViTConfig(width=100), "vit.width is 100: choose a multiple of 64"),
         (lambda: ConvVQConfig(backbone="mlp"), "backbone is 'mlp': choose conv or vit"),
         (lambda: ConvVQConfig(backbone="vit", patchwise=True), "patchwise is true, but the vit backbone looks across"),
+        (
+            lambda: ConvVQConfig(stem=4, channel_multipliers=(4,), decoder_multipliers=(1, 1, 2, 4)),
+            "decoder_multipliers has 4 levels: give 1 as the encoder has, or up to 3, finer ones first",
+        ),
+        (lambda: ConvVQConfig(channel_multipliers=(1, 1), decoder_multipliers=(1,)), "1 levels: give 2 as the encoder"),
+        (
+            lambda: ConvVQConfig(
+                stem=4, channel_multipliers=(4,), decoder_multipliers=(1, 2), decoder_blocks_of_levels=(1,)
+            ),
+            r"decoder_blocks_of_levels is \[1\]: give 2 numbers",
+        ),
         (lambda: LossConfig(l1=-1.0), "losses.l1 is -1.0: choose 0 or more"),
         (lambda: LossConfig(l1=0.0, l2=0.0), "both 0: give at least one a weight"),
     ],

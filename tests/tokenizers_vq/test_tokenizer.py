@@ -333,6 +333,30 @@ def test_patchwise_codes_depend_on_their_patch_alone(stem: int, multipliers: tup
     assert tokenizer.decode(codes.flatten(1), tokenizer.layout_for(16, 24)).shape == images.shape
 
 
+@pytest.mark.parametrize(("finer", "blocks"), [((1, 2), [2, 2]), ((1, 2, 4), [2, 2, 2]), ((1, 1, 2, 4), [2, 2, 2, 2])])
+def test_a_decoder_may_have_finer_levels_than_its_encoder(
+    tmp_path: Path, finer: tuple[int, ...], blocks: list[int]
+) -> None:
+    settings = {"stem": 8, "channels": 8, "channel_multipliers": (4,), "blocks": 1, "attention": "middle"}
+    tokenizer = tiny(**settings, decoder_multipliers=finer)
+    config = tokenizer.config
+    assert isinstance(config, ConvVQConfig) and config.stride == 8
+    assert config.decoder_levels == [(8 * factor, count) for factor, count in zip(finer, blocks, strict=True)]
+    assert config.decoder_stem == 8 // 2 ** (len(finer) - 1)
+    plain, images = tiny(**settings), pictures()
+    plain.encoder.load_state_dict(tokenizer.encoder.state_dict())
+    plain.quant_conv.load_state_dict(tokenizer.quant_conv.state_dict())
+    assert torch.equal(plain.encode(images), tokenizer.encode(images)), "the encoder is the same"
+    out = tokenizer(images)
+    out.reconstruction.square().mean().backward()
+    assert out.reconstruction.shape == images.shape
+    assert all(parameter.grad is not None for parameter in tokenizer.decoder.parameters())
+    tokenizer.save_pretrained(tmp_path)
+    codes = tokenizer.eval().encode(images)
+    with torch.no_grad():
+        torch.testing.assert_close(load_tokenizer(tmp_path).decode(codes), tokenizer.decode(codes))
+
+
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2)])
 def test_patches_of_one_position_train_as_convolutions_do(
     multipliers: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -181,8 +181,10 @@ class Middle(nn.Module):
         return self.block_2(x)
 
 
-def _level(config: ConvConfig, index: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3) -> Level:
-    lowest = index == len(config.channel_multipliers) - 1
+def _level(
+    config: ConvConfig, index: int, levels: int, channels_in: int, channels_out: int, blocks: int, kernel: int = 3
+) -> Level:
+    lowest = index == levels - 1
     inputs = [channels_in] + [channels_out] * (blocks - 1)
     attends = (config.attention == "lowest" and lowest) or index in config.attention_levels
     attention = blocks if attends and kernel == 3 else 0
@@ -208,7 +210,7 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         width = config.channels
         for index, (width_out, blocks) in enumerate(levels):
-            level = _level(config, index, width, width_out, blocks, kernel)
+            level = _level(config, index, len(levels), width, width_out, blocks, kernel)
             if index < len(levels) - 1:
                 level.downsample = Downsample(width_out)
             self.down.append(level)
@@ -246,13 +248,13 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
-        self.stem = config.stem
+        self.stem = config.decoder_stem
         width = config.decoder_levels[-1][0]
         self.conv_in = nn.Conv2d(config.latent_dim, width, 3, padding=1)
         self.mid = Middle(width, attention=config.attention != "none")
         levels = []
         for index, (width_out, blocks) in reversed(list(enumerate(config.decoder_levels))):
-            level = _level(config, index, width, width_out, blocks)
+            level = _level(config, index, len(config.decoder_levels), width, width_out, blocks)
             if index > 0:
                 level.upsample = Upsample(width_out)
             levels.append(level)
@@ -260,7 +262,7 @@ class Decoder(nn.Module):
         # As published, up[0] is the full resolution and runs last.
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = group_norm(width)
-        self.conv_out = nn.Conv2d(width, 3 * config.stem**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(width, 3 * self.stem**2, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(fast_memory(z)))
