@@ -120,6 +120,10 @@ class ConvConfig(TokenizerConfig):
             f"tokenizer.decoder_multipliers has {levels} levels: give {len(multipliers)} as the encoder has, or up to "
             f"{deepest}, finer ones first",
         )
+        problems.check(
+            levels == len(multipliers) or not self.attention_levels,
+            "tokenizer.attention_levels would mean other resolutions in a decoder with finer levels: leave it empty",
+        )
         for name, count in zip(PER_LEVEL, (len(multipliers), levels, levels), strict=True):
             values = getattr(self, name)
             problems.check(
@@ -163,7 +167,7 @@ class ConvConfig(TokenizerConfig):
     @property
     def decoder_stem(self) -> int:
         """Side of the blocks of pixels that the decoder's last convolution makes from each position."""
-        return self.stride // 2 ** (len(self.decoder_levels) - 1)
+        return self.stem // 2 ** (len(self.decoder_levels) - len(self.channel_multipliers))
 
 
 PER_LEVEL = ("blocks_of_levels", "decoder_blocks_of_levels", "decoder_multipliers")

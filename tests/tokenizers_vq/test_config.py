@@ -100,6 +100,10 @@ def test_several_problems_are_reported_together() -> None:
         ),
         (lambda: ConvVQConfig(channel_multipliers=(1, 1), decoder_multipliers=(1,)), "1 levels: give 2 as the encoder"),
         (
+            lambda: ConvVQConfig(stem=2, channel_multipliers=(2,), decoder_multipliers=(1, 2), attention_levels=(0,)),
+            "attention_levels would mean other resolutions",
+        ),
+        (
             lambda: ConvVQConfig(
                 stem=4, channel_multipliers=(4,), decoder_multipliers=(1, 2), decoder_blocks_of_levels=(1,)
             ),
