@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from unitok.processes.world import World
 from unitok.seeding import keyed_generator
 from unitok.tasks import is_bound
 
-from .config import AugmentConfig
+from .config import AS_IT_IS, AugmentConfig
 
 
 def augment(record: Record, config: AugmentConfig, generator: torch.Generator) -> Record:
@@ -86,14 +86,13 @@ class ChangedCopies:
     def __getitem__(self, index: int) -> Record:
         record = self.dataset[index // self.copies]
         bound = sorted(field for field in record.fields if is_bound(field))
-        if bound:
+        if bound and self.config != AS_IT_IS:
             raise UserError(
                 f"{self.dataset.name}: {record.name} has {', '.join(bound)}, which would be wrong once its picture is "
                 "changed: encode it without --augment"
             )
-        if record.caption is not None:
-            record.caption += self.suffix
-        return augment(record, self.config, keyed_generator("copies", index))
+        caption = None if record.caption is None else record.caption + self.suffix
+        return augment(replace(record, caption=caption), self.config, keyed_generator("copies", index))
 
     def fingerprint(self) -> str:
         facts = [self.dataset.fingerprint(), asdict(self.config), self.copies, self.suffix]

@@ -135,3 +135,11 @@ def test_copies_that_would_be_wrong_or_equal_are_refused(tmp_path: Path, tiny_to
     (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n")
     with pytest.raises(UserError, match="has boxes, which would be wrong once its picture is changed"):
         encoded(str(tmp_path / "records.jsonl"), augment=AugmentConfig(flip=0.5))
+    whole = tmp_path / "whole"  # nothing is moved
+    encode(
+        data=str(tmp_path / "records.jsonl"),
+        image_tokenizer=tiny_tokenizer_folder,
+        out=whole,
+        caption_suffix=", whole",
+    )
+    assert CodesDataset(whole)[0].caption == "a circle, whole"

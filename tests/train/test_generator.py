@@ -96,27 +96,6 @@ def test_several_codes_for_a_place_are_learned_and_drawn(
     assert model.image_tokenizer.decode(codes).shape == (1, 3, 32, 32)
 
 
-def test_a_compiled_run_compiles_nothing_to_evaluate_or_draw(
-    tmp_path: Path, train_small_generator: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Graphs are traced, and run as they are."""
-    from torch._dynamo.utils import counters
-
-    plain, evaluate, more = torch.nn.Module.compile, GeneratorTrainee.evaluate, []
-
-    def watched(self: GeneratorTrainee, pictures: int) -> dict[str, float]:
-        before = counters["stats"]["unique_graphs"]
-        numbers = evaluate(self, pictures)
-        more.append((before, counters["stats"]["unique_graphs"] - before))
-        return numbers
-
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="eager"))
-    monkeypatch.setattr(GeneratorTrainee, "evaluate", watched)
-    counters.clear()
-    train_small_generator(tmp_path, val_data="shapes@val?limit=8", steps=3, compile=True)
-    assert more[-1][0] > 0 and not any(added for _, added in more)
-
-
 def test_accumulation_changes_nothing_but_rounding(tmp_path: Path, train_small_generator: Any) -> None:
     """Captions differ in length and tasks in number, so means of micro-batch means would be wrong."""
     whole, parts = (

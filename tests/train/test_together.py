@@ -256,6 +256,27 @@ def test_compiled_blocks_train_the_same(
         alike(tmp_path / "one", tmp_path / way, 1e-5, 1e-5)
 
 
+def test_a_compiled_run_compiles_nothing_to_evaluate_or_draw(
+    tmp_path: Path, train_small_generator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs are traced, and run as they are."""
+    from torch._dynamo.utils import counters
+
+    plain, evaluate, more = torch.nn.Module.compile, GeneratorTrainee.evaluate, []
+
+    def watched(self: GeneratorTrainee, pictures: int) -> dict[str, float]:
+        before = counters["stats"]["unique_graphs"]
+        numbers = evaluate(self, pictures)
+        more.append((before, counters["stats"]["unique_graphs"] - before))
+        return numbers
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: plain(self, backend="eager"))
+    monkeypatch.setattr(GeneratorTrainee, "evaluate", watched)
+    counters.clear()
+    train_small_generator(tmp_path, val_data="shapes@val?limit=8", steps=3, compile=True)
+    assert more[-1][0] > 0 and not any(added for _, added in more)
+
+
 @pytest.mark.timeout(300)
 def test_gradients_of_micro_batches_travel_once_a_step(
     tmp_path: Path, tiny_tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
