@@ -44,7 +44,8 @@ class Job:
     seed: int
     settings: SampleSettings
     known: torch.Tensor | None = None
-    """(L,) int64 codes that are given and stay, -1 for the others, or the ids (n,) that a passage begins with."""
+    """(L,) int64 codes that are given and stay, -1 for the others, the ids (n,) that a passage begins with, or those of
+    the caption that a text with boxes is of."""
     then: Sequence[Turn] | Callable[[list[torch.Tensor]], Turn | None] = ()
     """What follows, or what says so from all values that have been written; None: nothing."""
     aside: bool = False
@@ -77,12 +78,21 @@ def job_for(
     settings.guidance_scales(len(drops))
     prompts = [prompt(task, record, drops[:count], settings.negative) for count in range(len(drops) + 1)]
     *before, last = [part for part in TASKS[task] if part.learned]
-    turns = [Turn([], FIELDS[part.field], LEADS if part.varies else GREEDY) for part in before]
+    turns = [
+        Turn([], FIELDS[part.field], LEADS if part.varies else GREEDY, caption_of(part.field, record))
+        for part in before
+    ]
     if not turns:
         return Job(prompts, FIELDS[last.field], seed, settings, known)
     first, *others = turns
     then = [*others, Turn([], FIELDS[last.field], settings, known)]
-    return Job(prompts, first.modality, seed, first.settings or settings, then=then, aside=True)
+    return Job(prompts, first.modality, seed, first.settings or settings, first.known, then, aside=True)
+
+
+def caption_of(field: str, record: Mapping[str, Any]) -> torch.Tensor | None:
+    """The ids (n,) of the caption that a field is of, if it is a text with boxes; None: of none, or an empty one."""
+    ids = record.get("caption") if FIELDS[field] == "grounded" else None
+    return torch.tensor(list(ids)) if ids else None
 
 
 def way_of(model: UniTok, task: str) -> str:
@@ -125,7 +135,9 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
     assert not callable(job.then), "what follows is not known before"
     written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
     longest = max(model.config.text_length + 1, model.picture_length, *written)
-    known = 0 if job.known is None else model.layout.length  # a pass behind known codes carries more than it draws
+    known = (
+        model.layout.length if job.modality == "image" and job.known is not None else 0
+    )  # a pass behind known codes carries more than it draws
     return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
 

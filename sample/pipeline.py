@@ -19,7 +19,7 @@ from unitok.tasks import FIELDS, TASKS, Piece, asked, prompt
 
 from .best_of import NO_BEST, BestOf, Written, best_read, candidate_seeds, check_best_of
 from .engine import Engine, Watch
-from .jobs import GREEDY, Job, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
+from .jobs import GREEDY, Job, caption_of, check_smooth, job_for, parts, prompts_needed, rooms_of, way_of
 from .pictures import as_read
 
 Condition = str | int | TextStates
@@ -140,11 +140,12 @@ def score_codes(
 def before_pictures(model: UniTok, conditions: Sequence[Condition]) -> list[list[Segment]]:
     """What stands before a picture: its condition, and where the model points first, the most likely boxes."""
     modalities, task = model.modalities(), way_of(model, "text_to_image")
-    prompts = [prompt(task, {"caption": value_of(model, one)}) for one in conditions]
+    records = [{"caption": value_of(model, one)} for one in conditions]
+    prompts = [prompt(task, record) for record in records]
     for part in [part for part in TASKS[task] if part.learned][:-1]:
-        modality = FIELDS[part.field]
-        written = run(model, [Job([pieces], modality, 0, GREEDY) for pieces in prompts])
-        for pieces, (value,) in zip(prompts, written, strict=True):
+        modality, known = FIELDS[part.field], [caption_of(part.field, record) for record in records]
+        jobs = [Job([pieces], modality, 0, GREEDY, one) for pieces, one in zip(prompts, known, strict=True)]
+        for pieces, (value,) in zip(prompts, run(model, jobs), strict=True):
             pieces.append(Piece(modality, modalities[modality].value(value), False))
     return [[part for one in pieces for part in modalities[one.modality].given([one.value])] for pieces in prompts]
 
@@ -369,8 +370,7 @@ def answer(
     precision: Precision = "fp32",
     text_ids: Callable[[str], list[int]] | None = None,
 ) -> list[str]:
-    """Answers to one question about each of the pictures (N, 3, H, W) uint8 of the model's size. For `text_ids` see
-    `draw`.
+    """Answers to a question about each of the pictures (N, 3, H, W) uint8 of the model's size; `text_ids`: see `draw`.
 
     Raises:
         UserError: a question that is too long.

@@ -232,8 +232,9 @@ def train_generator(
     from unitok.device import check_memory
     from unitok.objectives import objective_class
     from unitok.processes.world import join
+    from unitok.text import CaptionEncoder
 
-    from .data import open_sources, text_fingerprint, text_tokenizer_for
+    from .data import open_sources, restated, text_fingerprint, text_tokenizer_for
     from .folder import RunFolder
     from .generator import GeneratorTrainee
     from .log import print_parameters, print_result
@@ -281,6 +282,9 @@ def train_generator(
         def built() -> GeneratorTrainee:
             wanted = {slot.task for slot in slots_of(dataset.sources, run.batch_size)}
             config = described(start, network, objective, images, texts, wanted, drawn, text_length, code_vectors, seen)
+            if network.captions == "text" and network.wording == "{}":  # captions are read as they are
+                words = restated(dataset, CaptionEncoder(texts, text_length))
+                config.restates = words if words is not None else start is not None and start.config.restates
             if isinstance(network, PublishedTrunk):
                 counts = {"model": sum(weight.numel() for weight in _given(start).parameters() if weight.requires_grad)}
             else:

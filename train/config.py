@@ -27,8 +27,9 @@ class OptimConfig:
     clip: float = 1.0
     """Longest gradient (global norm); 0 = no clipping."""
     muon: bool = False
-    """Move the matrices of a transformer's blocks by Muon, the rest by AdamW: several times fewer pictures for the same
-    loss on small models, each step somewhat slower. The learning rate keeps its scale, but may be higher."""
+    """Move the matrices of a transformer's blocks, or the kernels of a convolutional network, by Muon, the rest by
+    AdamW: several times fewer pictures for the same loss on small models, each step somewhat slower. The learning rate
+    keeps its scale, but may be higher."""
     ema: float = 0.999
     """Decay of the moving average (EMA) of the weights that is evaluated, sampled and saved. Early steps use a smaller
     decay. 0 = no averaging."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers_vq.errors import UserError, some_of
@@ -17,7 +17,7 @@ from unitok.data.open import open_data
 from unitok.data.records import Record, RecordDataset, ShardedDataset, each_caption
 from unitok.modalities import TEXTS
 from unitok.model import TEXT_TOKENIZER
-from unitok.tasks import FIELDS, is_several, needs
+from unitok.tasks import FIELDS, given_fields, is_several, needs
 from unitok.text import TextTokenizer, load_text_tokenizer, train_bpe
 
 from .config import RunConfig, SourceConfig
@@ -25,6 +25,8 @@ from .config import RunConfig, SourceConfig
 TEXTS_READ = 10_000
 TEXTS_READ_ENDLESS = 2_000
 """Records that a byte-level BPE is trained on. Rendered data speaks in few words."""
+WORDS_COMPARED = 64
+"""Records of each data set whose captions are compared with those that have boxes."""
 
 
 def open_sources(data: str | list[SourceConfig], tasks: TasksConfig, size: tuple[int, int]) -> Mixture:
@@ -80,33 +82,51 @@ def named_classes(classes: Classes, dataset: RecordDataset, validation: Sequence
     return named
 
 
+def restated(dataset: Mixture, encode: Callable[[str], list[int]]) -> bool | None:
+    """Whether the captions with boxes that a model learns to write behind a caption have its words, id for id, in all
+    records looked at: some of each data set. None: it learns no such task."""
+    found: list[bool] = []
+    for part, source in zip(dataset.parts, dataset.sources, strict=True):
+        if any("named" in needs([task]) and "caption" in given_fields(task) for task in source.tasks):
+            for record in looked_at(part, WORDS_COMPARED):
+                named = [word for one in strings_of(record.fields.get("named") or "") for word in encode(one)]
+                found.append(named == encode(record.caption or ""))
+    return all(found) if found else None
+
+
 def text_fingerprint(tokenizer: TextTokenizer) -> str:
     """SHA-256 (hex) of a text tokenizer."""
     return hashlib.sha256(tokenizer.tokenizer.to_str().encode()).hexdigest()
 
 
 def read_texts(dataset: RecordDataset, fields: set[str], workers: int) -> Iterator[str]:
-    """The texts in these fields of records spread evenly over a data set; of the first records where others would have
-    to come from afar."""
+    """The texts in these fields of the records that `looked_at` gives."""
     count = min(len(dataset), TEXTS_READ_ENDLESS if dataset.endless else TEXTS_READ)
-    in_order = dataset.endless or isinstance(dataset, ShardedDataset)
-    spread = dataset if in_order else Spread(dataset, count)
     found = False
-    for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
-        for record in batch.records:
-            values = {"caption": record.caption, **record.fields}
-            texts: list[str] = []
-            for field, modality in FIELDS.items():
-                if field in fields and modality in TEXTS and values.get(field):
-                    texts += values[field] if is_several(field, values[field]) else [values[field]]
-            grounded = [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
-            grounded += [values["named"]] if "named" in fields and values.get("named") else []
-            texts += [part for text in grounded for part in strings_of(text)]
-            found = found or bool(texts)
-            yield from texts
+    for record in looked_at(dataset, count, workers):
+        values = {"caption": record.caption, **record.fields}
+        texts: list[str] = []
+        for field, modality in FIELDS.items():
+            if field in fields and modality in TEXTS and values.get(field):
+                texts += values[field] if is_several(field, values[field]) else [values[field]]
+        grounded = [text for kind, text in values.get("parts", []) if kind == "text"] if "parts" in fields else []
+        grounded += [values["named"]] if "named" in fields and values.get("named") else []
+        texts += [part for text in grounded for part in strings_of(text)]
+        found = found or bool(texts)
+        yield from texts
     if not found:
         wanted = " or ".join(field for field in FIELDS if field in fields and FIELDS[field] in TEXTS) or "text"
         raise UserError(f"{dataset.name}: none of the {count} records looked at has a {wanted} that can be used")
+
+
+def looked_at(dataset: RecordDataset, count: int, workers: int = 0) -> Iterator[Record]:
+    """`count` records spread evenly over a data set, at most all; the first ones where others would have to come from
+    afar."""
+    count = min(len(dataset), count)
+    in_order = dataset.endless or isinstance(dataset, ShardedDataset)
+    spread = dataset if in_order else Spread(dataset, count)
+    for batch in read_in_order(spread, batch_size=64, stop=count, workers=workers):
+        yield from batch.records
 
 
 class Spread:

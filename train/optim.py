@@ -50,23 +50,27 @@ def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, n
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """AdamW over the trainable weights (the fused kernel updates all of them in one pass), and Muon before it over the
-    matrices of the blocks if so configured.
+    matrices of the blocks if so configured, or over the kernels of a convolutional network, which has no blocks.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes steps with equal singular values. Scaled
     to the root mean square of AdamW's steps (arXiv:2502.16982), both share one learning rate and one decay.
 
     Raises:
-        UserError: Muon for a model without matrices in blocks.
+        UserError: Muon for a model that has neither.
     """
     decayed, kept = decay_groups(model)
     optimizers: list[torch.optim.Optimizer] = []
     if config.muon:
         matrices = {name: weight for name, weight in decayed.items() if ".blocks." in f".{name}" and weight.ndim == 2}
+        matrices = matrices or {name: weight for name, weight in decayed.items() if _is_inner_kernel(name, weight)}
         if not matrices:
-            raise UserError("optim.muon is true, but this model has no transformer blocks to train: leave it out")
+            raise UserError(
+                "optim.muon is true, but this model has no transformer blocks and no levels of convolutions to train: "
+                "leave it out"
+            )
         decayed = {name: weight for name, weight in decayed.items() if name not in matrices}
         # A GPU would wait for every small matrix to be asked for. A CPU gains little, and would round otherwise.
-        stacked = all(weight.is_cuda or is_shard(weight) for weight in matrices.values())
+        stacked = all(weight.is_cuda or is_shard(weight) or weight.ndim > 2 for weight in matrices.values())
         kind = StackedMuon if stacked else torch.optim.Muon
         optimizers.append(
             kind(
@@ -86,19 +90,28 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
     return optimizers
 
 
+def _is_inner_kernel(name: str, weight: torch.Tensor) -> bool:
+    """Whether a weight is a kernel of the levels of an encoder or a decoder. What takes pixels or codes, or makes such,
+    is left to AdamW, as embeddings and heads are."""
+    return weight.ndim == 4 and any(level in name for level in (".down.", ".mid.", ".up."))
+
+
 def build_opponent_optimizer(opponent: Opponent) -> torch.optim.Optimizer:
     """AdamW with short memory, as in VQGAN, and no decay: an opponent has to follow a moving target."""
     weights = opponent.network.parameters()
     return torch.optim.AdamW(weights, lr=opponent.lr, betas=(0.5, 0.9), weight_decay=0.0, eps=1e-8, fused=True)
 
 
-class StackedMuon(torch.optim.Muon):
+class StackedMuon(torch.optim.Optimizer):
     """Takes the steps of `torch.optim.Muon` with Nesterov's momentum and `adjust_lr_fn="match_rms_adamw"`, with the
     same settings and state, but orthogonalises all matrices of one size at once: a transformer has many, and a GPU is
-    done with a small one before the next is asked for.
+    done with a small one before the next is asked for. A kernel (out, in, h, w) is taken as a matrix (out, in * h * w).
 
     A matrix in shards is gathered for its iterations: every process makes all of them, and keeps its own part.
     """
+
+    def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:
+        super().__init__(weights, torch.optim.Muon([nn.Parameter(torch.zeros(1, 1))], **settings).defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -118,9 +131,9 @@ class StackedMuon(torch.optim.Muon):
         found = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"])
         steps = [torch.empty_like(weight) for weight in weights]
         for weight, step, one in zip(weights, steps, found, strict=True):
-            put(step, one if weight.shape[0] <= weight.shape[1] else one.mT)
+            put(step, (one if _is_wide(weight) else one.mT).reshape(weight.shape))
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        rate = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5
+        rate = group["lr"] * 0.2 * max(matrices.shape[1:]) ** 0.5
         torch._foreach_add_(weights, steps, alpha=-rate)
 
 
@@ -140,14 +153,20 @@ def stacks(matrices: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """Matrices of one size, whichever side is longer, at most STACK numbers at a time."""
     alike: dict[tuple[int, ...], list[torch.Tensor]] = {}
     for matrix in matrices:
-        alike.setdefault(_wide(matrix).shape, []).append(matrix)
+        rows = matrix.shape[0]
+        alike.setdefault(tuple(sorted((rows, matrix.numel() // rows))), []).append(matrix)
     for members in alike.values():
         count = max(1, STACK // members[0].numel())
         yield from (members[start : start + count] for start in range(0, len(members), count))
 
 
+def _is_wide(matrix: torch.Tensor) -> bool:
+    return matrix.shape[0] ** 2 <= matrix.numel()
+
+
 def _wide(matrix: torch.Tensor) -> torch.Tensor:
-    return matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    matrix = matrix.flatten(1)
+    return matrix if _is_wide(matrix) else matrix.mT
 
 
 def learning_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

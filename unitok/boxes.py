@@ -66,8 +66,7 @@ def cropped(box: Box, window: Box) -> list[float] | None:
 
 
 def rough(value: Any, share: float, draw: Draw) -> Any:
-    """A value whose boxes are as a person would draw them: each side is moved by up to a share of the box's width or
-    height, at most a half."""
+    """A value whose boxes are as a person draws them: sides move by up to a share of its size, at most half."""
     if not is_box(value):
         return [rough(one, share, draw) for one in value] if isinstance(value, list | tuple) else value
     width, height = value[2] - value[0], value[3] - value[1]
@@ -158,6 +157,7 @@ class GroundedTextModality:
     encode: Callable[[str], list[int]]
     text_length: int
     """Longest text in tokens, its boxes not counted."""
+    restates: bool = False  # as of ModelConfig
 
     @property
     def longest(self) -> int:
@@ -192,7 +192,7 @@ class GroundedTextModality:
 
     def writer(self, rows: int, device: torch.device) -> Writer:
         spans = (self.vocabulary.text_range, self.vocabulary[BOX], self.vocabulary[LOCATION])
-        return BoxByBox("grounded", self.vocabulary, spans, self.longest, rows, device)
+        return AroundWords(self.restates, "grounded", self.vocabulary, spans, self.longest, rows, device)
 
 
 class GroundedPassageModality(PassageModality):
@@ -214,13 +214,15 @@ class GroundedPassageModality(PassageModality):
         return parts if any(not isinstance(part, str) for part in parts) else decode(ids)
 
 
-def with_boxes(vocabulary: Vocabulary, encode: Callable[[str], list[int]], text_length: int) -> dict[str, Modality]:
+def with_boxes(
+    vocabulary: Vocabulary, encode: Callable[[str], list[int]], text_length: int, restates: bool = False
+) -> dict[str, Modality]:
     """The modalities with boxes that a vocabulary has the ids for, by name."""
     found: dict[str, Modality] = {}
     if LOCATION in vocabulary:
         found["box"] = BoxModality(vocabulary)
     if BOX in vocabulary:
-        found["grounded"] = GroundedTextModality(vocabulary, encode, text_length)
+        found["grounded"] = GroundedTextModality(vocabulary, encode, text_length, restates)
         found[PASSAGE] = GroundedPassageModality(vocabulary, encode, text_length + 5 * MOST_BOXES)
     return found
 
@@ -328,12 +330,10 @@ class BoxByBox(TokenByToken):
         self.begin = vocabulary[BOX if marked else LOCATION]
         self.follow = 4 if marked else 3
         """Locations behind the id that begins a box: the first side, where no mark stands before it."""
-        self.room = self.length
-        """Ids that boxes must fit into."""
+        self.room = self.length  # ids that boxes must fit into
         self.is_location = _within(self.choice, vocabulary[LOCATION])
         self.begins = _within(self.choice, self.begin)
-        self.missing = torch.zeros(rows, dtype=torch.int64, device=device)
-        """Locations that the box of each row still lacks; 0 outside of boxes."""
+        self.missing = torch.zeros(rows, dtype=torch.int64, device=device)  # locations that the box of a row lacks
 
     def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
         super()._begin(row, seed, known)
@@ -353,6 +353,31 @@ class BoxByBox(TokenByToken):
         missing = self.missing[index]
         begun = torch.where(_within(self.ids[index, self.at[index]], self.begin), self.follow, 0)
         self.missing[index] = torch.where(missing > 0, missing - 1, begun)
+
+
+class AroundWords(BoxByBox):
+    """Writes a text with boxes. Where it restates the caption before it, words are known, and only boxes are chosen."""
+
+    def __init__(self, restates: bool, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.restates, self.words, self.said = restates, torch.full_like(self.ids, -1), torch.zeros_like(self.at)
+
+    def _begin(self, row: int, seed: int, known: torch.Tensor | None) -> None:
+        super()._begin(row, seed, None)
+        self.words[row], self.said[row] = -1, 0  # nothing is known
+        if self.restates and known is not None:
+            self.words[row, : len(known) + 1] = torch.cat([known, self.ends.cpu()])
+
+    def _open(self, logits: torch.Tensor, index: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        words, said = self.words[index], self.said[index][:, None]
+        word, left = words.gather(1, said), (words >= 0).sum(1, keepdim=True) - said
+        fits = at[:, None] + self.follow + left < self.room
+        others = (word >= 0) & (self.choice != word) & ~self.is_location & ~(self.begins & fits)
+        return super()._open(logits, index, at).masked_fill(others[:, None], float("-inf"))
+
+    def take(self, rows: Sequence[int], index: torch.Tensor, scores: list[torch.Tensor]) -> None:
+        super().take(rows, index, scores)
+        self.said[index] += self.ids[index, self.at[index]] == self.words[index, self.said[index]]
 
 
 class GroundedPassageWriter(BoxByBox, PassageWriter):

@@ -310,6 +310,9 @@ class ModelConfig:
     """What makes states of captions, where the model reads such; None: they come ready."""
     classes: tuple[str, ...] = ()
     """Names of the first classes, where captions are such; a class without one goes by its number."""
+    restates: bool = False
+    """Whether a caption with boxes that leads to a picture has the words of the caption: its data had. Such words need
+    not be written, only where boxes stand."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -337,7 +340,12 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = {"format": FORMAT, "family": "unitok", **asdict(self)}
-        for name in ("reader", "text_encoder", "classes"):  # without one the fingerprint is that of a model from before
+        for name in (
+            "reader",
+            "text_encoder",
+            "classes",
+            "restates",
+        ):  # without one the fingerprint is that of a model from before
             if not data[name]:
                 del data[name]
         if self.reader is not None:

@@ -170,8 +170,7 @@ class UniTok(Tunable):
 
     @torch.no_grad()
     def start_from(self, other: UniTok) -> None:
-        """Takes the weights of a model of the same sizes; ids, and waves of ids, that only this one has keep their
-        own."""
+        """Takes the weights of a model of the same sizes; ids and waves that only this one has keep their own."""
         mine = self.state_dict()
         for name, given in other.state_dict().items():
             here = mine[name][: len(given)] if given.ndim else mine[name]
@@ -203,9 +202,9 @@ class UniTok(Tunable):
     ) -> dict[str, Modality]:
         """What the model reads and writes, by name. `encode` turns texts into ids (default: the model's own, which
         refuses long ones); `settings` are those of training."""
-        encode, length = encode or self.text_ids, self.config.text_length
-        captions, seen = self.captions(encode), self.seen
-        found = modalities(self.vocabulary, encode, length, self.layout, self.objective, settings, captions, seen)
+        encode, own, seen = encode or self.text_ids, self.config, self.seen
+        arguments = (self.vocabulary, encode, own.text_length, self.layout, self.objective, settings)
+        found = modalities(*arguments, self.captions(encode), seen, own.restates)
         image = found["image"]
         assert isinstance(image, ImageModality)
         return found if seen is None else {**found, "image": replace(image, decode=self.pictures)}
@@ -386,6 +385,7 @@ def modalities(
     settings: ObjectiveSettings | None = None,
     captions: Modality | None = None,
     seen: torch.Tensor | None = None,
+    restates: bool = False,
 ) -> dict[str, Modality]:
     """See `UniTok.modalities`; holds nothing heavy but what the objective needs."""
     texts = captions or TextModality(vocabulary, encode, text_length)
@@ -397,4 +397,4 @@ def modalities(
         PASSAGE: PassageModality(vocabulary, encode, text_length),
         "image": ImageModality(vocabulary, layout, objective, settings, seen, opening),
     }
-    return found | with_boxes(vocabulary, encode, text_length)
+    return found | with_boxes(vocabulary, encode, text_length, restates)

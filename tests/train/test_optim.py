@@ -71,8 +71,36 @@ def test_muon_moves_the_matrices_of_the_blocks_alone() -> None:
     assert names == {f"blocks.{block}.{part}.weight" for block in range(2) for part in parts}
     rest = [weight for group in adamw.param_groups for weight in group["params"]]
     assert len(rest) + len(names) == len(list(transformer.parameters()))
-    with pytest.raises(UserError, match=r"optim.muon is true, but this model has no transformer blocks"):
+    with pytest.raises(UserError, match=r"optim.muon is true, but this model has no transformer blocks and no levels"):
         build_optimizers(nn.Linear(2, 2), OptimConfig(muon=True))
+
+
+def test_muon_moves_the_kernels_of_a_network_without_blocks() -> None:
+    tokenizer = build_tokenizer(TOKENIZER_PRESETS["debug"]())
+    by_levels, adamw = build_optimizers(tokenizer, OptimConfig(lr=0.01, muon=True))
+    moved = {id(weight) for group in by_levels.param_groups for weight in group["params"]}
+    names = {name for name, weight in tokenizer.named_parameters() if id(weight) in moved}
+    assert {"encoder.down.0.block.0.conv1.weight", "decoder.mid.block_1.conv2.weight"} <= names
+    assert "decoder.up.1.upsample.conv.weight" in names and all(name.endswith("weight") for name in names)
+    assert not any("conv_in" in name or "conv_out" in name or "quant" in name or "norm" in name for name in names)
+    rest = [weight for group in adamw.param_groups for weight in group["params"]]
+    assert len(rest) + len(names) == len(list(tokenizer.parameters()))
+
+
+def test_a_kernel_moves_as_the_matrix_that_it_is() -> None:
+    torch.manual_seed(0)
+    kernels = [nn.Parameter(torch.randn(shape)) for shape in ((8, 4, 3, 3), (8, 4, 3, 3), (64, 4, 1, 1))]
+    matrices = [nn.Parameter(kernel.detach().flatten(1).clone()) for kernel in kernels]
+    settings = {"lr": 0.01, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    optimizer, reference = optim.StackedMuon(kernels, **settings), torch.optim.Muon(matrices, **settings)
+    before = [matrix.detach().clone() for matrix in matrices]
+    for kernel, matrix in zip(kernels, matrices, strict=True):
+        kernel.grad = torch.randn(kernel.shape)
+        matrix.grad = kernel.grad.flatten(1).clone()
+    optimizer.step()
+    reference.step()
+    for kernel, matrix, old in zip(kernels, matrices, before, strict=True):
+        assert (kernel.flatten(1) - matrix).norm() <= 0.02 * (matrix - old).norm()
 
 
 def test_a_step_of_muon_is_orthogonal_and_as_long_as_one_of_adamw() -> None:
