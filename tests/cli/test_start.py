@@ -14,7 +14,8 @@ from tokenizers_vq.images import save_png
 from unitok.cli import start as module
 from unitok.cli import start_plan
 from unitok.cli.main import main
-from unitok.cli.start_plan import GENERATOR_PASSES, TOKENIZER_PASSES, Level, Trial, expectations, lengths, look
+from unitok.cli.start_look import look
+from unitok.cli.start_plan import GENERATOR_PASSES, TOKENIZER_PASSES, Level, Trial, expectations, lengths
 
 TINY = Level(32, ("--preset", "debug"), ("--preset", "debug"))
 
@@ -98,8 +99,19 @@ def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path: Path, capsys: py
     said = capsys.readouterr().out
     assert "unitok train tokenizer --preset debug" in said and "--tasks.image_to_text.share 0" in said
     assert "expect little: 4 pictures" in said and not (tmp_path / "out").exists()
+    assert "--copies 10 --caption_suffix ', moved'" in said and "--augment.shift 3" in said
     assert main(["start", pictures, "--minutes", "0"]) == 2
     assert "--minutes is 0: choose a number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_pictures_with_boxes_have_no_moved_copies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(tmp_path, 4)
+    rows = [{"image": f"{number:03}.png", "named": ["a thing", [0, 0, 1, 1]], "caption": "a"} for number in range(4)]
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["start", str(tmp_path / "records.jsonl"), "--minutes", "10", "--dry_run", "true"]) == 0
+    said = capsys.readouterr().out
+    assert "unitok encode" in said and "--copies" not in said and "moved" not in said
 
 
 @pytest.mark.usefixtures("tiny")
@@ -126,6 +138,7 @@ def test_it_goes_on_with_its_plan_after_an_interruption(
     assert main(words) == 0
     assert json.loads((out / "plan.json").read_text()) == plan
     assert (out / "tokenizer" / "model.safetensors").read_bytes() == tokenizer, "what was done is not done again"
+    assert (out / "moved" / "codes.json").exists(), "copies are learned from too"
     report = json.loads((out / "report.json").read_text())
     assert {"tokenizer", "generation", "captioning"} <= report.keys() and "held out" in report["measured_on"]
     assert report["provenance"]["generation.fid"]["pictures"] == 4

@@ -6,6 +6,7 @@ Free of torch until it works, so that help is quick.
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import statistics
 import time
@@ -15,21 +16,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
-
-from tokenizers_vq.errors import UserError
 
 from ..config import TasksConfig
-from ..data.spec import DataSpec, parse_spec
+from ..data.spec import DataSpec
 from .demo import RECIPES
+from .start_look import Look, look
 
-if TYPE_CHECKING:
-    from ..data.records import RecordDataset
-
-LOOKED_AT = 200
-"""Pictures, spread evenly, whose size and caption are looked at."""
-HELD_OUT, LEAST_TO_HOLD_OUT = 10, 40
-"""Every so many-th picture is held out where the data have no `val` split; of fewer pictures none."""
 TRIED = 4
 """Steps of a trial; the first one warms up."""
 ENCODED = 64
@@ -41,6 +33,13 @@ ROOM = 4
 """A larger level is tried only where the one before leaves so many times the least steps: it costs at least as much."""
 TOKENIZER_PASSES, GENERATOR_PASSES = 300, 100
 """Passes over the pictures, after which more of them only learn single pictures by heart."""
+COPIES, COPIES_OF_FEW, FEW = 5, 10, 2000
+"""Moved copies of each picture, and of each where there are fewer than so many pictures. Without, a generator knows
+them by heart after some 20 passes, and draws worse ones from captions that it has not seen."""
+MOVED = ", moved"
+"""What captions of moved copies end in, so that what is drawn from others is not moved."""
+FURTHEST = 0.08
+"""How far copies are moved, as a share of their side."""
 TOKENIZER_SHARE = 0.4
 """Of the time for training; the rest is the generator's."""
 KEPT_BACK = 0.1
@@ -92,24 +91,6 @@ LEVELS = (
 
 
 @dataclass(frozen=True)
-class Look:
-    """What there is."""
-
-    train: DataSpec
-    val: DataSpec | None
-    """Held-out pictures; None where there are too few."""
-    count: int
-    """Pictures to learn from."""
-    side: int
-    """The shorter side of a picture, the median of those looked at."""
-    names: int
-    """Different captions among the pictures looked at."""
-    max_bad: float
-    """Share of records that may be left out."""
-    notes: list[str]
-
-
-@dataclass(frozen=True)
 class Trial:
     """What a few steps of a level cost on this machine, in seconds."""
 
@@ -138,91 +119,6 @@ class Plan:
     said: list[str]
     expected: list[str]
     """What can be expected, where that is little."""
-
-
-def look(data: str) -> Look:
-    """Counts pictures, measures some, and finds what can serve as captions and what can be held out.
-
-    Raises:
-        UserError: no such data, endless data, or pictures that neither captions nor folders describe.
-    """
-    from ..data.open import open_data
-
-    spec = parse_spec(data)
-    pictures = open_data(data, captions=False)
-    if pictures.endless:
-        raise UserError(f"data {data!r} is endless: `unitok demo` trains on it")
-    spec, notes, names = _with_captions(spec)
-    val = _val_split(spec)
-    if val is not None:
-        notes.append(f"held out: the data's own split, {val}")
-    elif len(pictures) >= LEAST_TO_HOLD_OUT:
-        spec, val = spec.having(**{"except": str(HELD_OUT)}), spec.having(every=str(HELD_OUT))
-        notes.append(f"held out: every {HELD_OUT}th picture")
-    else:
-        notes.append(f"nothing is held out, because {len(pictures)} pictures are few: numbers are of what was learned")
-    count = len(open_data(str(spec), captions=False))
-    captioned = open_data(str(spec), captions=True)
-    some = _spread(captioned)
-    records = [captioned[index] for index in some]
-    whole = [record for record in records if record.image is not None]
-    if not whole:
-        raise UserError(f"data {data!r}: none of {len(records)} pictures can be used ({records[0].problem})")
-    sides = sorted(min(record.image.shape[1:]) for record in whole if record.image is not None)
-    broken = len(records) - len(whole)
-    if broken:
-        why = next(record.problem for record in records if record.problem is not None)
-        notes.append(f"left out: {broken} of the {len(records)} pictures that were looked at (the first: it {why})")
-    max_bad = min(1.0, round(2 * broken / len(records) + 0.02, 2)) if broken else 0.01
-    return Look(spec, val, count, sides[len(sides) // 2], names, max_bad, notes)
-
-
-def _spread(dataset: RecordDataset) -> list[int]:
-    count = min(LOOKED_AT, len(dataset))
-    return [number * len(dataset) // count for number in range(count)]
-
-
-def _with_captions(spec: DataSpec) -> tuple[DataSpec, list[str], int]:
-    """(the spec with captions, what to say of them, how many different ones were seen).
-
-    Where there are no captions the folders' names serve.
-    """
-    from ..data.open import open_data
-
-    chosen, what = spec, "captions: as they are"
-    try:
-        dataset = open_data(str(spec))
-    except UserError as error:
-        if "caption" in spec.options:
-            raise
-        chosen = spec.having(caption="label")
-        try:
-            dataset = open_data(str(chosen))
-        except UserError:
-            raise error from None  # data without folders: what it says of captions is the way out
-        what = "captions: there are none, so the names of the folders serve"
-    captions = [dataset[index].caption for index in _spread(dataset)]
-    names = list(dict.fromkeys(caption for caption in captions if caption))
-    if chosen is not spec and len(names) == 1:
-        what = (
-            f"captions: there are none; all pictures are called {names[0]!r}, so the model cannot be told which to draw"
-        )
-    shown = ", ".join(repr(name[:60]) for name in names[:3])
-    return chosen, [f"{what} (such as {shown})" if len(names) > 1 else what], len(names)
-
-
-def _val_split(spec: DataSpec) -> DataSpec | None:
-    """The held-out split of the data, if they have one."""
-    from ..data.open import open_data
-
-    if spec.split not in (None, "train") or spec.options.keys() & {"limit", "every", "except"}:
-        return None
-    val = DataSpec(spec.source, "val", spec.options)
-    try:
-        open_data(str(val), captions=False)
-    except UserError:
-        return None
-    return val
 
 
 def try_level(level: Level, found: Look, batch: int, seed: int) -> Trial:
@@ -303,7 +199,7 @@ def make_plan(data: str, out: Path, minutes: float, seed: int) -> Plan:
     for level in fitting:
         trial = try_level(level, found, batch, seed)
         left = 60 * minutes * (1 - KEPT_BACK) - (time.perf_counter() - started)
-        left = max(0.0, left - trial.beside - found.count * trial.encoding)
+        left = max(0.0, left - trial.beside - encoded(found) * trial.encoding)
         room = min(TOKENIZER_SHARE * left / trial.tokenizer, (1 - TOKENIZER_SHARE) * left / trial.generator)
         if chosen is not None and room < LEAST_STEPS:
             why = f"{level.side} would leave too few steps of learning"
@@ -314,7 +210,7 @@ def make_plan(data: str, out: Path, minutes: float, seed: int) -> Plan:
             break
     assert chosen is not None
     seconds = (
-        length[0] * chosen.tokenizer + length[1] * chosen.generator + found.count * chosen.encoding + chosen.beside
+        length[0] * chosen.tokenizer + length[1] * chosen.generator + encoded(found) * chosen.encoding + chosen.beside
     )
     said = [
         f"pictures: {found.count:,} to learn from, their shorter side about {found.side} pixels",
@@ -327,6 +223,11 @@ def make_plan(data: str, out: Path, minutes: float, seed: int) -> Plan:
         f"{minutes:g} minutes; at most {TOKENIZER_PASSES} and {GENERATOR_PASSES} passes over the pictures, for more "
         "would only learn them by heart",
     ]
+    if found.movable:
+        said.append(
+            f"copies: {copies(found)} of each picture, mirrored, moved and cropped, for half of what the generator "
+            f"sees; their captions end in {MOVED!r}, so what is drawn is not moved"
+        )
     if seconds > 60 * minutes:
         said.append(f"{minutes:g} minutes are too short for this machine: it will take longer")
     return _planned(found, chosen.level, length, batch, seed, out, said, 4 if minutes >= LONG else 0)
@@ -340,6 +241,16 @@ def lengths(trial: Trial, count: int, batch: int, seconds: float) -> tuple[int, 
     generator = min((seconds - tokenizer * trial.tokenizer) / trial.generator, most[1])
     tokenizer = min((seconds - generator * trial.generator) / trial.tokenizer, most[0])
     return max(FEWEST_STEPS, int(tokenizer)), max(FEWEST_STEPS, int(generator))
+
+
+def copies(found: Look) -> int:
+    """Moved copies of each picture."""
+    return (COPIES_OF_FEW if found.count < FEW else COPIES) if found.movable else 0
+
+
+def encoded(found: Look) -> int:
+    """Pictures that are encoded: those that there are, and their copies."""
+    return found.count * (1 + copies(found))
 
 
 def expectations(count: int, length: Sequence[int]) -> list[str]:
@@ -367,18 +278,23 @@ def _planned(
     found: Look, level: Level, length: Sequence[int], batch: int, seed: int, out: Path, said: list[str], parts: int
 ) -> Plan:
     train, val = str(found.train), str(found.val) if found.val is not None else None
-    tokenizer, codes, generator = (str(out / part) for part in ("tokenizer", "codes", "generator"))
+    tokenizer, codes, moved, generator = (str(out / part) for part in ("tokenizer", "codes", "moved", "generator"))
     # A single name says nothing of a picture: there is nothing to caption, and nothing to guide by.
     single = ["--tasks.image_to_text.share", "0", "--tasks.text_only.share", "0", "--sampling.guidance", "1"]
-    of_generator = train_words(level.generator, codes, val, found.max_bad, batch, seed, length[1], parts)
+    learned = json.dumps([{"data": one, "share": 0.5} for one in (codes, moved)]) if found.movable else codes
+    of_generator = train_words(level.generator, learned, val, found.max_bad, batch, seed, length[1], parts)
     of_generator += ["--image_tokenizer", tokenizer, "--text_vocabulary", "512" if found.count < 2000 else "2048"]
+    encode = ["--data", train, "--image_tokenizer", tokenizer, "--max_bad", str(found.max_bad)]
+    change = ["--augment.flip", "0.5", "--augment.shift", str(round(FURTHEST * level.side)), "--augment.crop", "0.85"]
+    change += ["--copies", str(copies(found)), "--caption_suffix", MOVED]
     commands = [
         (
             "train tokenizer",
             train_words(level.tokenizer, train, val, found.max_bad, batch, seed, length[0], parts),
             tokenizer,
         ),
-        ("encode", ["--data", train, "--image_tokenizer", tokenizer, "--max_bad", str(found.max_bad)], codes),
+        ("encode", encode, codes),
+        *([("encode", [*encode, *change], moved)] if found.movable else []),
         ("train generator", of_generator + (single if found.names == 1 else []), generator),
     ]
     expected = expectations(found.count, length)
