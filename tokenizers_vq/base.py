@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import config_from_dict, config_to_dict
@@ -37,6 +38,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 COUNTED_BITS = 16
 """See `ImageTokenizer.counted`."""
+MOST_LEVELS = 32
+"""See `ImageTokenizer.code_features`."""
 
 _CLASSES = {
     "conv_vq": ".families.vq:ConvVQTokenizer",
@@ -107,6 +110,16 @@ class ImageTokenizer(Tunable, ABC):
     def code_vectors(self) -> Tensor:
         """(G, K, D) float32: of each of G codebooks the vectors of its K codes, in the order of their ids: which codes
         are near to each other."""
+
+    def code_features(self) -> Tensor:
+        """(G * K, F) float32: what codes have in common. Where the numbers of their vectors are levels (FSQ), which of
+        the levels each number is; else the vectors."""
+        vectors = self.code_vectors().detach().flatten(0, 1).float()
+        found = [numbers.unique(return_inverse=True) for numbers in vectors.unbind(1)]
+        counts = [len(levels) for levels, _ in found]
+        if not 2 < max(counts) <= MOST_LEVELS:  # of two levels the numbers themselves say as much
+            return vectors
+        return torch.cat([F.one_hot(which, len(levels)) for levels, which in found], 1).float()
 
     @property
     @abstractmethod

@@ -181,7 +181,8 @@ def train_generator(
         trunk: The transformer. Or hf:NAME, a causal language model that goes on learning: a folder, a .gguf file, a
             config.json alone for fresh weights, or owner/name on the hub. Then its text tokenizer is the model's.
         code_vectors: Whether codes have in common, in and out, what linear maps make of the vectors that the image
-            tokenizer has for them: then what is learned of a code is learned of those like it, which takes fewer steps.
+            tokenizer has for them, or of their levels (FSQ): then what is learned of a code is learned of those like
+            it, which takes fewer steps.
         tasks: What the model learns to do.
         reader: How pictures that are given are read; by default as codes.
         augment: Changes of the training pictures of --data that are pixels; codes stay as they are.

@@ -104,7 +104,9 @@ def vectors_of_codes(
     wanted = next((port.size for port in ports.values() if port.kind == CODES), None)
     if wanted is None:
         return None
-    vectors = image_tokenizer.code_vectors().detach().flatten(0, 1).float().cpu()
+    vectors = image_tokenizer.code_features().cpu()
+    if vectors.shape[1] != wanted:  # models from before have the vectors themselves
+        vectors = image_tokenizer.code_vectors().detach().flatten(0, 1).float().cpu()
     if vectors.shape != (vocabulary.codebook_size, wanted):
         raise UserError(
             f"the model takes {vocabulary.codebook_size} code vectors of {wanted} numbers, its image tokenizer has "

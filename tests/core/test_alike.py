@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
+from tokenizers_vq.quantizers.config import FSQ, LFQ
 from unitok import ports
 from unitok.config import CODES, PortConfig
 from unitok.device import learns_on_cpu
 from unitok.model import UniTok
 from unitok.objectives import OBJECTIVES
-from unitok.ports import IdPort, standard
+from unitok.ports import IdPort, standard, vectors_of_codes
 from unitok.prepare import prepare
 from unitok.sample.pipeline import draw_codes, score_codes
 from unitok.sampling import SampleSettings
+from unitok.vocabulary import Vocabulary
 
 SPAN = slice(10, 18)
 VECTORS = torch.tensor([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2], [4, 9], [5, 9]])
@@ -54,6 +58,29 @@ def test_what_is_learned_of_a_code_is_learned_of_those_like_it() -> None:
     port.zero_grad()
     port(torch.arange(3)).sum().backward()
     assert all(weight.grad is not None for weight in port.codes.parameters()), "also of a batch without codes"
+
+
+def test_levels_of_codes_are_what_they_have_in_common(make_model: Callable[..., UniTok]) -> None:
+    config = replace(make_model().image_tokenizer.config, quantizer=FSQ(levels=(5, 3)))
+    tokenizer = build_tokenizer(config)
+    features, vectors = tokenizer.code_features(), tokenizer.code_vectors()[0]
+    assert features.shape == (15, 8) and (features.sum(1) == 2).all()
+    for one, other in itertools.product(range(15), repeat=2):
+        alike = int((vectors[one] == vectors[other]).sum())
+        assert features[one] @ features[other] == alike, "as many as there are levels that both have"
+    plain = make_model().image_tokenizer
+    assert torch.equal(plain.code_features(), plain.code_vectors()[0].float()), "vectors that are learned stay"
+    bits = build_tokenizer(replace(config, quantizer=LFQ(codebook_size=16)))
+    assert bits.code_features().shape == (16, 4), "a bit is one number"
+
+
+def test_models_from_before_read_the_vectors_themselves(make_model: Callable[..., UniTok]) -> None:
+    made = make_model()
+    tokenizer = build_tokenizer(replace(made.image_tokenizer.config, quantizer=FSQ(levels=(5, 3))))
+    vocabulary = Vocabulary.of(text_size=10, codebook_size=15)
+    for size, wanted in ((8, tokenizer.code_features()), (2, tokenizer.code_vectors()[0])):
+        found = vectors_of_codes({CODES: PortConfig("codes", size)}, vocabulary, tokenizer)
+        assert found is not None and torch.equal(found[1], wanted)
 
 
 def test_vectors_are_brought_to_one_scale() -> None:

@@ -46,7 +46,7 @@ def described(
     else:
         ports = get_objective(objective, images).ports(images.layout)
         if code_vectors:
-            ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
+            ports[CODES] = PortConfig(CODES, images.code_features().shape[-1])
         vocabulary = Vocabulary.of(texts.size, images.codebook_size)
     if way("inpaint", wanted) is not None:
         check_places(images)

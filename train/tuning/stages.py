@@ -203,7 +203,7 @@ def _like_the_first(arguments: Arguments) -> UniTok:
     objective = arguments["objective"]
     ports = {**get_objective(objective, images).ports(images.layout), LOCATION: PortConfig("waves", WAVES)}
     if arguments["code_vectors"]:
-        ports[CODES] = PortConfig(CODES, images.code_vectors().shape[-1])
+        ports[CODES] = PortConfig(CODES, images.code_features().shape[-1])
     trunk = arguments["trunk"]
     trunk = read_language_model(trunk).trunk if isinstance(trunk, str) else trunk
     config = ModelConfig(trunk, objective, vocabulary.spans, ports=ports)
