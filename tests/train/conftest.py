@@ -190,6 +190,7 @@ def train_small_tokenizer() -> Any:
         augment: Any = None,
         adversarial: Any = None,
         data: str = "shapes",
+        muon: bool = False,
         resume: bool = False,
         **settings: Any,
     ) -> Any:
@@ -204,7 +205,7 @@ def train_small_tokenizer() -> Any:
             losses=LossConfig(l1=0.5),
             adversarial=adversarial or AdversarialConfig(),
             augment=augment or AugmentConfig(),
-            optim=OptimConfig(lr=2e-3, warmup_steps=2),
+            optim=OptimConfig(lr=2e-3, warmup_steps=2, muon=muon),
             run=RunConfig(**{**SMALL_RUN, **settings}),
             resume=resume,
         )

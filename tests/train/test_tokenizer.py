@@ -82,9 +82,18 @@ def test_resume_refuses_another_quantizer(tmp_path: Path, train_small_tokenizer:
         train_small_tokenizer(tmp_path, steps=2, quantizer=FSQ(), resume=True)
 
 
-@pytest.mark.parametrize("quantizer", [VQ(codebook_size=64, dim=4, learned=True), MultiVQ(codebook_size=16, dim=4)])
-def test_a_resumed_run_equals_an_unbroken_one(tmp_path: Path, train_small_tokenizer: Any, quantizer: Any) -> None:
-    settings = {"quantizer": quantizer, "vit": ViTConfig(patch=8, width=64, depth=1), "steps": 4, "save_every": 2}
+@pytest.mark.parametrize(
+    ("quantizer", "network"),
+    [
+        (VQ(codebook_size=64, dim=4, learned=True), {"vit": ViTConfig(patch=8, width=64, depth=1)}),
+        (MultiVQ(codebook_size=16, dim=4), {"vit": ViTConfig(patch=8, width=64, depth=1)}),
+        (FSQ(), {"muon": True}),
+    ],
+)
+def test_a_resumed_run_equals_an_unbroken_one(
+    tmp_path: Path, train_small_tokenizer: Any, quantizer: Any, network: dict[str, Any]
+) -> None:
+    settings = {"quantizer": quantizer, **network, "steps": 4, "save_every": 2}
     log = train_small_tokenizer(tmp_path, **settings)
     whole = load_file(tmp_path / "model.safetensors")
     grids = {name for name in log[-1] if name.startswith("use/")}
