@@ -45,6 +45,8 @@ def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert str(found.train).endswith("?except=10") and str(found.val).endswith("?every=10")
     few = look(fill(tmp_path / "few", 12, caption="thing"))
     assert few.count == 12 and few.val is None and "nothing is held out" in " ".join(few.notes)
+    part = look(f"{tmp_path / 'captioned'}?every=2")
+    assert part.count == 25 and part.val is None and "?every or ?except" in " ".join(part.notes)
     fill(tmp_path / "split" / "train", 5, caption="thing")
     split = look(str(fill(tmp_path / "split" / "val", 2, caption="thing") and tmp_path / "split"))
     assert split.count == 5 and str(split.val).endswith("@val")

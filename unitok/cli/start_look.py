@@ -55,6 +55,8 @@ def look(data: str) -> Look:
     val = _val_split(spec)
     if val is not None:
         notes.append(f"held out: the data's own split, {val}")
+    elif spec.options.keys() & {"every", "except"}:
+        notes.append("nothing is held out, because ?every or ?except of the data says already which pictures there are")
     elif len(pictures) >= LEAST_TO_HOLD_OUT:
         spec, val = spec.having(**{"except": str(HELD_OUT)}), spec.having(every=str(HELD_OUT))
         notes.append(f"held out: every {HELD_OUT}th picture")
