@@ -311,8 +311,7 @@ class ModelConfig:
     classes: tuple[str, ...] = ()
     """Names of the first classes, where captions are such; a class without one goes by its number."""
     restates: bool = False
-    """Whether a caption with boxes that leads to a picture has the words of the caption: its data had. Such words need
-    not be written, only where boxes stand."""
+    """Whether captions with boxes that lead to pictures have the caption's words, as its data had: only boxes are new."""
 
     def __post_init__(self) -> None:
         problems = Problems()
@@ -340,12 +339,8 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         data = {"format": FORMAT, "family": "unitok", **asdict(self)}
-        for name in (
-            "reader",
-            "text_encoder",
-            "classes",
-            "restates",
-        ):  # without one the fingerprint is that of a model from before
+        # Without one of these the fingerprint is that of a model from before.
+        for name in ("reader", "text_encoder", "classes", "restates"):
             if not data[name]:
                 del data[name]
         if self.reader is not None:
