@@ -135,9 +135,8 @@ def rooms_of(model: UniTok, job: Job) -> tuple[int, int]:
     assert not callable(job.then), "what follows is not known before"
     written = [modalities[name].longest + 1 for name in (job.modality, *(turn.modality for turn in job.then))]
     longest = max(model.config.text_length + 1, model.picture_length, *written)
-    known = (
-        model.layout.length if job.modality == "image" and job.known is not None else 0
-    )  # a pass behind known codes carries more than it draws
+    # A pass behind known codes carries more than it draws.
+    known = model.layout.length if job.modality == "image" and job.known is not None else 0
     return max(map(length, job.prompts)), known + longest + sum(length(turn.given) + longest for turn in job.then)
 
 

@@ -89,8 +89,9 @@ def restated(dataset: Mixture, encode: Callable[[str], list[int]]) -> bool | Non
     for part, source in zip(dataset.parts, dataset.sources, strict=True):
         if any("named" in needs([task]) and "caption" in given_fields(task) for task in source.tasks):
             for record in looked_at(part, WORDS_COMPARED):
-                named = [word for one in strings_of(record.fields.get("named") or "") for word in encode(one)]
-                found.append(named == encode(record.caption or ""))
+                if record.caption and record.fields.get("named"):
+                    named = [word for one in strings_of(record.fields["named"]) for word in encode(one)]
+                    found.append(named == encode(record.caption))
     return all(found) if found else None
 
 

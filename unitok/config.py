@@ -311,7 +311,7 @@ class ModelConfig:
     classes: tuple[str, ...] = ()
     """Names of the first classes, where captions are such; a class without one goes by its number."""
     restates: bool = False
-    """Whether captions with boxes that lead to pictures have the caption's words, as its data had: only boxes are new."""
+    """Whether captions with boxes that lead to pictures have the caption's words, as in its data: only boxes differ."""
 
     def __post_init__(self) -> None:
         problems = Problems()
