@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,8 +39,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 COUNTED_BITS = 16
 """See `ImageTokenizer.counted`."""
-MOST_LEVELS = 32
-"""See `ImageTokenizer.code_features`."""
 
 _CLASSES = {
     "conv_vq": ".families.vq:ConvVQTokenizer",
@@ -112,13 +111,13 @@ class ImageTokenizer(Tunable, ABC):
         are near to each other."""
 
     def code_features(self) -> Tensor:
-        """(G * K, F) float32: what codes have in common. Where the numbers of their vectors are levels (FSQ), which of
-        the levels each number is; else the vectors."""
+        """(G * K, F) float32: what codes have in common. Where the codes are all combinations of some levels (FSQ),
+        which of the levels each number of their vectors is; else the vectors."""
         vectors = self.code_vectors().detach().flatten(0, 1).float()
         found = [numbers.unique(return_inverse=True) for numbers in vectors.unbind(1)]
         counts = [len(levels) for levels, _ in found]
-        if not 2 < max(counts) <= MOST_LEVELS:  # of two levels the numbers themselves say as much
-            return vectors
+        if len(counts) == 1 or max(counts) == 2 or math.prod(counts) != len(vectors):
+            return vectors  # also of bits: of two levels the numbers themselves say as much
         return torch.cat([F.one_hot(which, len(levels)) for levels, which in found], 1).float()
 
     @property

@@ -12,7 +12,7 @@ import torch
 
 from tokenizers_vq.base import build_tokenizer
 from tokenizers_vq.errors import UserError
-from tokenizers_vq.quantizers.config import FSQ, LFQ
+from tokenizers_vq.quantizers.config import FSQ, LFQ, VQ
 from unitok import ports
 from unitok.config import CODES, PortConfig
 from unitok.device import learns_on_cpu
@@ -70,6 +70,8 @@ def test_levels_of_codes_are_what_they_have_in_common(make_model: Callable[..., 
         assert features[one] @ features[other] == alike, "as many as there are levels that both have"
     plain = make_model().image_tokenizer
     assert torch.equal(plain.code_features(), plain.code_vectors()[0].float()), "vectors that are learned stay"
+    few = build_tokenizer(replace(config, quantizer=VQ(codebook_size=12, dim=4)))
+    assert torch.equal(few.code_features(), few.code_vectors()[0].float()), "few codes are no levels"
     bits = build_tokenizer(replace(config, quantizer=LFQ(codebook_size=16)))
     assert bits.code_features().shape == (16, 4), "a bit is one number"
 
