@@ -344,9 +344,9 @@ class UniTok(Tunable):
         if not folder.is_dir():
             raise UserError(f"model folder {folder} does not exist")
         parts = CONFIG, WEIGHTS, IMAGE_TOKENIZER, TEXT_TOKENIZER
-        lacking = next((one for one in parts if not part(folder, one).exists()), None)
-        if lacking is not None:
-            raise UserError(f"model folder {folder} has no {lacking}: is it a finished generator?")
+        lacking = [one for one in parts if not part(folder, one).exists()]
+        if lacking:
+            raise UserError(f"model folder {folder} has no {' and no '.join(lacking)}: is it a finished generator?")
         return read_stable(part(folder, CONFIG), lambda: cls._load(folder)).to(device)
 
     @classmethod

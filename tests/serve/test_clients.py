@@ -261,7 +261,10 @@ def test_the_end_waits_for_what_is_being_drawn(
     ("words", "message"),
     [
         (["--model", "nowhere"], "model folder nowhere does not exist"),
-        (["--model", "FOLDER"], "has no config.json: is it a finished generator?"),
+        (
+            ["--model", "FOLDER"],
+            "has no config.json and no model.safetensors and no image_tokenizer and no text_tokenizer: is it a",
+        ),
         (
             ["--model", "FOLDER", "--port", "TAKEN"],
             "of 127.0.0.1 cannot be had (Address already in use): choose another",
