@@ -2,11 +2,11 @@
 
     python recipes/emoji/look.py runs/emoji/generator data/emoji --out runs/emoji/look
 
-draws every held-out caption once and writes `pictures/` with names and styles (for `unitok eval retrieval`), and
-`sheet.png`, which shows 40 of them: drawn, nearest training picture, held-out picture. It prints how often the style is
-the asked one, by a linear classifier of features that is told styles by the training pictures, and how many are copies
-of the emoji in another style. Features are those of the embedded network; `--features efficientnet_lite0` sees more,
-and takes long without a GPU.
+draws every held-out caption once and writes `pictures/` with names and styles (for `unitok eval retrieval`),
+`drawn.png`, which shows 40 of them, and `sheet.png`, where these stand beside the nearest training picture and the
+held-out one. It prints how often the style is the asked one, by a linear classifier of features that is told styles by
+the training pictures, and how many are copies of the emoji in another style. Features are those of the embedded
+network; `--features efficientnet_lite0` sees more, and takes long without a GPU.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read(data: Path, split: str) -> tuple[list[Record], list[tuple[str, str]]]:
     return records, [(name, style) for name, style in split_up]
 
 
-def look(model_folder: Path, data: Path, out: Path, features: str, seed: int) -> None:
+def look(model_folder: Path, data: Path, out: Path, features: str, seed: int, best_of: int | None) -> None:
     from tokenizers_vq.images import save_grid, save_png
     from unitok.eval.feature_network import extract
     from unitok.eval.metrics.memorisation import nearest
@@ -66,12 +66,15 @@ def look(model_folder: Path, data: Path, out: Path, features: str, seed: int) ->
     from unitok.model import UniTok
     from unitok.prepare import prepare
     from unitok.sample.pipeline import draw
+    from unitok.sampling import SampleSettings
 
     train, known = read(data, "train")
     held, asked = read(data, "val")
     model = UniTok.from_pretrained(model_folder).eval()
     captions = [str(record.caption) for record in held]
-    drawn = draw(model, captions, seeds=[seed + n for n in range(len(held))], precision=prepare(model, "auto")).cpu()
+    settings = SampleSettings.of(model.config, None if best_of is None else {"best_of": best_of})
+    seeds = [seed + n for n in range(len(held))]
+    drawn = draw(model, captions, settings, seeds, precision=prepare(model, "auto")).cpu()
     network = load_features(features)
 
     def measured(records: list[Record], what: str) -> torch.Tensor:
@@ -101,6 +104,7 @@ def look(model_folder: Path, data: Path, out: Path, features: str, seed: int) ->
     trios = [one for n in shown for one in (drawn[n], train[int(place[n])].image, held[n].image) if one is not None]
     labels = [label for n in shown for label in (captions[n], ", ".join(twins[n]), "")]
     save_grid(out / "sheet.png", torch.stack(trios), columns=12, labels=labels)
+    save_grid(out / "drawn.png", drawn[shown], columns=10)
     print(f"wrote {out / 'sheet.png'}: drawn, nearest training picture, held-out picture")
 
 
@@ -111,8 +115,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--features", default="embedded", help="network, as --features of unitok eval generator")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--best_of", type=int, help="as of unitok sample; left out: the model's own")
     given = parser.parse_args()
-    look(given.model, given.data, given.out, given.features, given.seed)
+    look(given.model, given.data, given.out, given.features, given.seed, given.best_of)
 
 
 if __name__ == "__main__":
