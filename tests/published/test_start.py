@@ -119,7 +119,10 @@ def test_a_foreign_vocabulary_is_one_line(tmp_path: Path, capsys: pytest.Capture
             ["--init", start, "--data", "shapes", "--text_vocabulary", "300"],
             "--text_vocabulary is that of the model in",
         ),
-        (["--init", str(other), "--data", "shapes"], f"model folder {other} has no image_tokenizer: is it a finished"),
+        (
+            ["--init", str(other), "--data", "shapes"],
+            f"model folder {other} has no image_tokenizer and no text_tokenizer: is it a finished generator?",
+        ),
     ):
         capsys.readouterr()
         assert train(tmp_path / "no", *words, *DRAW_ALONE) == 2, words
