@@ -17,18 +17,21 @@ and `val-*.parquet` with the columns image, text, style, name and unicode.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tokenizers_vq.storage.files import read_json
+
 SETS = ("emojione", "emojione-v1", "fxemoji", "streamline-emojis", "noto-v1", "fluent-emoji-flat")
 RELATED = {"noto-v1": "noto", "fluent-emoji-flat": "fluent"}
 SHORT_CODES = ("cldr", "emojibase", "emojibase-legacy", "iamcal", "joypixels", "github")
 SIDE = 64
 SHARD = 4096
+LARGEST = 2**26
+"""Bytes of a set of icons; those named above have up to 9 MB."""
 Row = dict[str, Any]
 
 
@@ -52,7 +55,7 @@ def names_of(rows: list[Row], packages: Path) -> dict[str, str]:
         captions.setdefault(key(row["name"].replace("&", "and")), row["text"])
     by_points = {code_points(row["unicode"]): row["text"] for row in rows}
     for source in SHORT_CODES:
-        codes = json.loads((packages / f"emojibase-data/en/shortcodes/{source}.json").read_text())
+        codes = read_json(packages / f"emojibase-data/en/shortcodes/{source}.json")
         for points, names in codes.items():
             caption = by_points.get(code_points(points))
             for name in [names] if isinstance(names, str) else names:
@@ -63,7 +66,7 @@ def names_of(rows: list[Row], packages: Path) -> dict[str, str]:
 
 def icons(folder: Path, captions: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(caption, SVG) of every emoji of a set; a second drawing, called `strawberry-1`, where there is no first."""
-    about = json.loads((folder / "icons.json").read_text())
+    about = read_json(folder / "icons.json", LARGEST)
     found: dict[str, str] = {}
     for name in sorted(about["icons"], key=lambda name: (bool(re.search(r"-\d$", name)), name)):
         caption = captions.get(key(name)) or captions.get(key(re.sub(r"-\d$", "", name)))
@@ -102,7 +105,7 @@ def more(data: Path, packages: Path, out: Path) -> None:
             for caption, svg in icons(folder, captions)
             if (RELATED.get(style), caption) not in hidden
         ]
-        info = json.loads((folder / "info.json").read_text())
+        info = read_json(folder / "info.json")
         licences.append(f"{style}: {info['name']}, {info['author']['name']}, {info['license']['title']}")
         print(f"{licences[-1]}: {len(made)} pictures")
         rows += made
