@@ -30,8 +30,6 @@ RELATED = {"noto-v1": "noto", "fluent-emoji-flat": "fluent"}
 SHORT_CODES = ("cldr", "emojibase", "emojibase-legacy", "iamcal", "joypixels", "github")
 SIDE = 64
 SHARD = 4096
-LARGEST = 2**26
-"""Bytes of a set of icons; those named above have up to 9 MB."""
 Row = dict[str, Any]
 
 
@@ -66,7 +64,7 @@ def names_of(rows: list[Row], packages: Path) -> dict[str, str]:
 
 def icons(folder: Path, captions: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(caption, SVG) of every emoji of a set; a second drawing, called `strawberry-1`, where there is no first."""
-    about = read_json(folder / "icons.json", LARGEST)
+    about = read_json(folder / "icons.json")
     found: dict[str, str] = {}
     for name in sorted(about["icons"], key=lambda name: (bool(re.search(r"-\d$", name)), name)):
         caption = captions.get(key(name)) or captions.get(key(re.sub(r"-\d$", "", name)))
